@@ -1,0 +1,1 @@
+"""Pairs and brackets of pictures for training."""

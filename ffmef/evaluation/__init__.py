@@ -1,0 +1,1 @@
+"""Walking a benchmark folder and reporting its scores."""

@@ -1,0 +1,1 @@
+"""Losses to train fusion networks without a reference picture."""

@@ -1,0 +1,1 @@
+"""Fusion metrics, equal to the benchmark toolkits."""

@@ -1,0 +1,1 @@
+"""The networks that predict filters, and their weights."""
