@@ -1,0 +1,208 @@
+"""Structural similarity of a fused picture with its sources, differentiable in the fused picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WINDOW = 11
+EXPONENTS = (0.0448, 0.2856, 0.3001)  # of the three scales of MEF-SSIM, before they are made to sum to 1
+_STABILISER = 2.0**-52  # keeps the quotients and the weights of textureless patches defined
+_NORM_FLOOR = 0.001  # grey levels; keeps the division of a flat patch by its norm defined
+_GRADIENT_FLOOR = 1e-3  # below it a power's slope is taken here, so that a bad start still learns
+
+
+def gaussian_window(size: int, sigma: float) -> tuple[float, ...]:
+    """Return the ``size`` samples of a Gaussian of ``sigma`` pixels, made to sum to 1."""
+    samples = [math.exp(-((i - (size - 1) / 2) ** 2) / (2 * sigma**2)) for i in range(size)]
+    return tuple(sample / sum(samples) for sample in samples)
+
+
+_GAUSSIAN = gaussian_window(WINDOW, 1.5)
+_BOX = (1.0,) * WINDOW
+
+
+class _SlidingSum(torch.autograd.Function):
+    """Weighted sum over every window that lies inside the picture, one axis after the other.
+
+    Shifted additions need no copy of the picture per tap and are several times faster on a CPU than a convolution of
+    one channel; the adjoint of a symmetric window is the same sum over the zero-padded gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, maps: Tensor, taps: Sequence[float]) -> Tensor:
+        ctx.taps = taps
+        for dim in (-2, -1):
+            length = maps.shape[dim] - len(taps) + 1
+            total = maps.narrow(dim, 0, length) * taps[0]
+            for i, tap in enumerate(taps[1:], start=1):
+                total.add_(maps.narrow(dim, i, length), alpha=tap)
+            maps = total
+        return maps
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        border = len(ctx.taps) - 1
+        return _SlidingSum.apply(F.pad(grad, (border,) * 4), ctx.taps), None
+
+
+def _gaussian(maps: Tensor) -> Tensor:
+    return _SlidingSum.apply(maps, _GAUSSIAN)
+
+
+def _halve(pictures: Tensor) -> Tensor:
+    """Mean of each 2 x 2 block; an odd last row or column is repeated."""
+    height, width = pictures.shape[-2:]
+    return F.avg_pool2d(F.pad(pictures, (0, width % 2, 0, height % 2), mode="replicate"), 2)
+
+
+def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """Return the factor of each source in the desired patch (B, N, h, w) and that patch's Gaussian variance.
+
+    The desired patch is sum_k factor_k (patch_k - its mean), so box and Gaussian statistics of products of two sources
+    are all that is needed; no patch is ever formed. Whole grey levels make the box sums exact in float64.
+    """
+    area = WINDOW * WINDOW
+    count = sources.shape[1]
+    sums = _SlidingSum.apply(sources, _BOX)
+    means = _gaussian(sources)
+    scatter, covariance = {}, {}
+    for i, j in pairs:
+        product = sources[:, i] * sources[:, j]
+        scatter[i, j] = (_SlidingSum.apply(product, _BOX) * area - sums[:, i] * sums[:, j]) / area
+        covariance[i, j] = _gaussian(product) - means[:, i] * means[:, j]
+
+    def combine(values: dict[tuple[int, int], Tensor], factors: Tensor | None) -> Tensor:
+        total = 0.0
+        for i, j in pairs:
+            term = values[i, j] if factors is None else values[i, j] * factors[:, i] * factors[:, j]
+            total = total + (term if i == j else 2 * term)
+        return total.clamp_min(0)
+
+    norms = torch.stack([scatter[i, i] for i in range(count)], 1).clamp_min(0).sqrt()
+    consistency = (combine(scatter, None).sqrt() + _STABILISER) / (norms.sum(1) + _STABILISER)
+    # tan reaches the limit of 10 at 0.937, so the upper clip changes no value and keeps tan off its pole.
+    power = torch.tan(consistency.clamp(0, 0.99) * (math.pi / 2)).clamp_max(10).unsqueeze(1)
+    energies = norms + _NORM_FLOOR
+    weights = (energies / WINDOW) ** power + _STABILISER
+    factors = weights / weights.sum(1, keepdim=True) / energies
+    norm = combine(scatter, factors).sqrt()
+    scale = torch.where(norm > 0, energies.amax(1) / norm, 0)
+    factors = factors * scale.unsqueeze(1)
+    return factors, combine(covariance, factors)
+
+
+def _mef_ssim_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    constant = (0.03 * 255) ** 2
+    with torch.no_grad():
+        factors, desired_variance = _desired_structure(sources, pairs)
+        source_means = _gaussian(sources)
+    fused_mean = _gaussian(fused)
+    fused_variance = _gaussian(fused * fused) - fused_mean * fused_mean
+    products = _gaussian(sources * fused) - source_means * fused_mean
+    covariance = (factors * products).sum(1)
+    return (2 * covariance + constant) / (desired_variance + fused_variance.squeeze(1) + constant)
+
+
+def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
+    r"""Structural similarity of a fused picture with the best structure found in any of its sources.
+
+    .. math:: \prod_l \Big(\operatorname{mean} \frac{2\sigma_{\hat x f}+C}{\sigma_{\hat x}^2+\sigma_f^2+C}\Big)^{w_l}
+
+    The desired patch :math:`\hat x` adds the mean-free source patches, weighted by their own contrast and by how well
+    they agree, and has the norm of the strongest of them (Ma, Zeng, Wang: Perceptual quality assessment for
+    multi-exposure image fusion, IEEE TIP 2015, equations 3 to 12). Windows are 11 x 11 and lie inside the picture;
+    :math:`C = (0.03 \cdot 255)^2`; the weights of the scales are 0.0448, 0.2856, 0.3001, made to sum to 1. There is
+    no luminance term. The value lies in [0, 1], higher is better; a scale whose mean is negative counts as 0.
+
+    Args:
+        sources: (B, N, 1, H, W), N >= 2 pictures in grey levels 0..255, float32 or float64 (lower precisions are
+            computed in float32). They are constants: no gradient reaches them.
+        fused: (B, 1, H, W), in grey levels 0..255. The gradient is defined everywhere.
+        scales: the number of scales, each half as large as the one before; 3 is the published measure.
+
+    Returns:
+        (B,) values.
+
+    Raises:
+        ValueError: for shapes that do not fit, and for pictures whose smallest scale has a side under 11 pixels.
+
+    Example:
+        >>> import torch
+        >>> picture = torch.arange(48.0 * 48).remainder(251).view(1, 1, 48, 48)
+        >>> mef_ssim(torch.stack([picture, picture], 1), picture)
+        tensor([1.])
+    """
+    if sources.dim() != 5 or sources.shape[1] < 2 or sources.shape[2] != 1:
+        raise ValueError(f"sources must be (B, N, 1, H, W) with N >= 2, got {tuple(sources.shape)}")
+    expected = (sources.shape[0], *sources.shape[2:])
+    if tuple(fused.shape) != expected:
+        raise ValueError(f"fused must be {expected} like sources, got {tuple(fused.shape)}")
+    if not 1 <= scales <= len(EXPONENTS):
+        raise ValueError(f"scales must be 1 to {len(EXPONENTS)}, got {scales}")
+    least = WINDOW * 2 ** (scales - 1)
+    if min(fused.shape[-2:]) < least:
+        raise ValueError(f"fused must have sides of at least {least} pixels at {scales} scales, got {expected[2:]}")
+    dtype = torch.promote_types(torch.promote_types(sources.dtype, fused.dtype), torch.float32)
+    # The measure ignores the mean; grey levels around zero keep float32 products small.
+    sources = sources.detach().to(dtype).squeeze(2) - 128
+    fused = fused.to(dtype) - 128
+    count = sources.shape[1]
+    pairs = [(i, j) for i in range(count) for j in range(i, count)]
+    exponents = [exponent / sum(EXPONENTS[:scales]) for exponent in EXPONENTS[:scales]]
+    value, slope = 1.0, 1.0
+    for level, exponent in enumerate(exponents):
+        if level:
+            sources, fused = _halve(sources), _halve(fused)
+        score = _mef_ssim_map(sources, fused, pairs).mean((-2, -1))
+        value = value * score.detach().clamp_min(0) ** exponent
+        slope = slope * (score + (score.detach().clamp_min(_GRADIENT_FLOOR) - score.detach())) ** exponent
+    return slope + (value - slope.detach())
+
+
+def ssim(x: Tensor, y: Tensor, *, data_range: float = 255.0) -> Tensor:
+    r"""Mean structural similarity of two pictures.
+
+    .. math:: \operatorname{mean}
+        \frac{(2\mu_x\mu_y+C_1)(2\sigma_{xy}+C_2)}{(\mu_x^2+\mu_y^2+C_1)(\sigma_x^2+\sigma_y^2+C_2)}
+
+    Gaussian windows of 11 x 11 pixels, sigma 1.5, inside the picture; :math:`C_1 = (0.01 R)^2`,
+    :math:`C_2 = (0.03 R)^2` with R the data range (Wang, Bovik, Sheikh, Simoncelli: Image quality assessment, IEEE TIP
+    2004). The value lies in [-1, 1], higher is better; it is symmetric and differentiable in both pictures.
+
+    Args:
+        x: (B, C, H, W), float32 or float64 (lower precisions are computed in float32).
+        y: like ``x``.
+        data_range: the span of the values: 255 for grey levels, 1 for pictures in [0, 1].
+
+    Returns:
+        (B,) values, the mean over channels and windows.
+
+    Raises:
+        ValueError: for shapes that differ or have a side under 11 pixels.
+
+    Example:
+        >>> import torch
+        >>> picture = torch.arange(16.0 * 16).view(1, 1, 16, 16)
+        >>> ssim(picture, picture)
+        tensor([1.])
+    """
+    if x.dim() != 4 or x.shape != y.shape:
+        raise ValueError(f"y must be (B, C, H, W) like x, got {tuple(y.shape)} and {tuple(x.shape)}")
+    if min(x.shape[-2:]) < WINDOW:
+        raise ValueError(f"x must have sides of at least {WINDOW} pixels, got {tuple(x.shape[-2:])}")
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    x, y = x.to(dtype), y.to(dtype)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    mean_x, mean_y = _gaussian(x), _gaussian(y)
+    # Second moments around the middle of the range lose fewer digits; only the means need the true level.
+    middle = data_range / 2
+    x, y, low_x, low_y = x - middle, y - middle, mean_x - middle, mean_y - middle
+    variances = _gaussian(x * x + y * y) - low_x * low_x - low_y * low_y
+    covariance = _gaussian(x * y) - low_x * low_y
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    return (luminance * (2 * covariance + c2) / (variances + c2)).mean((-3, -2, -1))
