@@ -1,0 +1,1 @@
+"""The benchmark suite: ``pytest benchmarks/ -q`` measures, ``python -m benchmarks.report`` draws."""
