@@ -1,0 +1,156 @@
+// Binds the operator's CPU kernels to torch: unpacks tensors, allocates results, spreads items over threads.
+#include "adaptive_fuse.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstring>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace ffmef {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Scalar scalar_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return Scalar::f64;
+    case ScalarType::Float: return Scalar::f32;
+    case ScalarType::Half: return Scalar::f16;
+    case ScalarType::BFloat16: return Scalar::bf16;
+    default: STD_TORCH_CHECK(false, "images must be float64, float32, float16 or bfloat16"); return Scalar::f32;
+  }
+}
+
+Padding padding_of(const std::string& name) {
+  if (name == "zeros") return Padding::zeros;
+  if (name == "replicate") return Padding::replicate;
+  STD_TORCH_CHECK(name == "reflect", "padding_mode must be 'zeros', 'replicate' or 'reflect', got '", name, "'");
+  return Padding::reflect;
+}
+
+std::vector<double> numbers_of(const Tensor& tensor) {
+  const Tensor wide = torch::stable::to(tensor, ScalarType::Double);
+  const double* data = static_cast<const double*>(wide.data_ptr());
+  std::vector<double> numbers(size_t(wide.numel()));
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = data[int64_t(i) * wide.stride(0)];
+  return numbers;
+}
+
+// The arguments as the kernels take them; keeps nothing but pointers, so it lives no longer than the tensors.
+struct Call {
+  std::vector<LevelView> levels;
+  AdaptiveFuseArgs args;
+
+  // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
+  Call(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas, const std::string& padding_mode) {
+    STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
+    STD_TORCH_CHECK(alphas.dim() == 1 && alphas.size(0) == int64_t(filters.size()),
+                    "alphas must have one value for each of the ", filters.size(), " levels");
+    args.scalar = scalar_of(images);
+    args.padding = padding_of(padding_mode);
+    args.images = {images.data_ptr(), images.size(0), images.size(1), images.size(2), images.size(3), images.size(4), {}};
+    for (int d = 0; d < 5; ++d) args.images.stride[d] = images.stride(d);
+    const std::vector<double> alpha = numbers_of(alphas);
+    for (size_t l = 0; l < filters.size(); ++l) {
+      const Tensor& f = filters[l];
+      STD_TORCH_CHECK(f.dim() == 5 && f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
+                          f.size(1) == images.size(1) && f.size(3) == images.size(3) && f.size(4) == images.size(4),
+                      "filters[", l, "] must be (B, N, k*k, H, W) of the images' sizes and dtype");
+      int size = 1;
+      while (int64_t(size) * size < f.size(2)) size += 2;
+      STD_TORCH_CHECK(int64_t(size) * size == f.size(2) && size <= kMaxFilterSize, "filters[", l,
+                      "] must have k*k taps with k odd and at most 31, got ", f.size(2));
+      LevelView level{f.data_ptr(), {}, size, alpha[l]};
+      for (int d = 0; d < 5; ++d) level.stride[d] = f.stride(d);
+      levels.push_back(level);
+    }
+    args.levels = levels.data();
+    args.level_count = int(levels.size());
+  }
+};
+
+Tensor adaptive_fuse_cpu(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+                         const std::string& padding_mode) {
+  const Call call(images, filters, alphas, padding_mode);
+  const ImagesView& im = call.args.images;
+  Tensor out = torch::stable::new_empty(images, {im.batch, im.channels, im.height, im.width});
+  if (out.numel() == 0) return out;
+  if (im.count == 0 || filters.empty()) return torch::stable::zero_(out);
+  const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
+  void* data = out.data_ptr();
+  torch::stable::parallel_for(0, kernels.forward_items(call.args), 1, [&](int64_t begin, int64_t end) {
+    kernels.forward(call.args, data, begin, end);
+  });
+  return out;
+}
+
+std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
+    const Tensor& grad, const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+    const std::string& padding_mode, bool need_images, const std::vector<int64_t>& need_filters, bool need_alphas) {
+  const Call call(images, filters, alphas, padding_mode);
+  const ImagesView& im = call.args.images;
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == images.scalar_type() && grad.size(0) == im.batch &&
+                      grad.size(1) == im.channels && grad.size(2) == im.height && grad.size(3) == im.width,
+                  "grad must be (B, C, H, W) of the images' sizes and dtype");
+  STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
+  GradView grad_view{grad.data_ptr(), {}};
+  for (int d = 0; d < 4; ++d) grad_view.stride[d] = grad.stride(d);
+
+  // A gradient that nobody needs is an empty tensor: it costs nothing and keeps the schema simple.
+  Tensor image_grad = need_images ? torch::stable::new_empty(images, {im.batch, im.count, im.channels, im.height, im.width})
+                                  : torch::stable::new_empty(images, {0});
+  Tensor alpha_grad = torch::stable::new_zeros(alphas, {need_alphas ? int64_t(filters.size()) : 0});
+  std::vector<Tensor> filter_grads;
+  std::vector<void*> filter_grad_data(filters.size(), nullptr);
+  bool any_filter = false;
+  for (size_t l = 0; l < filters.size(); ++l) {
+    const Tensor& f = filters[l];
+    filter_grads.push_back(need_filters[l] ? torch::stable::new_empty(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
+                                           : torch::stable::new_empty(f, {0}));
+    if (need_filters[l]) filter_grad_data[l] = filter_grads[l].data_ptr();
+    any_filter = any_filter || need_filters[l];
+  }
+  const bool empty = grad.numel() == 0 || im.count == 0;
+  if (empty) {
+    torch::stable::zero_(image_grad);
+    for (Tensor& f : filter_grads) torch::stable::zero_(f);
+    return {image_grad, filter_grads, alpha_grad};
+  }
+
+  const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
+  if (any_filter || need_alphas) {
+    const int64_t items = kernels.forward_items(call.args);
+    std::vector<double> sums(need_alphas ? size_t(items) * filters.size() : 0);
+    torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      kernels.backward_filters(call.args, grad_view, filter_grad_data.data(), need_alphas ? sums.data() : nullptr, begin, end);
+    });
+    if (need_alphas) {
+      std::vector<double> total(filters.size(), 0.0);
+      for (size_t i = 0; i < sums.size(); ++i) total[i % filters.size()] += sums[i];
+      Tensor wide = torch::stable::to(alpha_grad, ScalarType::Double);
+      std::memcpy(wide.data_ptr(), total.data(), total.size() * sizeof(double));
+      torch::stable::copy_(alpha_grad, wide);
+    }
+  }
+  if (need_images) {
+    void* data = image_grad.data_ptr();
+    torch::stable::parallel_for(0, kernels.image_items(call.args), 1, [&](int64_t begin, int64_t end) {
+      kernels.backward_images(call.args, grad_view, data, begin, end);
+    });
+  }
+  return {image_grad, filter_grads, alpha_grad};
+}
+
+}  // namespace
+}  // namespace ffmef
+
+STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
+  m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cpu));
+  m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cpu));
+}

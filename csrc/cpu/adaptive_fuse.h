@@ -1,0 +1,57 @@
+// What the operator's binding hands to its kernels: plain pointers, sizes and strides (in elements).
+#pragma once
+#include <cstdint>
+
+#include "../geometry.h"
+#include "isa.h"
+
+namespace ffmef {
+
+enum class Scalar { f64, f32, f16, bf16 };
+
+// images (B, N, C, H, W)
+struct ImagesView {
+  const void* data;
+  int64_t batch, count, channels, height, width;
+  int64_t stride[5];
+};
+
+// one level's filters (B, N, k*k, H, W)
+struct LevelView {
+  const void* data;
+  int64_t stride[5];
+  int size;      // k
+  double alpha;
+};
+
+// grad (B, C, H, W)
+struct GradView {
+  const void* data;
+  int64_t stride[4];
+};
+
+struct AdaptiveFuseArgs {
+  Scalar scalar;
+  Padding padding;
+  ImagesView images;
+  const LevelView* levels;
+  int level_count;
+};
+
+struct AdaptiveFuseKernels {
+  // The work is cut into items (a band of rows of one batch element, or of one tile of columns of it), each
+  // computed whole by one thread, so results do not depend on the number of threads.
+  int64_t (*forward_items)(const AdaptiveFuseArgs&);
+  void (*forward)(const AdaptiveFuseArgs&, void* out, int64_t begin, int64_t end);
+
+  // filter_grads[l] is contiguous or null; alpha_sums is [item][level] or null.
+  void (*backward_filters)(const AdaptiveFuseArgs&, const GradView&, void* const* filter_grads, double* alpha_sums,
+                           int64_t begin, int64_t end);
+
+  int64_t (*image_items)(const AdaptiveFuseArgs&);
+  void (*backward_images)(const AdaptiveFuseArgs&, const GradView&, void* image_grad, int64_t begin, int64_t end);
+};
+
+FFMEF_DECLARE_KERNELS(AdaptiveFuseKernels, adaptive_fuse_kernels)
+
+}  // namespace ffmef

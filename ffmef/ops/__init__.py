@@ -1,0 +1,6 @@
+"""Operators: one function each, differentiable, for CPU and GPU."""
+
+from ffmef.ops.adaptive_fuse import adaptive_fuse
+from ffmef.ops.selection import backends
+
+__all__ = ["adaptive_fuse", "backends"]
