@@ -1,1 +1,8 @@
 """The networks that predict filters, and their weights."""
+
+from ffmef.models.extractor import HierarchicalRepresentationExtractor
+from ffmef.models.ffmef import FFMEF
+from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
+from ffmef.models.weights import available, load, save
+
+__all__ = ["FFMEF", "HierarchicalRepresentationExtractor", "SpatialAdaptiveFilterPredictor", "available", "load", "save"]

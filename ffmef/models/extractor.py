@@ -1,0 +1,112 @@
+"""HRE: the extractor of hierarchical representations, everything at full resolution."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SLOPE = 0.2
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions, half of the channels instance-normalised between them, beside a 1x1 of the input."""
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        self.identity = nn.Conv2d(in_channels, channels, 1)
+        self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed, plain = self.conv_1(x).chunk(2, dim=1)
+        y = F.leaky_relu(torch.cat([self.norm(normed), plain], dim=1), SLOPE)
+        return F.leaky_relu(self.conv_2(y), SLOPE) + self.identity(x)
+
+
+class Step(nn.Module):
+    """A convolution (or a transposed one on the way up), instance norm, ReLU; no step changes the resolution."""
+
+    def __init__(self, channels: int, transposed: bool) -> None:
+        super().__init__()
+        conv = nn.ConvTranspose2d if transposed else nn.Conv2d
+        self.conv = conv(channels, channels, 3, padding=1)
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class PointMix(nn.Module):
+    """1x1 convolution of two maps, instance norm, ReLU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2 * channels, channels, 1)
+        self.norm = nn.InstanceNorm2d(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x)))
+
+
+class Mix(nn.Module):
+    """``gain_body * body([skip, y]) + gain_skip * y`` with learnable gains, 1.0 and 0.5 at the start."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.gain_body = nn.Parameter(torch.tensor([1.0]))
+        self.gain_skip = nn.Parameter(torch.tensor([0.5]))
+
+    def forward(self, skip: Tensor, y: Tensor) -> Tensor:
+        return self.gain_body * self.body(torch.cat([skip, y], dim=1)) + self.gain_skip * y
+
+
+class HierarchicalRepresentationExtractor(nn.Module):
+    """From one luminance image (B, 1, H, W) to three maps (B, c, H, W): bottom, up2 and up1, deep to shallow.
+
+    Instance norms use the statistics of the whole image, also when fusing.
+
+    Args:
+        channels: c, even.
+    """
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"channels must be even and at least 2, got {channels}")
+        c = channels
+        self.stem = nn.Conv2d(1, c, 1)
+        self.encode_1 = Residual(c, c)
+        self.down_1 = Step(c, transposed=False)
+        self.skip_1 = Mix(PointMix(c))
+        self.encode_2 = Residual(c, c)
+        self.down_2 = Step(c, transposed=False)
+        self.skip_2 = Mix(PointMix(c))
+        self.skip_3 = Mix(PointMix(c))
+        self.bottom = Residual(c, c)
+        self.up_2 = Step(c, transposed=True)
+        self.skip_4 = Mix(PointMix(c))
+        self.decode_2 = Residual(c, c)
+        self.merge_2 = Mix(Residual(2 * c, c))
+        self.up_1 = Step(c, transposed=True)
+        self.skip_5 = Mix(PointMix(c))
+        self.decode_1 = Residual(c, c)
+        self.skip_6 = Mix(PointMix(c))
+        self.merge_1 = Mix(Residual(2 * c, c))
+
+    def forward(self, luminance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.stem(luminance)
+        e1 = self.encode_1(x)
+        d1 = self.skip_1(x, self.down_1(e1))
+        e2 = self.encode_2(d1)
+        d2 = self.skip_2(d1, self.down_2(e2))
+        d2 = self.skip_3(x, d2)
+        bottom = self.bottom(d2)
+        u2 = self.skip_4(bottom, self.up_2(bottom))
+        u2 = self.merge_2(e2, self.decode_2(u2))
+        u1 = self.skip_5(u2, self.up_1(u2))
+        u1 = self.skip_6(bottom, self.decode_1(u1))
+        u1 = self.merge_1(e1, u1)
+        return bottom, u2, u1

@@ -1,0 +1,89 @@
+"""FFMEF: the paper's network, from two luminance images to the fused one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ffmef.models.extractor import HierarchicalRepresentationExtractor
+from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
+from ffmef.nn import AdaptiveFuse
+
+IMAGES = 2
+
+
+class FFMEF(nn.Module):
+    """Filter-dominated fusion of two exposures (Zheng, Huang, Yu, Zhao; CVPR workshops 2023).
+
+    A hierarchical extractor, shared by both images, gives three maps; a predictor turns them into filters, larger ones
+    from deeper maps (:meth:`maps_of_levels`); F-Fusion applies the filters to the luminance.
+
+    Args:
+        channels: c, even; the paper has 4.
+        kernel_sizes: odd filter sides in ascending order; the paper's table 2 has (1,), (1, 3), (3, 5), (1, 3, 5) and
+            (1, 3, 5, 7).
+        backend: of :func:`ffmef.ops.adaptive_fuse`.
+
+    Attributes:
+        backend: may be changed at any time.
+
+    Example:
+        >>> import torch
+        >>> model = FFMEF()
+        >>> sum(p.numel() for p in model.parameters())
+        7662
+        >>> model(torch.rand(1, 2, 12, 16)).shape
+        torch.Size([1, 1, 12, 16])
+    """
+
+    def __init__(
+        self, channels: int = 4, kernel_sizes: Sequence[int] = (1, 3, 5), *, backend: str | None = None
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.kernel_sizes = tuple(kernel_sizes)
+        if not self.kernel_sizes or list(self.kernel_sizes) != sorted(set(self.kernel_sizes)):
+            raise ValueError(f"kernel_sizes must ascend, got {self.kernel_sizes}")
+        if any(size % 2 == 0 or not 1 <= size <= 31 for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes must be odd and at most 31, got {self.kernel_sizes}")
+        self.extractor = HierarchicalRepresentationExtractor(channels)
+        self.predictor = SpatialAdaptiveFilterPredictor(channels, self.kernel_sizes, IMAGES)
+        self.fuse = AdaptiveFuse(self.kernel_sizes, backend=backend)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    @property
+    def backend(self) -> str | None:
+        return self.fuse.backend
+
+    @backend.setter
+    def backend(self, value: str | None) -> None:
+        self.fuse.backend = value
+
+    def config(self) -> dict:
+        """Return the constructor's arguments, as weight files keep them."""
+        return {"channels": self.channels, "kernel_sizes": list(self.kernel_sizes)}
+
+    def maps_of_levels(self, bottom: Tensor, up2: Tensor, up1: Tensor) -> list[Tensor]:
+        """Return the map that each level's filters are predicted from: shallow for small filters, deep for large.
+
+        Sizes 1, 3 and 5 use up1, up2 and bottom, as in the paper, in every set; larger sizes use bottom too.
+        """
+        by_size = {1: up1, 3: up2}
+        return [by_size.get(size, bottom) for size in self.kernel_sizes]
+
+    def predict_filters(self, luminance: Tensor) -> list[Tensor]:
+        """(B, 2, H, W) -> the filters of every level, (B, 2, k*k, H, W)."""
+        batch = luminance.shape[0]
+        maps = self.extractor(luminance.flatten(0, 1).unsqueeze(1))
+        maps = [m.unflatten(0, (batch, IMAGES)) for m in maps]
+        return self.predictor(self.maps_of_levels(*maps))
+
+    def forward(self, luminance: Tensor) -> Tensor:
+        """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
+        if luminance.dim() != 4 or luminance.shape[1] != IMAGES:
+            raise ValueError(f"luminance must be (B, {IMAGES}, H, W), got shape {tuple(luminance.shape)}")
+        return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)

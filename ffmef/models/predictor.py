@@ -1,0 +1,64 @@
+"""SFP: attention between the images and prediction of their filters, one level at a time (equations 2 and 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """One weight in (0, 1) for each of the images at every pixel, from the maps of both."""
+
+    def __init__(self, channels: int, images: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(images * channels, channels, 1)
+        self.excite = nn.Conv2d(channels, images, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, N, c, H, W) -> the same maps, each times its image's weight."""
+        weights = torch.sigmoid(self.excite(F.relu(self.squeeze(maps.flatten(1, 2)))))
+        return maps * weights.unsqueeze(2)
+
+
+class FilterHead(nn.Module):
+    """From one attended map (B, c, H, W) to its k*k filter taps (B, k*k, H, W)."""
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__()
+        taps = kernel_size * kernel_size
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.expand = nn.Conv2d(channels, taps, kernel_size, padding=kernel_size // 2)
+        self.project = nn.Conv2d(taps, taps, 1)
+
+    def hidden(self, attended: Tensor) -> Tensor:
+        """Everything before the last, linear 1x1 convolution, which a fused engine merges with the filtering."""
+        return F.relu(self.expand(F.relu(self.conv(attended))))
+
+    def forward(self, attended: Tensor) -> Tensor:
+        return self.project(self.hidden(attended))
+
+
+class SpatialAdaptiveFilterPredictor(nn.Module):
+    """From the maps of all images at all levels to their filters.
+
+    Args:
+        channels: c of the maps.
+        kernel_sizes: the filters' side, a level.
+        images: N.
+    """
+
+    def __init__(self, channels: int = 4, kernel_sizes: Sequence[int] = (1, 3, 5), images: int = 2) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(Attention(channels, images) for _ in kernel_sizes)
+        self.heads = nn.ModuleList(FilterHead(channels, size) for size in kernel_sizes)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """L maps (B, N, c, H, W) -> L filters (B, N, k*k, H, W)."""
+        filters = []
+        for attention, head, level in zip(self.attentions, self.heads, maps, strict=True):
+            attended = attention(level)
+            filters.append(head(attended.flatten(0, 1)).unflatten(0, attended.shape[:2]))
+        return filters

@@ -1,0 +1,179 @@
+"""Weight files: ours (safetensors with the architecture in the header) and the authors' .pth."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ffmef.errors import InputError
+from ffmef.models.ffmef import FFMEF
+
+FOLDER = Path(__file__).resolve().parent.parent / "weights"
+
+# The authors' key prefixes -> ours.
+_AUTHORS_MODULES = {
+    "preconv": "extractor.stem",
+    "encode.layer_dowm1.body.0": "extractor.encode_1",
+    "encode.dowm1": "extractor.down_1",
+    "encode.skip1": "extractor.skip_1",
+    "encode.layer_dowm2.body.0": "extractor.encode_2",
+    "encode.dowm2": "extractor.down_2",
+    "encode.skip2": "extractor.skip_2",
+    "encode.skip3": "extractor.skip_3",
+    "encode.layer_bottom.body.0": "extractor.bottom",
+    "encode.up2": "extractor.up_2",
+    "encode.skip4": "extractor.skip_4",
+    "encode.layer_up2.body.0": "extractor.decode_2",
+    "encode.fus2": "extractor.merge_2",
+    "encode.up1": "extractor.up_1",
+    "encode.skip5": "extractor.skip_5",
+    "encode.layer_up1.body.0": "extractor.decode_1",
+    "encode.skip6": "extractor.skip_6",
+    "encode.fus1": "extractor.merge_1",
+    **{f"kp{level + 1}.spatial_attention": f"predictor.heads.{level}" for level in range(3)},
+    **{f"sca{level + 1}.spatial_attention": f"predictor.attentions.{level}" for level in range(3)},
+}
+
+
+def _translate(key: str) -> str | None:
+    """Return our name of one of the authors' keys, or None."""
+    if re.fullmatch(r"alpha[123]", key):
+        return None  # merged into fuse.alphas
+    for theirs, ours in _AUTHORS_MODULES.items():
+        if not key.startswith(theirs + "."):
+            continue
+        rest = key[len(theirs) + 1 :]
+        kind = ours.split(".")[1]
+        if kind.startswith(("down", "up_")):
+            names = {"conv.0": "conv", "conv.1": "norm"}
+        elif kind.startswith("skip"):
+            names = {"alpha1": "gain_body", "alpha2": "gain_skip", "body.0": "body.conv", "body.1": "body.norm"}
+        elif kind.startswith("merge"):
+            names = {"alpha1": "gain_body", "alpha2": "gain_skip", "body.0.conv_2.0": "body.conv_2", "body.0": "body"}
+        elif kind == "heads":
+            names = {"0": "conv", "2": "expand", "4": "project"}
+        elif kind == "attentions":
+            names = {"0": "squeeze", "2": "excite"}
+        else:
+            names = {"conv_2.0": "conv_2"}
+        for old, new in names.items():
+            if rest == old or rest.startswith(old + "."):
+                return f"{ours}.{new}{rest[len(old):]}"
+        return f"{ours}.{rest}"
+    return None
+
+
+def _from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the authors' checkpoint under our names; operation counters that their profiler left are dropped."""
+    translated = {}
+    for key, value in state.items():
+        if key.split(".")[-1] in ("total_ops", "total_params"):
+            continue
+        name = _translate(key)
+        if name is not None:
+            translated[name] = value
+        elif not re.fullmatch(r"alpha[123]", key):
+            translated[key] = value  # unknown: named in the error by the strict check
+    if all(f"alpha{level}" in state for level in (1, 2, 3)):
+        translated["fuse.alphas"] = torch.cat([state[f"alpha{level}"].flatten() for level in (1, 2, 3)])
+    return translated
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], source: Path) -> nn.Module:
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    unknown = sorted(state.keys() - expected.keys())
+    if missing or unknown:
+        parts = [f"{what} keys {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+        raise InputError(f"{source} does not fit {type(model).__name__}: {'; '.join(parts)}")
+    for key, value in expected.items():
+        if state[key].shape != value.shape:
+            raise InputError(f"{source}: {key} must have shape {tuple(value.shape)}, got {tuple(state[key].shape)}")
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def architectures() -> dict[str, type[nn.Module]]:
+    """Return the model classes that a weight file's header may name."""
+    return {"FFMEF": FFMEF}
+
+
+def available() -> list[str]:
+    """Return the names of the weights that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def save(model: nn.Module, path: str | Path, **facts: str) -> None:
+    """Write a model's weights, its architecture and ``facts`` to a safetensors file."""
+    from safetensors.torch import save_file
+
+    header = {"architecture": type(model).__name__, "config": json.dumps(model.config()), **facts}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(part), metadata=header)
+    part.replace(path)
+
+
+def load(name_or_path: str | Path) -> nn.Module:
+    """Return a model in evaluation mode with the weights of a bundled name, our safetensors file or the authors' .pth.
+
+    Args:
+        name_or_path: a name of :func:`available` such as "mef", or a path.
+
+    Raises:
+        InputError: nothing has that name, the file is not a weight file, or its keys do not fit the architecture; the
+            message names them.
+
+    Example:
+        >>> import ffmef
+        >>> model = ffmef.models.load("mef")  # doctest: +SKIP
+    """
+    path = Path(name_or_path)
+    bundled = FOLDER / f"{name_or_path}.safetensors"
+    if not path.is_file() and bundled.is_file():
+        path = bundled
+    if not path.is_file():
+        if path.is_dir():
+            raise InputError(f"weights must be a name or a file, got the folder {path}")
+        raise InputError(f"weights must be a file or one of {', '.join(available()) or '(none bundled)'}, got {name_or_path}")
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if len(start) == 9 and start[8:9] == b"{":
+        return _load_safetensors(path)
+    return _load_authors(path)
+
+
+def _load_safetensors(path: Path) -> nn.Module:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
+    classes = architectures()
+    if header.get("architecture") not in classes:
+        raise InputError(f"{path} must name its architecture, one of {', '.join(classes)}, got {header.get('architecture')}")
+    try:
+        model = classes[header["architecture"]](**json.loads(header.get("config", "{}")))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} has an unusable config {header.get('config')}: {error}") from None
+    return _fill(model, state, path)
+
+
+def _load_authors(path: Path) -> nn.Module:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path} is not a weight file: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path} is not a weight file: it must hold a dictionary of tensors")
+    return _fill(FFMEF(), _from_authors(state), path)
