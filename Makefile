@@ -18,8 +18,8 @@ SOURCES = setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
 
 demo: $(VENV)/installed
 	$(BIN)/ffmef info
-	$(BIN)/ffmef fuse examples/hall_under.jpg examples/hall_over.jpg -o demo-fused.png
-	@echo "Look at demo-fused.png: the fusion of examples/hall_under.jpg and examples/hall_over.jpg"
+	$(BIN)/ffmef fuse examples/courtyard_under.jpg examples/courtyard_over.jpg -o demo-fused.png
+	@echo "Look at demo-fused.png: the fusion of examples/courtyard_under.jpg and examples/courtyard_over.jpg"
 
 test: $(VENV)/installed-tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)

@@ -100,9 +100,9 @@ def write_picture(path: str | os.PathLike, picture: Picture) -> Picture:
     """Write a picture into the format that the extension of its path names.
 
     PNG and TIFF keep 8 and 16 bit and compress without loss; WebP is lossless, 8 bit; JPEG is quality 95 without chroma
-    subsampling, 8 bit; BMP is 8 bit. Where the format has only 8 bit, 16-bit samples are divided by 257 and rounded; where
-    it has no alpha (JPEG, BMP), alpha is left out. The file appears complete or not at all: it is written under a
-    temporary name beside the target and then renamed.
+    subsampling, 8 bit; BMP is 8 bit. Where the format has only 8 bit, 16-bit samples are divided by 257 and rounded;
+    where it has no alpha (JPEG, BMP), alpha is left out. The file appears complete or not at all: it is written under
+    a temporary name beside the target and then renamed.
 
     Args:
         path: target ending in .png, .jpg, .jpeg, .tif, .tiff, .bmp or .webp. An existing file is replaced.
@@ -388,7 +388,7 @@ def _joined(picture: Picture) -> np.ndarray:
 
 
 def _encode_png16(picture: Picture) -> bytes:
-    """Encode with OpenCV, which keeps 16 bit where Pillow does not, and put the profile and EXIF in behind the header."""
+    """Encode with OpenCV, which keeps 16 bit where Pillow does not, and put profile and EXIF behind the header."""
     import cv2
 
     samples = _joined(picture)
@@ -412,7 +412,7 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _encode_tiff(picture: Picture) -> bytes:
-    """Write the directory with Pillow, the samples ourselves: Pillow keeps neither 16-bit RGB nor EXIF if compressing."""
+    """Write the directory with Pillow and the samples ourselves: Pillow has no 16-bit RGB, nor EXIF if compressing."""
     samples = _joined(picture)
     samples = samples.reshape(*samples.shape[:2], -1)
     height, width, channels = samples.shape

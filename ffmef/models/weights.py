@@ -141,9 +141,12 @@ def load(name_or_path: str | Path) -> nn.Module:
         if path.is_dir():
             raise InputError(f"weights must be a name or a file, got the folder {path}")
         raise InputError(f"weights must be a file or one of {', '.join(available()) or '(none bundled)'}, got {name_or_path}")
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if len(start) == 9 and start[8:9] == b"{":
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if path.suffix == ".safetensors" or len(start) == 9 and start[8:9] == b"{":
         return _load_safetensors(path)
     return _load_authors(path)
 

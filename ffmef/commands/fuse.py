@@ -1,0 +1,100 @@
+"""Fuse pictures of one scene into one picture."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from ffmef.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("pictures", nargs="*", metavar="PICTURE", help="the exposures, in any order (mef), or foci (mff)")
+    add("-o", "--output", required=True, metavar="FUSED", help="PNG, JPEG, TIFF, BMP or WebP, by extension")
+    add("--task", default="mef", help="mef: exposures (default); mff: foci; vif: infrared and visible")
+    add("--infrared", metavar="PICTURE", help="for --task vif")
+    add("--visible", metavar="PICTURE", help="for --task vif; the colours are taken from it")
+    add("--weights", metavar="NAME|PATH", help="bundled weights or a file (default: those of the task)")
+    add("--backend", metavar="NAME", help="see 'ffmef info' (default: the fastest that is available)")
+    add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
+    add("--threads", metavar="T", help="processor threads (default: torch decides)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from ffmef import pipeline
+    from ffmef.imaging import io
+
+    if args.task not in pipeline.TASKS:
+        raise InputError(f"--task must be one of {', '.join(pipeline.TASKS)}, got {args.task!r}")
+    paths = _paths(args)
+    threads = _threads(args.threads)
+    io.check_target(args.output)
+    pictures = {name: io.read_picture(path) for name, path in paths.items()}
+
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    started = time.perf_counter()
+    fused = pipeline.fuse_pictures(
+        pictures if args.task == "vif" else list(pictures.values()),
+        args.task,
+        args.weights,
+        names=list(paths.values()),
+        backend=args.backend,
+        device=args.device,
+    )
+    seconds = time.perf_counter() - started
+    written = io.write_picture(args.output, fused)
+    height, width = written.pixels.shape[:2]
+    bits = 8 * written.pixels.itemsize
+    backend = args.backend or _default_backend(args.device)
+    print(f"{args.output}: {width} x {height}, {bits} bit, backend {backend}, {seconds:.2f} s")
+    for remark in _reductions(fused, written):
+        print(f"{args.output}: {remark}")
+
+
+def _threads(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not text.removeprefix("-").isdecimal():
+        raise InputError(f"--threads must be a whole number, got {text!r}")
+    if int(text) < 1:
+        raise InputError(f"--threads must be at least 1, got {text}")
+    return int(text)
+
+
+def _default_backend(device: str | None) -> str:
+    from ffmef import ops
+
+    missing = ops.backends()
+    preferred = ("cpu",) if device is None or device.startswith("cpu") else ("cuda", "triton")
+    return next((name for name in preferred if missing[name] is None), "reference")
+
+
+def _paths(args: argparse.Namespace) -> dict[str | int, str]:
+    """Return the path of each picture by its role or number, infrared before visible."""
+    roles = {"infrared": args.infrared, "visible": args.visible}
+    if args.task != "vif":
+        given = [name for name, path in roles.items() if path is not None]
+        if given:
+            raise InputError(f"--{given[0]} is for --task vif, got --task {args.task}")
+        if len(args.pictures) < 2:
+            raise InputError(f"PICTURE must be given at least twice, got {len(args.pictures)}")
+        return dict(enumerate(args.pictures))
+    missing = [name for name, path in roles.items() if path is None]
+    if missing:
+        raise InputError(f"--task vif needs --infrared and --visible, got no --{missing[0]}")
+    if args.pictures:
+        raise InputError(f"--task vif takes its pictures by --infrared and --visible, got {args.pictures[0]}")
+    return roles
+
+
+def _reductions(fused, written) -> list[str]:
+    remarks = []
+    if fused.pixels.dtype != written.pixels.dtype:
+        remarks.append(f"reduced from 16 to 8 bit, because {written.format} has no more")
+    if fused.alpha is not None and written.alpha is None:
+        remarks.append(f"alpha left out, because {written.format} has none")
+    return remarks

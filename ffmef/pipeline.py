@@ -1,0 +1,307 @@
+"""From pictures to one fused picture: colour, order of the exposures, the model, colour again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ffmef.errors import InputError
+from ffmef.imaging import colour
+
+if TYPE_CHECKING:
+    import torch
+
+    from ffmef.imaging.io import Picture
+
+TASKS = ("mef", "mff", "vif")
+ROLES = ("infrared", "visible")
+
+# Pixels converted at a time: colour then needs a few megabytes, however large the picture.
+_BAND = 1 << 17
+
+
+def fuse(
+    images: Sequence[np.ndarray] | Mapping[str, np.ndarray],
+    task: str = "mef",
+    weights: str | None = None,
+    *,
+    backend: str | None = None,
+    model: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    device: str | torch.device | None = None,
+) -> np.ndarray:
+    """Fuse pictures of one scene into one picture.
+
+    The luminance of the pictures (BT.601, studio swing, divided by 255) goes through the model and is clamped to
+    [0, 1]. Multi-exposure and multi-focus fusion merge the chroma by
+    ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|`` (FFMEF paper, eq. 1); infrared-visible fusion takes that of the
+    visible picture. Nothing is rounded before the end.
+
+    Args:
+        images: two pictures of one size and dtype: (H, W, 3) for colour in the order R, G, B, or (H, W) for grey;
+            uint8, uint16, or floating point with values in [0, 1]. At least 2 pixels, because the model takes
+            statistics over the picture. For ``task="vif"`` a mapping with the keys ``infrared`` and ``visible``, of
+            which either may be grey.
+        task: ``mef`` (exposures, in any order: they are sorted by mean luminance, the darkest first), ``mff`` (focus,
+            kept in the order given) or ``vif`` (infrared and visible).
+        weights: name of bundled weights or path of a weights file; None means those of the task.
+        backend: a name of ``ffmef.ops.backends()``; None chooses the fastest that is available.
+        model: what to use in place of FFMEF with ``weights``: a callable that takes luminance (1, N, H, W), float32
+            in [0, 1], and returns (1, 1, H, W). It may take any number of pictures.
+        device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
+
+    Returns:
+        The fused picture, same size and dtype, colour if any picture is (for ``vif``: if the visible one is). Integers
+        are rounded; floating point stays in [0, 1].
+
+    Raises:
+        InputError: an argument breaks one of these rules; the message names it.
+
+    >>> under = np.full((4, 4, 3), 40, np.uint8)
+    >>> over = np.full((4, 4, 3), 200, np.uint8)
+    >>> fuse([over, under], model=lambda luminance: luminance.mean(1, keepdim=True))[0, 0].tolist()
+    [120, 120, 120]
+    """
+    images = _checked(_listed(images, task))
+    return _fuse(images, task, weights, backend=backend, model=model, device=device)[0]
+
+
+def fuse_pictures(
+    pictures: Sequence[Picture] | Mapping[str, Picture],
+    task: str = "mef",
+    weights: str | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    **options,
+) -> Picture:
+    """Fuse decoded pictures, with their depth, alpha, colour profile and EXIF.
+
+    - Depth: 16 bit where any picture has 16 bit; 8-bit samples are multiplied by 257.
+    - Alpha: where any picture has alpha, the minimum over all pictures, one without alpha counting as opaque. A pixel
+      that is missing in one exposure (the margin of an aligned bracket) holds nothing to fuse, so it stays missing.
+    - ICC profile and EXIF: of the first picture, in fusion order, that has one (``vif``: of the visible picture).
+
+    Args:
+        pictures: as ``images`` of :func:`fuse`, read by :func:`ffmef.imaging.io.read_picture`.
+        task: as for :func:`fuse`.
+        weights: as for :func:`fuse`.
+        names: what messages call the pictures, such as their paths, infrared before visible.
+        options: the further arguments of :func:`fuse`.
+
+    Returns:
+        The fused picture.
+
+    Raises:
+        InputError: as for :func:`fuse`.
+    """
+    from ffmef.imaging.io import Picture
+
+    listed = _listed(pictures, task)
+    pictures = [picture for _, picture in listed]
+    sixteen = any(picture.pixels.dtype == np.uint16 for picture in pictures)
+    names = names or [name for name, _ in listed]
+    deepened = [_deepened(picture.pixels, sixteen) for picture in pictures]
+    images = _checked(list(zip(names, deepened, strict=True)))
+    ties = [b"%b\0%b" % (picture.icc or b"", picture.exif or b"") for picture in pictures]
+    fused, order = _fuse(images, task, weights, ties=ties, **options)
+
+    alphas = [_deepened(picture.alpha, sixteen) for picture in pictures if picture.alpha is not None]
+    sources = pictures[1:] if task == "vif" else [pictures[index] for index in order]
+    profiles = [picture.icc for picture in sources if picture.icc and picture.pixels.ndim == fused.ndim]
+    exifs = [picture.exif for picture in sources if picture.exif]
+    return Picture(
+        fused,
+        np.minimum.reduce(alphas) if alphas else None,
+        profiles[0] if profiles else None,
+        exifs[0] if exifs else None,
+        sources[0].format,
+    )
+
+
+def _fuse(
+    images: list[np.ndarray],
+    task: str,
+    weights: str | None,
+    *,
+    ties: list[bytes] | None = None,
+    backend: str | None = None,
+    model: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[np.ndarray, list[int]]:
+    """Return the fused picture and the order in which the model saw the images."""
+    if model is None:
+        model = _load_model(weights or task, len(images), backend, device)
+    elif weights is not None or backend is not None:
+        raise InputError("weights and backend must be None where model is given")
+    planes = _luminance(images)
+    order = list(range(len(images)))
+    if task == "mef":
+        order = _exposure_order(planes, images, ties)
+        if order != sorted(order):
+            planes = planes[order]
+    fused = _run(model, planes, device)
+    return _recolour(fused, images, [images[1]] if task == "vif" else images), order
+
+
+def _exposure_order(planes: np.ndarray, images: list[np.ndarray], ties: list[bytes] | None) -> list[int]:
+    """Return the indices of the images from the darkest to the brightest; the order of the arguments never decides."""
+    means = [float(plane.mean(dtype=np.float64)) for plane in planes]
+
+    def key(index: int):
+        # Only equal means need the samples themselves, which are large; what is then still equal fuses to the same.
+        tied = means.count(means[index]) > 1
+        samples = np.ascontiguousarray(images[index]).tobytes() if tied else b""
+        return means[index], images[index].ndim, samples, ties[index] if ties else b""
+
+    return sorted(range(len(images)), key=key)
+
+
+# The pictures
+
+
+def _listed(images, task: str) -> list[tuple[str, np.ndarray]]:
+    """Return the images with the names that messages use, infrared before visible."""
+    if task not in TASKS:
+        raise InputError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+    if task == "vif":
+        if not isinstance(images, Mapping) or set(images) != set(ROLES):
+            given = sorted(images) if isinstance(images, Mapping) else type(images).__name__
+            raise InputError(f"images must be a mapping with the keys infrared and visible for task vif, got {given}")
+        return [(f"images[{role!r}]", images[role]) for role in ROLES]
+    if isinstance(images, Mapping) or not isinstance(images, Sequence | np.ndarray):
+        raise InputError(f"images must be a sequence of arrays for task {task}, got {type(images).__name__}")
+    return [(f"images[{index}]", image) for index, image in enumerate(images)]
+
+
+def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+    if len(named) < 2:
+        raise InputError(f"images must hold at least 2 pictures, got {len(named)}")
+    first_name, first = named[0]
+    for name, image in named:
+        if not isinstance(image, np.ndarray):
+            raise InputError(f"{name} must be a NumPy array, got {type(image).__name__}")
+        if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
+            raise InputError(f"{name} must have shape (H, W) or (H, W, 3), got {image.shape}")
+        if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
+            raise InputError(f"{name} must be uint8, uint16 or floating point, got {image.dtype}")
+        if image.shape[:2] != first.shape[:2]:
+            raise InputError(
+                f"{name} must have the size of {first_name}, {_size(first)} (width x height), got {_size(image)}"
+            )
+        if image.dtype != first.dtype:
+            raise InputError(f"{name} must have the dtype of {first_name}, {first.dtype}, got {image.dtype}")
+        if image.shape[0] * image.shape[1] < 2:
+            raise InputError(
+                f"{name} must have at least 2 pixels (the model takes statistics over the picture), got {_size(image)}"
+            )
+        if image.dtype.kind == "f":
+            low, high = image.min(), image.max()
+            if not (low >= 0 and high <= 1):  # also where they are not numbers
+                raise InputError(f"{name} must lie in [0, 1], got values from {low} to {high}")
+    return [image for _, image in named]
+
+
+def _size(image: np.ndarray) -> str:
+    return f"{image.shape[1]} x {image.shape[0]}"
+
+
+def _deepened(samples: np.ndarray, sixteen: bool) -> np.ndarray:
+    return samples * np.uint16(257) if sixteen and samples.dtype == np.uint8 else samples
+
+
+# Colour, in bands of rows
+
+
+def _bands(height: int, width: int):
+    rows = max(1, _BAND // width)
+    return (slice(row, row + rows) for row in range(0, height, rows))
+
+
+def _scaled(samples: np.ndarray) -> np.ndarray:
+    """Return samples as floating point on the scale 0..255, in which the colour equations are written."""
+    if samples.dtype == np.uint8:
+        return samples.astype(np.float32)
+    if samples.dtype == np.uint16:
+        return samples.astype(np.float32) / np.float32(257)
+    return samples.astype(np.result_type(samples.dtype, np.float32)) * 255
+
+
+def _unscaled(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if dtype.kind == "f":
+        return np.clip(samples / 255, 0, 1).astype(dtype)
+    scale = 257 if dtype == np.uint16 else 1
+    return np.rint(np.clip(samples, 0, 255) * np.float32(scale)).astype(dtype)
+
+
+def _band_luminance(band: np.ndarray) -> np.ndarray:
+    return colour.luminance(_scaled(band)) if band.ndim == 3 else colour.grey_to_luminance(_scaled(band))
+
+
+def _luminance(images: list[np.ndarray]) -> np.ndarray:
+    """Return the luminance of N images as (N, H, W), float32 in [0, 1]."""
+    height, width = images[0].shape[:2]
+    planes = np.empty((len(images), height, width), np.float32)
+    for plane, image in zip(planes, images):
+        for rows in _bands(height, width):
+            plane[rows] = _band_luminance(image[rows]) / 255
+    return planes
+
+
+def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[np.ndarray]) -> np.ndarray:
+    """Join the fused luminance, (H, W) in [0, 1], with the merged chroma of the sources."""
+    coloured = [image for image in chroma_sources if image.ndim == 3]
+    dtype = images[0].dtype
+    picture = np.empty((*fused.shape, 3) if coloured else fused.shape, dtype)
+    for rows in _bands(*fused.shape):
+        y = fused[rows] * 255
+        if not coloured:
+            picture[rows] = _unscaled(colour.luminance_to_grey(y), dtype)
+            continue
+        # A grey picture has no chroma and so no weight in the merge.
+        chroma = [colour.rgb_to_ycbcr(_scaled(image[rows]))[..., 1:] for image in coloured]
+        merged = chroma[0] if len(chroma) == 1 else colour.merge_chroma(chroma)
+        picture[rows] = _unscaled(colour.ycbcr_to_rgb(np.dstack([y, merged])), dtype)
+    return picture
+
+
+# The model
+
+
+def _load_model(weights: str, images: int, backend: str | None, device):
+    """Return the model of the named weights, ready to run on that many images, or raise what a user can mend."""
+    import torch
+
+    from ffmef import models
+    from ffmef.ops.selection import check_backend
+
+    try:
+        place = torch.device(device or "cpu")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
+    try:
+        check_backend(backend, place)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(str(error)) from None
+    model = models.load(weights).eval().to(place)
+    if isinstance(model, models.FFMEF) and images != 2:
+        raise InputError(f"images must be 2 pictures for the model FFMEF, got {images}")
+    model.backend = backend
+    return model
+
+
+def _run(model, planes: np.ndarray, device) -> np.ndarray:
+    """Return the model's fused luminance, clamped to [0, 1]."""
+    import torch
+
+    if device is None:
+        device = next((parameter.device for parameter in getattr(model, "parameters", tuple)()), None)
+    with torch.inference_mode():
+        fused = model(torch.from_numpy(planes)[None].to(device))
+        expected = (1, 1, *planes.shape[1:])
+        if tuple(fused.shape) != expected:
+            raise InputError(f"model must return luminance of shape {expected}, got {tuple(fused.shape)}")
+        if not bool(torch.isfinite(fused).all()):
+            raise InputError("model gave luminance that is not finite: its weights do not fit these pictures")
+        return fused[0, 0].clamp(0, 1).float().cpu().numpy()
