@@ -15,8 +15,8 @@ import torch
 from benchmarks.peers.deepfuse import DeepFusePaper, DeepFuseReleased
 from benchmarks.peers.dpe_mef import DPEMEF
 from benchmarks.peers.ifcnn import IFCNN
-from benchmarks.peers.mefnet import MEFNet
 from benchmarks.peers.meflut import MEFLUT
+from benchmarks.peers.mefnet import MEFNet
 from benchmarks.peers.transmef import TransMEF
 from benchmarks.peers.u2fusion import U2Fusion
 

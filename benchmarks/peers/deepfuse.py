@@ -44,7 +44,12 @@ class DeepFusePaper(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(convolution(1, 16, 5), nn.ReLU(True), convolution(16, 32, 7), nn.ReLU(True))
         self.decoder = nn.Sequential(
-            convolution(32, 32, 7), nn.ReLU(True), convolution(32, 16, 5), nn.ReLU(True), convolution(16, 1, 5), nn.Tanh()
+            convolution(32, 32, 7),
+            nn.ReLU(True),
+            convolution(32, 16, 5),
+            nn.ReLU(True),
+            convolution(16, 1, 5),
+            nn.Tanh(),
         )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:

@@ -13,8 +13,12 @@ class DoubleConv(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, middle: int | None = None):
         middle = middle or outputs
         super().__init__(
-            nn.Conv2d(inputs, middle, 3, padding=1), nn.BatchNorm2d(middle), nn.ReLU(inplace=True),
-            nn.Conv2d(middle, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+            nn.Conv2d(inputs, middle, 3, padding=1),
+            nn.BatchNorm2d(middle),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(middle, outputs, 3, padding=1),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
         )
 
 

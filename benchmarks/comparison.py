@@ -1,0 +1,99 @@
+"""One benchmark: a provider timed in turn with its baseline, its memory, and the record of both."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from benchmarks import harness
+from ffmef import measure
+
+EFFORT = {
+    # mode: seconds for the rounds of a provider and its baseline, least rounds, most rounds
+    "smoke": (0.0, 1, 1),
+    "quick": (1.5, 3, 30),
+    "full": (10.0, 3, 100),
+}
+SLOW_ROUND = 6.0  # seconds; a quick run takes a slower round once, a full run one ten times as slow
+
+
+class Comparison:
+    """Times a provider against the named baseline and files the record with pytest-benchmark."""
+
+    def __init__(self, benchmark, mode: str, device: str):
+        self.benchmark, self.mode, self.device = benchmark, mode, device
+
+    def __call__(
+        self,
+        run: Callable[[], object],
+        *,
+        subject: str,
+        provider: str,
+        baseline: Callable[[], object] | None = None,
+        baseline_name: str | None = None,
+        floor: Callable[[], object] | None = None,
+        threads: int = 1,
+        memory: bool = True,
+        trial: Callable[[], object] | None = None,
+        trials_a_round: float = 1,
+        **info: object,
+    ) -> dict[str, object]:
+        """Measure ``run`` in turn with ``baseline`` and ``floor``; return the record, which may be added to.
+
+        ``floor`` does the least that any provider must do.
+
+        ``trial`` is a lighter call for warming up and for the peak memory, ``trials_a_round`` of which make a round
+        of ``run``. ``info`` is stored as it is: sizes, dtype, the bytes that a perfect kernel would move.
+        """
+
+        def run_others() -> None:
+            for other, timings in ((baseline, theirs), (floor, least)):
+                if other:
+                    measure.timed(other, timings, self.device)
+
+        ours, theirs, least = measure.Timings(), measure.Timings(), measure.Timings()
+        with measure.thread_count(threads):
+            rounds = self.rounds(trial or run, baseline, trials_a_round)
+            peak = measure.peak_memory(trial or run, self.device) if memory else None
+            self.benchmark.group = subject
+            self.benchmark.pedantic(measure.timed, (run, ours, self.device), setup=run_others, rounds=rounds)
+            launches = harness.kernel_launches(run, self.device)
+        clock = measure.clock_for(self.device, threads)
+        record = {
+            "subject": subject,
+            "provider": provider,
+            "baseline": baseline_name,
+            "device": self.device,
+            "threads": threads,
+            "clock": clock,
+            "rounds": rounds,
+            **info,
+            **summary(ours.of(clock)),
+            "rounds_s": vars(ours),
+            "peak_memory": peak,
+            "kernel_launches": launches,
+        }
+        if baseline:
+            record |= {f"baseline_{key}": value for key, value in summary(theirs.of(clock)).items()}
+            record["baseline_rounds_s"] = vars(theirs)
+            ratios = [slow / fast for fast, slow in zip(ours.of(clock), theirs.of(clock))]
+            record |= {"speedup": statistics.median(ratios), "speedup_iqr": measure.interquartile_range(ratios)}
+        if floor:
+            shares = [low / own for own, low in zip(ours.of(clock), least.of(clock))]
+            record |= {"floor_median_s": statistics.median(least.of(clock)), "floor_share": statistics.median(shares)}
+        self.benchmark.extra_info.update(record)
+        return self.benchmark.extra_info
+
+    def rounds(self, trial: Callable[[], object], baseline: Callable[[], object] | None, trials_a_round: float) -> int:
+        """Warm both up and return how many rounds the mode's budget allows."""
+        budget, least, most = EFFORT[self.mode]
+        one_round = measure.seconds(trial, self.device) * trials_a_round
+        if baseline:
+            one_round += measure.seconds(baseline, self.device)
+        if one_round > SLOW_ROUND * (1 if self.mode == "quick" else 10):
+            least = 1
+        return measure.rounds_within(budget, one_round, least, most)
+
+
+def summary(seconds: list[float]) -> dict[str, float | None]:
+    return {"median_s": statistics.median(seconds), "iqr_s": measure.interquartile_range(seconds)}

@@ -1,0 +1,84 @@
+"""Options, parametrisation by mode, and the ``compare`` fixture that every benchmark reports through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import metadata
+from benchmarks.comparison import Comparison
+
+COLUMNS = ["median", "iqr", "rounds"]
+LOAD = pytest.StashKey[float | None]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("ffmef benchmarks")
+    group.addoption("--full", action="store_true", help="every combination and all 100 sizes of MEFB (hours)")
+    group.addoption("--smoke", action="store_true", help="tiny sizes, one round: shows that the benchmarks run")
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the tensors live (default: cpu)")
+    group.addoption("--mefb", type=Path, help="folder NAME/NAME_A.ext, NAME/NAME_B.ext: time the real pictures")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cases(of): parametrise by of(mode), one case a test")
+    if config.getoption("--full") and config.getoption("--smoke"):
+        raise pytest.UsageError("--full and --smoke exclude each other")
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no CUDA device")
+    if config.getoption("--mefb") and not config.getoption("--mefb").is_dir():
+        raise pytest.UsageError(f"--mefb: {config.getoption('--mefb')} is not a folder")
+    given = [str(argument) for argument in config.invocation_params.args]
+    if not any(argument.startswith("--benchmark-columns") for argument in given):
+        config.option.benchmark_columns = COLUMNS
+    config.stash[LOAD] = metadata.load_average()
+
+
+def mode_of(config: pytest.Config) -> str:
+    return "full" if config.getoption("--full") else "smoke" if config.getoption("--smoke") else "quick"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("cases")
+    if marker:
+        cases = marker.kwargs["of"](mode_of(metafunc.config))
+        metafunc.parametrize("case", cases, ids=str)
+
+
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict:
+    facts = metadata.machine(config.getoption("--device"))
+    return facts | {"load_at_start": config.stash[LOAD], "load_at_end": metadata.load_average()}
+
+
+def pytest_benchmark_generate_commit_info(config: pytest.Config) -> dict:
+    return metadata.commit()
+
+
+def pytest_benchmark_update_json(config: pytest.Config, benchmarks, output_json: dict) -> None:
+    output_json["mode"] = mode_of(config)
+    for record in output_json["benchmarks"]:
+        record["stats"].pop("data", None)  # the rounds of both sides, by every clock, are in extra_info
+
+
+@pytest.fixture(scope="session")
+def mode(pytestconfig: pytest.Config) -> str:
+    return mode_of(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    return pytestconfig.getoption("--device")
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    """Leave no graph behind by accident; a benchmark of a backward pass turns gradients on itself."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def compare(benchmark, mode: str, device: str) -> Comparison:
+    return Comparison(benchmark, mode, device)

@@ -1,0 +1,48 @@
+"""Inputs of the benchmarks, and what only a GPU asks for: rotated copies and launches counted."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+MIB = 2**20
+
+
+def generator(seed: int, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def nbytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def input_copies(bytes_each: int, device: str) -> int:
+    """Return how many copies of the inputs to rotate so that a GPU's L2 cache cannot hold them; 1 on the CPU."""
+    if device == "cpu":
+        return 1
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    return max(2, 1 + -(-2 * cache // bytes_each))
+
+
+def rotating(runs: Sequence[Callable[[], object]]) -> Callable[[], object]:
+    """Return a callable that calls the next of ``runs`` each time."""
+    if len(runs) == 1:
+        return runs[0]
+    cycle = itertools.cycle(runs)
+    return lambda: next(cycle)()
+
+
+def kernel_launches(run: Callable[[], object], device: str) -> int | None:
+    """Return how many kernels ``run`` launches on the GPU; None on the CPU."""
+    if device == "cpu":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as record:
+        run()
+        torch.cuda.synchronize()
+    on_device = (event for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)

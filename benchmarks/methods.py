@@ -1,0 +1,126 @@
+"""The fusion methods of the running-time figure: ours in each form, the rivals, and what a user would pick instead.
+
+A method is built once; ``prepare(pair)`` then makes its inputs from two (H, W, 3) uint8 pictures, dark and bright, and
+returns the callable to time. A method of kind "network" starts from prepared tensors and ends with the fused tensor, as
+the published scripts time it; colour conversion stays outside. A method of kind "picture" goes from pictures to
+picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import formulations, peers
+
+Pair = list[np.ndarray]
+Prepare = Callable[[Pair], Callable[[], object]]
+OURS = "FFMEF"
+
+
+@dataclass(frozen=True)
+class Method:
+    kind: str  # "network" or "picture"
+    build: Callable[[str], Prepare]
+
+
+class UnfoldFuse(nn.Module):
+    """The model's fusion layer in the release's formulation, sharing the alphas of the layer that it replaces."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.alphas = layer.alphas
+
+    def forward(self, images: torch.Tensor, filters: list[torch.Tensor]) -> torch.Tensor:
+        return formulations.unfold(images.unsqueeze(2), filters, self.alphas).squeeze(1)
+
+
+def model(engine: str = "auto", unfold: bool = False, device: str = "cpu") -> nn.Module:
+    """Return the paper's network with seeded random weights in eval mode."""
+    from ffmef.models import FFMEF
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = FFMEF().eval().requires_grad_(False).to(device)
+    if engine != "auto":
+        network.engine = engine
+    if unfold:
+        network.fuse = UnfoldFuse(network.fuse)
+    return network
+
+
+def luminance(pair: Pair, device: str) -> torch.Tensor:
+    """Return the pair's luminance as one (1, 2, H, W) tensor in [0, 1]."""
+    return torch.stack([torch.from_numpy(image).float() @ LUMINANCE for image in pair])[None].to(device) / 255
+
+
+LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
+
+
+def ours(**form) -> Callable[[str], Prepare]:
+    def build(device: str) -> Prepare:
+        network = model(**form, device=device)
+
+        def prepare(pair: Pair) -> Callable[[], object]:
+            inputs = luminance(pair, device)
+            return lambda: network(inputs)
+
+        return prepare
+
+    return build
+
+
+def rival(name: str) -> Callable[[str], Prepare]:
+    def build(device: str) -> Prepare:
+        network = peers.build(name).to(device)
+
+        def prepare(pair: Pair) -> Callable[[], object]:
+            if network.channels == 1:
+                inputs = luminance(pair, device)[0][:, None, None]
+            else:
+                inputs = torch.stack([torch.from_numpy(image).permute(2, 0, 1)[None] / 255 for image in pair]).to(
+                    device
+                )
+            return lambda: network(*inputs)
+
+        return prepare
+
+    return build
+
+
+def picture_to_picture(device: str) -> Prepare:
+    """Time ``ffmef.fuse`` on 8-bit pictures: colour, order of the exposures, the network, colour again."""
+    import ffmef
+
+    network = model(device=device)
+    return lambda pair: lambda: ffmef.fuse(pair, model=network, device=device)
+
+
+def mertens(device: str) -> Prepare:
+    import cv2
+
+    merge = cv2.createMergeMertens()
+
+    def prepare(pair: Pair) -> Callable[[], object]:
+        return lambda: np.rint(np.clip(merge.process(pair) * 255, 0, 255)).astype(np.uint8)
+
+    return prepare
+
+
+METHODS = {
+    OURS: Method("network", ours()),
+    "FFMEF (eager)": Method("network", ours(engine="eager")),
+    "FFMEF (unfold)": Method("network", ours(engine="eager", unfold=True)),
+    **{name: Method("network", rival(name)) for name in peers.PEERS},
+    "FFMEF (pictures)": Method("picture", picture_to_picture),
+    "Mertens (OpenCV)": Method("picture", mertens),
+}
+COUNTS = {  # parameters, and 10^9 multiply-adds for a 551 x 707 pair
+    **{name: (7_662, 5.674) for name in (OURS, "FFMEF (eager)", "FFMEF (unfold)", "FFMEF (pictures)")},
+    **{name: (peer.parameters, peer.gmac) for name, peer in peers.PEERS.items() if peer.gmac},
+}
+CPU_ONLY = {"Mertens (OpenCV)"}

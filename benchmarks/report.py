@@ -1,0 +1,279 @@
+"""Turn result files into Markdown tables and charts: ``python -m benchmarks.report RESULT.json ... -o FOLDER``.
+
+Result files come from ``pytest benchmarks/ --benchmark-json=RESULT.json``. Of several files the later one wins where
+both hold the same case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+from benchmarks import charts
+from benchmarks.methods import COUNTS, OURS
+from benchmarks.records import bandwidth, by_subject, memory, merge
+from ffmef.errors import InputError
+
+PAPER_CLAIMS = {"DPE-MEF": 0.30, "TransMEF": 0.77}  # share of the rival's running time that the paper saves
+UNFOLD = "FFMEF (unfold)"
+PICTURE = "FFMEF (pictures)"
+MERTENS = "Mertens (OpenCV)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
+    args = parser.parse_args(argv)
+    try:
+        runs = [read(path) for path in args.results]
+    except InputError as error:
+        print(f"benchmarks.report: {error}", file=sys.stderr)
+        return 2
+    records = merge(runs)
+    args.output.mkdir(parents=True, exist_ok=True)
+    drawn = charts.draw_all(records, args.output)
+    text = "\n\n".join(document(runs, records, drawn)) + "\n"
+    (args.output / "report.md").write_text(text)
+    print(args.output / "report.md", *(args.output / name for name in drawn), sep="\n")
+    return 0
+
+
+def read(path: Path) -> dict:
+    """Return a result file, or raise naming the file and what is wrong with it."""
+    try:
+        run = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(run, dict) or not {"benchmarks", "machine_info", "commit_info", "mode"} <= run.keys():
+        raise InputError(f"{path} is no result file of this suite")
+    return run
+
+
+def document(runs: list[dict], records: list[dict], drawn: list[str]) -> list[str]:
+    parts = ["# Benchmark results", *map(header, runs), noise(records)]
+    pairs = [record for record in records if record["subject"] == "mefb"]
+    if pairs:
+        parts += ["## Running time on the sizes of MEFB", running_time(pairs), sampling(pairs)]
+        parts += ["### The paper's claims", claims(pairs), "### Where ours loses", losses(pairs)]
+    operator = [record for record in records if record.get("operator")]
+    if operator:
+        parts += ["## The fusion operator", OPERATOR_NOTE]
+        parts += [
+            section for group in by_subject(operator) for section in (f"### {title(group)}", operator_table(group))
+        ]
+    others = [record for record in records if record not in pairs and record not in operator]
+    for group in by_subject(others):
+        parts += [f"## {title(group)}", plain_table(group)]
+    parts += ["## Charts", *(f"![{Path(name).stem.replace('_', ' ')}]({name})" for name in drawn)] if drawn else []
+    return parts
+
+
+OPERATOR_NOTE = (
+    "`floor` only reads the filters (`filters.sum()`), in turn with each provider; a backward pass must also write "
+    "their gradients. GB/s is what a perfect kernel would have to move, divided by the time. Memory is the peak beyond "
+    "the inputs. Every result but the floor's was checked against a float64 oracle before it was timed."
+)
+
+
+def header(run: dict) -> str:
+    machine, commit = run["machine_info"], run["commit_info"]
+    isa = f"torch {machine['instruction_set_torch']}, ffmef {machine['instruction_set_ffmef']}"
+    load = ", ".join(f"{machine[key]:.1f}" for key in ("load_at_start", "load_at_end") if machine.get(key) is not None)
+    changed = " with uncommitted changes" if commit.get("dirty") else ""
+    return (
+        f"- {run['datetime'][:16]}, mode {run['mode']}, commit {(commit['id'] or 'unknown')[:12]}{changed}\n"
+        f"- {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; instruction sets: {isa}; "
+        f"device: {machine['device']}\n"
+        f"- Python {machine['python']}, torch {machine['torch']}, OpenCV {machine['opencv']}, "
+        f"ffmef {machine['ffmef']}; load average at start and end: {load or 'unknown'}"
+    )
+
+
+def noise(records: list[dict]) -> str:
+    """Say how far repeated rounds lie apart, and that no GPU is spoken of where none ran."""
+    spreads = [record["iqr_s"] / record["median_s"] for record in records if record.get("iqr_s") is not None]
+    single = sum(record["rounds"] < 3 for record in records)
+    text = (
+        "Times are CPU time of the process where one thread ran, wall time for more threads. Provider and baseline ran "
+    )
+    text += "in turn; the speed-up is the median of the ratios of neighbouring rounds. "
+    if spreads:
+        text += (
+            f"Noise: the interquartile range is {percent(statistics.median(spreads))} of the median in the median case"
+        )
+        text += f" and {percent(max(spreads))} in the worst. "
+    if single:
+        text += f"{single} of {len(records)} cases had fewer than three rounds and state no range. "
+    if all(record["device"] == "cpu" for record in records):
+        text += "Nothing here ran on a GPU."
+    return text
+
+
+def running_time(pairs: list[dict]) -> str:
+    own = next((record for record in pairs if record["provider"] == OURS), None)
+    rows = []
+    for record in sorted(pairs, key=lambda record: record["pair_s"]):
+        name = record["provider"]
+        parameters, gmac = COUNTS.get(name, (None, None))
+        rows.append(
+            [
+                name,
+                record["kind"],
+                f"{parameters:,}" if parameters else "",
+                f"{gmac:.1f}" if gmac else "",
+                seconds(record["pair_s"]),
+                spread(record),
+                ratio(relative(record, own)),
+                size(memory(record)),
+            ]
+        )
+    return table(
+        [
+            "method",
+            "timed",
+            "parameters",
+            "GMAC at 551 x 707",
+            "mean time a pair",
+            "IQR",
+            f"time / {OURS}",
+            "peak memory at 551 x 707",
+        ],
+        rows,
+    )
+
+
+def relative(record: dict, own: dict | None) -> float | None:
+    """Return the method's time over ours, from rounds in turn within its own test."""
+    if record is own:
+        return 1.0
+    return 1 / record["speedup"] if record.get("speedup") else None
+
+
+def sampling(pairs: list[dict]) -> str:
+    counts = sorted({(record["sizes_timed"], record["pairs_stood_for"]) for record in pairs})
+    text = " and ".join(f"{timed} sizes standing for {all_} pairs" for timed, all_ in counts)
+    return (
+        f"Timed: {text}, one thread, batch 1. A sample takes, from equal groups of MEFB's sizes by pixel count, the "
+        "size nearest to the group's mean; the mean over it is scaled by the ratio of mean pixels (TransMEF: mean "
+        "blocks) of all pairs to the sample's. `network`: prepared tensors in, fused tensor out, colour conversion "
+        "outside, as the published scripts time it. `picture`: 8-bit RGB pictures in, fused RGB out. The rivals are "
+        "re-implementations with random weights and proven counts, run in this release of torch."
+    )
+
+
+def claims(pairs: list[dict]) -> str:
+    measured = {record["provider"]: record for record in pairs}
+    own = measured.get(OURS)
+    rows = []
+    for name, claim in PAPER_CLAIMS.items():
+        row = [f"{name}: {percent(claim)} less time"]
+        for form in (UNFOLD, OURS):
+            if name in measured and form in measured:
+                saved = 1 - relative(measured[form], own) / relative(measured[name], own)
+                row.append(f"{percent(saved)} less" if saved >= 0 else f"{percent(-saved)} more")
+            else:
+                row.append("not measured")
+        rows.append(row)
+    note = (
+        "The paper timed a GPU; these are the same networks on the processor named above, so a different ratio does "
+        "not contradict it."
+    )
+    return table(["paper", "measured, the release's unfold formulation", "measured, ours"], rows) + "\n\n" + note
+
+
+def losses(pairs: list[dict]) -> str:
+    """Name every method that is faster than ours of the same kind, or say that none is."""
+    own = {record["kind"]: record for record in pairs if record["provider"] in (OURS, PICTURE)}
+    lines = []
+    for record in sorted(pairs, key=lambda record: record["pair_s"]):
+        mine = own.get(record["kind"])
+        if mine and record is not mine and record["pair_s"] < mine["pair_s"]:
+            factor = mine["pair_s"] / record["pair_s"]
+            lines.append(
+                f"- {record['provider']} is {factor:.1f} times faster than {mine['provider']} ({record['kind']})."
+            )
+    return "\n".join(lines) or "No method measured here is faster than ours of the same kind."
+
+
+def operator_table(group: list[dict]) -> str:
+    rows = [
+        [
+            record["provider"],
+            seconds(record["median_s"]),
+            spread(record),
+            ratio(record.get("speedup")),
+            percent(record["floor_share"]) if "floor_share" in record else "",
+            rate(record),
+            size(memory(record)),
+        ]
+        for record in sorted(group, key=lambda record: record["median_s"])
+    ]
+    return table(
+        ["provider", "median", "IQR", "speed-up over unfold", "share of the floor", "GB/s", "peak memory"], rows
+    )
+
+
+def plain_table(group: list[dict]) -> str:
+    named = next((record["baseline"] for record in group if record.get("speedup")), None)
+    rows = [
+        [
+            record["provider"],
+            str(record["threads"]),
+            seconds(record["median_s"]),
+            spread(record),
+            ratio(record.get("speedup")),
+            rate(record),
+            size(memory(record)),
+        ]
+        for record in sorted(group, key=lambda record: record["median_s"])
+    ]
+    return table(["provider", "threads", "median", "IQR", f"speed-up over {named}", "GB/s", "peak memory"], rows)
+
+
+def title(group: list[dict]) -> str:
+    return group[0].get("title") or group[0]["subject"]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table without the columns that are empty in every row."""
+    kept = [index for index in range(len(heads)) if any(row[index] for row in rows)]
+    lines = [[heads[index] for index in kept], ["---"] + ["---:"] * (len(kept) - 1)]
+    lines += [[row[index] for index in kept] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} us"
+
+
+def spread(record: dict) -> str:
+    return percent(record["iqr_s"] / record["median_s"]) if record.get("iqr_s") is not None else ""
+
+
+def rate(record: dict) -> str:
+    value = bandwidth(record)
+    return "" if value is None else f"{value / 1e9:.1f}"
+
+
+def size(value: int | None) -> str:
+    if value is None:
+        return ""
+    return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
+
+
+def ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f} %"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

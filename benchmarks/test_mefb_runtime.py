@@ -1,0 +1,59 @@
+"""The paper's running-time figure: the mean time a pair over MEFB's sizes, ours beside the rivals."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import mefb
+from benchmarks.methods import CPU_ONLY, METHODS, OURS
+
+TINY = [(40, 56), (33, 47)]
+
+
+def cases(mode: str) -> list[str]:
+    return list(METHODS)
+
+
+def work(name: str, size: mefb.Size) -> int:
+    """Return what the method's time grows with: whole blocks for TransMEF, pixels for all others."""
+    height, width = size
+    return -(-height // 256) * -(-width // 256) if name == "TransMEF" else height * width
+
+
+@pytest.fixture(scope="module")
+def pairs(mode, pytestconfig):
+    """The pairs to time, the sizes that they stand for, the pair of the trial, and whether the pictures are real."""
+    folder = pytestconfig.getoption("--mefb")
+    if folder:
+        pictures = mefb.pictures(folder)
+        return pictures, [image.shape[:2] for image, _ in pictures], mefb.bracket(mefb.REFERENCE), True
+    every = TINY if mode == "smoke" else mefb.sizes()
+    timed = mefb.sample(every) if mode == "quick" else every
+    reference = mefb.bracket(TINY[0] if mode == "smoke" else mefb.REFERENCE)
+    return [mefb.bracket(size) for size in timed], every, reference, False
+
+
+@pytest.mark.cases(of=cases)
+def test_mefb_runtime(case, pairs, compare, device):
+    if device != "cpu" and case in CPU_ONLY:
+        pytest.skip(f"{case} runs on the CPU only")
+    pictures, every, reference, real = pairs
+    method, own = METHODS[case], METHODS[OURS].build(device)
+    prepare = method.build(device)
+    runs, own_runs = ([make(pair) for pair in pictures] for make in (prepare, own))
+    timed = [image.shape[:2] for image, _ in pictures]
+    timed_work, all_work = (sum(work(case, size) for size in sizes) for sizes in (timed, every))
+    record = compare(
+        lambda: [run() for run in runs],
+        subject="mefb",
+        provider=case,
+        baseline=None if case == OURS else lambda: [run() for run in own_runs],
+        baseline_name=OURS,
+        trial=prepare(reference),
+        trials_a_round=timed_work / work(case, reference[0].shape[:2]),
+        kind=method.kind,
+        pairs_stood_for=len(every),
+        sizes_timed=len(timed),
+        real_pictures=real,
+    )
+    record["pair_s"] = record["median_s"] / len(every) * all_work / timed_work

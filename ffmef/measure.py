@@ -1,0 +1,179 @@
+"""Time and peak memory of callables, measured in turn by the clock that suits the device."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Timings:
+    """Seconds of each round by three clocks; ``device`` stays empty on the CPU."""
+
+    process: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    device: list[float] = field(default_factory=list)
+
+    def of(self, clock: str) -> list[float]:
+        """Return the rounds by the clock named ``process``, ``wall`` or ``device``."""
+        return getattr(self, clock)
+
+
+def clock_for(device: str, threads: int) -> str:
+    """Return the clock that answers for a case: the device's events, CPU time of one thread, or the wall."""
+    if device != "cpu":
+        return "device"
+    return "process" if threads == 1 else "wall"
+
+
+def timed(run: Callable[[], object], timings: Timings, device: str = "cpu") -> None:
+    """Call ``run`` once and append what each clock says."""
+    if device == "cpu":
+        wall, process = time.perf_counter(), time.process_time()
+        run()
+        timings.process.append(time.process_time() - process)
+        timings.wall.append(time.perf_counter() - wall)
+        return
+    torch.cuda.synchronize()
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    wall, process = time.perf_counter(), time.process_time()
+    first.record()
+    run()
+    last.record()
+    last.synchronize()
+    timings.process.append(time.process_time() - process)
+    timings.wall.append(time.perf_counter() - wall)
+    timings.device.append(first.elapsed_time(last) / 1e3)
+
+
+def take_turns(runs: Sequence[Callable[[], object]], rounds: int, device: str = "cpu") -> list[Timings]:
+    """Time the callables in turn, A B A B, so that a change of the machine's speed meets all of them."""
+    results = [Timings() for _ in runs]
+    for _ in range(rounds):
+        for run, timings in zip(runs, results):
+            timed(run, timings, device)
+    return results
+
+
+def seconds(run: Callable[[], object], device: str = "cpu") -> float:
+    """Return the wall time of one call."""
+    timings = Timings()
+    timed(run, timings, device)
+    return timings.wall[0]
+
+
+def interquartile_range(values: Sequence[float]) -> float | None:
+    """Return the distance between the quartiles, or None for fewer than three values."""
+    if len(values) < 3:
+        return None
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def rounds_within(budget: float, one_round: float, least: int, most: int) -> int:
+    """Return how many rounds of ``one_round`` seconds fit into ``budget``, between ``least`` and ``most``."""
+    return max(least, min(most, int(budget / max(one_round, 1e-9))))
+
+
+@contextlib.contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    """Run torch, our kernels and OpenCV with ``threads`` threads."""
+    import cv2
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
+def peak_memory(run: Callable[[], object], device: str = "cpu") -> dict[str, int | str | None]:
+    """Return the peak bytes that one call of ``run`` adds: ``host_bytes``, ``host_method``, ``device_bytes``.
+
+    On Linux the system's own high-water mark of this process is reset and read, so that torch, OpenCV and the
+    kernels' scratch all count. Elsewhere a thread samples the resident size, which can miss short peaks.
+    """
+    gc.collect()
+    return_free_memory()
+    device_bytes = None
+    if device != "cpu":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+    host_bytes, host_method = host_peak(run)
+    if device != "cpu":
+        torch.cuda.synchronize()
+        device_bytes = torch.cuda.max_memory_allocated() - before
+    return {"host_bytes": host_bytes, "host_method": host_method, "device_bytes": device_bytes}
+
+
+def host_peak(run: Callable[[], object]) -> tuple[int | None, str]:
+    """Return how far this process's resident size rose above its start during ``run``, and the method."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return sampled_peak(run)
+    before = resident("VmRSS")
+    run()
+    return max(resident("VmHWM") - before, 0), "high-water mark"
+
+
+def resident(name: str) -> int:
+    """Return a size that the system keeps for this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)
+
+
+def sampled_peak(run: Callable[[], object], interval: float = 1e-3) -> tuple[int | None, str]:
+    """As :func:`host_peak`, by sampling the resident size from a thread."""
+    try:
+        import psutil
+    except ImportError:
+        run()
+        return None, "unavailable without psutil"
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def sample() -> None:
+        nonlocal peak
+        while not done.wait(interval):
+            peak = max(peak, process.memory_info().rss)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        run()
+    finally:
+        done.set()
+        sampler.join()
+    return peak - before, "sampled"
+
+
+def return_free_memory() -> None:
+    """Give freed heap pages back to the system, or a later peak would hide inside them."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def available_memory() -> int | None:
+    """Return the bytes that the system can still give without swapping; None where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
