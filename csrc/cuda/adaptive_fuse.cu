@@ -1,0 +1,305 @@
+// Kernels of adaptive_fuse as __global__ functions, the choice among them, and their launches.
+// `nvcc -cubin -arch=sm_75 csrc/cuda/adaptive_fuse.cu` compiles it alone.
+#include "adaptive_fuse.h"
+#include "adaptive_fuse.cuh"
+
+#include <algorithm>
+#include <climits>
+#include <cstddef>
+
+namespace ffmef::cuda {
+namespace {
+
+// ---- kernels ----------------------------------------------------------------------------------------------------------
+
+template <class T, int V, int C>
+__global__ void __launch_bounds__(Tile<T, V>::kThreads) fuse_tiled_kernel(const __grid_constant__ Problem<T> p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  fuse_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
+}
+
+template <class T>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads) fuse_direct_kernel(const __grid_constant__ Problem<T> p) {
+  fuse_direct<T>(p);
+}
+
+template <class T, int V, int C>
+__global__ void __launch_bounds__(Tile<T, V>::kThreads)
+    filters_gradient_tiled_kernel(const __grid_constant__ Problem<T> p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  filters_gradient_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
+}
+
+template <class T>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads)
+    filters_gradient_direct_kernel(const __grid_constant__ Problem<T> p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  filters_gradient_direct<T>(p, reinterpret_cast<Accumulate<T>*>(shared));
+}
+
+template <class T, class Index, int C>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads) images_gradient_kernel(const __grid_constant__ Problem<T> p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  images_gradient<T, Index, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
+}
+
+template <class T>
+__global__ void __launch_bounds__(kReduceThreads)
+    sum_level_partials_kernel(const Accumulate<T>* partials, int64_t count, T* alphas_gradient) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  sum_level_partials<T>(partials, count, alphas_gradient, reinterpret_cast<double*>(shared));
+}
+
+// ---- choice of kernel ---------------------------------------------------------------------------------------------------
+
+template <class T> Problem<T> make_problem(const ffmef_fusion& f, int first_level, int level_count) {
+  Problem<T> p = {};
+  const int64_t* s = f.image_strides;
+  p.images = {static_cast<const T*>(f.images), s[0], s[1], s[2], s[3], s[4]};
+  for (int l = 0; l < level_count; ++l) {
+    const int64_t* t = f.filter_strides[first_level + l];
+    p.levels[l] = {static_cast<const T*>(f.filters[first_level + l]), nullptr, t[0], t[1], t[2], t[3], t[4],
+                   f.sizes[first_level + l]};
+    p.halo_rows = std::max(p.halo_rows, f.sizes[first_level + l] / 2);
+  }
+  p.alphas = static_cast<const T*>(f.alphas) + first_level * f.alpha_stride;
+  p.alpha_stride = f.alpha_stride;
+  p.level_count = level_count;
+  p.batch = static_cast<int>(f.batch);
+  p.image_count = static_cast<int>(f.image_count);
+  p.channels = static_cast<int>(f.channels);
+  p.height = static_cast<int>(f.height);
+  p.width = static_cast<int>(f.width);
+  p.padding = f.padding;
+  p.add_result = first_level > 0;
+  return p;
+}
+
+bool fits_32_bits(int64_t largest_offset) { return largest_offset <= INT_MAX; }
+
+// Offsets inside one (batch, image) slice; the slice itself is found in 64 bits by every kernel.
+bool filters_fit_32_bits(const ffmef_fusion& f) {
+  for (int l = 0; l < f.level_count; ++l) {
+    const int64_t* s = f.filter_strides[l];
+    const int64_t taps = static_cast<int64_t>(f.sizes[l]) * f.sizes[l];
+    if (!fits_32_bits((taps - 1) * s[2] + (f.height - 1) * s[3] + (f.width - 1) * s[4]) ||
+        !fits_32_bits(taps * f.height * f.width))
+      return false;
+  }
+  return true;
+}
+
+bool has_tiled_kernel(const ffmef_fusion& f) {
+  for (int l = 0; l < f.level_count; ++l)
+    if (f.sizes[l] > 7) return false;
+  return filters_fit_32_bits(f) &&
+         fits_32_bits((f.height - 1) * f.image_strides[3] + (f.width - 1) * f.image_strides[4]);
+}
+
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+bool filters_allow_vectors(const ffmef_fusion& f, int vector) {
+  for (int l = 0; l < f.level_count; ++l) {
+    const int64_t* s = f.filter_strides[l];
+    if (!aligned(f.filters[l]) || s[4] != 1) return false;
+    for (int axis = 0; axis < 4; ++axis)
+      if (s[axis] % vector != 0) return false;
+  }
+  return true;
+}
+
+bool gradients_allow_vectors(const ffmef_fusion& f, const ffmef_fusion_gradients& g) {
+  for (int l = 0; g.filters != nullptr && l < f.level_count; ++l)
+    if (!aligned(g.filters[l])) return false;
+  return true;
+}
+
+// ---- launches -------------------------------------------------------------------------------------------------------------
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class Shape> int64_t blocks_of(const ffmef_fusion& f, int64_t planes) {
+  return divide_up(f.width, Shape::kWidth) * divide_up(f.height, Shape::kHeight) * planes;
+}
+
+template <class Shape, class T> void set_tiles(Problem<T>& p) {
+  p.tiles_across = static_cast<int>(divide_up(p.width, Shape::kWidth));
+  p.tiles_down = static_cast<int>(divide_up(p.height, Shape::kHeight));
+}
+
+template <class Shape, int C, class T> size_t tile_bytes(const Problem<T>& p) {
+  return sizeof(Accumulate<T>) * kBuffers<C> * C * (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
+}
+
+template <class Shape, class T> size_t sums_bytes(const Problem<T>& p) {
+  return p.partials == nullptr ? 0 : sizeof(Accumulate<T>) * p.level_count * (Shape::kThreads / kWarp);
+}
+
+template <class Kernel, class T>
+cudaError_t launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
+                   const Problem<T>& p) {
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+  FFMEF_LAUNCH(kernel, static_cast<unsigned>(blocks), threads, shared_bytes, stream, p);
+  return cudaGetLastError();
+}
+
+template <class T, int V, int C> cudaError_t launch_fuse_tiled(const ffmef_fusion& f, Problem<T>& p, cudaStream_t s) {
+  using Shape = Tile<T, V>;
+  set_tiles<Shape>(p);
+  return launch(fuse_tiled_kernel<T, V, C>, blocks_of<Shape>(f, f.batch * divide_up(f.channels, C)), Shape::kThreads,
+                tile_bytes<Shape, C>(p), s, p);
+}
+
+template <class T> cudaError_t forward(const ffmef_fusion& f, void* output, cudaStream_t stream) {
+  constexpr int V = kVector<T>;
+  const bool tiled = has_tiled_kernel(f);
+  const bool vectors = f.width % V == 0 && aligned(output) && filters_allow_vectors(f, V);
+  // Also without levels: the output is then zero, and somebody has to write it.
+  for (int first = 0; first == 0 || first < f.level_count; first += kLevelsPerLaunch) {
+    Problem<T> p = make_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
+    p.output = static_cast<T*>(output);
+    cudaError_t error = cudaSuccess;
+    if (!tiled) {
+      using Shape = Tile<T, 1>;
+      set_tiles<Shape>(p);
+      const int64_t planes = f.batch * divide_up(f.channels, kChannelsAtOnce);
+      error = launch(fuse_direct_kernel<T>, blocks_of<Shape>(f, planes), Shape::kThreads, 0, stream, p);
+    } else if (f.channels == 1) {
+      error = vectors ? launch_fuse_tiled<T, V, 1>(f, p, stream) : launch_fuse_tiled<T, 1, 1>(f, p, stream);
+    } else {
+      constexpr int C = kChannelsAtOnce;
+      error = vectors ? launch_fuse_tiled<T, V, C>(f, p, stream) : launch_fuse_tiled<T, 1, C>(f, p, stream);
+    }
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+// What the backward pass launches for the filters; also says how many partial sums of the alpha gradient there are.
+struct BackwardPlan {
+  bool filters, partials_with_images, partials_with_filters, tiled, vectors;
+  int64_t images_blocks, filters_blocks;
+};
+
+template <class T> BackwardPlan plan_backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g) {
+  BackwardPlan plan = {};
+  plan.partials_with_images = g.alphas != nullptr && g.images != nullptr;
+  plan.partials_with_filters = g.alphas != nullptr && g.images == nullptr;
+  plan.filters = plan.partials_with_filters;
+  for (int l = 0; g.filters != nullptr && l < f.level_count; ++l) plan.filters |= g.filters[l] != nullptr;
+  plan.tiled = has_tiled_kernel(f) && f.channels <= kChannelsAtOnce;
+  plan.vectors = f.width % kVector<T> == 0 && gradients_allow_vectors(f, g) &&
+                 (!plan.partials_with_filters || filters_allow_vectors(f, kVector<T>));
+  using Pixel = Tile<T, 1>;
+  const int64_t images = f.batch * f.image_count;
+  plan.images_blocks = blocks_of<Pixel>(f, images * divide_up(f.channels, kChannelsAtOnce));
+  plan.filters_blocks = !plan.tiled    ? blocks_of<Pixel>(f, images)
+                        : plan.vectors ? blocks_of<Tile<T, kVector<T>>>(f, f.batch)
+                                       : blocks_of<Pixel>(f, f.batch);
+  return plan;
+}
+
+template <class T> int64_t workspace_bytes(const ffmef_fusion& f, const ffmef_fusion_gradients& g) {
+  const BackwardPlan plan = plan_backward<T>(f, g);
+  const int64_t blocks = plan.partials_with_images    ? plan.images_blocks
+                         : plan.partials_with_filters ? plan.filters_blocks
+                                                      : 0;
+  return blocks * f.level_count * static_cast<int64_t>(sizeof(Accumulate<T>));
+}
+
+template <class T, int V, int C>
+cudaError_t launch_filters_gradient(const BackwardPlan& plan, Problem<T>& p, cudaStream_t stream) {
+  using Shape = Tile<T, V>;
+  set_tiles<Shape>(p);
+  return launch(filters_gradient_tiled_kernel<T, V, C>, plan.filters_blocks, Shape::kThreads,
+                tile_bytes<Shape, C>(p) + sums_bytes<Shape>(p), stream, p);
+}
+
+template <class T>
+cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cudaStream_t stream) {
+  constexpr int V = kVector<T>, C = kChannelsAtOnce;
+  const BackwardPlan plan = plan_backward<T>(f, g);
+  Accumulate<T>* const workspace = static_cast<Accumulate<T>*>(g.workspace);
+  const bool narrow_index =
+      filters_fit_32_bits(f) &&
+      fits_32_bits((f.height - 1) * g.output_strides[2] + (f.width - 1) * g.output_strides[3]);
+  cudaError_t error = cudaSuccess;
+
+  for (int first = 0; first < f.level_count && error == cudaSuccess; first += kLevelsPerLaunch) {
+    const int levels = std::min(kLevelsPerLaunch, f.level_count - first);
+    Problem<T> p = make_problem<T>(f, first, levels);
+    const int64_t* s = g.output_strides;
+    p.gradient = {static_cast<const T*>(g.output), s[0], 0, s[1], s[2], s[3]};
+
+    if (g.images != nullptr) {
+      using Shape = Tile<T, 1>;
+      p.images_gradient = static_cast<T*>(g.images);
+      p.partials = plan.partials_with_images ? workspace + first * plan.images_blocks : nullptr;
+      set_tiles<Shape>(p);
+      error = launch(narrow_index ? images_gradient_kernel<T, int, C> : images_gradient_kernel<T, int64_t, C>,
+                     plan.images_blocks, Shape::kThreads, sums_bytes<Shape>(p), stream, p);
+      if (error != cudaSuccess) return error;
+    }
+    if (!plan.filters) continue;
+    for (int l = 0; g.filters != nullptr && l < levels; ++l)
+      p.levels[l].gradient = static_cast<T*>(g.filters[first + l]);
+    p.partials = plan.partials_with_filters ? workspace + first * plan.filters_blocks : nullptr;
+    if (!plan.tiled) {
+      using Shape = Tile<T, 1>;
+      set_tiles<Shape>(p);
+      error = launch(filters_gradient_direct_kernel<T>, plan.filters_blocks, Shape::kThreads, sums_bytes<Shape>(p),
+                     stream, p);
+    } else if (p.channels == 1) {
+      error = plan.vectors ? launch_filters_gradient<T, V, 1>(plan, p, stream)
+                           : launch_filters_gradient<T, 1, 1>(plan, p, stream);
+    } else {
+      error = plan.vectors ? launch_filters_gradient<T, V, C>(plan, p, stream)
+                           : launch_filters_gradient<T, 1, C>(plan, p, stream);
+    }
+  }
+  if (error != cudaSuccess || g.alphas == nullptr || f.level_count == 0) return error;
+
+  const int64_t blocks = plan.partials_with_images ? plan.images_blocks : plan.filters_blocks;
+  FFMEF_LAUNCH(sum_level_partials_kernel<T>, static_cast<unsigned>(f.level_count), kReduceThreads,
+               sizeof(double) * (kReduceThreads / kWarp), stream, workspace, blocks, static_cast<T*>(g.alphas));
+  return cudaGetLastError();
+}
+
+// FFMEF_CUDA_ONLY_FLOAT32 leaves the other types out, for checks that compile the file many times.
+template <class Call> auto with_dtype(int dtype, const Call& call) -> decltype(call(float())) {
+  switch (dtype) {
+#ifndef FFMEF_CUDA_ONLY_FLOAT32
+    case FFMEF_FLOAT16: return call(__half());
+    case FFMEF_BFLOAT16: return call(__nv_bfloat16());
+    case FFMEF_FLOAT64: return call(double());
+#endif
+    case FFMEF_FLOAT32: return call(float());
+    default: return decltype(call(float()))(-1);
+  }
+}
+
+}  // namespace
+}  // namespace ffmef::cuda
+
+// ---- C interface ------------------------------------------------------------------------------------------------------------
+
+extern "C" int ffmef_cuda_adaptive_fuse(const ffmef_fusion* fusion, void* output, void* stream) {
+  return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int {
+    return ffmef::cuda::forward<decltype(zero)>(*fusion, output, static_cast<cudaStream_t>(stream));
+  });
+}
+
+extern "C" int64_t ffmef_cuda_adaptive_fuse_workspace(const ffmef_fusion* fusion,
+                                                      const ffmef_fusion_gradients* gradients) {
+  return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int64_t {
+    return ffmef::cuda::workspace_bytes<decltype(zero)>(*fusion, *gradients);
+  });
+}
+
+extern "C" int ffmef_cuda_adaptive_fuse_backward(const ffmef_fusion* fusion, const ffmef_fusion_gradients* gradients,
+                                                 void* stream) {
+  return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int {
+    return ffmef::cuda::backward<decltype(zero)>(*fusion, *gradients, static_cast<cudaStream_t>(stream));
+  });
+}

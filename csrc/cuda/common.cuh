@@ -1,0 +1,86 @@
+// What every kernel of this folder shares: element types, 16-byte accesses, padding arithmetic, launches.
+// Read by nvcc and, for the tests, by a plain C++ compiler (tests/cuda_emulator); no torch header here.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define FFMEF_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
+  kernel<<<(blocks), (threads), (shared_bytes), (stream)>>>(__VA_ARGS__)
+#define FFMEF_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#endif
+
+namespace ffmef::cuda {
+
+enum Padding : int { kZeros = 0, kReplicate = 1, kReflect = 2 };
+
+// Half precision is accumulated in float32, float64 in float64.
+template <class T> struct AccumulateIn { using type = float; };
+template <> struct AccumulateIn<double> { using type = double; };
+template <class T> using Accumulate = typename AccumulateIn<T>::type;
+
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ double widen(double value) { return value; }
+__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
+__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <class T> __device__ __forceinline__ T narrow(Accumulate<T> value);
+template <> __device__ __forceinline__ float narrow<float>(float value) { return value; }
+template <> __device__ __forceinline__ double narrow<double>(double value) { return value; }
+template <> __device__ __forceinline__ __half narrow<__half>(float value) { return __float2half_rn(value); }
+template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+
+// Pixels of one thread: as many as fill 16 bytes.
+template <class T> constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+// Reads V neighbouring values that will not be used again (they should not push the images out of the cache).
+template <int V, class T>
+__device__ __forceinline__ void load_once(const T* source, Accumulate<T> (&values)[V]) {
+  if constexpr (V == 1) {
+    values[0] = widen(__ldcs(source));
+  } else {
+    static_assert(V * sizeof(T) == sizeof(uint4));
+    const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(source));
+    T elements[V];
+    memcpy(static_cast<void*>(elements), &raw, sizeof(raw));
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = widen(elements[v]);
+  }
+}
+
+template <int V, class T>
+__device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V]) {
+  if constexpr (V == 1) {
+    target[0] = narrow<T>(values[0]);
+  } else {
+    static_assert(V * sizeof(T) == sizeof(uint4));
+    T elements[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) elements[v] = narrow<T>(values[v]);
+    uint4 raw;
+    memcpy(&raw, elements, sizeof(raw));
+    *reinterpret_cast<uint4*>(target) = raw;
+  }
+}
+
+// Index of the pixel that a padded picture shows at `position`, or -1 where zero padding shows none.
+__device__ __forceinline__ int padded_index(int position, int size, int padding) {
+  if (position >= 0 && position < size) return position;
+  if (padding == kZeros) return -1;
+  if (padding == kReplicate) return position < 0 ? 0 : size - 1;
+  if (size == 1) return 0;
+  // Reflection bounces as often as needed: a picture may be smaller than the filter.
+  const int period = 2 * (size - 1);
+  int phase = position % period;
+  if (phase < 0) phase += period;
+  return phase < size ? phase : period - phase;
+}
+
+}  // namespace ffmef::cuda

@@ -1,0 +1,122 @@
+"""Builds the driver of the emulated CUDA kernels (tests/cuda_emulator) and runs cases of gpu_cases.py through it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_cases import PADDINGS, Case, expected_backward, expected_forward, make_tensors, relative_error
+
+ROOT = Path(__file__).resolve().parents[1]
+DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+
+
+def _cuda_include() -> Path | None:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/usr"]
+    for home in filter(None, homes):
+        if Path(home, "include", "cuda_fp16.h").is_file():
+            return Path(home, "include")
+    return None
+
+
+CUDA_INCLUDE = _cuda_include()
+COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+needs_emulator = [
+    pytest.mark.skipif(CUDA_INCLUDE is None, reason="the emulator needs the headers of a CUDA toolkit (set CUDA_HOME)"),
+    pytest.mark.skipif(COMPILER is None, reason="the emulator needs a C++ compiler"),
+]
+
+
+def build(folder: Path, *flags: str, sources: Path = ROOT) -> Path:
+    """Compile the driver of the emulated kernels and return the program."""
+    program = folder / "adaptive_fuse_driver"
+    command = [COMPILER, "-std=c++20", "-O1", "-fno-strict-aliasing", "-isystem", str(CUDA_INCLUDE)]
+    command += ["-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", *flags]
+    command += ["-o", str(program), str(sources / "tests/cuda_emulator/adaptive_fuse_driver.cpp")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0 and "-fsanitize" in str(flags) and "cannot find" in done.stderr:
+        pytest.skip("the compiler lacks the sanitizer's library")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return program
+
+
+def _numbers(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}q", *values)
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+
+
+def _tensor(tensor: torch.Tensor, stride_of_rows: int | None = None) -> bytes:
+    strides = list(tensor.stride())
+    if stride_of_rows is not None:
+        strides[-2] = stride_of_rows
+    # The first element's distance from a 16-byte boundary is what matters of the offset.
+    offset = tensor.storage_offset() % (16 // tensor.element_size())
+    return _numbers(*tensor.shape, *strides, offset) + _raw(tensor)
+
+
+def _encode(case: Case, backward: bool, far_rows: int | None) -> bytes:
+    t = make_tensors(case)
+    data = _numbers(DTYPE_CODES[case.dtype], PADDINGS.index(case.padding), int(backward), case.output_offset)
+    data += _tensor(t.images, far_rows) + _numbers(len(t.filters))
+    data += b"".join(_tensor(level, far_rows) for level in t.filters) + _tensor(t.alphas)
+    if backward:
+        data += _tensor(t.gradient, far_rows) + _numbers(int(case.need_images), int(case.need_alphas))
+        data += _numbers(*map(int, case.filters_needed))
+    return data
+
+
+def _result_shapes(case: Case, backward: bool) -> list[tuple[int, ...]]:
+    plane = (case.height, case.width)
+    if not backward:
+        return [(case.batch, case.channels, *plane)]
+    shapes: list[tuple[int, ...]] = [(case.batch, case.images, case.channels, *plane)] if case.need_images else []
+    for size, needed in zip(case.sizes, case.filters_needed):
+        shapes += [(case.batch, case.images, size * size, *plane)] if needed else []
+    return shapes + ([(len(case.sizes),)] if case.need_alphas else [])
+
+
+class Failed(Exception):
+    """The emulator or a sanitizer stopped the kernels."""
+
+
+def run(
+    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None
+) -> list[list[torch.Tensor]]:
+    """Run cases in the emulator and return the results of each."""
+    cases_file, results_file = program.parent / "cases", program.parent / "results"
+    cases_file.write_bytes(_numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases))
+    options = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1",
+               "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0"}
+    command = [str(program), str(cases_file), str(results_file)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
+    if done.returncode != 0:
+        raise Failed(done.stderr[-3000:])
+    data, results, at = results_file.read_bytes(), [], 0
+    for case in cases:
+        status, at = struct.unpack_from("<i", data, at)[0], at + 4
+        assert status == 0, f"{case.name}: CUDA error {status}"
+        results.append([])
+        for shape in _result_shapes(case, backward):
+            count = torch.Size(shape).numel()
+            end = at + count * case.dtype.itemsize
+            part = torch.frombuffer(bytearray(data[at:end]), dtype=case.dtype) if count else torch.empty(0)
+            results[-1].append(part.reshape(shape))
+            at = end
+    assert at == len(data)
+    return results
+
+
+def worst(case: Case, results: list[torch.Tensor], backward: bool) -> float:
+    """Return the largest relative error over the results of a case."""
+    expected = expected_backward(case) if backward else [expected_forward(case)]
+    assert len(results) == len(expected)
+    return max(map(relative_error, results, expected))

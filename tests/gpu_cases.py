@@ -1,0 +1,261 @@
+"""The matrix of adaptive_fuse that every GPU kernel has to pass, and the float64 oracle that judges it."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem: sizes, dtype, padding, the memory layout of its tensors, and the gradients asked for."""
+
+    name: str
+    batch: int = 1
+    images: int = 2
+    channels: int = 1
+    height: int = 9
+    width: int = 20
+    sizes: tuple[int, ...] = (1, 3, 5)
+    padding: str = "zeros"
+    dtype: torch.dtype = torch.float32
+    layout: str = "contiguous"
+    output_offset: int = 0
+    need_images: bool = True
+    need_filters: tuple[bool, ...] | None = None
+    need_alphas: bool = True
+
+    @property
+    def filters_needed(self) -> tuple[bool, ...]:
+        return self.need_filters if self.need_filters is not None else (True,) * len(self.sizes)
+
+
+@dataclass
+class Tensors:
+    images: torch.Tensor
+    filters: list[torch.Tensor]
+    alphas: torch.Tensor
+    gradient: torch.Tensor
+
+
+def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """Return equal values in another memory layout."""
+    if layout == "transposed":
+        return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "slice":  # a view of a larger tensor, off a 16-byte boundary
+        larger = torch.full([n + 3 for n in tensor.shape], float("nan"), dtype=tensor.dtype)
+        view = larger[tuple(slice(1, n + 1) for n in tensor.shape)]
+        view.copy_(tensor)
+        return view
+    if layout == "offset":  # dense, off a 16-byte boundary
+        larger = torch.full((tensor.numel() + 1,), float("nan"), dtype=tensor.dtype)
+        view = larger[1:].view(tensor.shape)
+        view.copy_(tensor)
+        return view
+    if layout == "aligned slice":  # every second 16 columns: strided, yet fit for 16-byte loads
+        larger = torch.full([*tensor.shape[:-1], tensor.shape[-1] + 16], float("nan"), dtype=tensor.dtype)
+        view = larger[..., : tensor.shape[-1]]
+        view.copy_(tensor)
+        return view
+    if layout == "channels last":
+        return tensor.movedim(2, -1).contiguous().movedim(-1, 2)
+    if layout == "every second":
+        larger = torch.full([*tensor.shape[:-1], 2 * tensor.shape[-1]], float("nan"), dtype=tensor.dtype)
+        view = larger[..., ::2]
+        view.copy_(tensor)
+        return view
+    if layout == "expanded":  # one picture's data serve the whole batch
+        return tensor[:1].expand_as(tensor)
+    return tensor
+
+
+def make_tensors(case: Case) -> Tensors:
+    """Return random inputs of a case; the same on every call."""
+    random = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(case.dtype)
+
+    batch, count, height, width = case.batch, case.images, case.height, case.width
+    images = lay_out(normal(batch, count, case.channels, height, width), case.layout)
+    filters = [lay_out(normal(batch, count, size * size, height, width), case.layout) for size in case.sizes]
+    alphas = normal(len(case.sizes))
+    gradient = normal(batch, case.channels, height, width)
+    if case.layout == "expanded":  # as the gradient of a sum arrives
+        gradient = gradient[:1, :1, :1, :1].expand_as(gradient)
+        alphas = alphas[:1].expand_as(alphas)
+    elif case.layout != "contiguous":
+        gradient = lay_out(gradient, "every second")
+        alphas = lay_out(alphas, "every second")
+    return Tensors(images, filters, alphas, gradient)
+
+
+def _padded_indices(size: int, radius: int, padding: str) -> torch.Tensor:
+    positions = torch.arange(-radius, size + radius)
+    if padding == "replicate":
+        return positions.clamp(0, size - 1)
+    if size == 1:
+        return torch.zeros_like(positions)
+    period = 2 * (size - 1)
+    phase = positions.remainder(period)
+    return torch.minimum(phase, period - phase)
+
+
+def oracle(
+    images: torch.Tensor, filters: list[torch.Tensor], alphas: torch.Tensor, padding: str
+) -> torch.Tensor:
+    """Sum the operator's definition term by term, in the dtype given."""
+    height, width = images.shape[-2:]
+    result = images.new_zeros(images.shape[0], *images.shape[2:])
+    for level, alpha in zip(filters, alphas):
+        size = round(level.shape[2] ** 0.5)
+        radius = size // 2
+        if padding == "zeros":
+            padded = torch.nn.functional.pad(images, (radius,) * 4)
+        else:
+            rows = _padded_indices(height, radius, padding)
+            columns = _padded_indices(width, radius, padding)
+            padded = images[..., rows, :][..., columns]
+        for tap in range(size * size):
+            i, j = divmod(tap, size)
+            shifted = padded[..., i : i + height, j : j + width]
+            result = result + alpha * (level[:, :, tap].unsqueeze(2) * shifted).sum(1)
+    return result
+
+
+@dataclass
+class Expected:
+    """A float64 result, and the sum of the magnitudes of its terms: what rounding errors are measured by."""
+
+    value: torch.Tensor
+    magnitude: torch.Tensor
+
+
+def _forward(case: Case, t: Tensors) -> torch.Tensor:
+    return oracle(t.images, t.filters, t.alphas, case.padding)
+
+
+def _backward(case: Case, t: Tensors) -> list[torch.Tensor]:
+    images, alphas = t.images.requires_grad_(), t.alphas.requires_grad_()
+    filters = [f.requires_grad_() for f in t.filters]
+    wanted = [images] if case.need_images else []
+    wanted += [f for f, needed in zip(filters, case.filters_needed) if needed]
+    wanted += [alphas] if case.need_alphas else []
+    return list(torch.autograd.grad(oracle(images, filters, alphas, case.padding), wanted, t.gradient))
+
+
+def _in_float64(case: Case, change: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
+    t = make_tensors(case)
+    images, alphas, gradient = (change(x.double().contiguous()) for x in (t.images, t.alphas, t.gradient))
+    return Tensors(images, [change(f.double().contiguous()) for f in t.filters], alphas, gradient)
+
+
+def expected_forward(case: Case) -> Expected:
+    """Return the float64 result for the values that the case's dtype holds."""
+    return Expected(_forward(case, _in_float64(case, torch.clone)), _forward(case, _in_float64(case, torch.abs)))
+
+
+def expected_backward(case: Case) -> list[Expected]:
+    """Return the float64 gradients asked for: images, filters level by level, alphas."""
+    values = _backward(case, _in_float64(case, torch.clone))
+    return list(map(Expected, values, _backward(case, _in_float64(case, torch.abs))))
+
+
+# Largest error of an element, relative to the sum of the magnitudes of its terms. float32 and float64: the order of
+# summation. Half precision is accumulated in float32, so one rounding of the result: half a unit in the last place.
+TOLERANCE = {
+    torch.float32: 8 * 2.0**-24,
+    torch.float16: 1.01 * 2.0**-11,
+    torch.bfloat16: 1.01 * 2.0**-8,
+    torch.float64: 16 * 2.0**-53,
+}
+
+
+# Half the smallest step of float16: what rounding costs a result so small that the relative bound cannot hold.
+SMALLEST = {torch.float16: 2.0**-25}
+
+
+def relative_error(result: torch.Tensor, expected: Expected) -> float:
+    """Return the largest error of an element in units of its terms' magnitudes; infinity where not finite."""
+    assert result.shape == expected.value.shape
+    if result.numel() == 0:
+        return 0.0
+    if not bool(result.isfinite().all()):
+        return float("inf")
+    error = ((result.double() - expected.value).abs() - SMALLEST.get(result.dtype, 0.0)).clamp_min(0)
+    return float((error / expected.magnitude).nan_to_num(nan=0.0, posinf=float("inf")).max())
+
+
+PADDINGS = ("zeros", "replicate", "reflect")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def matrix() -> list[Case]:
+    """Return the cases: each axis alone, and the combinations that share a code path."""
+    cases = []
+    for dtype in DTYPES:
+        short = str(dtype).removeprefix("torch.")
+        for padding in PADDINGS:
+            # 24 columns suit every vector width, 21 suit none.
+            cases.append(Case(f"{short}, {padding}, vectors", dtype=dtype, padding=padding, width=24, batch=2))
+            cases.append(Case(f"{short}, {padding}, odd width", dtype=dtype, padding=padding, width=21))
+        cases += [
+            Case(f"{short}, three channels", dtype=dtype, channels=3, width=24, sizes=(3, 7)),
+            Case(f"{short}, three channels, odd width", dtype=dtype, channels=3, width=11, images=3),
+            Case(f"{short}, six channels", dtype=dtype, channels=6, width=16, sizes=(1, 5)),
+            Case(f"{short}, nine taps across", dtype=dtype, sizes=(9, 3), width=16, padding="reflect"),
+            Case(f"{short}, slices", dtype=dtype, layout="slice", width=16),
+            Case(f"{short}, dense but off a 16-byte boundary", dtype=dtype, layout="offset", width=16),
+            Case(f"{short}, aligned slices", dtype=dtype, layout="aligned slice", width=16),
+        ]
+    for size in (1, 3, 5, 7):
+        cases.append(Case(f"one level of {size}", sizes=(size,), height=18, width=68, batch=2, padding="replicate"))
+    for padding in PADDINGS:
+        cases += [
+            Case(f"many tiles, {padding}", height=37, width=132, padding=padding),
+            Case(f"many tiles, odd, {padding}", height=19, width=67, padding=padding),
+            Case(f"many tiles, two channels, {padding}", height=20, width=72, padding=padding, channels=2),
+            Case(f"31 taps across, {padding}", sizes=(31,), height=8, width=12, padding=padding),
+            Case(f"smaller than the filter, {padding}", height=2, width=3, sizes=(5, 7, 1), padding=padding),
+            Case(f"one row, {padding}", height=1, width=8, padding=padding),
+            Case(f"one column, {padding}", height=5, width=1, padding=padding),
+            Case(f"one pixel, {padding}", height=1, width=1, padding=padding),
+        ]
+    cases += [
+        Case("one image", images=1),
+        Case("five images, odd width", images=5, width=13, batch=2, channels=4),
+        Case("channels last", layout="channels last", channels=3, batch=2),
+        Case("transposed", layout="transposed", channels=2, padding="reflect"),
+        Case("every second pixel", layout="every second", width=16),
+        Case("expanded", layout="expanded", batch=3, width=16),
+        Case("expanded, nine taps across", layout="expanded", batch=2, sizes=(9,)),
+        Case("output off a 16-byte boundary", width=16, output_offset=1),
+        Case("seventeen levels", sizes=(1, 3) * 8 + (5,), height=5, width=8),
+        Case("thirty-five levels, odd width", sizes=(3, 1) * 17 + (3,), height=5, width=7, padding="replicate"),
+        Case("no batch", batch=0),
+        Case("no rows", height=0),
+    ]
+    return cases
+
+
+def backward_matrix() -> list[Case]:
+    """Return the cases of the gradients: the whole matrix, and every choice of what is asked for."""
+    cases = matrix()
+    for width in (16, 13):
+        for channels in (1, 3, 5):
+            base = Case("", width=width, channels=channels, padding="reflect")
+            kind = f"width {width}, {channels} channels"
+            some = (True, False, True)
+            none = (False, False, False)
+            cases += [
+                replace(base, name=f"images only, {kind}", need_filters=none, need_alphas=False),
+                replace(base, name=f"filters only, {kind}", need_images=False, need_alphas=False),
+                replace(base, name=f"alphas only, {kind}", need_images=False, need_filters=none),
+                replace(base, name=f"some filters, {kind}", need_images=False, need_filters=some, need_alphas=False),
+                replace(base, name=f"some filters and alphas, {kind}", need_images=False, need_filters=some),
+                replace(base, name=f"some filters and images, {kind}", need_filters=some, need_alphas=False),
+            ]
+    return cases

@@ -1,0 +1,57 @@
+"""The CUDA kernels of adaptive_fuse, executed on the CPU thread by thread (tests/cuda_emulator)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cuda_emulation import build, needs_emulator, run, worst
+from gpu_cases import TOLERANCE, Case, backward_matrix, matrix
+
+pytestmark = needs_emulator
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def forward_results(program: Path) -> dict[str, list[torch.Tensor]]:
+    return {case.name: result for case, result in zip(matrix(), run(program, matrix(), backward=False))}
+
+
+@pytest.fixture(scope="module")
+def backward_results(program: Path) -> dict[str, list[torch.Tensor]]:
+    cases = backward_matrix()
+    return {case.name: result for case, result in zip(cases, run(program, cases, backward=True))}
+
+
+@pytest.mark.parametrize("case", matrix(), ids=lambda case: case.name)
+def test_forward_equals_float64_oracle(case: Case, forward_results: dict[str, list[torch.Tensor]]) -> None:
+    assert worst(case, forward_results[case.name], backward=False) <= TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("case", backward_matrix(), ids=lambda case: case.name)
+def test_backward_equals_float64_oracle(case: Case, backward_results: dict[str, list[torch.Tensor]]) -> None:
+    assert worst(case, backward_results[case.name], backward=True) <= TOLERANCE[case.dtype]
+
+
+FAR_ROWS = 2**29 + 16  # elements: the fifth row starts past 2^31
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+def test_offsets_past_32_bits(program: Path, backward: bool) -> None:
+    cases = [Case("rows far apart", height=5, width=16), Case("rows far apart, odd width", height=5, width=7, channels=3)]
+    for case, results in zip(cases, run(program, cases, backward, far_rows=FAR_ROWS)):
+        assert worst(case, results, backward) <= TOLERANCE[case.dtype]
+
+
+def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
+    cases = [case for case in backward_matrix() if case.name.startswith("many tiles")]
+    first, second = run(program, cases, backward=True), run(program, cases + cases, backward=True)
+    for results, again, once_more in zip(first, second, second[len(cases) :]):
+        for part, part_again, part_once_more in zip(results, again, once_more):
+            assert torch.equal(part, part_again) and torch.equal(part, part_once_more)

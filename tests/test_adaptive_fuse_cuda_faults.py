@@ -1,0 +1,121 @@
+"""Sanitizers over the emulated CUDA kernels, and faults planted in a copy of them: each has to be found."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from cuda_emulation import ROOT, Failed, build, needs_emulator, run, worst
+from gpu_cases import TOLERANCE, Case
+
+pytestmark = [*needs_emulator, pytest.mark.slow]
+
+# Few cases that reach every kernel, in one type: sanitizers and mutants compile and run the kernels once each.
+CORE = [
+    Case("core, vectors", width=72, height=19, images=3),
+    Case("core, odd width", width=41, height=11, padding="reflect", images=3),
+    Case("core, channels", width=20, height=18, channels=3, layout="aligned slice", padding="replicate"),
+    Case("core, channels, odd width", width=37, height=10, channels=5, layout="every second"),
+    Case("core, nine taps", width=36, height=9, sizes=(9, 3), padding="reflect", channels=2),
+    Case("core, smaller than the filter", width=2, height=3, sizes=(7, 1), padding="reflect"),
+    Case("core, off a 16-byte boundary", layout="offset", width=16, height=5),
+    Case("core, seventeen levels", sizes=(1, 3) * 8 + (5,), height=3, width=8),
+]
+# The thread sanitizer is slow to make threads: the fewest blocks that can race.
+FEW_BLOCKS = [
+    Case("few blocks, vectors", width=68, height=9, sizes=(1, 3)),
+    Case("few blocks, channels", width=12, height=5, channels=3, sizes=(3,)),
+    Case("few blocks, nine taps", width=7, height=3, sizes=(9,), images=1),
+]
+ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
+
+
+def fails(program: Path, cases: list[Case]) -> str:
+    """Return why the cases, forward or backward, fail on this program; an empty string if they pass."""
+    both = [case for one in cases for case in (one, replace(one, need_images=False))]
+    for backward, cases in ((False, cases), (True, both)):
+        try:
+            results = run(program, cases, backward)
+        except Failed as failure:
+            return str(failure)
+        for case, result in zip(cases, results):
+            if (error := worst(case, result, backward)) > TOLERANCE[case.dtype]:
+                return f"{case.name}, {'backward' if backward else 'forward'}: relative error {error:.1e}"
+    return ""
+
+
+@pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
+    program = build(tmp_path, ONE_TYPE, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault planted in a copy of the kernels, and the flags with which it must show."""
+
+    name: str
+    right: str
+    wrong: str
+    file: str = "adaptive_fuse.cuh"
+    flags: tuple[str, ...] = ()
+    sign: str = ""  # what the failure has to say
+    nth: int = 0    # which occurrence of `right`
+    count: int = 1  # how many occurrences there are
+
+
+THREAD = ("-g", "-fsanitize=thread")
+ADDRESS = ("-g", "-fsanitize=address")
+BETWEEN_IMAGES = "if (kBuffers<C> == 1 && n > 0) __syncthreads();"
+AFTER_TILE = "at.row - tile_row, at.column - tile_column);\n    __syncthreads();"
+MUTANTS = [
+    Mutant("no barrier after the tile", AFTER_TILE, AFTER_TILE[:-20], count=2),
+    Mutant("no barrier after the tile, gradient", AFTER_TILE, AFTER_TILE[:-20], nth=1, count=2),
+    Mutant("no barrier between images", BETWEEN_IMAGES, "", flags=THREAD, sign="data race", count=2),
+    Mutant("no barrier before the sums", "finish(int levels, A* partials) const {\n    __syncthreads();",
+           "finish(int levels, A* partials) const {", flags=THREAD, sign="data race"),
+    Mutant("a barrier for some threads", "if (!inside) continue;", "if (!inside) return;", sign="barrier"),
+    Mutant("blocks that write the same rows", "const Position at = position_of_thread<Shape, 1>(p);\n  const int first",
+           "Position at = position_of_thread<Shape, 1>(p);\n  at.row %= 4;\n  const int first", flags=THREAD,
+           sign="data race"),
+    Mutant("no bound of rows", "const bool inside = at.row < p.height && at.column < p.width;",
+           "const bool inside = at.column < p.width;", count=4),
+    Mutant("no bound of columns", "const bool inside = at.row < p.height && at.column < p.width;",
+           "const bool inside = at.row < p.height;", nth=1, count=4),
+    Mutant("tile too small", "size_t tile_bytes(const Problem<T>& p) {\n  return sizeof(Accumulate<T>) *",
+           "size_t tile_bytes(const Problem<T>& p) {\n  return sizeof(Accumulate<T>) * 7 / 8 *", file="adaptive_fuse.cu",
+           flags=ADDRESS, sign="AddressSanitizer"),
+    Mutant("flipped taps", "sum[c][v] += taps[v] * window[c][j + v];", "sum[c][v] += taps[v] * window[c][K - 1 - j + v];"),
+    Mutant("wrong tap of the gradient", "filters + t * tap_stride", "filters + i * tap_stride"),
+    Mutant("another level's alpha", "const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);",
+           "const Accumulate<T> alpha = widen(p.alphas[0]);", count=5),
+    Mutant("alphas taken as dense", "const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);",
+           "const Accumulate<T> alpha = widen(p.alphas[l]);", nth=2, count=5),
+    Mutant("reflection repeats the border", "phase < size ? phase : period - phase;",
+           "phase < size ? phase : period - phase - 1;", file="common.cuh"),
+    Mutant("one bounce only", "int phase = position % period;", "int phase = position;", file="common.cuh"),
+    Mutant("images outside shown anywhere", "return i == 0 || padded_index((*this)[i], size, padding) == own;",
+           "return true;"),
+    Mutant("half a warp summed", "distance = kWarp / 2;", "distance = kWarp / 4;"),
+    Mutant("later launches replace the result", "p.add_result = first_level > 0;", "p.add_result = false;",
+           file="adaptive_fuse.cu"),
+    Mutant("vectors without alignment", "if (!aligned(f.filters[l]) || s[4] != 1) return false;", "",
+           file="adaptive_fuse.cu", flags=("-fsanitize=undefined", "-fno-sanitize-recover=all")),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "csrc/cuda", tmp_path / "csrc/cuda")
+    shutil.copytree(ROOT / "tests/cuda_emulator", tmp_path / "tests/cuda_emulator")
+    file = tmp_path / "csrc/cuda" / mutant.file
+    pieces = file.read_text().split(mutant.right)
+    assert len(pieces) == mutant.count + 1, "the line that the fault replaces has changed"
+    split = mutant.nth + 1
+    file.write_text(mutant.right.join(pieces[:split]) + mutant.wrong + mutant.right.join(pieces[split:]))
+    program = build(tmp_path, ONE_TYPE, "-w", *mutant.flags, sources=tmp_path)
+    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
+    assert reason and mutant.sign in reason
