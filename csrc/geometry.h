@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#if defined(__CUDACC__) || defined(FFMEF_EMULATE_CUDA)
+#ifdef __CUDACC__
 #define FFMEF_HOST_DEVICE __host__ __device__
 #else
 #define FFMEF_HOST_DEVICE
@@ -17,13 +17,15 @@ constexpr int kMaxFilterSize = 31;
 
 // The image coordinate that a padded coordinate reads, or -1 for a zero.
 // Reflection bounces with period 2 (size - 1), so that images smaller than the filter work.
-static inline FFMEF_HOST_DEVICE int64_t padded_index(int64_t position, int64_t size, Padding mode) {
+// Int is int64_t on the CPU; GPUs count rows and columns in 32 bits.
+template <class Int = int64_t>
+static inline FFMEF_HOST_DEVICE Int padded_index(Int position, Int size, Padding mode) {
   if (position >= 0 && position < size) return position;
   if (mode == Padding::zeros) return -1;
   if (mode == Padding::replicate) return position < 0 ? 0 : size - 1;
   if (size == 1) return 0;
-  const int64_t period = 2 * (size - 1);
-  int64_t folded = position % period;
+  const Int period = 2 * (size - 1);
+  Int folded = position % period;
   if (folded < 0) folded += period;
   return folded < size ? folded : period - folded;
 }

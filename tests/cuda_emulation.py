@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ffmef.ops import reference
 from gpu_cases import PADDINGS, Case, expected_backward, expected_forward, make_tensors, relative_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,14 +75,19 @@ def _encode(case: Case, backward: bool, far_rows: int | None) -> bytes:
     return data
 
 
-def _result_shapes(case: Case, backward: bool) -> list[tuple[int, ...]]:
+def _result_kinds(case: Case, backward: bool) -> list[tuple[tuple[int, ...], torch.dtype]]:
     plane = (case.height, case.width)
     if not backward:
-        return [(case.batch, case.channels, *plane)]
-    shapes: list[tuple[int, ...]] = [(case.batch, case.images, case.channels, *plane)] if case.need_images else []
+        return [((case.batch, case.channels, *plane), case.dtype)]
+    kinds: list[tuple[tuple[int, ...], torch.dtype]] = []
+    if case.need_images:
+        kinds.append(((case.batch, case.images, case.channels, *plane), case.dtype))
     for size, needed in zip(case.sizes, case.filters_needed):
-        shapes += [(case.batch, case.images, size * size, *plane)] if needed else []
-    return shapes + ([(len(case.sizes),)] if case.need_alphas else [])
+        if needed:
+            kinds.append(((case.batch, case.images, size * size, *plane), case.dtype))
+    if case.need_alphas:
+        kinds.append(((len(case.sizes),), reference.accumulator(case.dtype)))
+    return kinds
 
 
 class Failed(Exception):
@@ -105,10 +111,10 @@ def run(
         status, at = struct.unpack_from("<i", data, at)[0], at + 4
         assert status == 0, f"{case.name}: CUDA error {status}"
         results.append([])
-        for shape in _result_shapes(case, backward):
+        for shape, dtype in _result_kinds(case, backward):
             count = torch.Size(shape).numel()
-            end = at + count * case.dtype.itemsize
-            part = torch.frombuffer(bytearray(data[at:end]), dtype=case.dtype) if count else torch.empty(0)
+            end = at + count * dtype.itemsize
+            part = torch.frombuffer(bytearray(data[at:end]), dtype=dtype) if count else torch.empty(0)
             results[-1].append(part.reshape(shape))
             at = end
     assert at == len(data)

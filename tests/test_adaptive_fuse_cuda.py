@@ -30,12 +30,12 @@ def backward_results(program: Path) -> dict[str, list[torch.Tensor]]:
 
 
 @pytest.mark.parametrize("case", matrix(), ids=lambda case: case.name)
-def test_forward_equals_float64_oracle(case: Case, forward_results: dict[str, list[torch.Tensor]]) -> None:
+def test_forward_equals_float64_reference(case: Case, forward_results: dict[str, list[torch.Tensor]]) -> None:
     assert worst(case, forward_results[case.name], backward=False) <= TOLERANCE[case.dtype]
 
 
 @pytest.mark.parametrize("case", backward_matrix(), ids=lambda case: case.name)
-def test_backward_equals_float64_oracle(case: Case, backward_results: dict[str, list[torch.Tensor]]) -> None:
+def test_backward_equals_float64_reference(case: Case, backward_results: dict[str, list[torch.Tensor]]) -> None:
     assert worst(case, backward_results[case.name], backward=True) <= TOLERANCE[case.dtype]
 
 
@@ -47,6 +47,12 @@ def test_offsets_past_32_bits(program: Path, backward: bool) -> None:
     cases = [Case("rows far apart", height=5, width=16), Case("rows far apart, odd width", height=5, width=7, channels=3)]
     for case, results in zip(cases, run(program, cases, backward, far_rows=FAR_ROWS)):
         assert worst(case, results, backward) <= TOLERANCE[case.dtype]
+
+
+def test_empty_images(program: Path) -> None:
+    (image_grad, filter_grad, alpha_grad), = run(program, [Case("no rows", height=0, sizes=(3,))], backward=True)
+    assert image_grad.numel() == filter_grad.numel() == 0
+    assert alpha_grad.tolist() == [0.0]
 
 
 def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:

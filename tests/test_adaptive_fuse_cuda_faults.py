@@ -60,7 +60,7 @@ class Mutant:
     name: str
     right: str
     wrong: str
-    file: str = "adaptive_fuse.cuh"
+    file: str = "cuda/adaptive_fuse.cuh"
     flags: tuple[str, ...] = ()
     sign: str = ""  # what the failure has to say
     nth: int = 0    # which occurrence of `right`
@@ -86,32 +86,32 @@ MUTANTS = [
     Mutant("no bound of columns", "const bool inside = at.row < p.height && at.column < p.width;",
            "const bool inside = at.row < p.height;", nth=1, count=4),
     Mutant("tile too small", "size_t tile_bytes(const Problem<T>& p) {\n  return sizeof(Accumulate<T>) *",
-           "size_t tile_bytes(const Problem<T>& p) {\n  return sizeof(Accumulate<T>) * 7 / 8 *", file="adaptive_fuse.cu",
+           "size_t tile_bytes(const Problem<T>& p) {\n  return sizeof(Accumulate<T>) * 7 / 8 *", file="cuda/adaptive_fuse.cu",
            flags=ADDRESS, sign="AddressSanitizer"),
     Mutant("flipped taps", "sum[c][v] += taps[v] * window[c][j + v];", "sum[c][v] += taps[v] * window[c][K - 1 - j + v];"),
     Mutant("wrong tap of the gradient", "filters + t * tap_stride", "filters + i * tap_stride"),
-    Mutant("another level's alpha", "const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);",
-           "const Accumulate<T> alpha = widen(p.alphas[0]);", count=5),
-    Mutant("alphas taken as dense", "const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);",
-           "const Accumulate<T> alpha = widen(p.alphas[l]);", nth=2, count=5),
-    Mutant("reflection repeats the border", "phase < size ? phase : period - phase;",
-           "phase < size ? phase : period - phase - 1;", file="common.cuh"),
-    Mutant("one bounce only", "int phase = position % period;", "int phase = position;", file="common.cuh"),
+    Mutant("another level's alpha", "const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];",
+           "const Accumulate<T> alpha = p.alphas[0];", count=5),
+    Mutant("alphas taken as dense", "const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];",
+           "const Accumulate<T> alpha = p.alphas[l];", nth=2, count=5),
+    Mutant("reflection repeats the border", "folded < size ? folded : period - folded;",
+           "folded < size ? folded : period - folded - 1;", file="geometry.h"),
+    Mutant("one bounce only", "Int folded = position % period;", "Int folded = position;", file="geometry.h"),
     Mutant("images outside shown anywhere", "return i == 0 || padded_index((*this)[i], size, padding) == own;",
            "return true;"),
     Mutant("half a warp summed", "distance = kWarp / 2;", "distance = kWarp / 4;"),
     Mutant("later launches replace the result", "p.add_result = first_level > 0;", "p.add_result = false;",
-           file="adaptive_fuse.cu"),
+           file="cuda/adaptive_fuse.cu"),
     Mutant("vectors without alignment", "if (!aligned(f.filters[l]) || s[4] != 1) return false;", "",
-           file="adaptive_fuse.cu", flags=("-fsanitize=undefined", "-fno-sanitize-recover=all")),
+           file="cuda/adaptive_fuse.cu", flags=("-fsanitize=undefined", "-fno-sanitize-recover=all")),
 ]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "csrc/cuda", tmp_path / "csrc/cuda")
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copytree(ROOT / "tests/cuda_emulator", tmp_path / "tests/cuda_emulator")
-    file = tmp_path / "csrc/cuda" / mutant.file
+    file = tmp_path / "csrc" / mutant.file
     pieces = file.read_text().split(mutant.right)
     assert len(pieces) == mutant.count + 1, "the line that the fault replaces has changed"
     split = mutant.nth + 1

@@ -10,42 +10,49 @@
 namespace ffmef::cuda {
 namespace {
 
+// Blocks that a multiprocessor should hold at once, by which the compiler knows how many registers a thread may use;
+// left to itself it may spill some to hold more blocks than these kernels need.
+constexpr int resident_blocks(int threads, int registers) { return 65536 / registers / threads; }
+
 // ---- kernels ----------------------------------------------------------------------------------------------------------
 
 template <class T, int V, int C>
-__global__ void __launch_bounds__(Tile<T, V>::kThreads) fuse_tiled_kernel(const __grid_constant__ Problem<T> p) {
+__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, C == 1 ? 80 : 128))
+    fuse_tiled_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   fuse_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads) fuse_direct_kernel(const __grid_constant__ Problem<T> p) {
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
+    fuse_direct_kernel(const __grid_constant__ Problem<T> p) {
   fuse_direct<T>(p);
 }
 
 template <class T, int V, int C>
-__global__ void __launch_bounds__(Tile<T, V>::kThreads)
+__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, C == 1 ? 80 : 128))
     filters_gradient_tiled_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   filters_gradient_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads)
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
     filters_gradient_direct_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   filters_gradient_direct<T>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T, class Index, int C>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads) images_gradient_kernel(const __grid_constant__ Problem<T> p) {
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
+    images_gradient_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   images_gradient<T, Index, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T>
 __global__ void __launch_bounds__(kReduceThreads)
-    sum_level_partials_kernel(const Accumulate<T>* partials, int64_t count, T* alphas_gradient) {
+    sum_level_partials_kernel(const Accumulate<T>* partials, int64_t count, Accumulate<T>* alphas_gradient) {
   FFMEF_DYNAMIC_SHARED(shared);
   sum_level_partials<T>(partials, count, alphas_gradient, reinterpret_cast<double*>(shared));
 }
@@ -62,7 +69,7 @@ template <class T> Problem<T> make_problem(const ffmef_fusion& f, int first_leve
                    f.sizes[first_level + l]};
     p.halo_rows = std::max(p.halo_rows, f.sizes[first_level + l] / 2);
   }
-  p.alphas = static_cast<const T*>(f.alphas) + first_level * f.alpha_stride;
+  p.alphas = static_cast<const Accumulate<T>*>(f.alphas) + first_level * f.alpha_stride;
   p.alpha_stride = f.alpha_stride;
   p.level_count = level_count;
   p.batch = static_cast<int>(f.batch);
@@ -70,7 +77,7 @@ template <class T> Problem<T> make_problem(const ffmef_fusion& f, int first_leve
   p.channels = static_cast<int>(f.channels);
   p.height = static_cast<int>(f.height);
   p.width = static_cast<int>(f.width);
-  p.padding = f.padding;
+  p.padding = static_cast<Padding>(f.padding);
   p.add_result = first_level > 0;
   return p;
 }
@@ -262,7 +269,7 @@ cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cud
 
   const int64_t blocks = plan.partials_with_images ? plan.images_blocks : plan.filters_blocks;
   FFMEF_LAUNCH(sum_level_partials_kernel<T>, static_cast<unsigned>(f.level_count), kReduceThreads,
-               sizeof(double) * (kReduceThreads / kWarp), stream, workspace, blocks, static_cast<T*>(g.alphas));
+               sizeof(double) * (kReduceThreads / kWarp), stream, workspace, blocks, static_cast<Accumulate<T>*>(g.alphas));
   return cudaGetLastError();
 }
 

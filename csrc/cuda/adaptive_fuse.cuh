@@ -35,13 +35,13 @@ template <class T> struct Problem {
   ImageView<T> images;
   ImageView<T> gradient;  // of the output; no image axis
   LevelView<T> levels[kLevelsPerLaunch];
-  const T* alphas;
+  const Accumulate<T>* alphas;
   int64_t alpha_stride;
   T* output;                // (B, C, H, W), contiguous
   T* images_gradient;       // (B, N, C, H, W), contiguous
   Accumulate<T>* partials;  // (levels, blocks) sums of the alpha gradient, or null
   int level_count, batch, image_count, channels, height, width;
-  int padding;
+  Padding padding;
   int halo_rows;    // largest k / 2
   int tiles_across, tiles_down;
   bool add_result;  // a further launch of a problem with more than kLevelsPerLaunch levels
@@ -131,13 +131,16 @@ template <bool AnySize, class Visit> __device__ __forceinline__ void with_size(i
   }
 }
 
+// One row of taps of a large filter keeps enough loads in flight; more would only cost registers.
+template <int K> constexpr int kRowsUnrolled = K == 3 ? 3 : 1;
+
 // ---- forward ------------------------------------------------------------------------------------------------------
 
 template <int K, int V, int C, class T>
 __device__ __forceinline__ void fuse_level(const Accumulate<T>* tile, int plane, int pitch, const T* filters,
                                            int tap_stride, Accumulate<T> alpha, Accumulate<T> (&result)[C][V]) {
   Accumulate<T> sum[C][V] = {};
-#pragma unroll
+#pragma unroll kRowsUnrolled<K>
   for (int i = 0; i < K; ++i) {
     Accumulate<T> window[C][V + K - 1];
 #pragma unroll
@@ -189,7 +192,7 @@ __device__ __forceinline__ void fuse_tiled(const Problem<T>& p, Accumulate<T>* t
       const LevelView<T>& level = p.levels[l];
       const T* filters = level.filters + batch * level.batch + n * level.image +
                          (at.row * static_cast<int>(level.row) + at.column * static_cast<int>(level.column));
-      const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);
+      const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       with_size<false>(level.size, [&](auto size) {
         constexpr int K = decltype(size)::value;
         const Accumulate<T>* origin = buffer + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
@@ -239,7 +242,7 @@ template <class T> __device__ __forceinline__ void fuse_direct(const Problem<T>&
           }
         }
       }
-      const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);
+      const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
 #pragma unroll
       for (int c = 0; c < C; ++c) result[c][0] += alpha * sum[c];
     }
@@ -290,8 +293,8 @@ constexpr int kReduceThreads = 256;
 
 // One block a level. float64 costs nothing at this size and makes the result independent of the picture's size.
 template <class T>
-__device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials, int64_t count, T* alphas_gradient,
-                                                   double* sums) {
+__device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials, int64_t count,
+                                                   Accumulate<T>* alphas_gradient, double* sums) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kReduceThreads) sum += partials[blockIdx.x * count + i];
   const LevelSums<kReduceThreads, double> level_sums{sums};
@@ -301,7 +304,7 @@ __device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials
   if (threadIdx.x != 0) return;
   double total = 0;
   for (int w = 0; w < kReduceThreads / kWarp; ++w) total += sums[w];
-  alphas_gradient[blockIdx.x] = narrow<T>(static_cast<Accumulate<T>>(total));
+  alphas_gradient[blockIdx.x] = static_cast<Accumulate<T>>(total);
 }
 
 // ---- gradient of the filters: alpha_l * g * shifted image ------------------------------------------------------------
@@ -311,7 +314,7 @@ __device__ __forceinline__ Accumulate<T> filters_gradient_level(
     const Accumulate<T>* tile, int plane, int pitch, const Accumulate<T> (&gradient)[C][V], Accumulate<T> alpha,
     T* target, int target_stride, const T* filters, int tap_stride) {
   Accumulate<T> sum = 0;
-#pragma unroll
+#pragma unroll kRowsUnrolled<K>
   for (int i = 0; i < K; ++i) {
     Accumulate<T> window[C][V + K - 1];
 #pragma unroll
@@ -381,7 +384,7 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
                                ? nullptr
                                : level.filters + batch * level.batch + n * level.image +
                                      (at.row * static_cast<int>(level.row) + at.column * static_cast<int>(level.column));
-        const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);
+        const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
         with_size<false>(level.size, [&](auto size) {
           constexpr int K = decltype(size)::value;
           const Accumulate<T>* origin = buffer + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
@@ -417,7 +420,7 @@ template <class T> __device__ __forceinline__ void filters_gradient_direct(const
       const int64_t first = first_plane * pixels + static_cast<int64_t>(at.row) * p.width + at.column;
       const T* filters = level.filters + batch * level.batch + image * level.image + at.row * level.row +
                          at.column * level.column;
-      const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);
+      const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       int tap = 0;
       for (int i = -radius; i <= radius; ++i) {
         const int row = padded_index(at.row + i, p.height, p.padding);
@@ -449,11 +452,12 @@ template <class T> __device__ __forceinline__ void filters_gradient_direct(const
 // A pixel is seen at its own place and, under replicate and reflect padding, at places outside the picture too.
 // Place 0 is its own; places 1 to 2R are those outside, of which `shows` tells whether they show the pixel.
 struct Places {
-  int own, size, radius, padding;
+  int own, size, radius;
+  Padding padding;
 
   __device__ __forceinline__ int count() const {
     const bool at_border = own <= radius || own >= size - 1 - radius;
-    return padding != kZeros && at_border ? 1 + 2 * radius : 1;
+    return padding != Padding::zeros && at_border ? 1 + 2 * radius : 1;
   }
   __device__ __forceinline__ int operator[](int i) const {
     if (i == 0) return own;
@@ -478,7 +482,7 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
     if (!rows.shows(r)) continue;
     for (int s = 0; s < columns.count(); ++s) {
       if (!columns.shows(s)) continue;
-#pragma unroll
+#pragma unroll kRowsUnrolled<K>
       for (int i = 0; i < size; ++i) {
         const int row = rows[r] + radius - i;  // the output that sees this place through tap row i
         if (row < 0 || row >= p.height) continue;
@@ -521,7 +525,7 @@ __device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<
       with_size<true>(level.size, [&](auto size) {
         images_gradient_level<decltype(size)::value, Index, C>(p, level, filters, gradient, channels, at, sum);
       });
-      const Accumulate<T> alpha = widen(p.alphas[l * p.alpha_stride]);
+      const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       const T* pixel = p.images.data + batch * p.images.batch + image * p.images.image +
                        first_channel * p.images.channel + at.row * p.images.row + at.column * p.images.column;
 #pragma unroll

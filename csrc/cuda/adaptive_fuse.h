@@ -24,7 +24,7 @@ typedef struct {
   const int* sizes;            /* k of each level, odd */
   const void* const* filters;  /* (batch, image, k * k, row, column) each */
   const int64_t (*filter_strides)[5];
-  const void* alphas;                 /* (levels,), of the same dtype */
+  const void* alphas;                 /* (levels,); float64 with float64 images, else float32 */
   int64_t alpha_stride;
 } ffmef_fusion;
 
@@ -34,7 +34,7 @@ typedef struct {
   int64_t output_strides[4];
   void* images;
   void* const* filters; /* array of level_count pointers, or null */
-  void* alphas;
+  void* alphas;         /* (levels,), of the dtype of alphas */
   void* workspace; /* ffmef_cuda_adaptive_fuse_workspace bytes, aligned to 8; needed for the gradient of alphas */
 } ffmef_fusion_gradients;
 

@@ -1,6 +1,8 @@
-// What every kernel of this folder shares: element types, 16-byte accesses, padding arithmetic, launches.
+// What every kernel of this folder shares: element types, 16-byte accesses, launches.
 // Read by nvcc and, for the tests, by a plain C++ compiler (tests/cuda_emulator); no torch header here.
 #pragma once
+
+#include "../geometry.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -16,8 +18,6 @@
 #endif
 
 namespace ffmef::cuda {
-
-enum Padding : int { kZeros = 0, kReplicate = 1, kReflect = 2 };
 
 // Half precision is accumulated in float32, float64 in float64.
 template <class T> struct AccumulateIn { using type = float; };
@@ -68,19 +68,6 @@ __device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V
     memcpy(&raw, elements, sizeof(raw));
     *reinterpret_cast<uint4*>(target) = raw;
   }
-}
-
-// Index of the pixel that a padded picture shows at `position`, or -1 where zero padding shows none.
-__device__ __forceinline__ int padded_index(int position, int size, int padding) {
-  if (position >= 0 && position < size) return position;
-  if (padding == kZeros) return -1;
-  if (padding == kReplicate) return position < 0 ? 0 : size - 1;
-  if (size == 1) return 0;
-  // Reflection bounces as often as needed: a picture may be smaller than the filter.
-  const int period = 2 * (size - 1);
-  int phase = position % period;
-  if (phase < 0) phase += period;
-  return phase < size ? phase : period - phase;
 }
 
 }  // namespace ffmef::cuda

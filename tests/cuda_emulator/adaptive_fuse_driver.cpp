@@ -117,7 +117,7 @@ struct Case {
     images.read(reader, element);
     filters.resize(static_cast<size_t>(reader.number()));
     for (auto& level : filters) level.read(reader, element);
-    alphas.read(reader, element);
+    alphas.read(reader, dtype == FFMEF_FLOAT64 ? 8 : 4);
     if (!backward) return;
     gradient.read(reader, element);
     need_images = reader.number();
@@ -157,27 +157,31 @@ void run(Case& c, std::ofstream& results) {
   fusion.alpha_stride = c.alphas.strides[0];
 
   // An output may start off a 16-byte boundary, as a view of a larger tensor does.
-  const size_t offset = static_cast<size_t>(c.output_offset) * element;
-  std::vector<std::unique_ptr<Memory>> outputs;
-  auto new_output = [&](int64_t count) -> void* {
-    outputs.push_back(std::make_unique<Memory>(offset + static_cast<size_t>(count) * element));
-    return outputs.back()->data() + offset;
+  struct Output {
+    std::unique_ptr<Memory> memory;
+    size_t offset;
+  };
+  std::vector<Output> outputs;
+  auto new_output = [&](int64_t count, size_t size) -> void* {
+    const size_t offset = static_cast<size_t>(c.output_offset) * size;
+    outputs.push_back({std::make_unique<Memory>(offset + static_cast<size_t>(count) * size), offset});
+    return outputs.back().memory->data() + offset;
   };
   int status = 0;
   if (!c.backward) {
-    void* output = new_output(shape[0] * shape[2] * shape[3] * shape[4]);
+    void* output = new_output(shape[0] * shape[2] * shape[3] * shape[4], element);
     status = ffmef_cuda_adaptive_fuse(&fusion, output, nullptr);
   } else {
     ffmef_fusion_gradients gradients = {};
     gradients.output = c.gradient.pointer;
     std::copy(c.gradient.strides, c.gradient.strides + 4, gradients.output_strides);
-    if (c.need_images) gradients.images = new_output(shape[0] * shape[1] * shape[2] * shape[3] * shape[4]);
+    if (c.need_images) gradients.images = new_output(shape[0] * shape[1] * shape[2] * shape[3] * shape[4], element);
     std::vector<void*> filter_gradients(c.filters.size(), nullptr);
     for (size_t l = 0; l < c.filters.size(); ++l)
       if (c.need_filters[l])
-        filter_gradients[l] = new_output(shape[0] * shape[1] * sizes[l] * sizes[l] * shape[3] * shape[4]);
+        filter_gradients[l] = new_output(shape[0] * shape[1] * sizes[l] * sizes[l] * shape[3] * shape[4], element);
     gradients.filters = filter_gradients.data();
-    if (c.need_alphas) gradients.alphas = new_output(static_cast<int64_t>(c.filters.size()));
+    if (c.need_alphas) gradients.alphas = new_output(fusion.level_count, c.dtype == FFMEF_FLOAT64 ? 8 : 4);
     Memory workspace(static_cast<size_t>(ffmef_cuda_adaptive_fuse_workspace(&fusion, &gradients)));
     gradients.workspace = workspace.data();
     status = ffmef_cuda_adaptive_fuse_backward(&fusion, &gradients, nullptr);
@@ -185,9 +189,9 @@ void run(Case& c, std::ofstream& results) {
   }
   results.write(reinterpret_cast<const char*>(&status), sizeof(status));
   for (auto& output : outputs) {
-    output->check_red_zones();
-    results.write(reinterpret_cast<const char*>(output->data() + offset),
-                  static_cast<std::streamsize>(output->bytes() - offset));
+    output.memory->check_red_zones();
+    results.write(reinterpret_cast<const char*>(output.memory->data() + output.offset),
+                  static_cast<std::streamsize>(output.memory->bytes() - output.offset));
   }
 }
 
