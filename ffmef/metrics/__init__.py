@@ -1,1 +1,69 @@
 """Fusion metrics, equal to the benchmark toolkits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ffmef.metrics._channels import Pictures
+from ffmef.metrics.feature import ag, ei, qabf, qp, sd, sf, sf_side_by_side
+from ffmef.metrics.information import ce, en, fmi, nmi, psnr, qncie, rmse, te
+from ffmef.metrics.perception import qcb, qcv, vif
+from ffmef.metrics.registry import METRICS, Metric
+from ffmef.metrics.structure import mef_ssim, qc, qw, qy, ssim
+
+__all__ = [
+    "METRICS", "Metric", "compute", "ag", "ce", "ei", "en", "fmi", "mef_ssim", "nmi", "psnr", "qabf", "qc", "qcb",
+    "qcv", "qncie", "qp", "qw", "qy", "rmse", "sd", "sf", "ssim", "te", "vif",
+]  # fmt: skip
+
+
+def compute(
+    a: object, b: object, fused: object, names: Iterable[str] | None = None, *, toolkit: str = "mefb"
+) -> dict[str, float]:
+    """Return several metrics of one fused picture; what they have in common is computed once.
+
+    The channels are scored one after the other, which bounds the memory.
+
+    Args:
+        a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch. The benchmarks' order is the darker picture first for
+            multi-exposure, visible before infrared for that task; it decides ties only.
+        b: the other source, of the same size.
+        fused: the fused picture, of the same size.
+        names: keys of :data:`METRICS`; all of them if None.
+        toolkit: "mefb" or "vifb"; they differ in SF (see :func:`sf`).
+
+    Returns:
+        The values by name, in the order of ``names``. A metric that is not defined for these pictures is NaN (or
+        infinite), as its own documentation states.
+
+    Raises:
+        ValueError: for an unknown name, for pictures that are not whole grey levels 0..255 and for sizes or colours
+            that do not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> picture = np.uint8([[0, 64], [128, 255]])
+        >>> compute(picture, picture, picture, ["EN", "RMSE"])
+        {'EN': 2.0, 'RMSE': 0.0}
+    """
+    names = list(METRICS if names is None else names)
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"names must be among {', '.join(METRICS)}, got {name}")
+    if toolkit not in ("mefb", "vifb"):
+        raise ValueError(f"toolkit must be 'mefb' or 'vifb', got {toolkit!r}")
+    pictures = Pictures(a, b, fused)
+    of_pictures = {name: METRICS[name].of_pictures for name in names}
+    if toolkit == "vifb" and "SF" in of_pictures:
+        of_pictures["SF"] = sf_side_by_side
+    values: dict[str, list[float]] = {
+        name: [measure(pictures)] if measure else [] for name, measure in of_pictures.items()
+    }
+    by_channel = [name for name, measure in of_pictures.items() if not measure]
+    if by_channel:
+        for channel in pictures.channels():
+            for name in by_channel:
+                values[name].append(METRICS[name].of_channel(channel))
+    return {name: float(np.mean(values[name])) for name in names}

@@ -1,0 +1,181 @@
+"""The three pictures that a metric compares, checked, and what the metrics of one colour channel share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ffmef.metrics import _windows
+
+SOURCES = ("a", "b")
+_GREY_WEIGHTS = (0.298936, 0.587043, 0.114021)
+
+
+def as_picture(value: object, name: str) -> np.ndarray:
+    """Return a picture as uint8 (H, W) or (H, W, 3), or say what is wrong with ``name``."""
+    if hasattr(value, "detach"):  # a torch tensor, in any layout
+        value = value.detach().cpu().numpy()
+        if value.ndim == 3 and value.shape[0] in (1, 3) and value.shape[-1] not in (1, 3):
+            value = np.moveaxis(value, 0, -1)
+    picture = np.asarray(value)
+    if picture.ndim == 3 and picture.shape[2] == 1:
+        picture = picture[..., 0]
+    if picture.ndim != 2 and not (picture.ndim == 3 and picture.shape[2] == 3):
+        raise ValueError(f"{name} must be (H, W) or (H, W, 3), got {picture.shape}")
+    if picture.size == 0:
+        raise ValueError(f"{name} must have pixels, got {picture.shape}")
+    if picture.dtype != np.uint8:
+        if picture.dtype.kind not in "uif":
+            raise ValueError(f"{name} must hold numbers, got {picture.dtype}")
+        bad = ~((picture >= 0) & (picture <= 255) & (picture == np.floor(picture)))  # NaN fails too
+        if bad.any():
+            raise ValueError(f"{name} must hold whole grey levels 0..255, got {picture[bad].flat[0]}")
+        picture = picture.astype(np.uint8)
+    return picture
+
+
+def to_grey(picture: np.ndarray) -> np.ndarray:
+    """Return the rounded luma of a colour picture, and a grey picture as it is."""
+    if picture.ndim == 2:
+        return picture
+    red, green, blue = (weight * picture[..., i] for i, weight in enumerate(_GREY_WEIGHTS))
+    return np.floor(red + green + blue + 0.5).astype(np.uint8)
+
+
+def stretch_table(low: int, high: int, *, unit: bool = False) -> np.ndarray:
+    """Return where 256 grey levels go when ``low``..``high`` is stretched to 0..255 and rounded, halves up.
+
+    Most of the toolkit stretches grey levels, where halves are exact. QCB stretches levels divided by 255 (``unit``),
+    where rounding decides which side of a half a level falls; the order of the operations is the toolkit's.
+    """
+    levels = np.clip(np.arange(256), low, high)
+    if unit:
+        exact = (levels / 255 - low / 255) / (high / 255 - low / 255) * 255
+    else:
+        exact = 255.0 * (levels - low) / (high - low)
+    return np.floor(exact + 0.5).astype(np.uint8)
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Return the entropy in bits of a histogram of counts."""
+    used = counts[counts > 0] / counts.sum()
+    return float(-(used * np.log2(used)).sum())
+
+
+def _remembered(method: Callable) -> Callable:
+    """Compute once per channel and arguments; the memory ends with the channel."""
+
+    @functools.wraps(method)
+    def wrapper(self, *names):
+        key = (method.__name__, *names)
+        if key not in self._memory:
+            self._memory[key] = method(self, *names)
+        return self._memory[key]
+
+    return wrapper
+
+
+class Channel:
+    """One colour channel of the sources ``a`` and ``b`` and of the fused picture ``f``, with shared intermediates.
+
+    Pictures are named by the letters a, b and f in all methods. Everything is computed when first asked for and kept
+    while the channel lives.
+    """
+
+    def __init__(self, a: np.ndarray, b: np.ndarray, fused: np.ndarray, fused_grey: np.ndarray | None = None):
+        self._memory: dict = {}
+        self.levels = {name: np.ascontiguousarray(x) for name, x in (("a", a), ("b", b), ("f", fused))}
+        self.shape: tuple[int, int] = a.shape
+        self.pixels = a.size
+        self.fused_grey = self.levels["f"] if fused_grey is None else fused_grey
+
+    @_remembered
+    def values(self, name: str) -> np.ndarray:
+        """Grey levels as float64."""
+        return self.levels[name].astype(np.float64)
+
+    @_remembered
+    def histogram(self, name: str) -> np.ndarray:
+        """Counts of the 256 grey levels."""
+        return np.bincount(self.levels[name].ravel(), minlength=256)
+
+    @_remembered
+    def squared_error(self, source: str) -> int:
+        """Sum of squared differences between a source and the fused channel."""
+        difference = self.levels[source].astype(np.int32) - self.levels["f"]
+        return int((difference * difference).sum(dtype=np.int64))
+
+    @_remembered
+    def _stretch_table(self, name: str, unit: bool) -> np.ndarray | None:
+        used = np.flatnonzero(self.histogram(name))
+        low, high = int(used[0]), int(used[-1])
+        if low < high:
+            return stretch_table(low, high, unit=unit)
+        return np.arange(256, dtype=np.uint8) if low == 0 else None
+
+    @property
+    def stretchable(self) -> bool:
+        """Whether all three channels can be stretched: a constant one is 0/0 unless it is all zero."""
+        return all(self._stretch_table(name, False) is not None for name in "abf")
+
+    @_remembered
+    def stretched(self, name: str) -> np.ndarray:
+        """The channel stretched to 0..255 and rounded."""
+        return self._stretch_table(name, False)[self.levels[name]]
+
+    @_remembered
+    def stretched_spectrum(self, name: str, unit: bool = False) -> np.ndarray:
+        """Real Fourier transform of the stretched channel, see :func:`stretch_table`."""
+        import scipy.fft
+
+        table = self._stretch_table(name, unit)
+        if unit and np.array_equal(table, self._stretch_table(name, False)):
+            return self.stretched_spectrum(name)
+        return scipy.fft.rfft2(table.astype(np.float64)[self.levels[name]])
+
+    @_remembered
+    def joint_histogram(self, first: str, second: str) -> np.ndarray:
+        """Counts (256, 256) of pairs of stretched levels, rows for ``first``."""
+        index = self.stretched(first).astype(np.intp).ravel()
+        index *= 256
+        index += self.stretched(second).ravel()
+        return np.bincount(index, minlength=65536).reshape(256, 256)
+
+    @_remembered
+    def sobel(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Sobel derivatives with a repeated border."""
+        return _windows.derivatives(self.levels[name], _windows.SOBEL, "replicate")
+
+
+class Pictures:
+    """Checked sources and fused picture.
+
+    Grey sources and a colour fused picture compare with its first channel only, as the toolkits do. One grey source
+    beside a colour one is compared with every channel.
+    """
+
+    def __init__(self, a: object, b: object, fused: object):
+        self.a, self.b, self.fused = (as_picture(x, n) for x, n in ((a, "a"), (b, "b"), (fused, "fused")))
+        for name, picture in (("b", self.b), ("fused", self.fused)):
+            if picture.shape[:2] != self.a.shape[:2]:
+                raise ValueError(f"{name} must have the size of a, {self.a.shape[:2]}, got {picture.shape[:2]}")
+        if self.fused.ndim == 2 and self.a.ndim + self.b.ndim > 4:
+            raise ValueError("fused must have 3 channels like its colour source, got a grey picture")
+
+    def channels(self) -> Iterator[Channel]:
+        """Yield the channels to score, one at a time so that only one's intermediates are in memory."""
+        if self.a.ndim == self.b.ndim == 2:
+            if self.fused.ndim == 2:
+                yield Channel(self.a, self.b, self.fused)
+            else:
+                yield Channel(self.a, self.b, self.fused[..., 0], fused_grey=to_grey(self.fused))
+            return
+        for c in range(3):
+            yield Channel(*(x if x.ndim == 2 else x[..., c] for x in (self.a, self.b, self.fused)))
+
+
+def channel_mean(measure: Callable[[Channel], float], a: object, b: object, fused: object) -> float:
+    """Return the mean of a measure over the channels of three pictures."""
+    return float(np.mean([measure(channel) for channel in Pictures(a, b, fused).channels()]))

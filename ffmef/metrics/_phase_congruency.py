@@ -1,0 +1,111 @@
+"""Phase congruency of one channel: Kovesi's, with the toolkit's changes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+SCALES, ORIENTATIONS = 4, 6
+SHORTEST_WAVELENGTH, WAVELENGTH_RATIO = 3.0, 2.1
+BANDWIDTH = 0.55  # of a log-Gabor filter, as the ratio of its deviation to its centre frequency
+ANGULAR_DEVIATION = math.pi / ORIENTATIONS / 1.2
+LOW_PASS_CUTOFF, LOW_PASS_POWER = 0.45, 30
+NOISE_DEVIATIONS, NOISE_DIVISOR = 2.0, 1.7
+SPREAD_CUTOFF, SPREAD_SLOPE = 0.5, 10.0
+EPSILON = 1e-4
+
+
+class FilterBank(NamedTuple):
+    """Radial and angular factors of the filters, in the layout of the Fourier transform."""
+
+    radial: list[np.ndarray]
+    angular: list[np.ndarray]
+    noise_gains: list[float]  # per orientation: estimated noise energy for a unit median of the smallest scale
+
+
+def _frequencies(length: int) -> np.ndarray:
+    """Frequencies in cycles per pixel, zero first; an odd length spans -0.5 to 0.5 inclusive."""
+    if length % 2:
+        centred = np.arange(-(length - 1) / 2, (length - 1) / 2 + 1) / (length - 1)
+    else:
+        centred = np.arange(-length / 2, length / 2) / length
+    return np.fft.ifftshift(centred)
+
+
+@functools.lru_cache(maxsize=1)
+def filter_bank(height: int, width: int) -> FilterBank:
+    """Return the filters for pictures of one size; the last size's are kept."""
+    x, y = _frequencies(width), _frequencies(height)[:, None]
+    radius = np.hypot(x, y)
+    radius[0, 0] = 1
+    theta = np.arctan2(-y, x)
+    # The low pass has its own grid, and for odd lengths the toolkit moves its centre to the last element.
+    x, y = (np.fft.fftshift((np.arange(length) - length // 2) / length) for length in (width, height))
+    low_pass = 1 / (1 + (np.hypot(x, y[:, None]) / LOW_PASS_CUTOFF) ** LOW_PASS_POWER)
+    radial = []
+    for scale in range(SCALES):
+        wavelength = SHORTEST_WAVELENGTH * WAVELENGTH_RATIO**scale
+        response = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * math.log(BANDWIDTH) ** 2)) * low_pass
+        response[0, 0] = 0
+        radial.append(response)
+    angular = []
+    for orientation in range(ORIENTATIONS):
+        distance = np.abs(theta - orientation * math.pi / ORIENTATIONS)
+        distance = np.minimum(distance, 2 * math.pi - distance)
+        angular.append(np.exp(-(distance**2) / (2 * ANGULAR_DEVIATION**2)))
+    total = sum(radial)
+    return FilterBank(radial, angular, [_noise_gain(radial[0], total, response) for response in angular])
+
+
+def _noise_gain(first: np.ndarray, total: np.ndarray, angular: np.ndarray) -> float:
+    """Squared noise energy over the median squared amplitude of the smallest scale.
+
+    The toolkit sums products of the real parts of the filters in space; by Parseval's theorem these are sums over the
+    spectrum of the even parts.
+    """
+    response = total * angular
+    even = (response + np.roll(response[::-1, ::-1], (1, 1), (0, 1))) / 2
+    power = (first * angular) ** 2
+    return float(2 * (even**2).sum() / power.sum() / math.log(2))
+
+
+def maps(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return phase congruency and its maximum and minimum moment."""
+    import scipy.fft
+
+    spectrum = scipy.fft.fft2(channel.astype(np.float64))
+    congruency, amplitudes = np.zeros(channel.shape), np.zeros(channel.shape)
+    xx, yy, xy = np.zeros(channel.shape), np.zeros(channel.shape), np.zeros(channel.shape)
+    for orientation, angular in enumerate(bank.angular):
+        partial = spectrum * angular
+        responses = [scipy.fft.ifft2(partial * radial, overwrite_x=True) for radial in bank.radial]
+        moduli = [np.abs(response) for response in responses]
+        amplitude, peak = sum(moduli), functools.reduce(np.maximum, moduli)
+        even, odd = sum(r.real for r in responses), sum(r.imag for r in responses)
+        norm = np.sqrt(even * even + odd * odd) + EPSILON
+        even /= norm
+        odd /= norm
+        energy = np.zeros(channel.shape)
+        for response in responses:
+            real, imaginary = response.real, response.imag
+            energy += real * even + imaginary * odd - np.abs(real * odd - imaginary * even)
+        deviation = math.sqrt(bank.noise_gains[orientation] * float(np.median(moduli[0] ** 2)) / 2)
+        threshold = deviation * (math.sqrt(math.pi / 2) + NOISE_DEVIATIONS * math.sqrt(2 - math.pi / 2))
+        energy = np.maximum(energy - threshold / NOISE_DIVISOR, 0)
+        spread = amplitude / (peak + EPSILON) / SCALES
+        energy /= 1 + np.exp(SPREAD_SLOPE * (SPREAD_CUTOFF - spread))
+        congruency += energy
+        amplitudes += amplitude
+        oriented = np.divide(energy, amplitude, out=energy, where=amplitude > 0)
+        angle = orientation * math.pi / ORIENTATIONS
+        x, y = oriented * math.cos(angle), oriented * math.sin(angle)
+        xx += x * x
+        yy += y * y
+        xy += x * y
+    congruency /= amplitudes + EPSILON
+    xx, yy, xy = xx / (ORIENTATIONS / 2), yy / (ORIENTATIONS / 2), xy / ORIENTATIONS
+    root = np.sqrt(xy * xy + (xx - yy) ** 2) + EPSILON
+    return congruency, (xx + yy + root) / 2, (xx + yy - root) / 2
