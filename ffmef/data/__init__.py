@@ -1,1 +1,20 @@
-"""Pairs and brackets of pictures for training."""
+"""Training data: scenes of several exposures, real or made from photographs, as seeded samples."""
+
+from ffmef.data.dataset import EpochBatches, Mixture, Scenes, TrainingSet
+from ffmef.data.pictures import PictureScenes
+from ffmef.data.scenes import find_brackets, find_pairs, find_photographs, find_scenes, read_table
+from ffmef.data.synthetic import SyntheticBrackets
+
+__all__ = [
+    "EpochBatches",
+    "Mixture",
+    "PictureScenes",
+    "Scenes",
+    "SyntheticBrackets",
+    "TrainingSet",
+    "find_brackets",
+    "find_pairs",
+    "find_photographs",
+    "find_scenes",
+    "read_table",
+]

@@ -1,1 +1,11 @@
 """Losses to train fusion networks without a reference picture."""
+
+from ffmef.losses.gif import GIFLoss
+from ffmef.losses.mef_ssim import MEFSSIMLoss
+from ffmef.losses.picture import PictureLoss
+from ffmef.losses.pmgi import PMGILoss
+from ffmef.losses.sources import Sources
+from ffmef.losses.structural import mef_ssim, ssim
+from ffmef.losses.terms import TERMS
+
+__all__ = ["TERMS", "GIFLoss", "MEFSSIMLoss", "PMGILoss", "PictureLoss", "Sources", "mef_ssim", "ssim"]

@@ -1,0 +1,66 @@
+"""Train a fusion network from pairs, brackets or ordinary photographs.
+
+Settings come from the defaults (the FFMEF paper's), from a TOML or YAML file over them, and from the options over both.
+Several processes or GPUs: ``torchrun --nproc-per-node 2 -m ffmef.cli train ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from ffmef.errors import InputError
+from ffmef.training.config import Config, resolve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add one option for each setting, and those of the run itself."""
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--config", metavar="FILE", help="settings as .toml or .yaml")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in RUN")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    settings = parser.add_argument_group("settings")
+    for f in dataclasses.fields(Config):
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        shown = f" (default: {default})" if default not in ("", [], {}) else ""
+        kwargs = {"default": argparse.SUPPRESS, "help": f.metadata["help"] + shown, "dest": f"set_{f.name}"}
+        if isinstance(default, bool):
+            kwargs["action"] = argparse.BooleanOptionalAction
+        elif isinstance(default, list):
+            kwargs |= {"nargs": "+", "metavar": "PLACE"}
+        elif isinstance(default, dict):
+            kwargs |= {"type": _json, "metavar": "JSON"}
+        else:
+            kwargs |= {"type": type(default), "metavar": {int: "N", float: "X", str: "NAME"}[type(default)]}
+        settings.add_argument(f"--{f.name.replace('_', '-')}", **kwargs)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, or resume with the settings that the run was started with."""
+    folder = Path(args.output)
+    overrides = {name[4:]: value for name, value in vars(args).items() if name.startswith("set_")}
+    file = args.config
+    if args.resume and file is None and (folder / "config.toml").exists():
+        file = folder / "config.toml"
+    config = resolve(file, overrides)
+    try:
+        from ffmef.training.trainer import Trainer
+    except ImportError as error:
+        raise InputError(f"training needs the package {error.name}; install ffmef[train]") from None
+    trainer = Trainer(config, folder, resume=args.resume)
+    if trainer.fabric.is_global_zero:
+        count = sum(parameter.numel() for parameter in trainer.plain.parameters())
+        print(f"{len(trainer.dataset.scenes)} scenes, {len(trainer.held_out)} for validation; {count} parameters")
+    trainer.run(progress=not args.quiet)
+
+
+def _json(text: str) -> dict:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text}")
+    return value

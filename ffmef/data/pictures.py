@@ -1,0 +1,147 @@
+"""Scenes of real pictures: decoded once, kept small in memory, cut into samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ffmef.data.crops import cut, draw_window
+from ffmef.errors import InputError
+from ffmef.imaging.io import read_picture, to_eight_bit
+
+log = logging.getLogger(__name__)
+
+
+def read_rgb(path: Path, longest_side: int | None = None) -> np.ndarray:
+    """Return a picture file as uint8 (H, W, 3), shrunk so that no side exceeds ``longest_side``.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    pixels = to_eight_bit(read_picture(path).pixels)
+    pixels = np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels
+    return shrink(pixels, longest_side)
+
+
+def shrink(pixels: np.ndarray, longest_side: int | None) -> np.ndarray:
+    """Return a picture shrunk by areas so that no side exceeds ``longest_side``; None keeps it."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    if longest_side is None or max(height, width) <= longest_side:
+        return pixels
+    scale = longest_side / max(height, width)
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(pixels, target, interpolation=cv2.INTER_AREA)
+
+
+class PictureScenes:
+    """Aligned pictures of scenes, each with two or more exposures (or foci, or spectra).
+
+    All files are decoded at the start and kept as uint8. Scenes with a file that is missing, damaged or of another size
+    are reported once and left out.
+
+    Args:
+        scenes: ``{name: paths}`` as :func:`ffmef.data.find_scenes` returns it.
+        count: pictures a sample, N.
+        order: ``"luminance"``, the darker first; ``"given"``, as the paths are ordered; ``"random"``.
+        gap: least difference of mean grey level between neighbours in a sample of a bracket with more than ``count``
+            exposures; where a bracket has none, its darkest and brightest are taken.
+        jitter: share of the samples whose dark picture is darkened further or whose bright one is brightened further.
+        longest_side: pictures are kept no larger than this.
+
+    Attributes:
+        names: of the scenes that can be used.
+        skipped: ``{name: reason}``.
+    """
+
+    def __init__(
+        self,
+        scenes: Mapping[str, Sequence[Path]],
+        *,
+        count: int = 2,
+        order: str = "luminance",
+        gap: float = 40.0,
+        jitter: float = 0.0,
+        longest_side: int | None = 640,
+    ):
+        if order not in ("luminance", "given", "random"):
+            raise ValueError(f"order must be 'luminance', 'given' or 'random', got {order!r}")
+        self.count, self.order, self.gap, self.jitter = count, order, gap, jitter
+        self.names: list[str] = []
+        self.skipped: dict[str, str] = {}
+        self._pictures: list[list[np.ndarray]] = []
+        self._levels: list[list[float]] = []
+        for name, paths in scenes.items():
+            try:
+                pictures = self._read(paths, longest_side)
+            except InputError as error:
+                self.skipped[name] = str(error)
+                log.warning("scene %s left out: %s", name, error)
+                continue
+            self.names.append(name)
+            self._pictures.append(pictures)
+            self._levels.append([float(picture.mean()) for picture in pictures])
+
+    def _read(self, paths: Sequence[Path], longest_side: int | None) -> list[np.ndarray]:
+        if len(paths) < self.count:
+            raise InputError(f"must have at least {self.count} pictures, got {len(paths)}")
+        pictures = [read_rgb(path, longest_side) for path in paths]
+        for path, picture in zip(paths, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                sizes = [f"{p.shape[1]} x {p.shape[0]}" for p in (pictures[0], picture)]
+                raise InputError(f"{path}: must be {sizes[0]} like the first picture of its scene, got {sizes[1]}")
+        if self.order == "luminance":
+            pictures.sort(key=lambda picture: picture.mean())
+        return pictures
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def sample(self, index: int, size: int, recipe: str, rng: np.random.Generator) -> np.ndarray:
+        """Return uint8 (N, size, size, 3) of scene ``index``."""
+        pictures = self._pictures[index]
+        chosen = self._choose(self._levels[index], rng)
+        window = draw_window(*pictures[0].shape[:2], size, recipe, rng)
+        sample = np.stack([cut(pictures[i], window, size) for i in chosen])
+        if self.jitter and rng.random() < self.jitter:
+            sample = _expose_further(sample, rng)
+        if self.order == "random":
+            rng.shuffle(sample)
+        return sample
+
+    def whole(self, index: int) -> np.ndarray:
+        """Return the darkest to brightest pictures of scene ``index`` uncut, uint8 (N, H, W, 3)."""
+        levels = self._levels[index]
+        chosen = list(range(self.count)) if len(levels) == self.count else self._spread(levels)
+        return np.stack([self._pictures[index][i] for i in chosen])
+
+    def _choose(self, levels: list[float], rng: np.random.Generator) -> list[int]:
+        if len(levels) == self.count:
+            return list(range(self.count))
+        for _ in range(20):
+            chosen = sorted(rng.choice(len(levels), self.count, replace=False).tolist())
+            ordered = sorted(levels[i] for i in chosen)
+            if all(b - a >= self.gap for a, b in zip(ordered, ordered[1:])):
+                return chosen
+        return self._spread(levels)
+
+    def _spread(self, levels: list[float]) -> list[int]:
+        by_level = np.argsort(levels, kind="stable")
+        spread = np.linspace(0, len(levels) - 1, self.count).round().astype(int)
+        return sorted(by_level[spread].tolist())
+
+
+def _expose_further(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Darken the darkest picture or brighten the brightest, with clipping, as a wider bracket would."""
+    levels = sample.mean((1, 2, 3))
+    if rng.random() < 0.5:
+        index, gain = int(levels.argmin()), rng.uniform(0.4, 1.0)
+    else:
+        index, gain = int(levels.argmax()), rng.uniform(1.0, 1.6)
+    table = np.clip(np.arange(256) * gain + 0.5, 0, 255).astype(np.uint8)
+    sample[index] = table[sample[index]]
+    return sample

@@ -1,0 +1,49 @@
+"""Histograms with a slope: each value is shared between its two nearest bins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def soft_histogram(values: Tensor, bins: int = 64) -> Tensor:
+    """Return the share of each bin, differentiable in the values.
+
+    Args:
+        values: (B, P) in [0, 1]; bin i is centred at i / (bins - 1).
+        bins: at least 2.
+
+    Returns:
+        (B, bins), each row sums to 1.
+
+    Example:
+        >>> import torch
+        >>> soft_histogram(torch.tensor([[0.0, 0.25]]), 3)
+        tensor([[0.7500, 0.2500, 0.0000]])
+    """
+    lower, share = _bin(values, bins)
+    table = values.new_zeros(values.shape[0], bins)
+    table = table.scatter_add(1, lower, 1 - share).scatter_add(1, lower + 1, share)
+    return table / values.shape[1]
+
+
+def soft_joint_histogram(x: Tensor, y: Tensor, bins: int = 32) -> Tensor:
+    """Return the shares (B, bins, bins) of pairs of values, differentiable in both; x selects the row."""
+    lower_x, share_x = _bin(x, bins)
+    lower_y, share_y = _bin(y, bins)
+    table = x.new_zeros(x.shape[0], bins * bins)
+    for step_x, weight_x in ((0, 1 - share_x), (1, share_x)):
+        for step_y, weight_y in ((0, 1 - share_y), (1, share_y)):
+            table = table.scatter_add(1, (lower_x + step_x) * bins + lower_y + step_y, weight_x * weight_y)
+    return table.view(-1, bins, bins) / x.shape[1]
+
+
+def entropy(shares: Tensor) -> Tensor:
+    """Return ``-sum p log2 p`` over the last axis."""
+    return -torch.special.xlogy(shares, shares + 1e-12).sum(-1) / 0.6931471805599453
+
+
+def _bin(values: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    position = values.clamp(0, 1) * (bins - 1)
+    lower = position.detach().floor().clamp(max=bins - 2)
+    return lower.long(), position - lower

@@ -1,0 +1,66 @@
+"""What every loss needs to know of the pictures that are fused, computed once for all terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ffmef.imaging.colour import merge_chroma, rgb_to_ycbcr, ycbcr_to_rgb
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The pictures of one scene as a loss sees them; constants, no gradient reaches them.
+
+    Attributes:
+        rgb: (B, N, 3, H, W) in [0, 1].
+        luminance: (B, N, H, W), Y / 255.
+        chroma: (B, N, 2, H, W), Cb / 255 and Cr / 255, 128 / 255 for no colour.
+        merged_chroma: (B, 2, H, W), the chroma of the fused picture (paper, eq. 1) / 255.
+    """
+
+    rgb: Tensor
+    luminance: Tensor
+    chroma: Tensor
+    merged_chroma: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def from_rgb(cls, rgb: Tensor, *, chroma_from: int | None = None) -> Sources:
+        """Split RGB pictures into luminance and chroma.
+
+        Args:
+            rgb: (B, N, 3, H, W), uint8 or floating in [0, 1].
+            chroma_from: the picture whose chroma the fused picture takes (visible and infrared); None merges all.
+
+        Raises:
+            ValueError: ``rgb`` has another shape, or ``chroma_from`` names no picture.
+
+        Example:
+            >>> import torch
+            >>> Sources.from_rgb(torch.zeros(1, 2, 3, 4, 5, dtype=torch.uint8)).luminance.shape
+            torch.Size([1, 2, 4, 5])
+        """
+        if rgb.dim() != 5 or rgb.shape[2] != 3:
+            raise ValueError(f"rgb must be (B, N, 3, H, W), got {tuple(rgb.shape)}")
+        if chroma_from is not None and not 0 <= chroma_from < rgb.shape[1]:
+            raise ValueError(f"chroma_from must be 0 to {rgb.shape[1] - 1}, got {chroma_from}")
+        rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+        ycbcr = rgb_to_ycbcr(rgb * 255)
+        chroma = ycbcr[:, :, 1:]
+        merged = chroma[:, chroma_from] if chroma_from is not None else merge_chroma(list(chroma.unbind(1)))
+        return cls(rgb, ycbcr[:, :, 0] / 255, chroma / 255, merged / 255)
+
+    def picture(self, fused: Tensor) -> Tensor:
+        """Return the RGB picture (B, 3, H, W) of a fused luminance (B, 1, H, W), scaled to [0, 1] but not clipped."""
+        return ycbcr_to_rgb(torch.cat([fused, self.merged_chroma.to(fused.dtype)], 1) * 255) / 255
+
+
+def check_fused(fused: Tensor, sources: Sources) -> Tensor:
+    """Return ``fused`` in at least float32 after checking that it fits ``sources``."""
+    expected = (sources.luminance.shape[0], 1, *sources.luminance.shape[-2:])
+    if tuple(fused.shape) != expected:
+        raise ValueError(f"fused must be {expected} like sources, got {tuple(fused.shape)}")
+    return fused.to(torch.promote_types(fused.dtype, torch.float32))

@@ -1,0 +1,169 @@
+"""The settings of a training run: defaults of the paper, a TOML or YAML file over them, the command line over both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ffmef.errors import InputError
+
+TASKS = ("mef", "mff", "vif")
+LOSSES = ("gif", "picture", "mef-ssim", "pmgi")
+
+
+@dataclass
+class Config:
+    """All settings of a run. The defaults are those of the FFMEF paper, section 4.1."""
+
+    task: str = field(default="mef", metadata={"help": "mef, mff (multi-focus) or vif (A visible, B infrared)"})
+    data: list[str] = field(default_factory=list, metadata={"help": "folders of pairs or brackets, or CSV tables"})
+    photographs: list[str] = field(
+        default_factory=list, metadata={"help": "folders of photographs and radiance maps for synthetic brackets"}
+    )
+    exclude: list[str] = field(default_factory=list, metadata={"help": "names of scenes to leave out"})
+    validation: float = field(default=0.0, metadata={"help": "share of the scenes kept for validation"})
+
+    model: str = field(default="ffmef", metadata={"help": "ffmef or pyramid"})
+    model_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the model as JSON"})
+    initial: str = field(default="", metadata={"help": "weights to start from; none: random"})
+
+    loss: str = field(default="gif", metadata={"help": "gif, picture, mef-ssim or pmgi"})
+    loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the loss as JSON"})
+
+    count: int = field(default=2, metadata={"help": "pictures a sample"})
+    size: int = field(default=128, metadata={"help": "side of the samples in pixels"})
+    recipe: str = field(default="whole", metadata={"help": "whole (paper), release or mixed crops"})
+    turns: bool = field(default=False, metadata={"help": "quarter turns besides flips"})
+    order: str = field(default="", metadata={"help": "luminance, given, reversed or random; by default the task's"})
+    jitter: float = field(default=0.0, metadata={"help": "share of the samples exposed further than the bracket"})
+    windows: float = field(default=0.3, metadata={"help": "share of synthetic brackets with a second, brighter scene"})
+    longest_side: int = field(default=640, metadata={"help": "pictures are kept in memory no larger than this"})
+
+    epochs: int = field(default=30, metadata={"help": "length of the run"})
+    samples_per_epoch: int = field(default=0, metadata={"help": "0: one a scene"})
+    batch_size: int = field(default=2, metadata={"help": "over all processes"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "of AdamW, at its highest"})
+    weight_decay: float = field(default=1e-2, metadata={"help": "of AdamW"})
+    schedule: str = field(default="constant", metadata={"help": "constant, cosine or step"})
+    warmup: int = field(default=0, metadata={"help": "steps of linear warm-up"})
+    step_epochs: int = field(default=30, metadata={"help": "the step schedule halves the rate every so many epochs"})
+    clip_norm: float = field(default=0.0, metadata={"help": "largest norm of the gradient; 0: no limit"})
+    ema: float = field(default=0.0, metadata={"help": "decay of the moving average of the weights; 0: none"})
+    precision: str = field(default="32-true", metadata={"help": "32-true, bf16-mixed or 16-mixed"})
+
+    seed: int = field(default=0, metadata={"help": "of all chance"})
+    deterministic: bool = field(default=False, metadata={"help": "refuse operations that differ from run to run"})
+    accelerator: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: as PyTorch chooses"})
+    workers: int = field(default=0, metadata={"help": "processes that prepare samples"})
+    checkpoint_every: int = field(default=0, metadata={"help": "steps between checkpoints; 0: once an epoch"})
+    sample_every: int = field(default=1, metadata={"help": "epochs between sample pictures and validations"})
+
+    def __post_init__(self):
+        _one_of("task", self.task, TASKS)
+        _one_of("loss", self.loss, LOSSES)
+        _one_of("schedule", self.schedule, ("constant", "cosine", "step"))
+        _one_of("recipe", self.recipe, ("whole", "release", "mixed"))
+        _one_of("order", self.order, ("", "luminance", "given", "reversed", "random"))
+        _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
+        for name in ("epochs", "batch_size", "size", "step_epochs", "sample_every"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("count", self.count, 2)
+        for name in ("samples_per_epoch", "warmup", "threads", "workers", "checkpoint_every", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.learning_rate <= 0:
+            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("validation", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not self.order:
+            # The infrared picture goes first, as in the published weights; the darker one where exposures differ.
+            self.order = {"mef": "luminance", "mff": "given", "vif": "reversed"}[self.task]
+
+    def write(self, path: Path) -> None:
+        """Write the settings as TOML, which ``--config`` reads back."""
+        lines = ["# All settings of this run; ffmef train --config reads them back."]
+        lines += [f"{name} = {_toml(value)}" for name, value in dataclasses.asdict(self).items()]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def resolve(path: str | Path | None, overrides: dict[str, Any]) -> Config:
+    """Return the settings of a file, with ``overrides`` over them.
+
+    Args:
+        path: a ``.toml``, ``.yaml`` or ``.yml`` file, or None.
+        overrides: settings by name.
+
+    Raises:
+        InputError: the file cannot be read, names an unknown setting, or a value has the wrong type or range.
+    """
+    settings = {**(_read(Path(path)) if path else {}), **overrides}
+    fields = {f.name: f for f in dataclasses.fields(Config)}
+    values = {}
+    for name, value in settings.items():
+        if name not in fields:
+            raise InputError(f"{path}: unknown setting {name!r}")
+        values[name] = _typed(name, value, fields[name])
+    return Config(**values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        if path.suffix.lower() == ".toml":
+            settings = tomllib.loads(text)
+        elif path.suffix.lower() in (".yaml", ".yml"):
+            import yaml
+
+            settings = yaml.safe_load(text) or {}
+        else:
+            raise InputError(f"{path}: the extension must be .toml, .yaml or .yml, got {path.suffix!r}")
+    except InputError:
+        raise
+    except Exception as error:  # each parser has errors of its own
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: must hold settings by name, got {type(settings).__name__}")
+    return settings
+
+
+def _typed(name: str, value: Any, described: dataclasses.Field) -> Any:
+    default = described.default if described.default is not dataclasses.MISSING else described.default_factory()
+    wanted = type(default)
+    if wanted is float and isinstance(value, str):
+        try:
+            value = float(value)  # YAML 1.1 reads 1e-3 as a string
+        except ValueError:
+            pass
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if wanted is list and isinstance(value, str):
+        value = [value]
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise InputError(f"{name} must be of type {wanted.__name__}, got {value!r}")
+    return value
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(filter(None, choices))}, got {value!r}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")

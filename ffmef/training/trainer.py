@@ -1,0 +1,424 @@
+"""The training loop: one process or many, resumable to the bit, of any model and loss of this package."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ffmef.data import EpochBatches, Mixture, PictureScenes, SyntheticBrackets, TrainingSet, find_scenes
+from ffmef.errors import InputError
+from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
+from ffmef.training.checkpoint import load, save, write_atomically
+from ffmef.training.config import Config
+from ffmef.training.report import LossTable, contact_sheet
+from ffmef.training.schedules import rate_factor
+
+log = logging.getLogger(__name__)
+
+_LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss}
+
+
+class DivergedError(InputError):
+    """The loss is no longer a number."""
+
+
+def build_model(name: str, options: dict[str, Any]) -> nn.Module:
+    """Return the model ``"ffmef"`` or ``"pyramid"`` with its options.
+
+    Raises:
+        InputError: an unknown name or option.
+    """
+    import ffmef.models
+
+    classes = {"ffmef": "FFMEF", "pyramid": "PyramidFFMEF"}
+    if name not in classes:
+        raise InputError(f"model must be one of {', '.join(classes)}, got {name!r}")
+    try:
+        return getattr(ffmef.models, classes[name])(**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model_options: {error}") from None
+
+
+def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
+    """Return the loss ``"gif"``, ``"picture"``, ``"mef-ssim"`` or ``"pmgi"`` with its options.
+
+    Raises:
+        InputError: an unknown option.
+    """
+    try:
+        return _LOSSES[name](**options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"loss_options: {error}") from None
+
+
+def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
+    """Return the training samples, and the validation scenes as uint8 (N, h, w, 3), no side above 384.
+
+    The split is by scene, drawn from the seed; synthetic scenes are never used for validation.
+
+    Raises:
+        InputError: no data, or fewer samples than one batch.
+    """
+    parts, held_out = [], []
+    if not config.data and not config.photographs:
+        raise InputError("data or photographs must name at least one folder, got none")
+    reverse = config.order == "reversed"
+    options = {
+        "count": config.count,
+        "order": "given" if reverse else config.order,
+        "longest_side": config.longest_side,
+    }
+    for place in config.data:
+        scenes = {name: paths for name, paths in find_scenes(place).items() if name not in config.exclude}
+        if reverse:
+            scenes = {name: paths[::-1] for name, paths in scenes.items()}
+        # By name, so that a scene present in two folders is on one side of the split only.
+        kept_out = {name for name in scenes if _fraction(name, config.seed) < config.validation}
+        parts.append(PictureScenes({n: p for n, p in scenes.items() if n not in kept_out}, jitter=config.jitter, **options))
+        chosen = PictureScenes({n: scenes[n] for n in sorted(kept_out)}, **{**options, "longest_side": 384})
+        held_out += [chosen.whole(index) for index in range(len(chosen))]
+    order = config.order if config.order in ("luminance", "random") else "luminance"
+    for place in config.photographs:
+        part = SyntheticBrackets(
+            place, count=config.count, order=order, windows=config.windows, longest_side=config.longest_side
+        )
+        parts.append(part)
+    dataset = TrainingSet(
+        Mixture(parts),
+        size=config.size,
+        recipe=config.recipe,
+        samples_per_epoch=config.samples_per_epoch or None,
+        turns=config.turns,
+        seed=config.seed,
+    )
+    if not dataset.scenes.names:
+        raise InputError(f"{', '.join(config.data + config.photographs)}: no scene can be used")
+    return dataset, held_out
+
+
+def _fraction(name: str, seed: int) -> float:
+    import zlib
+
+    return zlib.crc32(f"{seed}:{name}".encode()) / 2**32
+
+
+class Trainer:
+    """Trains one model as a :class:`Config` says, into a folder.
+
+    The folder receives ``config.toml``, ``losses.csv``, ``checkpoint.pt``, TensorBoard events, ``samples/``, and at the
+    end ``weights.safetensors`` and ``losses.png``.
+
+    Lightning Fabric places the model and the batches, starts or joins the processes of ``torchrun``, averages gradients
+    and scales the loss of float16; the loop stays ours, so that a step can be resumed to the bit.
+
+    Args:
+        config: the settings.
+        folder: of the run.
+        resume: continue from ``checkpoint.pt`` in the folder.
+
+    Raises:
+        InputError: a setting or the data cannot be used, or there is nothing to resume.
+    """
+
+    def __init__(self, config: Config, folder: str | Path, *, resume: bool = False):
+        import os
+
+        from lightning_fabric import Fabric
+
+        self.config, self.folder = config, Path(folder)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        if config.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+            raise InputError("precision 16-mixed needs a GPU; bf16-mixed works on a CPU")
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.fabric = Fabric(
+            accelerator=config.accelerator,
+            devices=processes,
+            num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
+            strategy="ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto",
+            precision=config.precision,
+        )
+        self.fabric.launch()
+        state = load(self.folder / "checkpoint.pt") if resume else None
+        if not resume and (self.folder / "checkpoint.pt").exists():
+            raise InputError(f"{self.folder}: holds a run already; resume it or name another folder")
+        dataset, self.held_out = build_scenes(config)
+        self.batches = EpochBatches(
+            dataset, config.batch_size, rank=self.fabric.global_rank, world_size=self.fabric.world_size
+        )
+        self.dataset = dataset
+        # A generator of its own: the loader must not draw from the random state that a checkpoint holds.
+        self.loader = torch.utils.data.DataLoader(
+            dataset, batch_sampler=self.batches, num_workers=config.workers, generator=torch.Generator()
+        )
+        self.loss = build_loss(config.loss, config.loss_options)
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, config.model_options)
+        if config.initial:
+            load_initial(model, config.initial)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
+        )
+        self.average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
+        self.step = self.epoch = self.batch = 0
+        self._sums: dict[str, float] = {}
+        if state:
+            self._restore(state, model, optimizer)
+        self.plain = model
+        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        if state and state["scaler"] is not None:
+            self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.to(self.fabric.device)
+        if self.fabric.is_global_zero:
+            self._open_folder()
+
+    def _open_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "samples").mkdir(exist_ok=True)
+            self.config.write(self.folder / "config.toml")
+        except OSError as error:
+            raise InputError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+
+    # State
+
+    def _state(self) -> dict[str, Any]:
+        scaler = self.fabric.strategy.precision.state_dict() or None
+        return {
+            "step": self.step,
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "sums": self._sums,
+            "model": self.plain.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler,
+            "random": torch.get_rng_state(),
+        }
+
+    def _restore(self, state: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            if self.average is not None and state["average"] is not None:
+                self.average.load_state_dict(state["average"])
+            torch.set_rng_state(state["random"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"{self.folder}/checkpoint.pt: does not fit these settings: {reason}") from None
+        self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
+        self._sums = state["sums"]
+
+    def _save(self) -> None:
+        if self.fabric.is_global_zero:
+            save(self.folder / "checkpoint.pt", self._state())
+
+    # The loop
+
+    def run(self, *, progress: bool = True, stop_after: int | None = None) -> None:
+        """Train to the end.
+
+        Args:
+            progress: show a bar on standard error.
+            stop_after: leave after so many steps of this call, without the last files; for tests and short slices.
+
+        Raises:
+            DivergedError: the loss of a batch is not finite; the scenes of the batch are named.
+            InputError: the disk is full, or another reason why a file cannot be written.
+        """
+        config, total = self.config, self.config.epochs * len(self.batches)
+        table = LossTable(self.folder, self.epoch) if self.fabric.is_global_zero else None
+        events = self._events() if self.fabric.is_global_zero else None
+        bar = self._bar(total, progress)
+        first = self.step
+        self.model.train()
+        while self.epoch < config.epochs:
+            self.batches.seek(self.epoch, self.batch)
+            for batch in self.loader:
+                # Slicing the run must leave the state as a kill would: between two steps.
+                if stop_after is not None and self.step - first >= stop_after:
+                    self._save()
+                    bar.close()
+                    return
+                started = time.perf_counter()
+                values = self._step(batch)
+                self.batch += 1
+                self.step += 1
+                for name, value in values.items():
+                    self._sums[name] = self._sums.get(name, 0.0) + value
+                self._show(bar, values, time.perf_counter() - started)
+                if events:
+                    for name, value in values.items():
+                        events.add_scalar(f"loss/{name}", value, self.step)
+                    events.add_scalar("learning_rate", self._rate(self.step - 1), self.step)
+                if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                    self._save()
+            self._end_epoch(table, events)
+        bar.close()
+        if self.fabric.is_global_zero:
+            events.close()
+            self._export()
+            table.plot(self.folder / "losses.png")
+        self.fabric.barrier()
+
+    def _rate(self, step: int) -> float:
+        config = self.config
+        return config.learning_rate * rate_factor(
+            step,
+            total=config.epochs * len(self.batches),
+            schedule=config.schedule,
+            warmup=config.warmup,
+            halve_every=config.step_epochs * len(self.batches),
+        )
+
+    def _sources(self, batch: Tensor) -> Sources:
+        # The infrared picture has no colour of its own, whatever its file says.
+        chroma_from = 1 if self.config.task == "vif" else None
+        return Sources.from_rgb(batch, chroma_from=chroma_from)
+
+    def _step(self, batch: Tensor) -> dict[str, float]:
+        rate = self._rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sources = self._sources(batch.to(self.fabric.device, non_blocking=True))
+        total, terms = self.loss(self.model(sources.luminance), sources)
+        names = ["total", *terms]
+        values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
+        if self.fabric.world_size > 1:
+            values = self.fabric.all_reduce(values, reduce_op="mean")
+        numbers = dict(zip(names, values.tolist(), strict=True))
+        if not np.isfinite(numbers["total"]):
+            raise self._diverged(numbers)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(total)
+        if self.config.clip_norm:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            # The average of the first steps is short, so that it forgets the random start.
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.plain.parameters()), 1 - decay)
+        return numbers
+
+    def _diverged(self, numbers: dict[str, float]) -> DivergedError:
+        order = list(EpochBatches(self.dataset, self.config.batch_size).at(self.epoch, self.batch))
+        scenes = ", ".join(self.dataset.name(place) for place in order)
+        broken = ", ".join(name for name, value in numbers.items() if not np.isfinite(value))
+        return DivergedError(
+            f"{broken} is not finite in epoch {self.epoch + 1}, batch {self.batch + 1} ({scenes}); "
+            f"the checkpoint of the last good step is kept"
+        )
+
+    def _end_epoch(self, table: LossTable | None, events) -> None:
+        # DDP keeps all processes at the same step, so only the first needs to look.
+        if self.fabric.is_global_zero:
+            means = {name: value / len(self.batches) for name, value in self._sums.items()}
+            row = {"epoch": self.epoch, "step": self.step, "rate": self._rate(self.step - 1), **means}
+            if self.held_out and (self.epoch + 1) % self.config.sample_every == 0:
+                row["validation"], picture = self._validate()
+                events.add_scalar("loss/validation", row["validation"], self.step)
+                events.add_image("samples", picture, self.step, dataformats="HWC")
+                self._write_picture(self.folder / "samples" / f"epoch-{self.epoch + 1:04d}.png", picture)
+            elif (self.epoch + 1) % self.config.sample_every == 0:
+                samples = [self.dataset[0, number].numpy().transpose(0, 2, 3, 1) for number in range(min(4, len(self.dataset)))]
+                picture = contact_sheet([[*scene, self._fuse(scene)[0]] for scene in samples])
+                events.add_image("samples", picture, self.step, dataformats="HWC")
+                self._write_picture(self.folder / "samples" / f"epoch-{self.epoch + 1:04d}.png", picture)
+            table.add(**row)
+        self._sums = {}
+        self.epoch += 1
+        self.batch = 0
+        if not self.config.checkpoint_every or self.epoch == self.config.epochs:
+            self._save()
+
+    @torch.no_grad()
+    def _fuse(self, scene: np.ndarray) -> tuple[np.ndarray, float]:
+        """Return the fused picture uint8 (H, W, 3) of pictures (N, H, W, 3), and its loss."""
+        model = self.average if self.average is not None else self.plain
+        rgb = torch.from_numpy(np.ascontiguousarray(scene.transpose(0, 3, 1, 2))).unsqueeze(0)
+        sources = self._sources(rgb.to(self.fabric.device))
+        fused = model(sources.luminance).float()
+        picture = sources.picture(fused.clamp(0, 1)).clamp(0, 1)
+        pixels = (picture[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        return pixels, self.loss(fused, sources)[0].item()
+
+    def _validate(self) -> tuple[float, np.ndarray]:
+        results = [self._fuse(scene) for scene in self.held_out]
+        rows = [[*scene, result[0]] for scene, result in zip(self.held_out, results)][:4]
+        return float(np.mean([result[1] for result in results])), contact_sheet(rows)
+
+    # What is shown and written
+
+    def _bar(self, total: int, progress: bool):
+        from tqdm import tqdm
+
+        hidden = not progress or not self.fabric.is_global_zero
+        return tqdm(total=total, initial=self.step, disable=hidden, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def _show(self, bar, values: dict[str, float], seconds: float) -> None:
+        bar.update()
+        if not bar.disable:
+            shown = {name: f"{value:.4f}" for name, value in values.items()}
+            rate = f"{self._rate(self.step - 1):.1e}"
+            bar.set_postfix(shown | {"lr": rate, "img/s": f"{self.config.batch_size / seconds:.1f}"}, refresh=False)
+
+    def _events(self):
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self.folder, purge_step=self.step + 1 if self.step else None)
+
+    def _write_picture(self, path: Path, pixels: np.ndarray) -> None:
+        from ffmef.imaging.io import Picture, write_picture
+
+        write_picture(path, Picture(pixels))
+
+    def _export(self) -> None:
+        model = self.average if self.average is not None else self.plain
+        write_atomically(self.folder / "weights.safetensors", export(model, self.config, self.step))
+
+
+def export(model: nn.Module, config: Config, steps: int) -> bytes:
+    """Return the weights of a model as a safetensors file that :func:`ffmef.models.load` reads."""
+    from safetensors.torch import save as serialise
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    metadata = {
+        "format": "pt",
+        "model": config.model,
+        "options": json.dumps(config.model_options, sort_keys=True),
+        "task": config.task,
+        "loss": config.loss,
+        "steps": str(steps),
+    }
+    return serialise(tensors, metadata)
+
+
+def load_initial(model: nn.Module, path: str) -> None:
+    """Load weights from a safetensors file into a model.
+
+    Raises:
+        InputError: the file is missing or does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise InputError(f"{path}: does not fit the model: {' '.join(str(error).split())[:160]}") from None
