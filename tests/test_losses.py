@@ -1,0 +1,330 @@
+"""Losses: golden values of the published release, derivatives, switches, and what each term rewards."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ffmef.losses import TERMS, GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
+from ffmef.losses import edges, histograms, terms
+
+LOSSES = {
+    "gif": GIFLoss(),
+    "gif-gradient": GIFLoss(masks="gradient"),
+    "gif-average": GIFLoss(saturation=False),
+    "gif-release": GIFLoss(variant="release"),
+    "mef-ssim": MEFSSIMLoss(),
+    "pmgi": PMGILoss(),
+    "picture": PictureLoss({name: 1.0 for name in TERMS}),
+}
+
+
+def scene(size=48, batch=2, count=2, dtype=torch.float32, seed=0):
+    """Smooth random pictures of one scene with fine detail: dark ones and bright, clipped ones."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.random((batch, 3, 6, 6)))
+    light = torch.nn.functional.interpolate(coarse, (size, size), mode="bicubic").clamp(0.02, 1)
+    light = light * torch.from_numpy(1 + 0.3 * rng.standard_normal((batch, 1, size, size))).clamp(0.3, 2)
+    gains = torch.linspace(0.4, 2.5, count, dtype=torch.float64).view(1, -1, 1, 1, 1)
+    return ((light.unsqueeze(1) * gains).clamp(0, 1) ** 0.5).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    folder = os.environ.get("FFMEF_REFERENCE_DIR")
+    if not folder or not (Path(folder) / "golden" / "gif_official.npz").exists():
+        pytest.skip("FFMEF_REFERENCE_DIR names no folder with golden/gif_official.npz")
+    return np.load(Path(folder) / "golden" / "gif_official.npz")
+
+
+def golden_scene(golden, dtype=torch.float64):
+    rgb = np.stack([golden["rgb0"], golden["rgb1"]]).transpose(0, 3, 1, 2)[None]
+    sources = Sources.from_rgb(torch.from_numpy(rgb).to(dtype) / 255)
+    gradients = torch.cat([torch.from_numpy(golden["grad0"]), torch.from_numpy(golden["grad1"])], 1).to(dtype)
+    return torch.from_numpy(golden["fused_y"]).to(dtype), sources, gradients
+
+
+def test_release_terms(golden):
+    fused, sources, gradients = golden_scene(golden)
+    loss = GIFLoss(variant="release")
+    total, found = loss(fused, sources, loss.source_maps(sources, gradients))
+    assert found["steep"].item() == pytest.approx(float(golden["steep_0"] + golden["steep_1"]), abs=1e-7)
+    assert found["smooth"].item() == pytest.approx(float(golden["smooth"]), abs=1e-7)
+    assert found["global"].item() == pytest.approx(float(golden["global_"]), abs=1e-7)
+    assert total.item() == pytest.approx(float(golden["total"]), abs=1e-7)
+
+
+def test_release_derivative(golden):
+    fused, sources, gradients = golden_scene(golden, torch.float32)
+    fused.requires_grad_()
+    loss = GIFLoss(variant="release")
+    (slope,) = torch.autograd.grad(loss(fused, sources, loss.source_maps(sources, gradients))[0], fused)
+    wrong = (slope - torch.from_numpy(golden["dloss_dfused"])).abs() > 1e-6
+    # |x| has no slope at 0: rounding decides the sign at a handful of pixels.
+    assert wrong.sum() <= 12
+
+
+def test_gradient_matches_release(golden):
+    fused = torch.from_numpy(golden["fused_y"]).double()
+    torch.testing.assert_close(
+        edges.gif_gradient(fused), torch.from_numpy(golden["grad_fused"]).double(), rtol=0, atol=1e-5
+    )
+
+
+def test_paper_weights_differ_from_release(golden):
+    fused, sources, gradients = golden_scene(golden)
+    loss = GIFLoss()
+    smooth = loss(fused, sources, loss.source_maps(sources, gradients))[1]["smooth"].item()
+    assert smooth == pytest.approx(0.00876, abs=5e-6)
+
+
+def test_gif_by_hand():
+    """Two flat grey pictures: no gradient, so only the smooth term, whose target is the plain mean."""
+    rgb = torch.stack([torch.full((3, 8, 8), 0.2), torch.full((3, 8, 8), 0.6)])[None].double()
+    sources = Sources.from_rgb(rgb)
+    low, high = (0.858824 * value + 16 / 255 for value in (0.2, 0.6))
+    fused = torch.full((1, 1, 8, 8), 0.5, dtype=torch.double)
+    total, found = GIFLoss()(fused, sources)
+    assert found["smooth"].item() == pytest.approx(abs(0.5 - (low + high) / 2), abs=1e-6)
+    assert found["steep"].item() == 0 and found["global"].item() == 0
+    assert total.item() == pytest.approx(found["smooth"].item())
+
+
+def test_gif_steep_and_global_by_hand():
+    """A step in one picture: the four columns around it are steep there, and the other is flat."""
+    step = torch.zeros(3, 6, 8, dtype=torch.double)
+    step[..., 4:] = 1
+    rgb = torch.stack([step, torch.full_like(step, 0.5)])[None]
+    sources = Sources.from_rgb(rgb)
+    fused = sources.luminance[:, 1:]
+    total, found = GIFLoss(steep_weight=3, global_weight=5)(fused, sources)
+    span = sources.luminance[0, 0].max().item() - fused.max().item()
+    assert found["steep"].item() == pytest.approx(4 / 8 * span, rel=1e-6)
+    assert found["global"].item() == pytest.approx(2 / 8 * 0.5, rel=1e-6)  # |g_x| is cut at 1, |g_y| is 0
+    assert total.item() == pytest.approx(3 * found["steep"].item() + found["smooth"].item() + 5 * found["global"].item())
+
+
+def test_saturation_pulls_to_the_colourful_picture():
+    rgb = torch.empty(1, 2, 3, 4, 4, dtype=torch.double)
+    rgb[:, 0], rgb[:, 1] = 0.3, torch.tensor([0.9, 0.3, 0.3], dtype=torch.double).view(3, 1, 1)
+    sources = Sources.from_rgb(rgb)
+    target = GIFLoss().source_maps(sources)[:, 2]
+    plain = GIFLoss(saturation=False).source_maps(sources)[:, 2]
+    grey, red = sources.luminance[0, :, 0, 0].tolist()
+    assert plain[0, 0, 0].item() == pytest.approx((grey + red) / 2)
+    saturation = (sources.chroma - 0.5).abs().sum(2)[0, :, 0, 0].numpy()
+    inner = np.exp(saturation) / np.exp(saturation).sum()
+    weights = np.exp(inner) / np.exp(inner).sum()
+    assert weights[1] > 0.5
+    assert target[0, 0, 0].item() == pytest.approx(weights @ [grey, red])
+
+
+def test_raw_gradients_as_weights():
+    sources = Sources.from_rgb(scene(dtype=torch.float64))
+    fused = sources.luminance.mean(1, keepdim=True)
+    total, found = GIFLoss(masks="gradient", global_weight=0)(fused, sources)
+    expected = (edges.gif_gradient(sources.luminance) * (fused - sources.luminance).abs()).mean((0, 2, 3)).sum()
+    assert found["steep"].item() == pytest.approx(expected.item())
+    assert found["smooth"].item() == 0 and "global" not in found
+    assert total.item() == pytest.approx(1.25 * expected.item())
+
+
+def test_maps_flip_with_the_scene():
+    rgb = scene()
+    maps = GIFLoss().source_maps(Sources.from_rgb(rgb))
+    flipped = GIFLoss().source_maps(Sources.from_rgb(rgb.flip(-1)))
+    torch.testing.assert_close(maps.flip(-1), flipped)
+
+
+def test_pmgi_by_hand():
+    sources = Sources.from_rgb(torch.stack([torch.zeros(3, 5, 5), torch.ones(3, 5, 5)])[None].double())
+    fused = torch.full((1, 1, 5, 5), 0.5, dtype=torch.double)
+    fused[..., 2, 2] += 0.1
+    total, found = PMGILoss(intensity_weight=2, gradient_weight=3)(fused, sources)
+    low, high = sources.luminance[0, :, 0, 0].tolist()
+    expected = (24 * ((0.5 - low) ** 2 + (0.5 - high) ** 2) + (0.6 - low) ** 2 + (0.6 - high) ** 2) / 25
+    assert found["intensity"].item() == pytest.approx(expected)
+    assert found["gradient"].item() == pytest.approx(2 * 4 * 0.01 / 20)
+    assert total.item() == pytest.approx(2 * found["intensity"].item() + 3 * found["gradient"].item())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradcheck(name):
+    size = 44 if name in ("picture", "mef-ssim") else 10
+    sources = Sources.from_rgb(scene(size, batch=1, dtype=torch.float64))
+    rng = torch.Generator().manual_seed(1)
+    fused = sources.luminance.mean(1, keepdim=True)
+    fused = fused + 0.05 * torch.rand(fused.shape, generator=rng, dtype=torch.float64)
+    if size == 10:
+        fused.requires_grad_()
+        assert torch.autograd.gradcheck(lambda f: LOSSES[name](f, sources)[0], fused, eps=1e-7, atol=1e-5)
+        return
+    # Along one direction: a full numerical Jacobian of 44 x 44 pixels says no more and takes minutes.
+    parts = {name: PictureLoss({name: 1.0}) for name in TERMS} if name == "picture" else {name: LOSSES[name]}
+    for part, loss in parts.items():
+        if part in ("edge_strength", "contrast_loss", "information_loss"):
+            continue  # with minima over neighbours inside one pixel's reach: checked by descent below
+        at = fused.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(loss(at, sources)[0], at)
+        way = torch.randn(fused.shape, generator=rng, dtype=torch.float64)
+        step = 1e-6
+        rise = (loss(fused + step * way, sources)[0] - loss(fused - step * way, sources)[0]) / (2 * step)
+        assert rise.item() == pytest.approx((slope * way).sum().item(), rel=2e-3, abs=1e-7), part
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_can_be_descended(name):
+    sources = Sources.from_rgb(scene(batch=1))
+    loss = PictureLoss({name: 1.0})
+    fused = sources.luminance.mean(1, keepdim=True) * (1.3 if name in ("clipping", "fidelity") else 1)
+    fused.requires_grad_()
+    optimizer = torch.optim.Adam([fused], 1e-2)
+    first = loss(fused, sources)[0]
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss(fused, sources)[0].backward()
+        assert fused.grad.isfinite().all()
+        optimizer.step()
+    assert loss(fused, sources)[0] < first - 1e-3 * first.abs()
+
+
+@pytest.mark.parametrize("name", [n for n in TERMS if n not in ("clipping", "flatness")])
+def test_terms_know_a_perfect_picture(name):
+    """Two equal sources and their copy: no term finds a fault but those that measure the picture alone."""
+    rgb = scene(count=3)[:, 1:2].expand(-1, 2, -1, -1, -1)
+    view = terms.View(rgb, rgb[:, 0], rgb[:, 0], rgb[:, 0, :1])
+    worse = terms.View(rgb, (rgb[:, 0] * 0.4 + 0.3), rgb[:, 0], rgb[:, 0, :1])
+    value = TERMS[name](view).item()
+    assert value < TERMS[name](worse).item() - 1e-3
+    limit = {"dullness": 0.5, "fidelity": 2e-4, "edge_strength": 0.03}.get(name, 0.01)
+    assert -1e-4 < value < limit
+
+
+def test_order_of_sources_does_not_matter_to_terms():
+    rgb = scene()
+    fused = Sources.from_rgb(rgb).luminance.mean(1, keepdim=True)
+    one = PictureLoss({name: 1.0 for name in TERMS})(fused, Sources.from_rgb(rgb))[1]
+    two = PictureLoss({name: 1.0 for name in TERMS})(fused, Sources.from_rgb(rgb.flip(1)))[1]
+    for name in TERMS:
+        assert one[name].item() == pytest.approx(two[name].item(), abs=2e-5), name
+
+
+def test_picture_loss_stands_behind_colour_and_clipping():
+    """A colour that luminance alone cannot hold: the term sees what the viewer sees, and clipping is charged."""
+    rgb = torch.tensor([0.1, 0.1, 0.9]).view(3, 1, 1).expand(1, 2, 3, 48, 48)
+    sources = Sources.from_rgb(rgb)
+    bright = torch.full((1, 1, 48, 48), 0.9)
+    _, found = PictureLoss({"clipping": 1.0, "fidelity": 1.0})(bright, sources)
+    shown = sources.picture(bright)
+    assert shown.max() > 1.5
+    excess = (shown - shown.clamp(0, 1)).abs().mean().item()
+    assert found["clipping"].item() == pytest.approx(excess, rel=1e-5)
+    rms = (shown.clamp(0, 1) - rgb[:, 0]).square().mean().sqrt().item()
+    assert found["fidelity"].item() == pytest.approx(rms, rel=1e-4)
+
+
+def test_chroma_of_one_picture():
+    rgb = scene(size=8)
+    sources = Sources.from_rgb(rgb, chroma_from=1)
+    torch.testing.assert_close(sources.picture(sources.luminance[:, 1:]), rgb[:, 1], rtol=0, atol=2e-5)
+    assert torch.equal(sources.merged_chroma, sources.chroma[:, 1])
+    with pytest.raises(ValueError, match="chroma_from must be 0 to 1, got 2"):
+        Sources.from_rgb(rgb, chroma_from=2)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n != "gif-release"])
+def test_many_sources_and_half_precision(name):
+    sources = Sources.from_rgb(scene(count=4))
+    fused = sources.luminance.mean(1, keepdim=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = LOSSES[name](fused.bfloat16(), sources)
+    assert total.dtype == torch.float32
+    assert total.item() == pytest.approx(LOSSES[name](fused.bfloat16().float(), sources)[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_compiles_without_graph_break(name):
+    sources = Sources.from_rgb(scene())
+    fused = sources.luminance.mean(1, keepdim=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda f: LOSSES[name](f, sources)[0], backend="eager", fullgraph=True)
+    assert compiled(fused).item() == pytest.approx(LOSSES[name](fused, sources)[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gif", "pmgi", "picture"])
+def test_batch_is_the_mean_of_its_samples(name):
+    """What makes the gradient of several processes equal to that of one with their whole batch."""
+    rgb = scene(batch=4)
+    fused = Sources.from_rgb(rgb).luminance.mean(1, keepdim=True)
+    whole = LOSSES[name](fused, Sources.from_rgb(rgb))[0].item()
+    halves = [LOSSES[name](fused[i : i + 2], Sources.from_rgb(rgb[i : i + 2]))[0].item() for i in (0, 2)]
+    assert whole == pytest.approx(sum(halves) / 2, rel=1e-5)
+
+
+def test_no_constant_is_made_per_call():
+    """No convolution and no tensor from Python numbers: all windows are shifted sums."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    sources = Sources.from_rgb(scene())
+    fused = sources.luminance.mean(1, keepdim=True).requires_grad_()
+    for name in ("gif", "pmgi", "mef-ssim", "picture"):
+        with Record() as record:
+            LOSSES[name](fused, sources)[0].backward()
+        assert not record.names & {"convolution", "lift_fresh", "_to_copy", "unfold", "im2col"}, name
+
+
+@pytest.mark.parametrize(
+    ("operator", "step"), [(edges.scharr, 16), (edges.sobel, 4), (edges.prewitt, 3)], ids=["scharr", "sobel", "prewitt"]
+)
+def test_edges_of_a_step(operator, step):
+    picture = torch.zeros(5, 6)
+    picture[:, 3:] = 1
+    dx, dy = operator(picture)
+    assert torch.equal(dx[2], torch.tensor([0.0, 0.0, step, step, 0.0, 0.0]))
+    assert not dy.any()
+    turned_dx, turned_dy = operator(picture.T)
+    assert torch.equal(turned_dy, dx.T) and not turned_dx.any()
+
+
+def test_soft_histograms():
+    values = torch.tensor([[0.0, 0.5, 1.0, 1.5]])
+    assert histograms.soft_histogram(values, 3).tolist() == [[0.25, 0.25, 0.5]]
+    joint = histograms.soft_joint_histogram(values[:, :2], torch.tensor([[1.0, 0.25]]), 3)
+    expected = torch.zeros(1, 3, 3)
+    expected[0, 0, 2], expected[0, 1, 0], expected[0, 1, 1] = 0.5, 0.25, 0.25
+    torch.testing.assert_close(joint, expected)
+    assert histograms.entropy(torch.full((8,), 1 / 8)).item() == pytest.approx(3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: GIFLoss(masks="soft"), "masks must be 'threshold' or 'gradient', got 'soft'"),
+        (lambda: GIFLoss(variant="2"), "variant must be 'paper' or 'release', got '2'"),
+        (lambda: PictureLoss({"sharpness": 1.0}), "weights must name terms of .*, got 'sharpness'"),
+        (lambda: PictureLoss({"structure": 0.0}), "weights must give at least one term a weight"),
+        (lambda: Sources.from_rgb(torch.zeros(1, 3, 4, 4)), r"rgb must be \(B, N, 3, H, W\), got \(1, 3, 4, 4\)"),
+        (
+            lambda: GIFLoss()(torch.zeros(1, 1, 4, 5), Sources.from_rgb(torch.zeros(1, 2, 3, 4, 4))),
+            r"fused must be \(1, 1, 4, 4\) like sources, got \(1, 1, 4, 5\)",
+        ),
+        (
+            lambda: GIFLoss(variant="release").source_maps(Sources.from_rgb(torch.zeros(1, 3, 3, 4, 4))),
+            "variant 'release' needs 2 sources, got 3",
+        ),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
