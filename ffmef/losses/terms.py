@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ffmef.losses import edges
@@ -20,36 +17,26 @@ from ffmef.losses.histograms import entropy, soft_histogram, soft_joint_histogra
 from ffmef.losses.structural import _SlidingSum, gaussian_window, mef_ssim
 
 
-@dataclass
 class View:
     """The sources and the fused picture as the viewer gets them, RGB in [0, 1], with what several terms share.
 
-    Attributes:
+    Args:
         sources: (B, N, 3, H, W), constants.
         picture: (B, 3, H, W), clipped.
         unclipped: (B, 3, H, W), before clipping.
         luminance: (B, 1, H, W), the network's output before any clipping.
+
+    Attributes:
+        grey_sources: (B, N, H, W).
+        grey: (B, 1, H, W).
+        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with the channels as pictures of their own.
     """
 
-    sources: Tensor
-    picture: Tensor
-    unclipped: Tensor
-    luminance: Tensor
-
-    @cached_property
-    def grey_sources(self) -> Tensor:
-        """(B, N, H, W)."""
-        return _grey(self.sources)
-
-    @cached_property
-    def grey(self) -> Tensor:
-        """(B, 1, H, W)."""
-        return _grey(self.picture).unsqueeze(1)
-
-    @cached_property
-    def planes(self) -> tuple[Tensor, Tensor]:
-        """Sources and picture with the channels as pictures of their own: (3 B, N, H, W) and (3 B, 1, H, W)."""
-        return self.sources.transpose(1, 2).flatten(0, 1), self.picture.flatten(0, 1).unsqueeze(1)
+    def __init__(self, sources: Tensor, picture: Tensor, unclipped: Tensor, luminance: Tensor):
+        self.sources, self.picture, self.unclipped, self.luminance = sources, picture, unclipped, luminance
+        self.grey_sources = _grey(sources)
+        self.grey = _grey(picture).unsqueeze(1)
+        self.planes = sources.transpose(1, 2).flatten(0, 1), picture.flatten(0, 1).unsqueeze(1)
 
 
 def structure(view: View) -> Tensor:

@@ -396,29 +396,25 @@ def export(model: nn.Module, config: Config, steps: int) -> bytes:
     from safetensors.torch import save as serialise
 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {
-        "format": "pt",
-        "model": config.model,
-        "options": json.dumps(config.model_options, sort_keys=True),
+    header = {
+        "architecture": type(model).__name__,
+        "config": json.dumps(model.config()),
         "task": config.task,
         "loss": config.loss,
         "steps": str(steps),
     }
-    return serialise(tensors, metadata)
+    return serialise(tensors, header)
 
 
-def load_initial(model: nn.Module, path: str) -> None:
-    """Load weights from a safetensors file into a model.
+def load_initial(model: nn.Module, name_or_path: str) -> None:
+    """Load weights, by bundled name or from a file, into a model.
 
     Raises:
         InputError: the file is missing or does not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    import ffmef.models
 
     try:
-        model.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise InputError(f"{path}: does not fit the model: {' '.join(str(error).split())[:160]}") from None
+        model.load_state_dict(ffmef.models.load(name_or_path).state_dict())
+    except RuntimeError as error:
+        raise InputError(f"initial: {name_or_path} does not fit the model: {' '.join(str(error).split())[:160]}") from None
