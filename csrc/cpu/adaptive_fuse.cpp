@@ -1,5 +1,6 @@
 // Binds the operator's CPU kernels to torch: unpacks tensors, allocates results, spreads items over threads.
 #include "adaptive_fuse.h"
+#include "memory.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -42,6 +43,13 @@ std::vector<double> numbers_of(const Tensor& tensor) {
   return numbers;
 }
 
+// An uninitialised contiguous result.
+Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes) {
+  Tensor result = torch::stable::new_empty(like, sizes);
+  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
 // The arguments as the kernels take them; keeps nothing but pointers, so it lives no longer than the tensors.
 struct Call {
   std::vector<LevelView> levels;
@@ -79,7 +87,7 @@ Tensor adaptive_fuse_cpu(const Tensor& images, const std::vector<Tensor>& filter
                          const std::string& padding_mode) {
   const Call call(images, filters, alphas, padding_mode);
   const ImagesView& im = call.args.images;
-  Tensor out = torch::stable::new_empty(images, {im.batch, im.channels, im.height, im.width});
+  Tensor out = result_like(images, {im.batch, im.channels, im.height, im.width});
   if (out.numel() == 0) return out;
   if (im.count == 0 || filters.empty()) return torch::stable::zero_(out);
   const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
@@ -103,7 +111,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   for (int d = 0; d < 4; ++d) grad_view.stride[d] = grad.stride(d);
 
   // A gradient that nobody needs is an empty tensor: it costs nothing and keeps the schema simple.
-  Tensor image_grad = need_images ? torch::stable::new_empty(images, {im.batch, im.count, im.channels, im.height, im.width})
+  Tensor image_grad = need_images ? result_like(images, {im.batch, im.count, im.channels, im.height, im.width})
                                   : torch::stable::new_empty(images, {0});
   Tensor alpha_grad = torch::stable::new_zeros(alphas, {need_alphas ? int64_t(filters.size()) : 0});
   std::vector<Tensor> filter_grads;
@@ -111,7 +119,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   bool any_filter = false;
   for (size_t l = 0; l < filters.size(); ++l) {
     const Tensor& f = filters[l];
-    filter_grads.push_back(need_filters[l] ? torch::stable::new_empty(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
+    filter_grads.push_back(need_filters[l] ? result_like(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
                                            : torch::stable::new_empty(f, {0}));
     if (need_filters[l]) filter_grad_data[l] = filter_grads[l].data_ptr();
     any_filter = any_filter || need_filters[l];

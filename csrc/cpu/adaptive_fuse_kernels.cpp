@@ -12,6 +12,10 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int64_t kBandRows = 16;
+// Elements ahead of the read: several streams at once are more than the hardware foresees alone.
+constexpr int64_t kPrefetch = 256;
+// Rows that one tap is applied to before the next, so that its plane is read in long runs.
+constexpr int64_t kStripRows = 16;
 constexpr int64_t kTileColumns = 1024;
 constexpr int64_t kImageBufferBytes = 512 * 1024;
 
@@ -138,7 +142,10 @@ void add_taps(Acc<T>* sum, const T* const* filters, const Acc<T>* image, int siz
   int64_t x = 0;
   for (; x + lanes<T> <= n; x += lanes<T>) {
     Vec<T> s = load(sum + x);
-    for (int j = 0; j < k; ++j) s += load(filters[j] + x) * load(image + x + j);
+    for (int j = 0; j < k; ++j) {
+      __builtin_prefetch(filters[j] + x + kPrefetch);
+      s += load(filters[j] + x) * load(image + x + j);
+    }
     store(sum + x, s);
   }
   if (x < n) {
@@ -170,38 +177,43 @@ template <class T> void forward_typed(const AdaptiveFuseArgs& args, T* out, int6
   const ImagesView& im = args.images;
   const Tiling tiling = tiling_of<T>(args);
   PaddedRows<T> padded(args, tiling);
-  Buffer<A> sums(im.channels * tiling.columns), totals(im.channels * tiling.columns);
+  const int64_t row_values = im.channels * tiling.columns, strip_values = kStripRows * row_values;
+  Buffer<A> sums(strip_values), totals(strip_values);
   Buffer<T> scratch(int64_t(kMaxFilterSize) * tiling.columns);
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
     padded.fill(args, item);
-    for (int64_t y = item.y0; y < item.y1; ++y) {
+    for (int64_t y0 = item.y0; y0 < item.y1; y0 += kStripRows) {
+      const int64_t y1 = least(y0 + kStripRows, item.y1);
       for (int l = 0; l < args.level_count; ++l) {
         const LevelView& level = args.levels[l];
         const int size = level.size, radius = size / 2;
-        std::memset(sums.data, 0, size_t(im.channels * tiling.columns) * sizeof(A));
+        std::memset(sums.data, 0, size_t(strip_values) * sizeof(A));
+        // Rows inside taps, so that each tap's plane is read in runs that the hardware foresees.
         for (int64_t n = 0; n < im.count; ++n)
-          for (int i = 0; i < size; ++i) {
-            const T* filters[kMaxFilterSize];
-            for (int j = 0; j < size; ++j)
-              filters[j] = contiguous_row(tap_row<T>(level, item.b, n, i * size + j, y, item.x0), level.stride[4],
-                                          width, scratch.data + j * tiling.columns);
-            for (int64_t c = 0; c < im.channels; ++c)
-              add_tap_row(sums.data + c * tiling.columns, filters,
-                          padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius, size, width);
-          }
+          for (int i = 0; i < size; ++i)
+            for (int64_t y = y0; y < y1; ++y) {
+              const T* filters[kMaxFilterSize];
+              for (int j = 0; j < size; ++j)
+                filters[j] = contiguous_row(tap_row<T>(level, item.b, n, i * size + j, y, item.x0), level.stride[4],
+                                            width, scratch.data + j * tiling.columns);
+              for (int64_t c = 0; c < im.channels; ++c)
+                add_tap_row(sums.data + (y - y0) * row_values + c * tiling.columns, filters,
+                            padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius, size, width);
+            }
         const A alpha = A(level.alpha);
-        for (int64_t x = 0; x < im.channels * tiling.columns; ++x)
+        for (int64_t x = 0; x < (y1 - y0) * row_values; ++x)
           totals.data[x] = (l ? totals.data[x] : A(0)) + alpha * sums.data[x];
       }
-      for (int64_t c = 0; c < im.channels; ++c) {
-        T* row = out + ((item.b * im.channels + c) * im.height + y) * im.width + item.x0;
-        const A* total = totals.data + c * tiling.columns;
-        int64_t x = 0;
-        for (; x + lanes<T> <= width; x += lanes<T>) store(row + x, load(total + x));
-        for (; x < width; ++x) from_acc(total[x], row[x]);
-      }
+      for (int64_t y = y0; y < y1; ++y)
+        for (int64_t c = 0; c < im.channels; ++c) {
+          T* row = out + ((item.b * im.channels + c) * im.height + y) * im.width + item.x0;
+          const A* total = totals.data + (y - y0) * row_values + c * tiling.columns;
+          int64_t x = 0;
+          for (; x + lanes<T> <= width; x += lanes<T>) store(row + x, load(total + x));
+          for (; x < width; ++x) from_acc(total[x], row[x]);
+        }
     }
   }
 }
@@ -254,10 +266,8 @@ void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad, 
   const Tiling tiling = tiling_of<T>(args);
   PaddedRows<T> padded(args, tiling);
   const int64_t pitch = tiling.columns + lanes<T>;
-  Buffer<A> grads(im.channels * pitch);
+  Buffer<A> grads(kBandRows * im.channels * pitch);
   Buffer<T> scratch(int64_t(kMaxFilterSize) * tiling.columns);
-  // Lanes past the row's end multiply whatever lies there: zeros, so that the sums stay right.
-  std::memset(grads.data, 0, size_t(im.channels * pitch) * sizeof(A));
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
@@ -265,21 +275,28 @@ void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad, 
     double* sums = alpha_sums ? alpha_sums + index * args.level_count : nullptr;
     if (sums)
       for (int l = 0; l < args.level_count; ++l) sums[l] = 0;
-    for (int64_t y = item.y0; y < item.y1; ++y) {
+    for (int64_t y = item.y0; y < item.y1; ++y)
       for (int64_t c = 0; c < im.channels; ++c) {
-        load_row(grads.data + c * pitch,
+        A* row = grads.data + ((y - item.y0) * im.channels + c) * pitch;
+        load_row(row,
                  static_cast<const T*>(grad.data) + item.b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] +
                      item.x0 * grad.stride[3],
                  grad.stride[3], width);
-        for (int64_t x = width; x < pitch; ++x) grads.data[c * pitch + x] = A(0);
+        // Lanes past the row's end multiply whatever lies there: zeros keep the sums right.
+        for (int64_t x = width; x < pitch; ++x) row[x] = A(0);
       }
-      for (int l = 0; l < args.level_count; ++l) {
-        const LevelView& level = args.levels[l];
-        T* gradient = static_cast<T*>(filter_grads[l]);
-        if (gradient == nullptr && sums == nullptr) continue;
-        const int size = level.size, radius = size / 2;
-        for (int64_t n = 0; n < im.count; ++n)
-          for (int i = 0; i < size; ++i) {
+    for (int l = 0; l < args.level_count; ++l) {
+      const LevelView& level = args.levels[l];
+      T* gradient = static_cast<T*>(filter_grads[l]);
+      if (gradient == nullptr && sums == nullptr) continue;
+      const int size = level.size, radius = size / 2;
+      const A alpha = A(level.alpha);
+      const auto kernel = gradient && sums ? tap_row_gradients<T, true, true>
+                          : gradient       ? tap_row_gradients<T, true, false>
+                                           : tap_row_gradients<T, false, true>;
+      for (int64_t n = 0; n < im.count; ++n)
+        for (int i = 0; i < size; ++i)
+          for (int64_t y = item.y0; y < item.y1; ++y) {
             T* gradients[kMaxFilterSize];
             const T* filters[kMaxFilterSize];
             for (int j = 0; j < size; ++j) {
@@ -290,17 +307,11 @@ void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad, 
                 filters[j] = contiguous_row(tap_row<T>(level, item.b, n, tap, y, item.x0), level.stride[4], width,
                                             scratch.data + j * tiling.columns);
             }
-            const A* image = padded.row(item, n * im.channels, y + i - radius) + padded.radius - radius;
-            const int64_t image_pitch = padded.rows * padded.pitch;
-            const A alpha = A(level.alpha);
-            if (gradient && sums)
-              sums[l] += tap_row_gradients<T, true, true>(gradients, filters, grads.data, pitch, image, image_pitch, im.channels, alpha, size, width);
-            else if (gradient)
-              tap_row_gradients<T, true, false>(gradients, filters, grads.data, pitch, image, image_pitch, im.channels, alpha, size, width);
-            else
-              sums[l] += tap_row_gradients<T, false, true>(gradients, filters, grads.data, pitch, image, image_pitch, im.channels, alpha, size, width);
+            const double sum = kernel(gradients, filters, grads.data + (y - item.y0) * im.channels * pitch, pitch,
+                                      padded.row(item, n * im.channels, y + i - radius) + padded.radius - radius,
+                                      padded.rows * padded.pitch, im.channels, alpha, size, width);
+            if (sums) sums[l] += sum;
           }
-      }
     }
   }
 }
