@@ -443,7 +443,8 @@ def test_other_conventions():
 def test_every_pair_of_edge_windows():
     """A sample of the 512 x 512 scores, all shapes of windows among them."""
     rng = np.random.default_rng(0)
-    first, second = np.concatenate([rng.integers(0, 512, (2, 800)), [[0, 0, 511, 1, 16, 3], [511, 1, 2, 16, 16, 48]]], 1)
+    special = [[0, 0, 511, 1, 16, 3], [511, 1, 2, 16, 16, 48]]
+    first, second = np.concatenate([rng.integers(0, 512, (2, 800)), special], 1)
     scores = _edge_windows.scores(first, second)
     for a, f, score in zip(first, second, scores, strict=True):
         bits = [np.array([code >> i & 1 for i in range(9)]) for code in (a, f)]

@@ -1,0 +1,57 @@
+"""Score fused pictures of a benchmark folder and write a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("dataset", metavar="DATASET", help="folder of NAME/NAME_A.ext and NAME/NAME_B.ext (or NAME_VI, NAME_IR)")
+    add("-o", "--output", required=True, metavar="DIR", help="where the report goes; a second run goes on from there")
+    add("--task", default="mef", help="mef (default), mff or vif")
+    add(
+        "--fused", action="append", metavar="DIR",
+        help="fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder; may be repeated",
+    )  # fmt: skip
+    add("--weights", action="append", metavar="NAME|PATH", help="fuse with these; repeatable (default: the task's)")
+    add("--metrics", metavar="NAME,NAME,...", help="such as QABF,MEF_SSIM (default: those of the paper's table)")
+    add(
+        "--save-as", default="lossless", metavar="HOW",
+        help="lossless (default), or source: under the source's extension, as published tables were made",
+    )  # fmt: skip
+    add("--jobs", type=int, default=1, metavar="J", help="processes at a time (default: 1)")
+    add("--page-pixels", type=int, default=1024, metavar="P", help="longest side of pictures in the page (1024)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ffmef.errors import InputError
+
+    try:
+        import jinja2  # noqa: F401
+        import scipy  # noqa: F401
+        import tqdm  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"needs {error.name}: pip install 'ffmef[metrics]'") from None
+
+    from ffmef.evaluation import report, runner
+
+    result = runner.evaluate(
+        args.dataset,
+        args.output,
+        task=args.task,
+        fused=args.fused,
+        weights=args.weights,
+        metrics=[name.strip().upper().replace("-", "_") for name in args.metrics.split(",")] if args.metrics else None,
+        save_as=args.save_as,
+        jobs=args.jobs,
+        page_pixels=args.page_pixels,
+        progress=runner.show_progress,
+    )
+    print(report.markdown(result), end="")
+    print(f"\nwrote scores.csv, scores.json, scores.md and report.html to {args.output}")
+    for failure in result.failures:
+        who = f"{failure.pair} by {failure.method}" if failure.method else failure.pair
+        print(f"ffmef evaluate: {who}: {failure.reason}", file=sys.stderr)
+    return 1 if result.failures else 0

@@ -1,0 +1,57 @@
+"""Writes scores and pictures as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib import resources
+from pathlib import Path
+
+from ffmef.evaluation.report import Report, best, label, show, write_whole
+
+
+def _embedded(path: Path, longest_side: int) -> str:
+    from PIL import Image
+
+    from ffmef.imaging.io import read_picture
+
+    picture = Image.fromarray(read_picture(path).pixels)
+    picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def write_page(report: Report, path: Path, longest_side: int) -> None:
+    """Write the page; pictures are embedded with sides of at most ``longest_side`` pixels."""
+    import jinja2
+
+    scenes = []
+    for pair in report.pairs:
+        values = {m: report.scores[m][pair.name] for m in report.methods if pair.name in report.scores.get(m, {})}
+        if not values:
+            continue  # named among the failures; its pictures may be what is broken
+        pictures = {path.stem.removeprefix(f"{pair.name}_"): path for path in (pair.a, pair.b)}
+        pictures |= {method: report.fused[method][pair.name] for method in values}
+        scenes.append(
+            {
+                "name": pair.name,
+                "pictures": [(name, _embedded(file, longest_side)) for name, file in pictures.items()],
+                "scores": [(m, _cells(v, list(values.values()), report.metrics)) for m, v in values.items()],
+            }
+        )
+    rows = report.rows()
+    averages = [(method, _cells(values, [v for _, v in rows], report.metrics)) for method, values in rows]
+    template = resources.files("ffmef.evaluation").joinpath("page.html.j2").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    html = environment.from_string(template).render(
+        report=report, labels=[label(name) for name in report.metrics], averages=averages, scenes=scenes
+    )
+    write_whole(path, lambda file: file.write(html))
+
+
+def _cells(values: dict[str, float | None], rows: list[dict[str, float | None]], metrics: list[str]) -> list:
+    """Return the text of each value and whether it is the best of its column."""
+    leading = {name: best([row.get(name) for row in rows], name) for name in metrics}
+    texts = [show(values.get(name)) for name in metrics]
+    return [(text, text == show(leading[name]) != show(None)) for text, name in zip(texts, metrics, strict=True)]

@@ -1,0 +1,186 @@
+"""Scores every method on every pair and writes the report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+
+from ffmef import models
+from ffmef.errors import InputError
+from ffmef.evaluation import dataset as datasets
+from ffmef.evaluation import page, published, report, scoring
+from ffmef.evaluation.journal import Journal
+from ffmef.metrics.registry import METRICS
+from ffmef.version import __version__
+
+TASK_METRICS = {
+    "mef": "EN FMI NMI PSNR QNCIE AG QABF CE QP QW MEF_SSIM QCB QCV VIF".split(),
+    "mff": "EN FMI QNCIE AG QABF QW QCV VIF".split(),
+    "vif": "AG EI EN PSNR QCV RMSE SF SSIM".split(),
+}
+SAVE_AS = {"lossless": "stored without loss", "source": "saved under their source's extension (JPEG quality 75)"}
+PAGE_PIXELS = 1024
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that may move a digit."""
+    packages = ("torch", "numpy", "scipy", "opencv-python-headless", "pillow")
+    found = {"ffmef": __version__, "python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def evaluate(
+    folder: str | Path,
+    output: str | Path,
+    *,
+    task: str = "mef",
+    fused: list[str] | None = None,
+    weights: list[str] | None = None,
+    metrics: list[str] | None = None,
+    save_as: str = "lossless",
+    jobs: int = 1,
+    page_pixels: int = PAGE_PIXELS,
+    progress: Callable[[Iterator, int], Iterator] = lambda outcomes, total: outcomes,
+) -> report.Report:
+    """Score fused pictures of a benchmark folder and write scores.csv, scores.json, scores.md and report.html.
+
+    Args:
+        folder: holds NAME/NAME_A.ext and NAME/NAME_B.ext, or NAME_VI and NAME_IR.
+        output: the report's folder. Scores of an earlier run there are used again while their files are unchanged.
+        task: "mef", "mff" or "vif"; decides the metrics and how weights fuse.
+        fused: folders of fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder.
+        weights: names or files of weights to fuse with; those of the task if ``fused`` is not given either.
+        metrics: keys of :data:`ffmef.metrics.METRICS`; those of the paper's table if None.
+        save_as: "lossless" scores pictures as they are, "source" as saved under the extension of their first source by
+            an image library's defaults, which is what published tables hold.
+        jobs: processes that score at the same time.
+        page_pixels: the longest side of pictures embedded in the page.
+        progress: wraps the iterator of outcomes, given their number.
+
+    Returns:
+        The report; its ``failures`` name what could not be scored.
+
+    Raises:
+        InputError: for arguments that cannot be used, before anything is scored.
+    """
+    folder, output = Path(folder), Path(output)
+    if task not in TASK_METRICS:
+        raise InputError(f"--task must be one of {', '.join(TASK_METRICS)}, got {task!r}")
+    if save_as not in SAVE_AS:
+        raise InputError(f"--save-as must be one of {', '.join(SAVE_AS)}, got {save_as!r}")
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1, got {jobs}")
+    if page_pixels < 16:
+        raise InputError(f"--page-pixels must be at least 16, got {page_pixels}")
+    names = metrics or TASK_METRICS[task]
+    for name in names:
+        if name not in METRICS:
+            raise InputError(f"--metrics must be among {', '.join(METRICS)}, got {name}")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output must be a folder, got the file {output}")
+    pairs, failures = datasets.find_pairs(folder)
+    methods, missing = datasets.find_fused([Path(f) for f in fused or []], pairs)
+    failures += missing
+
+    tasks = []
+    for method, pictures in methods.items():
+        for pair in pairs:
+            if pair.name in pictures:
+                tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
+    for given in weights or ([] if methods else [None]):
+        method = Path(given).stem if given else f"FFMEF {task}"
+        if method in methods:
+            raise InputError(f"--weights and --fused must have different names, got {method} twice")
+        models.load(given or task)  # what is wrong with the weights is wrong with every pair
+        methods[method] = {}
+        identity = _weights_identity(given or task)
+        for pair in pairs:
+            tasks.append(_task(pair, method, output, task, names, save_as, weights=given, identity=identity))
+
+    journal = Journal(output / "journal.jsonl")
+    done, open_tasks = [], []
+    for item in tasks:
+        known = journal.values(item.pair, item.method, item.key)
+        lacking = tuple(name for name in names if name not in known)
+        if lacking or (item.saved and not Path(item.saved).exists()):
+            open_tasks.append(scoring.replace_metrics(item, lacking or item.metrics))
+        else:
+            done.append(item)
+    for item, outcome in progress(_outcomes(open_tasks, jobs), len(open_tasks)):
+        if "failure" in outcome:
+            failures.append(datasets.Failure(item.pair, item.method, outcome["failure"]))
+        else:
+            journal.add(item.pair, item.method, item.key, outcome["values"])
+            done.append(item)
+
+    scores = {method: {} for method in methods}
+    scored = {method: {} for method in methods}
+    for item in sorted(done, key=lambda t: t.pair):
+        known = journal.values(item.pair, item.method, item.key)
+        scores[item.method][item.pair] = {name: known[name] for name in names}
+        scored[item.method][item.pair] = Path(item.saved or item.fused)
+    result = report.Report(
+        folder.resolve().name, task, SAVE_AS[save_as], list(names), list(methods), pairs, scores, scored,
+        sorted(failures, key=lambda f: (f.pair, f.method)),
+    )  # fmt: skip
+    result.published = published.rows([pair.name for pair in pairs]) if task == "mef" else {}
+    result.remarks = [published.REMARK] if result.published else []
+    report.write_csv(result, output / "scores.csv")
+    report.write_json(result, output / "scores.json", versions())
+    report.write_markdown(result, output / "scores.md")
+    page.write_page(result, output / "report.html", page_pixels)
+    return result
+
+
+def _weights_identity(weights: str) -> str:
+    path = Path(weights)
+    return scoring.fingerprint(path) if path.is_file() else f"{weights}, ffmef {__version__}"
+
+
+def _task(pair, method, output, task, names, save_as, *, fused=None, weights=None, identity="") -> scoring.Task:
+    extension = pair.a.suffix if save_as == "source" else ".png"
+    saved = None
+    if fused is None or save_as == "source":
+        saved = str(output / "fused" / method.replace("/", "_") / f"{pair.name}{extension}")
+    key = scoring.fingerprint(pair.a, pair.b, fused or identity, task, save_as)
+    toolkit = "vifb" if task == "vif" else "mefb"
+    fused = None if fused is None else str(fused)
+    return scoring.Task(
+        pair.name, method, str(pair.a), str(pair.b), fused, weights, task, toolkit, tuple(names), saved, key
+    )
+
+
+def _outcomes(tasks: list[scoring.Task], jobs: int) -> Iterator[tuple[scoring.Task, dict]]:
+    if jobs == 1 or len(tasks) < 2:
+        for item in tasks:
+            yield item, scoring.score(item)
+        return
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    with futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, scoring.limit_threads) as pool:
+        pending = {pool.submit(scoring.score, item): item for item in tasks}
+        try:
+            for future in futures.as_completed(pending):
+                yield pending[future], future.result()
+        except futures.process.BrokenProcessPool:
+            raise InputError("--jobs: a process died, perhaps for lack of memory; run again with fewer") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def show_progress(outcomes: Iterator, total: int) -> Iterator:
+    """Wrap an iterator in a progress bar on standard error."""
+    from tqdm import tqdm
+
+    return tqdm(outcomes, total=total, unit="picture", file=sys.stderr, disable=total == 0)

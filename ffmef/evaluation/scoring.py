@@ -1,0 +1,121 @@
+"""Scores one fused picture of one pair, fusing it first where weights are given."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ffmef.errors import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fused picture to score.
+
+    ``fused`` is its file, or None to fuse with ``weights`` (None: those of the task). ``saved`` is where the picture
+    that is scored is kept, or None to score ``fused`` as it is. ``key`` changes with any file that decides the scores.
+    """
+
+    pair: str
+    method: str
+    a: str
+    b: str
+    fused: str | None
+    weights: str | None
+    task: str
+    toolkit: str
+    metrics: tuple[str, ...]
+    saved: str | None
+    key: str
+
+
+def fingerprint(*parts: object) -> str:
+    """Return a text that changes when a file does (by size and time of change) or another part does."""
+    facts = []
+    for part in parts:
+        if isinstance(part, Path):
+            stat = part.stat()
+            facts.append(f"{part.name}:{stat.st_size}:{stat.st_mtime_ns}")
+        else:
+            facts.append(str(part))
+    return "|".join(facts)
+
+
+def _read(path: str) -> np.ndarray:
+    from ffmef.imaging.io import read_picture
+
+    pixels = read_picture(path).pixels
+    if pixels.dtype != np.uint8:
+        raise InputError(f"{path}: metrics are defined on 8-bit pictures, got {pixels.dtype}")
+    return pixels
+
+
+def _fuse(task: Task, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    import ffmef
+
+    images = {"visible": a, "infrared": b} if task.task == "vif" else [a, b]
+    return ffmef.fuse(images, task=task.task, weights=task.weights)
+
+
+def save_plainly(pixels: np.ndarray, path: str) -> None:
+    """Write a picture as image libraries do when nothing is asked for: JPEG of quality 75 with halved chroma.
+
+    Published tables were scored on such files wherever a source is a JPEG; our own writer keeps more.
+    """
+    from PIL import Image
+
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=target.suffix)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(pixels).save(file, format=Image.registered_extensions()[target.suffix.lower()])
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def score(task: Task) -> dict:
+    """Return ``{"values": {metric: value}}``, or ``{"failure": reason}`` for what the user can mend.
+
+    A value that is not defined for these pictures is None where NaN, and infinite where infinite.
+    """
+    from ffmef import metrics
+
+    try:
+        a, b = _read(task.a), _read(task.b)
+        if a.shape[:2] != b.shape[:2]:
+            raise InputError(f"sources differ in size: {Path(task.a).name} {_size(a)}, {Path(task.b).name} {_size(b)}")
+        fused = _fuse(task, a, b) if task.fused is None else _read(task.fused)
+        if task.saved is not None:
+            save_plainly(fused, task.saved)
+            fused = _read(task.saved)
+        values = metrics.compute(a, b, fused, task.metrics, toolkit=task.toolkit)
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        return {"failure": " ".join(str(error).split()) or type(error).__name__}
+    return {"values": {name: None if math.isnan(value) else value for name, value in values.items()}}
+
+
+def _size(picture: np.ndarray) -> str:
+    return f"{picture.shape[1]} x {picture.shape[0]}"
+
+
+def replace_metrics(task: Task, metrics: tuple[str, ...]) -> Task:
+    """Return the task with other metrics to compute."""
+    return replace(task, metrics=metrics)
+
+
+def limit_threads() -> None:
+    """Let a worker use one thread, since there are as many workers as jobs."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
