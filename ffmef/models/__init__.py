@@ -3,6 +3,15 @@
 from ffmef.models.extractor import HierarchicalRepresentationExtractor
 from ffmef.models.ffmef import FFMEF
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
+from ffmef.models.pyramid import PyramidFFMEF
 from ffmef.models.weights import available, load, save
 
-__all__ = ["FFMEF", "HierarchicalRepresentationExtractor", "SpatialAdaptiveFilterPredictor", "available", "load", "save"]
+__all__ = [
+    "FFMEF",
+    "HierarchicalRepresentationExtractor",
+    "PyramidFFMEF",
+    "SpatialAdaptiveFilterPredictor",
+    "available",
+    "load",
+    "save",
+]

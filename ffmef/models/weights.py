@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ffmef.errors import InputError
 from ffmef.models.ffmef import FFMEF
+from ffmef.models.pyramid import PyramidFFMEF
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
@@ -100,7 +101,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], source: Path) -> nn.Module
 
 def architectures() -> dict[str, type[nn.Module]]:
     """Return the model classes that a weight file's header may name."""
-    return {"FFMEF": FFMEF}
+    return {"FFMEF": FFMEF, "PyramidFFMEF": PyramidFFMEF}
 
 
 def available() -> list[str]:

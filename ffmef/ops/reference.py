@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def padded_index(size: int, radius: int, padding_mode: str, device: torch.device) -> Tensor:
@@ -103,4 +104,104 @@ def adaptive_fuse_backward(
         image_grad.to(images.dtype) if need_images else images.new_empty(0),
         filter_grads,
         alpha_grad.to(alphas.dtype),
+    )
+
+
+def halve(images: Tensor) -> Tensor:
+    """Return the means of 2 x 2 pixels: (..., H, W) -> (..., ceil(H / 2), ceil(W / 2)), an odd border repeated."""
+    height, width = images.shape[-2:]
+    flat = images.reshape(1, -1, height, width)
+    return F.avg_pool2d(F.pad(flat, (0, width % 2, 0, height % 2), mode="replicate"), 2).unflatten(1, images.shape[:-2])[0]
+
+
+def expand(coarse: Tensor, factor: int, height: int, width: int) -> Tensor:
+    """Return (..., h, w) interpolated bilinearly between cell centres to (..., height, width), ``factor`` times finer.
+
+    Beyond the outermost centres the border's value holds.
+    """
+    if factor == 1:
+        return coarse[..., :height, :width]
+    flat = coarse.reshape(1, -1, *coarse.shape[-2:])
+    fine = F.interpolate(flat, scale_factor=float(factor), mode="bilinear", align_corners=False)
+    return fine[..., :height, :width].unflatten(1, coarse.shape[:-2])[0]
+
+
+def pyramid_sizes(height: int, width: int, bands: int) -> list[tuple[int, int]]:
+    """Return height and width of every level of the pyramid, the base last."""
+    return [(-(-height >> level), -(-width >> level)) for level in range(bands + 1)]
+
+
+def pyramid_fuse(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor:
+    """Return the fused pyramid put together: (B, N, C, H, W) -> (B, C, H, W)."""
+    wide = accumulator(images.dtype)
+    weights, base = weights.to(wide), base.to(wide)
+    bands = weights.shape[1]
+    levels = [images.to(wide)]
+    for _ in range(bands):
+        levels.append(halve(levels[-1]))
+    out = (expand(base, scale >> bands, *levels[-1].shape[-2:]).unsqueeze(2) * levels[-1]).sum(1)
+    for level in reversed(range(bands)):
+        size = levels[level].shape[-2:]
+        band = levels[level] - expand(levels[level + 1], 2, *size)
+        fine = expand(weights[:, level], scale >> level, *size).unsqueeze(2)
+        out = expand(out, 2, *size) + (fine * band).sum(1)
+    return out.to(images.dtype)
+
+
+def _halve_adjoint(grad: Tensor, height: int, width: int) -> Tensor:
+    fine = grad.repeat_interleave(2, -2).repeat_interleave(2, -1) / 4
+    if height % 2:
+        fine[..., height - 1, :] += fine[..., height, :]
+    if width % 2:
+        fine[..., width - 1] += fine[..., width]
+    return fine[..., :height, :width]
+
+
+def _expand_adjoint(grad: Tensor, factor: int, height: int, width: int) -> Tensor:
+    if factor == 1:
+        return F.pad(grad, (0, width - grad.shape[-1], 0, height - grad.shape[-2]))
+    full = F.pad(grad, (0, factor * width - grad.shape[-1], 0, factor * height - grad.shape[-2]))
+    flat = full.reshape(1, -1, *full.shape[-2:])
+    size = [factor * height, factor * width]
+    coarse = torch.ops.aten.upsample_bilinear2d_backward(
+        flat, size, [1, flat.shape[1], height, width], False, float(factor), float(factor)
+    )
+    return coarse.unflatten(1, grad.shape[:-2])[0]
+
+
+def pyramid_fuse_backward(
+    grad: Tensor,
+    images: Tensor,
+    weights: Tensor,
+    base: Tensor,
+    scale: int,
+    need_images: bool,
+    need_weights: bool,
+    need_base: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of images, weights and base; those that are not needed are empty."""
+    wide = accumulator(images.dtype)
+    bands = weights.shape[1]
+    cells = base.shape[-2:]
+    levels = [images.to(wide)]
+    for _ in range(bands):
+        levels.append(halve(levels[-1]))
+    g = grad.to(wide)
+    weight_grads, band_grads = [], []
+    for level in range(bands):
+        size = levels[level].shape[-2:]
+        band = levels[level] - expand(levels[level + 1], 2, *size)
+        weight_grads.append(_expand_adjoint((g.unsqueeze(1) * band).sum(2), scale >> level, *cells))
+        band_grads.append(g.unsqueeze(1) * expand(weights[:, level].to(wide), scale >> level, *size).unsqueeze(2))
+        g = _expand_adjoint(g, 2, *levels[level + 1].shape[-2:])
+    base_grad = _expand_adjoint((g.unsqueeze(1) * levels[-1]).sum(2), scale >> bands, *cells)
+    image_grad = g.unsqueeze(1) * expand(base.to(wide), scale >> bands, *g.shape[-2:]).unsqueeze(2)
+    for level in reversed(range(bands)):
+        coarse = image_grad - _expand_adjoint(band_grads[level], 2, *levels[level + 1].shape[-2:])
+        image_grad = band_grads[level] + _halve_adjoint(coarse, *levels[level].shape[-2:])
+    return (
+        image_grad.to(images.dtype) if need_images else images.new_empty(0),
+        torch.stack(weight_grads, 1).to(weights.dtype) if need_weights and bands
+        else weights.new_zeros(weights.shape) if need_weights else weights.new_empty(0),
+        base_grad.to(base.dtype) if need_base else base.new_empty(0),
     )
