@@ -1,0 +1,95 @@
+"""PyramidFFMEF: any number of exposures, any order, any size; weights on the coarse grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ffmef.models import PyramidFFMEF, load, save
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = PyramidFFMEF().eval()
+    with torch.no_grad():
+        model.predictor.head.weight.normal_(std=0.5)  # far from the plain mean
+    return model
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 300), (65, 63), (128, 128)])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_any_size_and_number(model, size, count):
+    luminance = torch.rand(2, count, *size)
+    with torch.no_grad():
+        assert model(luminance).shape == (2, 1, *size)
+        assert torch.allclose(model(luminance)[1:], model(luminance[1:]), atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [[1, 0, 2, 3], [3, 1, 0, 2]])
+def test_order_does_not_matter(model, order):
+    luminance = torch.rand(1, 4, 70, 90)
+    with torch.no_grad():
+        straight, mixed = model(luminance), model(luminance[:, order])
+    torch.testing.assert_close(mixed, straight, rtol=0, atol=2e-6)
+    assert (model(luminance[:, [0, 1, 2, 2]]) - straight).abs().max() > 0.01
+
+
+def test_images_meet(model):
+    """An image's weights depend on the others, at the other end of the picture too."""
+    half = torch.rand(1, 2, 64, 256)
+    other = half.clone()
+    other[0, 1, :, 200:] = 1.0
+    with torch.no_grad():
+        change = (model.predict_weights(half)[0] - model.predict_weights(other)[0]).abs()
+    assert change[0, :, 0, :, 0].max() > 1e-5
+
+
+def test_starts_near_the_mean():
+    torch.manual_seed(0)
+    luminance = torch.rand(1, 2, 64, 64)
+    with torch.no_grad():
+        fused = PyramidFFMEF()(luminance)
+    assert (fused - luminance.mean(1, keepdim=True)).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("options", [{}, {"bands": 0}, {"bands": 2, "channels": (8,), "stem": 4}])
+def test_options_and_gradients(options):
+    model = PyramidFFMEF(**options)
+    model(torch.rand(1, 2, 33, 47)).sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+
+
+def test_multiply_adds_stay_within_the_budget():
+    """At most 230 a pixel for a pair, the cost at which the coarse model was found worthwhile."""
+    model, total = PyramidFFMEF(), 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.rand(1, 2, 512, 512))
+    assert total / 512**2 < 230
+
+
+def test_weights_survive_a_file(model, tmp_path):
+    save(model, tmp_path / "weights.safetensors")
+    again = load(tmp_path / "weights.safetensors")
+    assert isinstance(again, PyramidFFMEF) and again.config() == model.config()
+    luminance = torch.rand(1, 2, 40, 50)
+    with torch.no_grad():
+        assert torch.equal(again(luminance), model(luminance))
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match=r"luminance must be \(B, N, H, W\) with N >= 2, got shape \(1, 1, 8, 8\)"):
+        PyramidFFMEF()(torch.rand(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="bands must be 0 to 3, got 4"):
+        PyramidFFMEF(bands=4)
