@@ -162,9 +162,13 @@ def test_vmap():
     stacked = torch.stack([images, images.flip(-1)])
     got = torch.vmap(lambda i: pyramid_fuse(i, weights, base))(stacked)
     torch.testing.assert_close(got[1], pyramid_fuse(stacked[1], weights, base))
-    loss = lambda w, i, b: pyramid_fuse(i[None], w[None], b[None]).square().sum()  # noqa: E731
-    each = torch.vmap(torch.func.grad(loss))(weights, images, base)
-    torch.testing.assert_close(each[2], torch.func.grad(loss)(weights[2], images[2], base[2]))
+    inputs = [t.requires_grad_() for t in (images, weights, base)]
+    out = pyramid_fuse(*inputs)
+    directions = torch.stack([torch.ones_like(out), out.detach()])
+    together = torch.autograd.grad(out, inputs, directions, is_grads_batched=True, retain_graph=True)
+    for index, direction in enumerate(directions):
+        for batched, alone in zip(together, torch.autograd.grad(out, inputs, direction, retain_graph=True)):
+            torch.testing.assert_close(batched[index], alone)
 
 
 def test_autocast_promotes():
