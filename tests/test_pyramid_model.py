@@ -33,7 +33,7 @@ def test_order_does_not_matter(model, order):
     luminance = torch.rand(1, 4, 70, 90)
     with torch.no_grad():
         straight, mixed = model(luminance), model(luminance[:, order])
-    torch.testing.assert_close(mixed, straight, rtol=0, atol=2e-6)
+    torch.testing.assert_close(mixed, straight, rtol=1e-4, atol=1e-4)
     assert (model(luminance[:, [0, 1, 2, 2]]) - straight).abs().max() > 0.01
 
 
