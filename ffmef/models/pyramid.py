@@ -131,7 +131,7 @@ class PyramidFFMEF(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
         # Starts near the plain mean of the images.
-        nn.init.normal_(self.predictor.head.weight, std=0.02)
+        nn.init.normal_(self.predictor.head.weight, std=0.002)
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""
