@@ -96,17 +96,18 @@ def fidelity(view: View) -> Tensor:
 
 
 def flatness(view: View) -> Tensor:
-    """1 - the mean gradient of each channel over that of the stronger source at each pixel."""
+    """1 - the mean gradient of each channel over that of the stronger source at each pixel; more is no gain."""
     sources, picture = view.planes
     with torch.no_grad():
         strongest = edges.magnitude(*edges.sobel(sources)).amax(1).mean((1, 2))
-    return 1 - (edges.magnitude(*edges.sobel(picture)).mean((1, 2, 3)) / strongest).mean()
+    return (1 - edges.magnitude(*edges.sobel(picture)).mean((1, 2, 3)) / strongest).clamp_min(0).mean()
 
 
 def information_loss(view: View) -> Tensor:
     """1 - visual information fidelity of the grey picture, from the source of smaller gain at each pixel.
 
-    Scales 1, 3 and 4 of the four; the second has no weight in the measure.
+    Scales 1, 3 and 4 of the four; the second has no weight in the measure. The measure exceeds 1 where contrast is
+    exaggerated, which this term does not reward.
     """
     sources, picture = view.grey_sources * 255, view.grey * 255
     noise = 0.005 * 255**2
@@ -129,7 +130,7 @@ def information_loss(view: View) -> Tensor:
         gain, rest, variance = (maps.gather(1, chosen) for maps in (gain, rest, variance))
         kept = torch.log1p(gain * gain * variance / (rest + noise)).sum((1, 2, 3))
         total = total + weight * kept / (torch.log1p(variance / noise).sum((1, 2, 3)) + 1e-3)
-    return 1 - (total / 2.15).mean()
+    return (1 - total / 2.15).clamp_min(0).mean()
 
 
 def contrast_loss(view: View) -> Tensor:
