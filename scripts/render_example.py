@@ -70,7 +70,7 @@ def read_radiance(path: Path) -> np.ndarray:
     pixels = channels["RGB"].pixels if "RGB" in channels else np.dstack([channels[name].pixels for name in "RGB"])
     pixels = pixels.astype(np.float32)
     median = cv2.medianBlur(pixels, 3)
-    return np.where(pixels < 0.5 * median, median, pixels)
+    return np.where(pixels < 0.1 * median, median, pixels)
 
 
 def look(radiance: np.ndarray, view: View) -> np.ndarray:
