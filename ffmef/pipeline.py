@@ -19,7 +19,7 @@ TASKS = ("mef", "mff", "vif")
 ROLES = ("infrared", "visible")
 
 # Pixels converted at a time: colour then needs a few megabytes, however large the picture.
-_BAND = 1 << 17
+_BAND = 1 << 16
 
 
 def fuse(
@@ -219,12 +219,17 @@ def _bands(height: int, width: int):
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
-    """Return samples as floating point on the scale 0..255, in which the colour equations are written."""
-    if samples.dtype == np.uint8:
-        return samples.astype(np.float32)
+    """Return samples as floating point on the scale 0..255, in which the colour equations are written.
+
+    Colour comes as (3, H, W): arithmetic on whole planes is twice as fast as on every third sample.
+    """
+    planes = samples.transpose(2, 0, 1) if samples.ndim == 3 else samples
+    planes = planes.astype(np.result_type(samples.dtype, np.float32) if samples.dtype.kind == "f" else np.float32, "C")
     if samples.dtype == np.uint16:
-        return samples.astype(np.float32) / np.float32(257)
-    return samples.astype(np.result_type(samples.dtype, np.float32)) * 255
+        planes /= 257
+    elif samples.dtype.kind == "f":
+        planes *= 255
+    return planes
 
 
 def _unscaled(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -235,7 +240,8 @@ def _unscaled(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _band_luminance(band: np.ndarray) -> np.ndarray:
-    return colour.luminance(_scaled(band)) if band.ndim == 3 else colour.grey_to_luminance(_scaled(band))
+    planes = _scaled(band)
+    return colour.luminance(planes, axis=0) if band.ndim == 3 else colour.grey_to_luminance(planes)
 
 
 def _luminance(images: list[np.ndarray]) -> np.ndarray:
@@ -259,9 +265,10 @@ def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[
             picture[rows] = _unscaled(colour.luminance_to_grey(y), dtype)
             continue
         # A grey picture has no chroma and so no weight in the merge.
-        chroma = [colour.rgb_to_ycbcr(_scaled(image[rows]))[..., 1:] for image in coloured]
+        chroma = [colour.rgb_to_ycbcr(_scaled(image[rows]), axis=0)[1:] for image in coloured]
         merged = chroma[0] if len(chroma) == 1 else colour.merge_chroma(chroma)
-        picture[rows] = _unscaled(colour.ycbcr_to_rgb(np.dstack([y, merged])), dtype)
+        rgb = colour.ycbcr_to_rgb(np.concatenate([y[None], merged]), axis=0)
+        picture[rows] = _unscaled(rgb, dtype).transpose(1, 2, 0)
     return picture
 
 
