@@ -116,12 +116,15 @@ def make(folder: Path, kind: str) -> Path:
     path = folder / f"{kind}.png"
     jpeg = io.BytesIO()
     Image.new("RGB", (20, 24), "red").save(jpeg, "JPEG")
+    tiff = io.BytesIO()  # libtiff prints what it thinks of the scratch
+    Image.effect_noise((20, 24), 50).save(tiff, "TIFF", compression="tiff_lzw", strip_size=100)
     sixteen = cv2.imencode(".png", np.random.default_rng(0).integers(0, 65536, (24, 20, 3), np.uint16))[1].tobytes()
     content = {
         "text": b"Dear diary,\n",
         "empty": b"",
         "half_jpeg": jpeg.getvalue()[: len(jpeg.getvalue()) * 3 // 4],
         "half_png": sixteen[: len(sixteen) // 2],
+        "scratched_tiff": tiff.getvalue()[:60] + b"\xff" * 100 + tiff.getvalue()[160:],
     }
     if kind == "directory":
         path.mkdir()
@@ -141,6 +144,7 @@ def make(folder: Path, kind: str) -> Path:
         ("text", "not a PNG, JPEG, TIFF, BMP or WebP picture"),
         ("half_jpeg", "damaged or not supported: "),
         ("half_png", "damaged or not supported: "),
+        ("scratched_tiff", "damaged or not supported: "),
         ("larger", "must have the size of {under}, 20 x 24 (width x height), got 21 x 24"),
     ],
 )
@@ -149,7 +153,7 @@ def test_a_bad_picture(tmp_path, pair, capfd, kind, reason):
     expect_mistake(tmp_path, capfd, [pair[0], bad], f"{bad}", reason.format(under=pair[0]))
 
 
-@pytest.mark.parametrize("kind", ["text", "half_png"])
+@pytest.mark.parametrize("kind", ["text", "scratched_tiff"])
 def test_a_bad_picture_in_a_process_of_its_own(tmp_path, pair, kind):
     before = sorted(os.listdir(tmp_path))
     bad = make(tmp_path, kind)

@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
     paths = _paths(args)
     threads = _threads(args.threads)
     io.check_target(args.output)
-    pictures = {name: io.read_picture(path) for name, path in paths.items()}
+    with io.hidden_decoder_messages():
+        pictures = {name: io.read_picture(path) for name, path in paths.items()}
 
     import torch
 

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -148,6 +149,24 @@ def check_target(path: str | os.PathLike) -> str:
     if not os.access(directory, os.W_OK):
         raise InputError(f"{path}: cannot be written: no permission to write in {directory}")
     return name
+
+
+@contextlib.contextmanager
+def hidden_decoder_messages() -> Iterator[None]:
+    """Keep off the terminal what C libraries print about a damaged file, for commands: the error says it in one line.
+
+    It redirects the standard error of the whole process, so a library must not do it on its own.
+    """
+    sys.stderr.flush()
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 # Reading
