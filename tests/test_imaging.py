@@ -383,6 +383,7 @@ def bad_file(tmp_path, kind: str):
     Image.fromarray(noise(40, 40, 3)).save(jpeg, "JPEG")
     jpeg = jpeg.getvalue()
     png = cv2.imencode(".png", noise(40, 40, 3, dtype=np.uint16))[1].tobytes()
+    lzw = cv2.imencode(".tiff", noise(40, 40, 3, dtype=np.uint16))[1].tobytes()
     content = {
         "text": b"This is no picture.\n",
         "empty": b"",
@@ -392,6 +393,7 @@ def bad_file(tmp_path, kind: str):
         "half_png": png[: len(png) // 2],
         "flipped_png": png[:2000] + bytes([png[2000] ^ 1]) + png[2001:],
         "half_tiff": tiff_bytes(noise(40, 40, 3, dtype=np.uint16))[:2000],
+        "scratched_lzw_tiff": lzw[:100] + b"\xff" * 2000 + lzw[2100:],
         "float_tiff": tiff_bytes(np.zeros((8, 8), np.float32)),
         "float_rgb_tiff": tiff_bytes(np.zeros((8, 8, 3), np.float32)),
         "long_tiff": tiff_bytes(np.zeros((8, 8), np.uint32)),
@@ -417,6 +419,7 @@ def bad_file(tmp_path, kind: str):
         ("half_png", "damaged"),
         ("flipped_png", "damaged"),
         ("half_tiff", "damaged"),
+        ("scratched_lzw_tiff", "damaged"),
         ("float_tiff", "must be unsigned integers"),
         ("long_tiff", "8 or 16 bit"),
     ],

@@ -87,10 +87,12 @@ def test_sixteen_bit_agrees_with_eight():
 
 
 def test_luminance_beyond_white_is_clamped_before_colour():
-    grey = np.full((4, 4), 128, np.uint8)
-    for model, luminance in ((lambda planes: mean(planes) + 5, 255), (lambda planes: mean(planes) - 5, 0)):
-        fused = fuse([grey / 255, grey / 255], model=model)
-        np.testing.assert_allclose(fused, np.clip(1.164383 * (luminance - 16) / 255, 0, 1))
+    image = np.full((4, 4, 3), (0, 200, 0), np.uint8)  # so colourful that no channel but one ends beyond white
+    chroma = rgb_to_ycbcr(image.astype(np.float64))[..., 1:]
+    for shift, y in ((5, 255), (-5, 0)):
+        expected = np.clip(ycbcr_to_rgb(np.dstack([np.full((4, 4), y), chroma])), 0, 255)
+        fused = fuse([image, image], model=lambda planes: mean(planes) + shift)
+        np.testing.assert_array_equal(fused, np.rint(expected))
 
 
 def test_grey_and_colour_together():
