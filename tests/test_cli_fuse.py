@@ -102,6 +102,17 @@ def test_depth_alpha_and_metadata_arrive(tmp_path, weights, capsys):
     assert fused.pixels.dtype == np.uint16 and (fused.alpha == 19999).all()
 
 
+def test_threads(tmp_path, pair, weights):
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            command = ["fuse", *pair, "-o", str(tmp_path / "fused.png"), "--weights", weights]
+            assert main([*command, "--threads", str(threads)]) == 0
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_existing_file_is_replaced(tmp_path, pair, weights):
     target = tmp_path / "fused.png"
     target.write_text("before")
