@@ -39,7 +39,8 @@ def fuse(
     visible picture. Nothing is rounded before the end.
 
     Args:
-        images: two pictures of one size and dtype: (H, W, 3) for colour in the order R, G, B, or (H, W) for grey;
+        images: pictures of one size and dtype, two for FFMEF, two or more for a model that takes any number: (H, W, 3)
+            for colour in the order R, G, B, or (H, W) for grey;
             uint8, uint16, or floating point with values in [0, 1]. At least 2 pixels, because the model takes
             statistics over the picture. For ``task="vif"`` a mapping with the keys ``infrared`` and ``visible``, of
             which either may be grey.

@@ -214,6 +214,15 @@ def test_the_network_of_the_paper_takes_two(tmp_path):
         fuse([GOOD] * 3, weights=str(tmp_path / "w.safetensors"))
 
 
+def test_another_network_takes_more(tmp_path):
+    torch.manual_seed(0)
+    models.save(models.PyramidFFMEF(), tmp_path / "w.safetensors")
+    images = [noise(40, 48, 3, low=low, high=low + 0.4) for low in (0, 0.3, 0.6)]
+    fused = fuse(images, weights=str(tmp_path / "w.safetensors"))
+    assert fused.shape == (40, 48, 3) and fused.dtype == np.uint8
+    np.testing.assert_array_equal(fuse(images[::-1], weights=str(tmp_path / "w.safetensors")), fused)
+
+
 # Pictures with more than pixels
 
 
