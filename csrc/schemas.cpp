@@ -7,4 +7,5 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def(
       "adaptive_fuse_backward(Tensor grad, Tensor images, Tensor[] filters, Tensor alphas, str padding_mode, "
       "bool need_images, int[] need_filters, bool need_alphas) -> (Tensor, Tensor[], Tensor)");
+  m.def("ffmef_forward(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
 }

@@ -133,8 +133,9 @@ template <class T> inline void store_part(T* p, Vec<T> v, int64_t n) {
   std::memcpy(p, buffer, size_t(n) * sizeof(T));
 }
 
-inline FloatVec splat(float x) { return FloatVec{} + x; }
-inline DoubleVec splat(double x) { return DoubleVec{} + x; }
+// Less a zero, because adding one is not nothing (it turns -0 into 0) and would be computed.
+inline FloatVec splat(float x) { return x - FloatVec{}; }
+inline DoubleVec splat(double x) { return x - DoubleVec{}; }
 
 // In lane order, so that a sum does not depend on how the compiler pairs lanes.
 template <class V> inline double sum_lanes(V v) {

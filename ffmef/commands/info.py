@@ -46,5 +46,18 @@ def lines() -> list[str]:
             report.append(f"native library: loaded; its build facts are missing: {error}")
     report.append("backends:")
     report += [f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}" for name, reason in ops.backends().items()]
+    report.append("engine: " + engine_line())
     report.append(f"weights: {', '.join(models.available()) or 'none bundled'}")
     return report
+
+
+def engine_line() -> str:
+    """Say which networks the whole-network operator serves here."""
+    from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported
+
+    reason = unsupported(CHANNELS[0], KERNEL_SIZES[0])
+    if reason is not None:
+        return f"eager for every network: {reason}"
+    sets = ", ".join("{" + ",".join(map(str, sizes)) + "}" for sizes in KERNEL_SIZES)
+    channels = ", ".join(map(str, CHANNELS))
+    return f"fused on the CPU without gradients for FFMEF of {channels} channels and filter sets {sets}; eager otherwise"

@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from ffmef.models.extractor import HierarchicalRepresentationExtractor
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
 from ffmef.nn import AdaptiveFuse
+from ffmef.ops.ffmef_forward import unsupported, unsupported_tensors
+from ffmef.ops.library import operator
 
 IMAGES = 2
+ENGINES = ("auto", "eager", "fused")
 
 
 class FFMEF(nn.Module):
@@ -24,9 +27,12 @@ class FFMEF(nn.Module):
         kernel_sizes: odd filter sides in ascending order; the paper's table 2 has (1,), (1, 3), (3, 5), (1, 3, 5) and
             (1, 3, 5, 7).
         backend: of :func:`ffmef.ops.adaptive_fuse`.
+        engine: "fused" runs the whole network in one operator (:func:`ffmef.ops.ffmef_forward`, evaluation mode on the
+            CPU without gradients), "eager" runs it layer by layer; "auto" takes "fused" wherever it can, except where
+            ``backend`` is given. The engine runs no hooks of submodules.
 
     Attributes:
-        backend: may be changed at any time.
+        backend, engine: may be changed at any time.
 
     Example:
         >>> import torch
@@ -38,9 +44,15 @@ class FFMEF(nn.Module):
     """
 
     def __init__(
-        self, channels: int = 4, kernel_sizes: Sequence[int] = (1, 3, 5), *, backend: str | None = None
+        self,
+        channels: int = 4,
+        kernel_sizes: Sequence[int] = (1, 3, 5),
+        *,
+        backend: str | None = None,
+        engine: str = "auto",
     ) -> None:
         super().__init__()
+        self.engine = engine
         self.channels = channels
         self.kernel_sizes = tuple(kernel_sizes)
         if not self.kernel_sizes or list(self.kernel_sizes) != sorted(set(self.kernel_sizes)):
@@ -62,6 +74,24 @@ class FFMEF(nn.Module):
     @backend.setter
     def backend(self, value: str | None) -> None:
         self.fuse.backend = value
+
+    @property
+    def engine(self) -> str:
+        return self._engine
+
+    @engine.setter
+    def engine(self, value: str) -> None:
+        if value not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {value!r}")
+        self._engine = value
+
+    def not_fused(self, luminance: Tensor, parameters: Sequence[Tensor]) -> str | None:
+        """Return why the engine cannot run this model on ``luminance`` now, or None."""
+        if self.training:
+            return "the model is in training mode (model.eval() changes it)"
+        if luminance.shape[2] * luminance.shape[3] == 1:
+            return "InstanceNorm needs more than one pixel"
+        return unsupported(self.channels, self.kernel_sizes) or unsupported_tensors(luminance, parameters)
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""
@@ -86,4 +116,11 @@ class FFMEF(nn.Module):
         """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
         if luminance.dim() != 4 or luminance.shape[1] != IMAGES:
             raise ValueError(f"luminance must be (B, {IMAGES}, H, W), got shape {tuple(luminance.shape)}")
+        if self.engine == "fused" or self.engine == "auto" and self.backend is None:
+            parameters = list(self.parameters())
+            reason = self.not_fused(luminance, parameters)
+            if reason is None:
+                return operator("ffmef_forward")(luminance, parameters, self.channels, list(self.kernel_sizes))
+            if self.engine == "fused":
+                raise RuntimeError(f"engine 'fused' cannot run here: {reason}")
         return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)
