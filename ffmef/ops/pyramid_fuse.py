@@ -229,16 +229,18 @@ def _autocast(forward_op, device: str):
 
 def _reference(function):
     def run(*args):
-        if args[0].device.type == "cpu":
-            warn_of_reference()
+        warn_of_reference()
         return function(*args)
 
     return run
 
 
-library.define(_FORWARD)
-library.define(_BACKWARD)
-for _key in ("CPU", "CUDA"):
-    implement("pyramid_fuse", reference.pyramid_fuse, _key)
-    implement("pyramid_fuse_backward", reference.pyramid_fuse_backward, _key)
+define(_FORWARD)
+define(_BACKWARD)
+if _loader.cpu_missing is not None:
+    implement("pyramid_fuse", _reference(reference.pyramid_fuse), "CPU")
+    implement("pyramid_fuse_backward", _reference(reference.pyramid_fuse_backward), "CPU")
+# On a GPU the definition in plain torch serves.
+implement("pyramid_fuse", reference.pyramid_fuse, "CUDA")
+implement("pyramid_fuse_backward", reference.pyramid_fuse_backward, "CUDA")
 _register()
