@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ffmef.ops import adaptive_fuse
+from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES
 
 __all__ = ["AdaptiveFuse", "initial_alphas"]
 
@@ -48,6 +49,12 @@ class AdaptiveFuse(nn.Module):
     ) -> None:
         super().__init__()
         self.kernel_sizes = tuple(kernel_sizes)
+        if not self.kernel_sizes:
+            raise ValueError("kernel_sizes must have at least one side, got none")
+        if any(size % 2 == 0 or not 1 <= size <= MAX_FILTER_SIZE for size in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes must be odd and from 1 to {MAX_FILTER_SIZE}, got {self.kernel_sizes}")
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
         self.padding_mode = padding_mode
         self.backend = backend
         self.alphas = nn.Parameter(initial_alphas(len(self.kernel_sizes)))
@@ -56,7 +63,8 @@ class AdaptiveFuse(nn.Module):
         if len(filters) != len(self.kernel_sizes):
             raise ValueError(f"filters must have {len(self.kernel_sizes)} levels like kernel_sizes, got {len(filters)}")
         for index, (level, size) in enumerate(zip(filters, self.kernel_sizes, strict=True)):
-            if level.shape[2] != size * size:
+            # What is no filter at all, the operator explains.
+            if isinstance(level, Tensor) and level.dim() == 5 and level.shape[2] != size * size:
                 raise ValueError(f"filters[{index}] must have {size * size} taps for kernel size {size}, got {level.shape[2]}")
         return adaptive_fuse(images, filters, self.alphas, padding_mode=self.padding_mode, backend=self.backend)
 

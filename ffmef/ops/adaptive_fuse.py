@@ -101,6 +101,16 @@ def _as_list(filters: Sequence[Tensor]) -> list[Tensor]:
         raise TypeError(f"filters must be a sequence of tensors, got {type(filters).__name__}") from None
 
 
+def _as_tensor(alphas: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    rule = "alphas must be a tensor or a sequence of numbers"
+    if isinstance(alphas, (list, tuple)) and any(isinstance(alpha, Tensor) for alpha in alphas):
+        raise TypeError(f"{rule}, got a sequence of tensors: stack them, so that their gradients are kept")
+    try:
+        return torch.tensor(list(alphas), dtype=dtype, device=device)
+    except (TypeError, ValueError):
+        raise TypeError(f"{rule}, got {type(alphas).__name__}") from None
+
+
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
@@ -121,7 +131,8 @@ def _validate(
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
     for index, level in enumerate(filters):
         _check_tensor(f"filters[{index}]", level)
-    if torch.is_autocast_enabled(images.device.type):
+    device_type = images.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         images, filters = _promote(images, filters)
     if images.dim() == 4:
         images = images.unsqueeze(2)
@@ -149,7 +160,7 @@ def _validate(
     if alphas is None:
         alphas = torch.ones(len(filters), dtype=reference.accumulator(images.dtype), device=images.device)
     elif not isinstance(alphas, Tensor):
-        alphas = torch.tensor(list(alphas), dtype=reference.accumulator(images.dtype), device=images.device)
+        alphas = _as_tensor(alphas, reference.accumulator(images.dtype), images.device)
     _check_tensor("alphas", alphas)
     if alphas.dim() != 1 or alphas.shape[0] != len(filters):
         raise ValueError(f"alphas must be ({len(filters)},), one weight for each level, got shape {tuple(alphas.shape)}")

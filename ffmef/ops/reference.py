@@ -21,6 +21,9 @@ def padded_index(size: int, radius: int, padding_mode: str, device: torch.device
 
 def pad(images: Tensor, radius: int, padding_mode: str) -> Tensor:
     """Return (..., H, W) with ``radius`` more rows and columns on every side."""
+    if images.numel() == 0:  # nothing to index; the sum, 0, keeps the result differentiable
+        height, width = images.shape[-2:]
+        return images.new_zeros(*images.shape[:-2], height + 2 * radius, width + 2 * radius) + images.sum()
     for dim in (-2, -1):
         index = padded_index(images.shape[dim], radius, padding_mode, images.device)
         shape = [-1, 1] if dim == -2 else [-1]
@@ -43,15 +46,16 @@ def adaptive_fuse(images: Tensor, filters: list[Tensor], alphas: Tensor, padding
     dtype = images.dtype
     wide = accumulator(dtype)
     height, width = images.shape[-2:]
-    total = images.new_zeros(images.shape[:1] + images.shape[2:], dtype=wide)
+    images = images.to(wide)  # once, so that automatic differentiation sums its gradients in the wide dtype too
+    total = images.new_zeros(images.shape[:1] + images.shape[2:])
     for level, alpha in zip(filters, alphas.to(wide).unbind(), strict=True):
         size = _side(level)
-        padded = pad(images.to(wide), size // 2, padding_mode)
+        padded = pad(images, size // 2, padding_mode)
         response = torch.zeros_like(total)
-        for tap in range(size * size):
+        for tap, taps in enumerate(level.to(wide).unbind(2)):
             dy, dx = divmod(tap, size)
             shifted = padded[..., dy : dy + height, dx : dx + width]
-            response = response + (level[:, :, None, tap].to(wide) * shifted).sum(1)
+            response = response + (taps.unsqueeze(2) * shifted).sum(1)
         total = total + alpha * response
     return total.to(dtype)
 

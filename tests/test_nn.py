@@ -1,0 +1,89 @@
+"""The operator as a module."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from ffmef.nn import AdaptiveFuse, initial_alphas
+from ffmef.ops import adaptive_fuse
+
+
+def arguments(sides=(1, 3, 5)):
+    torch.manual_seed(0)
+    return torch.rand(2, 2, 6, 7), [torch.rand(2, 2, k * k, 6, 7) for k in sides]
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "reflect"])
+def test_is_the_operator_with_its_alphas(padding_mode, backend):
+    images, filters = arguments()
+    module = AdaptiveFuse(padding_mode=padding_mode, backend=backend)
+    assert torch.equal(module.alphas, torch.tensor([0.6, 0.3, 0.1]))
+    expected = adaptive_fuse(images, filters, module.alphas, padding_mode=padding_mode, backend=backend)
+    assert torch.equal(module(images, filters), expected)
+
+
+def test_alphas_are_learned():
+    images, filters = arguments()
+    module = AdaptiveFuse()
+    target = adaptive_fuse(images, filters, [0.2, -0.4, 0.9])
+    optimiser = torch.optim.LBFGS(module.parameters(), max_iter=40, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = (module(images, filters) - target).square().mean()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    torch.testing.assert_close(module.alphas.detach(), torch.tensor([0.2, -0.4, 0.9]), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4, 5])
+def test_initial_alphas_halve_and_sum_to_one(levels):
+    alphas = initial_alphas(levels)
+    assert alphas.shape == (levels,) and alphas.sum().item() == pytest.approx(1)
+    assert torch.allclose(alphas[1:] * 2, alphas[:-1])
+    assert torch.equal(AdaptiveFuse(range(1, 2 * levels, 2)).alphas, alphas)
+
+
+def test_copies_and_state():
+    images, filters = arguments((1, 3))
+    module = AdaptiveFuse((1, 3), padding_mode="reflect")
+    torch.nn.init.normal_(module.alphas)
+    other = AdaptiveFuse((1, 3), padding_mode="reflect")
+    other.load_state_dict(module.state_dict())
+    for twin in (copy.deepcopy(module), other):
+        assert torch.equal(twin(images, filters), module(images, filters))
+    assert repr(module) == "AdaptiveFuse(kernel_sizes=(1, 3), padding_mode='reflect')"
+
+
+def test_refusals():
+    images, filters = arguments()
+    module = AdaptiveFuse()
+    with pytest.raises(ValueError) as caught:
+        module(images, filters[:2])
+    assert str(caught.value) == "filters must have 3 levels like kernel_sizes, got 2"
+    with pytest.raises(ValueError) as caught:
+        module(images, [filters[0], filters[2], filters[1]])
+    assert str(caught.value) == "filters[1] must have 9 taps for kernel size 3, got 25"
+    with pytest.raises(ValueError) as caught:
+        module(images, [filters[0], filters[1], filters[2][0]])
+    assert str(caught.value) == "filters[2] must be (B, N, k*k, H, W), got shape (2, 25, 6, 7)"
+    with pytest.raises(TypeError) as caught:
+        module(images, [filters[0], None, filters[2]])
+    assert str(caught.value) == "filters[1] must be a tensor, got NoneType"
+    for sizes, message in (
+        ((), "kernel_sizes must have at least one side, got none"),
+        ((1, 2), "kernel_sizes must be odd and from 1 to 31, got (1, 2)"),
+        ((33,), "kernel_sizes must be odd and from 1 to 31, got (33,)"),
+        ((-1,), "kernel_sizes must be odd and from 1 to 31, got (-1,)"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            AdaptiveFuse(sizes)
+        assert str(caught.value) == message
+    with pytest.raises(ValueError) as caught:
+        AdaptiveFuse(padding_mode="circular")
+    assert str(caught.value) == "padding_mode must be one of zeros, replicate, reflect, got 'circular'"
