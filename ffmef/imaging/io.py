@@ -369,10 +369,10 @@ def _fit(picture: Picture, name: str, path: Path) -> Picture:
 
 
 def to_eight_bit(samples: np.ndarray) -> np.ndarray:
-    """Return uint16 samples as uint8, divided by 257 and rounded; uint8 as it is.
+    """Return uint16 samples (H, W, ...) as uint8, divided by 257 and rounded; uint8 as it is.
 
-    >>> to_eight_bit(np.array([0, 128, 129, 65535], np.uint16)).tolist()
-    [0, 0, 1, 255]
+    >>> to_eight_bit(np.array([[0, 128, 129, 65535]], np.uint16)).tolist()
+    [[0, 0, 1, 255]]
     """
     if samples.dtype == np.uint8:
         return samples

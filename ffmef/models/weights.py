@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from pathlib import Path
 
@@ -69,32 +68,64 @@ def _translate(key: str) -> str | None:
     return None
 
 
-def _from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _from_authors(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     """Return the authors' checkpoint under our names; operation counters that their profiler left are dropped."""
-    translated = {}
+    translated: dict[str, Tensor] = {}
     for key, value in state.items():
-        if key.split(".")[-1] in ("total_ops", "total_params"):
+        if key.split(".")[-1] in ("total_ops", "total_params") or re.fullmatch(r"alpha[123]", key):
             continue
-        name = _translate(key)
-        if name is not None:
-            translated[name] = value
-        elif not re.fullmatch(r"alpha[123]", key):
-            translated[key] = value  # unknown: named in the error by the strict check
+        name = _translate(key) or key  # what is unknown keeps its name, for the error of the strict check
+        if name in translated:
+            raise InputError(f"{source} names {_printable(name)} twice")
+        translated[name] = value
     if all(f"alpha{level}" in state for level in (1, 2, 3)):
         translated["fuse.alphas"] = torch.cat([state[f"alpha{level}"].flatten() for level in (1, 2, 3)])
     return translated
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], source: Path) -> nn.Module:
-    expected = model.state_dict()
+def _printable(text: object, most: int = 80) -> str:
+    """Return text from a file as part of one line."""
+    line = repr(str(text))[1:-1]
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
+def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], architecture: str, source: Path) -> None:
+    """Raise unless ``state`` has exactly the names and shapes of ``expected``, and finite values."""
     missing = sorted(expected.keys() - state.keys())
     unknown = sorted(state.keys() - expected.keys())
     if missing or unknown:
-        parts = [f"{what} keys {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
-        raise InputError(f"{source} does not fit {type(model).__name__}: {'; '.join(parts)}")
+        parts = [
+            f"{what} keys {', '.join(map(_printable, keys[:8]))}{' ...' if len(keys) > 8 else ''}"
+            for what, keys in (("missing", missing), ("unknown", unknown))
+            if keys
+        ]
+        raise InputError(f"{source} does not fit {architecture}: {'; '.join(parts)}")
     for key, value in expected.items():
-        if state[key].shape != value.shape:
-            raise InputError(f"{source}: {key} must have shape {tuple(value.shape)}, got {tuple(state[key].shape)}")
+        given = state[key]
+        if given.shape != value.shape:
+            raise InputError(f"{source}: {key} must have shape {tuple(value.shape)}, got {tuple(given.shape)}")
+        if given.layout != torch.strided:
+            raise InputError(f"{source}: {key} must be a dense tensor, got {given.layout}")
+        if given.is_meta:
+            raise InputError(f"{source}: {key} must hold values, got a tensor of the meta device")
+        if not given.is_floating_point():
+            raise InputError(f"{source}: {key} must be floating point, got {str(given.dtype)[6:]}")
+        finite = given.double().isfinite()
+        if not finite.all():
+            raise InputError(f"{source}: {key} must be finite, got {given[~finite][0].item()}")
+
+
+def _build(architecture: type[nn.Module], config: dict, state: dict[str, Tensor], source: Path) -> nn.Module:
+    """Return a model with the weights of ``state``, or raise what does not fit."""
+    try:
+        # Without memory first: a file's header must not make us reserve more than the file itself holds.
+        with torch.device("meta"):
+            expected = architecture(**config).state_dict()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = _printable(next(iter(str(error).splitlines()), type(error).__name__))
+        raise InputError(f"{source} has an unusable config {_printable(config)}: {reason}") from None
+    _check_fit(expected, state, architecture.__name__, source)
+    model = architecture(**config)
     model.load_state_dict(state)
     return model.eval()
 
@@ -105,12 +136,25 @@ def architectures() -> dict[str, type[nn.Module]]:
 
 
 def available() -> list[str]:
-    """Return the names of the weights that come with the package."""
+    """Return the names of the weights that come with the package.
+
+    Example:
+        >>> "mef" in available()
+        True
+    """
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 
 
 def save(model: nn.Module, path: str | Path, **facts: str) -> None:
-    """Write a model's weights, its architecture and ``facts`` to a safetensors file."""
+    """Write a model's weights, its architecture and ``facts`` to a safetensors file, whole or not at all.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(FFMEF(channels=2), f"{folder}/small.safetensors", task="mef")
+        ...     load(f"{folder}/small.safetensors").channels
+        2
+    """
     from safetensors.torch import save_file
 
     header = {"architecture": type(model).__name__, "config": json.dumps(model.config()), **facts}
@@ -132,16 +176,21 @@ def load(name_or_path: str | Path) -> nn.Module:
 
     Example:
         >>> import ffmef
-        >>> model = ffmef.models.load("mef")  # doctest: +SKIP
+        >>> ffmef.models.load("mef").training
+        False
     """
     path = Path(name_or_path)
-    bundled = FOLDER / f"{name_or_path}.safetensors"
-    if not path.is_file() and bundled.is_file():
-        path = bundled
-    if not path.is_file():
-        if path.is_dir():
-            raise InputError(f"weights must be a name or a file, got the folder {path}")
-        raise InputError(f"weights must be a file or one of {', '.join(available()) or '(none bundled)'}, got {name_or_path}")
+    try:
+        if not path.is_file() and str(name_or_path) in available():
+            path = FOLDER / f"{name_or_path}.safetensors"
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError:  # a name that is too long for the file system
+        is_file = is_folder = False
+    if is_folder:
+        raise InputError(f"weights must be a name or a file, got the folder {path}")
+    if not is_file:
+        known = ", ".join(available()) or "(none bundled)"
+        raise InputError(f"weights must be a file or one of {known}, got {_printable(name_or_path, 200)}")
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -159,25 +208,33 @@ def _load_safetensors(path: Path) -> nn.Module:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from None
-    classes = architectures()
-    if header.get("architecture") not in classes:
-        raise InputError(f"{path} must name its architecture, one of {', '.join(classes)}, got {header.get('architecture')}")
+    except Exception as error:  # whatever damaged bytes lead to
+        raise _no_weights(path, error) from None
+    classes, name = architectures(), header.get("architecture")
+    if name not in classes:
+        raise InputError(f"{path} must name its architecture, one of {', '.join(classes)}, got {_printable(name)}")
     try:
-        model = classes[header["architecture"]](**json.loads(header.get("config", "{}")))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} has an unusable config {header.get('config')}: {error}") from None
-    return _fill(model, state, path)
+        config = json.loads(header.get("config", "{}"))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} has an unusable config {_printable(header.get('config'))}: it must be a JSON object")
+    return _build(classes[name], config, state, path)
 
 
 def _load_authors(path: Path) -> nn.Module:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path} is not a weight file: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
+    except Exception as error:  # whatever damaged bytes lead to; weights_only keeps them from being run
+        raise _no_weights(path, error) from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} is not a weight file: it must hold a dictionary of tensors")
-    return _fill(FFMEF(), _from_authors(state), path)
+    if not isinstance(state, dict) or not state or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
+        raise InputError(f"{path} is not a weight file: it must hold a dictionary of named tensors")
+    return _build(FFMEF, {}, _from_authors(state, path), path)
+
+
+def _no_weights(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path} is not a weight file: {_printable(next(iter(str(error).splitlines()), type(error).__name__), 200)}")
