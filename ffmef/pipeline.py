@@ -28,6 +28,7 @@ def fuse(
     weights: str | None = None,
     *,
     backend: str | None = None,
+    engine: str = "auto",
     model: Callable[[torch.Tensor], torch.Tensor] | None = None,
     device: str | torch.device | None = None,
 ) -> np.ndarray:
@@ -48,6 +49,7 @@ def fuse(
             kept in the order given) or ``vif`` (infrared and visible).
         weights: name of bundled weights or path of a weights file; None means those of the task.
         backend: a name of ``ffmef.ops.backends()``; None chooses the fastest that is available.
+        engine: how FFMEF runs: ``fused`` in one operator, ``eager`` layer by layer, ``auto`` fused where it can.
         model: what to use in place of FFMEF with ``weights``: a callable that takes luminance (1, N, H, W), float32
             in [0, 1], and returns (1, 1, H, W). It may take any number of pictures.
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
@@ -65,7 +67,7 @@ def fuse(
     [120, 120, 120]
     """
     images = _checked(_listed(images, task))
-    return _fuse(images, task, weights, backend=backend, model=model, device=device)[0]
+    return _fuse(images, task, weights, backend=backend, engine=engine, model=model, device=device)[0]
 
 
 def fuse_pictures(
@@ -127,14 +129,15 @@ def _fuse(
     *,
     ties: list[bytes] | None = None,
     backend: str | None = None,
+    engine: str = "auto",
     model: Callable[[torch.Tensor], torch.Tensor] | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Return the fused picture and the order in which the model saw the images."""
     if model is None:
-        model = _load_model(weights or task, len(images), backend, device)
-    elif weights is not None or backend is not None:
-        raise InputError("weights and backend must be None where model is given")
+        model = _load_model(weights or task, len(images), backend, engine, device)
+    elif weights is not None or backend is not None or engine != "auto":
+        raise InputError("weights, backend and engine must be left alone where model is given")
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
@@ -276,7 +279,7 @@ def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[
 # The model
 
 
-def _load_model(weights: str, images: int, backend: str | None, device):
+def _load_model(weights: str, images: int, backend: str | None, engine: str, device):
     """Return the model of the named weights, ready to run on that many images, or raise what a user can mend."""
     import torch
 
@@ -296,6 +299,15 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     if isinstance(model, models.FFMEF) and images != 2:
         raise InputError(f"images must be 2 pictures for the model FFMEF, got {images}")
     model.backend = backend
+    if isinstance(model, models.FFMEF):
+        try:
+            model.engine = engine
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        if engine == "fused" and (backend is not None or place.type != "cpu"):
+            raise InputError(f"engine 'fused' runs on the CPU and chooses no backend, got backend {backend}, device {place}")
+    elif engine != "auto":
+        raise InputError(f"engine must be auto for the model {type(model).__name__}, got {engine!r}")
     return model
 
 

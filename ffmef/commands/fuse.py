@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--visible", metavar="PICTURE", help="for --task vif; the colours are taken from it")
     add("--weights", metavar="NAME|PATH", help="bundled weights or a file (default: those of the task)")
     add("--backend", metavar="NAME", help="see 'ffmef info' (default: the fastest that is available)")
+    add("--engine", default="auto", help="fused: the network in one operator; eager: layer by layer; auto (default)")
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
     add("--threads", metavar="T", help="processor threads (default: torch decides)")
 
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         args.weights,
         names=list(paths.values()),
         backend=args.backend,
+        engine=args.engine,
         device=args.device,
     )
     seconds = time.perf_counter() - started
