@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,74 @@ def missing_for_native_build() -> str | None:
     return None
 
 
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
+
+
+def find_nvcc() -> Path | None:
+    """Return nvcc of CUDA_HOME or CUDA_PATH, of the PATH, or of the usual folder, provided its headers are there too."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    found = [Path(home, "bin", "nvcc") for home in homes if home]
+    if shutil.which("nvcc"):
+        found.insert(2, Path(shutil.which("nvcc")).resolve())
+    for nvcc in found:
+        if nvcc.is_file() and (nvcc.parent.parent / "include" / "cuda_runtime.h").is_file():
+            return nvcc
+    return None
+
+
+def nvcc_answer(nvcc: Path, option: str) -> str:
+    """Return what nvcc prints for an option such as --version."""
+    return subprocess.run([nvcc, option], capture_output=True, text=True, check=True).stdout
+
+
+def missing_for_cuda(torch_cuda: str | None, nvcc: Path | None) -> str | None:
+    """Return why CUDA kernels cannot be built, or None. No GPU is needed to build them, so none is looked for."""
+    if torch_cuda is None:
+        return "this torch is built without CUDA"
+    if nvcc is None:
+        return "no nvcc with its headers was found (set CUDA_HOME); Triton will serve"
+    release = re.search(r"release (\d+)", nvcc_answer(nvcc, "--version"))
+    if release is None or release[1] != torch_cuda.split(".")[0]:
+        return f"{nvcc} is of CUDA {release[1] if release else 'unknown'}, torch of CUDA {torch_cuda}; Triton will serve"
+    return None
+
+
+def cuda_architectures(wanted: str, supported: str) -> list[str]:
+    """Return CMake's names of TORCH_CUDA_ARCH_LIST, or of those that nvcc supports where it is not set.
+
+    >>> cuda_architectures("8.0;9.0a+PTX", "")
+    ['80-real', '90a']
+    >>> cuda_architectures("", "compute_75 compute_80")
+    ['75-real', '80']
+    """
+    names = re.split(r"[;,\s]+", wanted.strip()) if wanted.strip() else []
+    if not names:
+        names = [name for name in CUDA_ARCHITECTURES if f"compute_{name.split('+')[0].replace('.', '')}" in supported]
+        names[-1:] = [f"{name.removesuffix('+PTX')}+PTX" for name in names[-1:]]
+    for name in names:
+        if not re.fullmatch(r"\d+\.\d[a-z]?(\+PTX)?", name):
+            raise SystemExit(f"ffmef: TORCH_CUDA_ARCH_LIST must list numbers such as 8.0 or 9.0+PTX, got {name!r}")
+    return [name.removesuffix("+PTX").replace(".", "") + ("" if name.endswith("+PTX") else "-real") for name in names]
+
+
+def cuda_options(torch_cuda: str | None) -> list[str]:
+    """Return CMake's options for the CUDA library after FFMEF_BUILD_CUDA (auto, 0 or 1), and print the decision."""
+    wish = os.environ.get("FFMEF_BUILD_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"ffmef: FFMEF_BUILD_CUDA must be auto, 0 or 1, got {wish!r}")
+    nvcc = find_nvcc()
+    reason = "FFMEF_BUILD_CUDA=0" if wish == "0" else missing_for_cuda(torch_cuda, nvcc)
+    if reason is not None:
+        if wish == "1":
+            raise SystemExit(f"ffmef: FFMEF_BUILD_CUDA=1, but {reason}")
+        print(f"ffmef: CUDA kernels not built: {reason}", file=sys.stderr)
+        return ["-DFFMEF_BUILD_CUDA=OFF"]
+    names = cuda_architectures(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), nvcc_answer(nvcc, "--list-gpu-arch"))
+    print(f"ffmef: CUDA kernels built by {nvcc} for {' '.join(names)}", file=sys.stderr)
+    architectures = ";".join(names)
+    return ["-DFFMEF_BUILD_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCMAKE_CUDA_ARCHITECTURES={architectures}"]
+
+
 class CMakeBuild(build_ext):
     """Hands the whole native build to CMakeLists.txt."""
 
@@ -49,6 +118,7 @@ class CMakeBuild(build_ext):
             f"-DFFMEF_TORCH_VERSION={torch.__version__}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *cuda_options(torch.version.cuda),
         ]
         try:
             import pybind11

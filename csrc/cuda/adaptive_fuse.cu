@@ -310,3 +310,5 @@ extern "C" int ffmef_cuda_adaptive_fuse_backward(const ffmef_fusion* fusion, con
     return ffmef::cuda::backward<decltype(zero)>(*fusion, *gradients, static_cast<cudaStream_t>(stream));
   });
 }
+
+extern "C" const char* ffmef_cuda_error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

@@ -42,6 +42,7 @@ int ffmef_cuda_adaptive_fuse(const ffmef_fusion* fusion, void* output, void* str
 int64_t ffmef_cuda_adaptive_fuse_workspace(const ffmef_fusion* fusion, const ffmef_fusion_gradients* gradients);
 int ffmef_cuda_adaptive_fuse_backward(const ffmef_fusion* fusion, const ffmef_fusion_gradients* gradients,
                                       void* stream);
+const char* ffmef_cuda_error_text(int error);
 
 #ifdef __cplusplus
 }

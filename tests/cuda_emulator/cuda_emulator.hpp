@@ -333,3 +333,5 @@ template <class T> T __ldcs(const T* pointer) { return *pointer; }
 // The runtime functions that launchers call.
 inline cudaError_t emulated_last_error() { return cudaSuccess; }
 #define cudaGetLastError emulated_last_error
+inline const char* emulated_error_text(cudaError_t) { return "an error of the emulated device"; }
+#define cudaGetErrorString emulated_error_text

@@ -1,0 +1,158 @@
+// Binds the CUDA kernels to torch: unpacks tensors, allocates results by torch's allocator, launches on torch's stream.
+// Nothing here waits for the GPU, so that calls can be captured in a CUDA graph.
+#include "adaptive_fuse.h"
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace ffmef {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+int dtype_of(const Tensor& images) {
+  switch (images.scalar_type()) {
+    case ScalarType::Float: return FFMEF_FLOAT32;
+    case ScalarType::Half: return FFMEF_FLOAT16;
+    case ScalarType::BFloat16: return FFMEF_BFLOAT16;
+    case ScalarType::Double: return FFMEF_FLOAT64;
+    default: STD_TORCH_CHECK(false, "images must be float64, float32, float16 or bfloat16"); return -1;
+  }
+}
+
+int padding_of(const std::string& name) {
+  if (name == "zeros") return FFMEF_ZEROS;
+  if (name == "replicate") return FFMEF_REPLICATE;
+  STD_TORCH_CHECK(name == "reflect", "padding_mode must be 'zeros', 'replicate' or 'reflect', got '", name, "'");
+  return FFMEF_REFLECT;
+}
+
+void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+void check_launch(int error) {
+  STD_TORCH_CHECK(error == 0, "adaptive_fuse could not be launched: ", ffmef_cuda_error_text(error));
+}
+
+// The arguments as the kernels take them; keeps pointers into the tensors, and the alphas it may have converted.
+struct Call {
+  std::vector<int> sizes;
+  std::vector<const void*> filters;
+  std::vector<std::array<int64_t, 5>> strides;
+  Tensor alphas;
+  ffmef_fusion fusion = {};
+
+  // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
+  Call(const Tensor& images, const std::vector<Tensor>& levels, const Tensor& given_alphas,
+       const std::string& padding_mode)
+      : alphas(torch::stable::to(given_alphas,
+                                 images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float)) {
+    STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
+    STD_TORCH_CHECK(alphas.is_cuda() && alphas.get_device_index() == images.get_device_index() && alphas.dim() == 1 &&
+                        alphas.size(0) == static_cast<int64_t>(levels.size()),
+                    "alphas must have one value for each of the ", levels.size(), " levels, on the images' device");
+    fusion.dtype = dtype_of(images);
+    fusion.padding = padding_of(padding_mode);
+    fusion.batch = images.size(0);
+    fusion.image_count = images.size(1);
+    fusion.channels = images.size(2);
+    fusion.height = images.size(3);
+    fusion.width = images.size(4);
+    fusion.images = images.const_data_ptr();
+    for (int axis = 0; axis < 5; ++axis) fusion.image_strides[axis] = images.stride(axis);
+    for (size_t l = 0; l < levels.size(); ++l) {
+      const Tensor& f = levels[l];
+      STD_TORCH_CHECK(f.is_cuda() && f.get_device_index() == images.get_device_index() && f.dim() == 5 &&
+                          f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
+                          f.size(1) == images.size(1) && f.size(3) == images.size(3) && f.size(4) == images.size(4),
+                      "filters[", l, "] must be (B, N, k*k, H, W) of the images' sizes, dtype and device");
+      int size = 1;
+      while (static_cast<int64_t>(size) * size < f.size(2)) size += 2;
+      STD_TORCH_CHECK(static_cast<int64_t>(size) * size == f.size(2) && size <= 31, "filters[", l,
+                      "] must have k*k taps with k odd and at most 31, got ", f.size(2));
+      sizes.push_back(size);
+      filters.push_back(f.const_data_ptr());
+      strides.push_back({f.stride(0), f.stride(1), f.stride(2), f.stride(3), f.stride(4)});
+    }
+    fusion.level_count = static_cast<int>(levels.size());
+    fusion.sizes = sizes.data();
+    fusion.filters = filters.data();
+    fusion.filter_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
+    fusion.alphas = alphas.const_data_ptr();
+    fusion.alpha_stride = alphas.stride(0);
+  }
+  Call(const Call&) = delete;
+};
+
+Tensor adaptive_fuse_cuda(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+                          const std::string& padding_mode) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const Call call(images, filters, alphas, padding_mode);
+  const ffmef_fusion& f = call.fusion;
+  Tensor output = torch::stable::new_empty(images, {f.batch, f.channels, f.height, f.width});
+  check_launch(ffmef_cuda_adaptive_fuse(&f, output.mutable_data_ptr(), current_stream(images)));
+  return output;
+}
+
+std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
+    const Tensor& grad, const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+    const std::string& padding_mode, bool need_images, const std::vector<int64_t>& need_filters, bool need_alphas) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const Call call(images, filters, alphas, padding_mode);
+  const ffmef_fusion& f = call.fusion;
+  STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == images.get_device_index() && grad.dim() == 4 &&
+                      grad.scalar_type() == images.scalar_type() && grad.size(0) == f.batch &&
+                      grad.size(1) == f.channels && grad.size(2) == f.height && grad.size(3) == f.width,
+                  "grad must be (B, C, H, W) of the images' sizes, dtype and device");
+  STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
+
+  // A gradient that nobody needs is an empty tensor: it costs nothing and keeps the schema simple.
+  Tensor image_grad = need_images
+                          ? torch::stable::new_empty(images, {f.batch, f.image_count, f.channels, f.height, f.width})
+                          : torch::stable::new_empty(images, {0});
+  Tensor alpha_grad = torch::stable::new_empty(call.alphas, {need_alphas ? call.alphas.size(0) : 0});
+  std::vector<Tensor> filter_grads;
+  std::vector<void*> filter_grad_data;
+  for (size_t l = 0; l < filters.size(); ++l) {
+    const Tensor& level = filters[l];
+    filter_grads.push_back(need_filters[l] ? torch::stable::new_empty(level, {level.size(0), level.size(1), level.size(2),
+                                                                              level.size(3), level.size(4)})
+                                           : torch::stable::new_empty(level, {0}));
+    filter_grad_data.push_back(need_filters[l] ? filter_grads[l].mutable_data_ptr() : nullptr);
+  }
+
+  if (filters.empty()) return {torch::stable::zero_(image_grad), filter_grads, alpha_grad};
+
+  ffmef_fusion_gradients g = {};
+  g.output = grad.const_data_ptr();
+  for (int axis = 0; axis < 4; ++axis) g.output_strides[axis] = grad.stride(axis);
+  g.images = need_images ? image_grad.mutable_data_ptr() : nullptr;
+  g.filters = filter_grad_data.data();
+  g.alphas = need_alphas ? alpha_grad.mutable_data_ptr() : nullptr;
+  const int64_t workspace_bytes = ffmef_cuda_adaptive_fuse_workspace(&f, &g);
+  Tensor workspace = torch::stable::new_empty(images, {workspace_bytes}, ScalarType::Byte);
+  g.workspace = workspace.mutable_data_ptr();
+  check_launch(ffmef_cuda_adaptive_fuse_backward(&f, &g, current_stream(images)));
+  return {image_grad, filter_grads, torch::stable::to(alpha_grad, alphas.scalar_type())};
+}
+
+}  // namespace
+}  // namespace ffmef
+
+STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
+  m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cuda));
+  m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cuda));
+}

@@ -1,0 +1,256 @@
+"""The Triton kernels of adaptive_fuse in Triton's interpreter, through the public function and in guarded memory.
+
+The interpreter has to be chosen before triton is imported, so this file runs itself in a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ffmef.ops import adaptive_fuse, backends
+from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors, relative_error
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+SOURCE = Path(__file__).resolve().parents[1] / "ffmef/kernels/adaptive_fuse.py"
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+inside = pytest.mark.skipif(not INTERPRETED, reason="run by test_kernels_in_the_interpreter in a process of its own")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+def test_kernels_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout
+
+
+# ---- memory in which a stray access shows ----------------------------------------------------------------------------
+
+ZONE = 4096  # elements on both sides of a tensor
+SENTINEL = 7777.0  # around outputs: a NaN written over a NaN would go unseen
+
+
+def _span(tensor: torch.Tensor) -> int:
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
+
+
+def in_nan(tensor: torch.Tensor) -> torch.Tensor:
+    """Return an equal tensor of the same strides whose surroundings, and the gaps between its elements, are NaN."""
+    memory = torch.full((_span(tensor) + 2 * ZONE,), float("nan"), dtype=tensor.dtype)
+    view = memory.as_strided(tensor.shape, tensor.stride(), ZONE)
+    if 0 in tensor.stride():
+        view.as_strided([1 if s == 0 else n for n, s in zip(tensor.shape, tensor.stride())], tensor.stride()).copy_(
+            tensor[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
+        )
+    else:
+        view.copy_(tensor)
+    return view
+
+
+@contextmanager
+def guarded_outputs(monkeypatch: pytest.MonkeyPatch, known: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
+    """Have new tensors made inside sentinels and added to ``known``; yield a count of the sentinels written over."""
+    memories: list[tuple[torch.Tensor, int]] = []
+
+    def new(fill: float, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def make(self: torch.Tensor, *shape: object, dtype: torch.dtype | None = None, **rest: object) -> torch.Tensor:
+            if rest:  # the interpreter's own
+                return original(self, *shape, dtype=dtype, **rest)
+            sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+            count = torch.Size(sizes).numel()
+            memory = torch.full((count + 2 * ZONE,), SENTINEL, dtype=dtype or self.dtype)
+            memory[ZONE : ZONE + count] = fill
+            memories.append((memory, count))
+            known.append(memory[ZONE : ZONE + count].view(tuple(sizes)))
+            return known[-1]
+
+        return make
+
+    def strays() -> int:
+        total = 0
+        for memory, count in memories:
+            sentinel = torch.tensor(SENTINEL, dtype=memory.dtype)
+            total += int((memory[:ZONE] != sentinel).sum() + (memory[ZONE + count :] != sentinel).sum())
+        return total
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", new(float("nan"), torch.Tensor.new_empty))
+        patch.setattr(torch.Tensor, "new_zeros", new(0.0, torch.Tensor.new_zeros))
+        yield strays
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
+    """Look at every address that the interpreter reads; yield a function that counts those outside ``tensors``.
+
+    A value read outside may be masked out later and so change no result; on a GPU it may still end the program.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    original, strays = InterpreterBuilder.create_masked_load, [0]
+
+    def watched_load(self: object, pointers: object, mask: object, *rest: object, **more: object) -> object:
+        ends = [(t.data_ptr(), t.data_ptr() + t.element_size() * _span(t)) for t in tensors if t.numel()]
+        extents = np.array(ends, dtype=np.uint64)
+        addresses = pointers.data[mask.data.astype(bool)]
+        known = (addresses[:, None] >= extents[:, 0]) & (addresses[:, None] < extents[:, 1])
+        strays[0] += int((~known.any(1)).sum())
+        return original(self, pointers, mask, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
+        yield lambda: strays[0]
+
+
+def load(text: str | None = None, folder: Path | None = None) -> ModuleType:
+    """Return the module of kernels, or one made of changed source."""
+    if text is None:
+        from ffmef.kernels import adaptive_fuse as kernels
+
+        return kernels
+    path = folder / "changed_kernels.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location("changed_kernels", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def worst(
+    kernels: ModuleType, case: Case, backward: bool, tile: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> float:
+    """Return the largest error of a case in units of what is allowed; infinity after a stray access."""
+    t = make_tensors(case)
+    images, alphas, gradient = in_nan(t.images), in_nan(t.alphas), in_nan(t.gradient)
+    filters = [in_nan(level) for level in t.filters]
+    monkeypatch.setattr(kernels, "tile", tile)
+    wide_alphas = in_nan(alphas.contiguous())  # of the dtype and layout that kernels take, so that they use this one
+    inputs = [images, gradient, wide_alphas, *filters]
+    with guarded_outputs(monkeypatch, inputs) as stray_writes, watched(monkeypatch, inputs) as stray_reads:
+        if backward:
+            needed = [int(n) for n in case.filters_needed]
+            image_grad, filter_grads, alpha_grad = kernels.backward(
+                gradient, images, filters, wide_alphas, case.padding, case.need_images, needed, case.need_alphas
+            )
+            results = [image_grad] if case.need_images else []
+            results += [level for level, n in zip(filter_grads, needed) if n]
+            results += [alpha_grad] if case.need_alphas else []
+        else:
+            results = [kernels.forward(images, filters, wide_alphas, case.padding)]
+        if stray_writes() or stray_reads():
+            return float("inf")
+    expected = expected_backward(case) if backward else [expected_forward(case)]
+    assert len(results) == len(expected)
+    # The interpreter truncates to bfloat16 where GPUs round.
+    allowed = TOLERANCE[case.dtype] * (2 if case.dtype == torch.bfloat16 else 1)
+    return max(map(relative_error, results, expected)) / allowed
+
+
+SMALL = (8, 16, 1)  # tiles of the interpreter are few rather than fast
+HALF, BRAIN, DOUBLE = torch.float16, torch.bfloat16, torch.float64
+FORWARD = [
+    Case("triton, zeros", height=11, width=24, batch=2),
+    Case("triton, replicate", height=7, width=13, padding="replicate"),
+    Case("triton, reflect", height=7, width=16, padding="reflect", sizes=(7, 3)),
+    Case("triton, smaller than the filter", height=2, width=3, padding="reflect", sizes=(5, 7)),
+    Case("triton, one pixel", height=1, width=1, padding="reflect"),
+    Case("triton, one column", height=5, width=1, padding="replicate", sizes=(3,)),
+    Case("triton, nine taps across", height=5, width=9, sizes=(9,), padding="reflect", images=1),
+    Case("triton, three channels", height=5, width=9, channels=3, images=3, sizes=(1, 3)),
+    Case("triton, six channels", height=5, width=9, channels=6, images=1, sizes=(3,)),
+    Case("triton, float16", height=5, width=16, dtype=HALF),
+    Case("triton, bfloat16", height=5, width=16, dtype=BRAIN, channels=2, sizes=(3,)),
+    Case("triton, float64", height=5, width=16, dtype=DOUBLE, sizes=(1, 3)),
+    Case("triton, six levels of float16", height=3, width=8, dtype=HALF, sizes=(1, 3, 1, 1, 3, 1)),
+    Case("triton, slices", height=5, width=9, layout="slice", sizes=(1, 3)),
+    Case("triton, transposed", height=5, width=9, layout="transposed", channels=2, sizes=(3,)),
+    Case("triton, channels last", height=5, width=9, layout="channels last", channels=2, sizes=(3,)),
+    Case("triton, every second pixel", height=5, width=9, layout="every second", sizes=(3,)),
+    Case("triton, expanded", height=5, width=9, layout="expanded", batch=3, sizes=(1, 3)),
+    Case("triton, no batch", batch=0),
+]
+BACKWARD = [
+    *(case for case in FORWARD if case.padding == "zeros" and case.name != "triton, zeros"),
+    Case("triton, zeros, two tiles", height=9, width=12),
+    Case("triton, replicate, three taps", height=4, width=7, padding="replicate", sizes=(3,)),
+    Case("triton, reflect, two tiles", height=4, width=18, padding="reflect", sizes=(1, 3), images=1),
+    Case("triton, reflect, five taps", height=2, width=3, padding="reflect", sizes=(5,), images=1),
+    Case("triton, one row", height=1, width=7, padding="reflect", sizes=(3,)),
+    Case("triton, images only", width=7, sizes=(1, 3), need_filters=(False, False), need_alphas=False),
+    Case("triton, one level only", width=7, sizes=(1, 3), need_filters=(False, True), need_alphas=False, need_images=False),
+    Case("triton, alphas only", width=7, sizes=(1, 3), need_filters=(False, False), need_images=False),
+]
+
+
+@inside
+@pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.name)
+def test_forward_equals_float64_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worst(load(), case, False, SMALL, monkeypatch) <= 1
+
+
+@inside
+@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: case.name)
+def test_backward_equals_float64_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worst(load(), case, True, SMALL, monkeypatch) <= 1
+
+
+@inside
+def test_public_function_runs_triton_and_differentiates() -> None:
+    assert backends()["triton"] is None
+    case = Case("triton, public", height=4, width=6, sizes=(1, 3), padding="reflect")
+    t = make_tensors(case)
+    leaves = [t.images, *t.filters, t.alphas]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    output = adaptive_fuse(t.images, t.filters, t.alphas, padding_mode=case.padding, backend="triton")
+    assert relative_error(output.detach(), expected_forward(case)) <= TOLERANCE[case.dtype]
+    results = torch.autograd.grad(output, leaves, t.gradient)
+    for result, expected in zip(results, expected_backward(case), strict=True):
+        assert relative_error(result, expected) <= TOLERANCE[case.dtype]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    right: str
+    wrong: str
+    backward: bool = False
+
+
+MUTANTS = [
+    Mutant("no mask on the store", "tl.store(target, result.to(output.dtype.element_ty), mask=mask)",
+           "tl.store(target, result.to(output.dtype.element_ty))"),
+    Mutant("no mask of the filters", "        mask=inside, other=0.0,\n", ""),
+    Mutant("flipped taps", "row, row_shown = _padded(y + tap // SIZE - SIZE // 2, height, PADDING)\n    column, c",
+           "row, row_shown = _padded(y - tap // SIZE + SIZE // 2, height, PADDING)\n    column, c"),
+    Mutant("the next level's alpha", "tl.load(alphas + 1)", "tl.load(alphas)"),
+    Mutant("one bounce only", "phase = ((position % period) + period) % period", "phase = position"),
+    Mutant("places outside shown anywhere", "first | (shown & (index == own))", "first | shown", backward=True),
+    Mutant("later levels replace the gradient", '"ADD": l > 0', '"ADD": False', backward=True),
+]  # fmt: skip
+MUTANT_CASE = Case("triton, mutants", height=4, width=11, sizes=(1, 3), padding="reflect", images=1)
+BOUNCING = Case("triton, mutants, small", height=2, width=3, sizes=(7, 1), padding="reflect", images=1)
+
+
+@inside
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = SOURCE.read_text()
+    assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
+    kernels = load(text.replace(mutant.right, mutant.wrong), tmp_path)
+    case = BOUNCING if "bounce" in mutant.name else MUTANT_CASE
+    assert worst(kernels, case, mutant.backward, SMALL, monkeypatch) > 1
