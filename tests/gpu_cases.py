@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ffmef.commands import selftest
 from ffmef.ops import reference
 
 
@@ -134,18 +135,8 @@ def expected_backward(case: Case) -> list[Expected]:
     return list(map(Expected, values, _backward(case, _in_float64(case, torch.abs))))
 
 
-# Largest error of an element, relative to the sum of the magnitudes of its terms. float32 and float64: the order of
-# summation. Half precision is accumulated in float32, so one rounding of the result: half a unit in the last place.
-TOLERANCE = {
-    torch.float32: 8 * 2.0**-24,
-    torch.float16: 1.01 * 2.0**-11,
-    torch.bfloat16: 1.01 * 2.0**-8,
-    torch.float64: 16 * 2.0**-53,
-}
-
-
-# Half the smallest step of float16: what rounding costs a result so small that the relative bound cannot hold.
-SMALLEST = {torch.float16: 2.0**-25}
+TOLERANCE = {getattr(torch, name): share for name, share in selftest.TOLERANCE.items()}
+SMALLEST = {getattr(torch, name): step for name, step in selftest.SMALLEST.items()}
 
 
 def relative_error(result: torch.Tensor, expected: Expected) -> float:

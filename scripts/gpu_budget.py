@@ -1,0 +1,171 @@
+"""Compiles the CUDA kernels for every architecture and prints what each needs: registers, spills, loads, occupancy.
+
+    python scripts/gpu_budget.py            # float32, all architectures
+    python scripts/gpu_budget.py --all      # all dtypes too: minutes
+    python scripts/gpu_budget.py --update   # rewrite tests/gpu_budget.json
+
+No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/test_gpu_budget.py holds the
+kernels to the numbers in tests/gpu_budget.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BUDGET = ROOT / "tests/gpu_budget.json"
+ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+HALO, LARGEST_RADIUS = 4, 2  # of a tile, for the filter sizes 1, 3 and 5
+ELEMENT = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel needs on one architecture."""
+
+    registers: int
+    stack: int
+    spills: int
+    local: int  # instructions that touch local memory
+    wide_loads: int  # 16-byte loads from device memory
+    wide_stores: int
+    shared: int  # bytes for the filter sizes 1, 3, 5 and three levels
+    occupancy: float  # resident threads of a multiprocessor, of those possible
+
+
+def find_nvcc() -> Path | None:
+    for home in filter(None, (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")):
+        if Path(home, "bin/nvcc").is_file() and Path(home, "include/cuda_occupancy.h").is_file():
+            return Path(home, "bin/nvcc")
+    return None
+
+
+def find_nvdisasm() -> Path | None:
+    """Return nvdisasm of the toolkit, of the PATH, or the one that triton brings along."""
+    nvcc, triton = find_nvcc(), find_spec("triton")
+    places = [nvcc.parent / "nvdisasm"] if nvcc else []
+    places += [Path(shutil.which("nvdisasm") or "nowhere")]
+    places += [Path(triton.submodule_search_locations[0], "backends/nvidia/bin/nvdisasm")] if triton else []
+    return next((place for place in places if place.is_file()), None)
+
+
+def missing() -> str | None:
+    """Return what this script lacks here, or None."""
+    if find_nvcc() is None:
+        return "no CUDA toolkit was found (set CUDA_HOME)"
+    if find_nvdisasm() is None:
+        return "no nvdisasm was found"
+    if not shutil.which("c++filt") or not shutil.which("g++"):
+        return "no g++ with c++filt was found"
+    return None
+
+
+def _run(*command: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr[-2000:]}")
+    return done.stdout + done.stderr
+
+
+def readable_names(mangled: list[str]) -> dict[str, str]:
+    """Return fuse_tiled<float, 4, 1> for the symbol of fuse_tiled_kernel<float, 4, 1>."""
+    lines = _run("c++filt", *mangled).splitlines()
+    names = {}
+    for symbol, line in zip(mangled, lines, strict=True):
+        short = re.sub(r"\(ffmef::cuda::.*\)$|ffmef::cuda::|\(anonymous namespace\)::|^void ", "", line)
+        names[symbol] = re.sub(r"\(.*$", "", short).replace("_kernel", "")
+    return names
+
+
+def block_shape(name: str) -> tuple[int, int]:
+    """Return a block's threads and its bytes of dynamic shared memory for three levels of sizes 1, 3 and 5."""
+    arguments = name[name.find("<") + 1 : name.rfind(">")].split(", ") if "<" in name else ["float"]
+    wide = 8 if arguments[0] == "double" else 4
+    if not name.startswith(("fuse_tiled", "filters_gradient_tiled")):
+        sums = 0 if name.startswith("fuse_direct") else 8 * 8 if name.startswith("sum_level") else 3 * 8 * wide
+        return 256, sums
+    vector, channels = int(arguments[1]), int(arguments[2])
+    threads, width = (128 if vector == 8 else 256), (32 if vector == 1 else 64)
+    rows = threads * vector // width + 2 * LARGEST_RADIUS
+    tile = (2 if channels == 1 else 1) * channels * rows * (width + 2 * HALO) * wide
+    return threads, tile + (3 * threads // 32 * wide if name.startswith("filters") else 0)
+
+
+def measure(architecture: int, flags: tuple[str, ...] = ("-DFFMEF_CUDA_ONLY_FLOAT32",)) -> dict[str, Usage]:
+    """Compile the kernels for one architecture and return their usage by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernels.cubin")
+        source = ROOT / "csrc/cuda/adaptive_fuse.cu"
+        options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
+        report = _run(find_nvcc(), "-cubin", *options, source, "-o", cubin)
+        code = _run(find_nvdisasm(), "-c", cubin)
+        occupancy_program = Path(folder, "occupancy")
+        include = find_nvcc().parents[1] / "include"
+        _run("g++", "-w", "-I", include, ROOT / "tests/cuda_emulator/occupancy.cpp", "-o", occupancy_program)
+        found = re.findall(
+            r"entry function '(\w+)' for.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+            r".*?Used (\d+) registers(?:.*?(\d+) bytes smem)?",
+            report,
+            re.DOTALL,
+        )
+        bodies = dict(re.findall(r"\.text\.(\w+):(.*?)(?=\n\.text\.|\n//-+ \.|\Z)", code, re.DOTALL))
+        names = readable_names([entry[0] for entry in found])
+        usage = {}
+        for symbol, stack, stores, loads, registers, _ in found:
+            name, body = names[symbol], bodies[symbol]
+            threads, shared = block_shape(name)
+            occupancy = float(_run(occupancy_program, architecture, registers, shared, threads))
+            usage[name] = Usage(
+                registers=int(registers),
+                stack=int(stack),
+                spills=int(stores) + int(loads),
+                local=len(re.findall(r"\b(?:LDL|STL)\b", body)),
+                wide_loads=len(re.findall(r"\bLDG?\.E\.[\w.]*128", body)),
+                wide_stores=len(re.findall(r"\bSTG?\.E\.[\w.]*128", body)),
+                shared=shared,
+                occupancy=occupancy,
+            )
+        return usage
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="all dtypes")
+    parser.add_argument("--update", action="store_true", help="rewrite tests/gpu_budget.json")
+    args = parser.parse_args()
+    if missing():
+        print(f"gpu_budget: {missing()}", file=sys.stderr)
+        return 2
+    flags = () if args.all else ("-DFFMEF_CUDA_ONLY_FLOAT32",)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for architecture in ARCHITECTURES:
+        for name, usage in sorted(measure(architecture, flags).items()):
+            table.setdefault(name, {})[str(architecture)] = asdict(usage)
+            print(f"sm_{architecture:<4} {name:<44} " + "  ".join(f"{k} {v:g}" for k, v in asdict(usage).items()))
+    if args.update:
+        rows = {
+            name: {
+                "registers": max(u["registers"] for u in by.values()),
+                "wide_loads": min(u["wide_loads"] for u in by.values()),
+                "wide_stores": min(u["wide_stores"] for u in by.values()),
+                "shared": max(u["shared"] for u in by.values()),
+                "occupancy": min(u["occupancy"] for u in by.values()),
+            }
+            for name, by in table.items()
+        }
+        BUDGET.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""``ffmef selftest``: the page it prints, and that it sees a kernel that is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ffmef import cli, ops
+from ffmef.commands import selftest
+
+
+def test_quick_selftest_passes_and_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 0
+    page = capsys.readouterr().out
+    count = len(selftest.matrix(quick=True))
+    assert f"{count} of {count} problems right and repeatable" in page
+    assert page.endswith("selftest: passed\n") and f"torch {torch.__version__}" in page
+
+
+def test_selftest_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = ops.adaptive_fuse
+    monkeypatch.setattr(selftest, "matrix", lambda quick: [selftest.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
+    monkeypatch.setattr(ops, "adaptive_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
+    assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 1
+    assert "FAILED float32 zeros 1x2x1x4x5 k=3 contiguous" in capsys.readouterr().out
+
+
+def test_selftest_finds_results_that_change(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right, calls = ops.adaptive_fuse, []
+
+    def restless(*args: object, **options: object) -> torch.Tensor:
+        calls.append(1)
+        return right(*args, **options) * (1 + 1e-7 * len(calls))
+
+    monkeypatch.setattr(selftest, "matrix", lambda quick: [selftest.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
+    monkeypatch.setattr(ops, "adaptive_fuse", restless)
+    assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 1
+    assert "another result when run again" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is visible")
+def test_without_a_gpu_the_reason_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["selftest", "--device", "cuda"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no GPU is visible to torch" in error
+
+
+def test_an_unknown_backend_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["selftest", "--device", "cpu", "--backend", "metal"]) == 2
+    assert "'metal'" in capsys.readouterr().err
+
+
+def test_floor_is_the_traffic_of_the_paper_s_operator() -> None:
+    # (1 + 9 + 25) taps of two images and three pictures, 4 bytes each: 280 + 12.
+    assert selftest.bytes_moved(1, 1, 4) == 292
