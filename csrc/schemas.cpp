@@ -12,4 +12,6 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def(
       "pyramid_fuse_backward(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "
       "bool need_images, bool need_weights, bool need_base) -> (Tensor, Tensor, Tensor)");
+  m.def("half_luminance(Tensor[] pictures) -> Tensor");
+  m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
 }

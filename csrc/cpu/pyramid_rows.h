@@ -24,6 +24,7 @@ template <class A> struct Row {
 };
 
 inline int64_t half_of(int64_t size) { return (size + 1) / 2; }
+inline int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Where a row of a grid `factor` times finer lies between rows of the coarse one; the border holds beyond its centre.
 struct Tap {

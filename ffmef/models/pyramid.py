@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffmef.ops import pyramid_fuse
+from ffmef.ops import half_luminance, pyramid_fuse, pyramid_fuse_rgb
 
 SCALE = 8
 
@@ -156,3 +156,12 @@ class PyramidFFMEF(nn.Module):
             raise ValueError(f"luminance must be (B, N, H, W) with N >= 2, got shape {tuple(luminance.shape)}")
         weights, base = self.predict_weights(halve(luminance))
         return pyramid_fuse(luminance, weights, base, scale=SCALE, backend=self.backend).unsqueeze(1)
+
+    @torch.inference_mode()
+    def fuse_rgb(self, pictures: Sequence[Tensor]) -> Tensor:
+        """Fuse pictures (H, W, 3), uint8, at least 2 in any order, to one of them: all in a single pass over rows."""
+        if len(pictures) < 2:
+            raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
+        half = half_luminance(pictures)
+        weights, base = self.predict_weights(half.unsqueeze(0))
+        return pyramid_fuse_rgb(pictures, half, weights[0], base[0], scale=SCALE)

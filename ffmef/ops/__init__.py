@@ -3,6 +3,7 @@
 from ffmef.ops.adaptive_fuse import adaptive_fuse
 from ffmef.ops.ffmef_forward import ffmef_forward
 from ffmef.ops.pyramid_fuse import pyramid_fuse
+from ffmef.ops.pyramid_fuse_rgb import half_luminance, pyramid_fuse_rgb
 from ffmef.ops.selection import backends
 
-__all__ = ["adaptive_fuse", "backends", "ffmef_forward", "pyramid_fuse"]
+__all__ = ["adaptive_fuse", "backends", "ffmef_forward", "half_luminance", "pyramid_fuse", "pyramid_fuse_rgb"]
