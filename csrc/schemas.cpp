@@ -14,4 +14,5 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
       "bool need_images, bool need_weights, bool need_base) -> (Tensor, Tensor, Tensor)");
   m.def("half_luminance(Tensor[] pictures) -> Tensor");
   m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
+  m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");
 }

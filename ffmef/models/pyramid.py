@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffmef.ops import half_luminance, pyramid_fuse, pyramid_fuse_rgb
+from ffmef.ops.pyramid_predict import available, pyramid_predict
 
 SCALE = 8
 
@@ -163,5 +164,9 @@ class PyramidFFMEF(nn.Module):
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
         half = half_luminance(pictures)
-        weights, base = self.predict_weights(half.unsqueeze(0))
-        return pyramid_fuse_rgb(pictures, half, weights[0], base[0], scale=SCALE)
+        if available(half, self.channels, self.stem):
+            parameters = list(self.predictor.parameters())
+            weights, base = pyramid_predict(half, parameters, self.channels, self.stem, self.bands)
+        else:
+            weights, base = (maps[0] for maps in self.predict_weights(half.unsqueeze(0)))
+        return pyramid_fuse_rgb(pictures, half, weights, base, scale=SCALE)
