@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--config", metavar="FILE", help="settings for all variants; the paper's by default")
     parser.add_argument("--epochs", type=int, default=None)
-    parser.add_argument("--metrics", nargs="+", default=["EN", "AG", "QABF", "QW", "MEF-SSIM", "QCV", "VIF"])
+    parser.add_argument("--metrics", nargs="+", default=["EN", "AG", "QABF", "QW", "MEF_SSIM", "QCV", "VIF"])
     parser.add_argument("--scenes", type=int, default=4, metavar="N", help="test pairs in the contact sheet")
     args = parser.parse_args(argv)
     try:

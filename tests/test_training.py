@@ -332,3 +332,28 @@ def test_mistakes_on_the_command_line(data, tmp_path, capsys, options, message):
 def test_a_run_is_not_overwritten(data, whole_run, capsys):
     assert main(["train", "-o", str(whole_run), "--data", str(data), "--quiet"]) == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_ablation_script(data, tmp_path, monkeypatch, capsys):
+    """Every variant of a part is trained and scored; a second call trains nothing again."""
+    import importlib.util
+
+    path = Path(__file__).parents[1] / "scripts" / "ablation.py"
+    spec = importlib.util.spec_from_file_location("ablation", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    (tmp_path / "settings.toml").write_text('size = 16\nbatch_size = 6\naccelerator = "cpu"\nthreads = 1\nepochs = 1\n')
+    command = ["--data", str(data), "--pairs", str(data), "-o", str(tmp_path / "out"), "--parts", "fig7"]
+    command += ["--config", str(tmp_path / "settings.toml"), "--metrics", "EN", "CE", "--scenes", "2"]
+    assert script.main(command) == 0
+    text = (tmp_path / "out" / "ablation.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "variant" not in line]
+    assert [row.split(" | ")[0] for row in rows] == ["| GIF", "| raw gradients", "| no saturation", "| no global term"]
+    values = {tuple(row.split(" | ")[1:]) for row in rows}
+    assert len(values) > 2 and text.count("**") >= 4
+    assert Image.open(tmp_path / "out" / "ablation-fig7.png").size[0] > 6 * 24
+    monkeypatch.setattr(script, "Trainer", None)
+    assert script.main(command) == 0
+    assert (tmp_path / "out" / "ablation.md").read_text() == text
+    assert script.main([*command, "--metrics", "XY"]) == 2
+    assert "--metrics must be among" in capsys.readouterr().err
