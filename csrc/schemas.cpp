@@ -8,6 +8,8 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
       "adaptive_fuse_backward(Tensor grad, Tensor images, Tensor[] filters, Tensor alphas, str padding_mode, "
       "bool need_images, int[] need_filters, bool need_alphas) -> (Tensor, Tensor[], Tensor)");
   m.def("ffmef_forward(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
+  m.def("thin_convolution(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("thin_convolution_weight_grad(Tensor input, Tensor grad, int size) -> Tensor");
   m.def("pyramid_fuse(Tensor images, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def(
       "pyramid_fuse_backward(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "

@@ -5,5 +5,8 @@ from ffmef.ops.ffmef_forward import ffmef_forward
 from ffmef.ops.pyramid_fuse import pyramid_fuse
 from ffmef.ops.pyramid_fuse_rgb import half_luminance, pyramid_fuse_rgb
 from ffmef.ops.selection import backends
+from ffmef.ops.thin_convolution import thin_convolution
 
-__all__ = ["adaptive_fuse", "backends", "ffmef_forward", "half_luminance", "pyramid_fuse", "pyramid_fuse_rgb"]
+__all__ = [
+    "adaptive_fuse", "backends", "ffmef_forward", "half_luminance", "pyramid_fuse", "pyramid_fuse_rgb", "thin_convolution",
+]  # fmt: skip

@@ -19,6 +19,7 @@ from ffmef.errors import InputError
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
 from ffmef.training.checkpoint import load, save, write_atomically
 from ffmef.training.config import Config
+from ffmef.training.convolutions import use_thin_convolutions
 from ffmef.training.report import LossTable, contact_sheet
 from ffmef.training.schedules import rate_factor
 
@@ -176,6 +177,7 @@ class Trainer:
         self._sums: dict[str, float] = {}
         if state:
             self._restore(state, model, optimizer)
+        use_thin_convolutions(model)
         self.plain = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         if state and state["scaler"] is not None:
