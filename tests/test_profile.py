@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 
 import numpy as np
@@ -102,6 +103,23 @@ def test_peak_memory_is_beyond_what_was_there():
     peak = measure.peak_memory(lambda: held.sum())
     assert peak["host_bytes"] < 8 * 2**20
     assert peak["device_bytes"] is None
+
+
+def test_an_earlier_peak_does_not_count():
+    np.ones(2**25)  # 256 MiB, freed at once
+    assert measure.peak_memory(lambda: None)["host_bytes"] < 8 * 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to return freed memory")
+def test_memory_that_the_heap_keeps_counts_when_it_is_used_again():
+    def blocks():
+        return [bytearray(100_000) for _ in range(600)]
+
+    kept = blocks()
+    pin = bytearray(100_000)  # above the others, so that the heap cannot shrink
+    del kept
+    assert measure.peak_memory(blocks)["host_bytes"] > 50 * 10**6
+    del pin
 
 
 def test_interquartile_range():
