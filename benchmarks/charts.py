@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.methods import OURS
 from benchmarks.records import bandwidth, memory, pixels
 
 OWN, RIVAL = "#1668b0", "#9aa5b1"
@@ -55,7 +54,7 @@ def running_time(records: list[dict], path: Path) -> bool:
     if not pairs:
         return False
     figure, axes = new_axes(7.2, 0.8 + 0.36 * len(pairs))
-    colours = [OWN if record["provider"].startswith(OURS) else RIVAL for record in pairs]
+    colours = [OWN if "FFMEF" in record["provider"] else RIVAL for record in pairs]
     labels = [record["provider"] + (" *" if record["kind"] == "picture" else "") for record in pairs]
     milliseconds = [1e3 * record["pair_s"] for record in pairs]
     axes.barh(labels, milliseconds, color=colours)

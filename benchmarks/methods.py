@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks import formulations, peers
+from benchmarks.peers import counting
 
 Pair = list[np.ndarray]
 Prepare = Callable[[Pair], Callable[[], object]]
@@ -43,14 +44,24 @@ def model(engine: str = "auto", unfold: bool = False, device: str = "cpu") -> nn
     """Return the paper's network with seeded random weights in eval mode."""
     from ffmef.models import FFMEF
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = FFMEF().eval().requires_grad_(False).to(device)
-    if engine != "auto":
-        network.engine = engine
+    network = seeded(FFMEF, device)
+    network.engine = engine
     if unfold:
         network.fuse = UnfoldFuse(network.fuse)
     return network
+
+
+def pyramid(device: str = "cpu") -> nn.Module:
+    """Return the coarse-pyramid network with seeded random weights in eval mode."""
+    from ffmef.models import PyramidFFMEF
+
+    return seeded(PyramidFFMEF, device)
+
+
+def seeded(build: Callable[[], nn.Module], device: str) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build().eval().requires_grad_(False).to(device)
 
 
 def luminance(pair: Pair, device: str) -> torch.Tensor:
@@ -61,9 +72,11 @@ def luminance(pair: Pair, device: str) -> torch.Tensor:
 LUMINANCE = torch.tensor([0.299, 0.587, 0.114])
 
 
-def ours(**form) -> Callable[[str], Prepare]:
+def ours(make: Callable[..., nn.Module], **form) -> Callable[[str], Prepare]:
+    """Time a network of ours from prepared luminance to fused luminance."""
+
     def build(device: str) -> Prepare:
-        network = model(**form, device=device)
+        network = make(**form, device=device)
 
         def prepare(pair: Pair) -> Callable[[], object]:
             inputs = luminance(pair, device)
@@ -92,12 +105,16 @@ def rival(name: str) -> Callable[[str], Prepare]:
     return build
 
 
-def picture_to_picture(device: str) -> Prepare:
+def picture_to_picture(make: Callable[..., nn.Module]) -> Callable[[str], Prepare]:
     """Time ``ffmef.fuse`` on 8-bit pictures: colour, order of the exposures, the network, colour again."""
-    import ffmef
 
-    network = model(device=device)
-    return lambda pair: lambda: ffmef.fuse(pair, model=network, device=device)
+    def build(device: str) -> Prepare:
+        import ffmef
+
+        network = make(device=device)
+        return lambda pair: lambda: ffmef.fuse(pair, model=network, device=device)
+
+    return build
 
 
 def mertens(device: str) -> Prepare:
@@ -112,15 +129,32 @@ def mertens(device: str) -> Prepare:
 
 
 METHODS = {
-    OURS: Method("network", ours()),
-    "FFMEF (eager)": Method("network", ours(engine="eager")),
-    "FFMEF (unfold)": Method("network", ours(engine="eager", unfold=True)),
+    OURS: Method("network", ours(model)),
+    "FFMEF (eager)": Method("network", ours(model, engine="eager")),
+    "FFMEF (unfold)": Method("network", ours(model, engine="eager", unfold=True)),
+    "PyramidFFMEF": Method("network", ours(pyramid)),
     **{name: Method("network", rival(name)) for name in peers.PEERS},
-    "FFMEF (pictures)": Method("picture", picture_to_picture),
+    "FFMEF (pictures)": Method("picture", picture_to_picture(model)),
+    "PyramidFFMEF (pictures)": Method("picture", picture_to_picture(pyramid)),
     "Mertens (OpenCV)": Method("picture", mertens),
 }
-COUNTS = {  # parameters, and 10^9 multiply-adds for a 551 x 707 pair
-    **{name: (7_662, 5.674) for name in (OURS, "FFMEF (eager)", "FFMEF (unfold)", "FFMEF (pictures)")},
-    **{name: (peer.parameters, peer.gmac) for name, peer in peers.PEERS.items() if peer.gmac},
-}
 CPU_ONLY = {"Mertens (OpenCV)"}
+
+
+def counts(name: str) -> tuple[int, float] | tuple[None, None]:
+    """Return a method's parameters and its 10^9 multiply-adds for a 551 x 707 pair; None where it has no network.
+
+    Of the coarse pyramid's operator nothing is counted; the filters' application counts in FFMEF.
+    """
+    if name in peers.PEERS:
+        peer = peers.PEERS[name]
+        return (peer.parameters, peer.gmac) if peer.parameters else (None, None)
+    if not name.startswith(("FFMEF", "PyramidFFMEF")):
+        return None, None
+    paper = name.startswith("FFMEF")
+    network = model("eager", device="meta") if paper else pyramid()
+    pair = torch.empty(1, 2, 551, 707, device="meta" if paper else "cpu")
+    operations = counting.multiply_adds(network, pair)
+    if paper:
+        operations += pair.numel() * sum(size * size for size in network.kernel_sizes)
+    return counting.parameter_count(network), operations / 1e9

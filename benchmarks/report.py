@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import charts
-from benchmarks.methods import COUNTS, OURS
+from benchmarks.methods import OURS
 from benchmarks.records import bandwidth, by_subject, memory, merge
 from ffmef.errors import InputError
 
@@ -118,13 +118,12 @@ def running_time(pairs: list[dict]) -> str:
     rows = []
     for record in sorted(pairs, key=lambda record: record["pair_s"]):
         name = record["provider"]
-        parameters, gmac = COUNTS.get(name, (None, None))
         rows.append(
             [
                 name,
                 record["kind"],
-                f"{parameters:,}" if parameters else "",
-                f"{gmac:.1f}" if gmac else "",
+                f"{record['parameters']:,}" if record["parameters"] else "",
+                f"{record['gmac']:.3g}" if record["gmac"] else "",
                 seconds(record["pair_s"]),
                 spread(record),
                 ratio(relative(record, own)),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import peers  # noqa: E402
+from benchmarks import methods, peers  # noqa: E402
 from benchmarks.peers import counting, guided_filter, transmef  # noqa: E402
 from benchmarks.peers.dpe_mef import rgb_to_ycbcr, ycbcr_to_rgb  # noqa: E402
 
@@ -25,6 +25,13 @@ def test_counts_at_the_reference_size(name):
         images = torch.empty(2, 1, network.channels, 551, 707)
     assert counting.parameter_count(network) == peer.parameters
     assert f"{counting.multiply_adds(network, *images) / 1e9:.3f}" == f"{peer.gmac:.3f}"
+
+
+def test_counts_of_ours_include_the_filters():
+    parameters, gmac = methods.counts("FFMEF")
+    assert parameters == 7_662
+    assert f"{gmac:.3f}" == "5.674"
+    assert methods.counts("Mertens (OpenCV)") == (None, None)
 
 
 def test_counting_knows_a_convolution_and_a_product():
