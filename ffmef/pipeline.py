@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 TASKS = ("mef", "mff", "vif")
 ROLES = ("infrared", "visible")
+# The bundled weights of each model and task.
+MODELS = {"ffmef": {"mef": "mef", "mff": "mff", "vif": "vif"}, "pyramid": {"mef": "pyramid"}}
+DEFAULT_MODEL = {"mef": "ffmef", "mff": "ffmef", "vif": "ffmef"}
 
 # Pixels converted at a time: colour then needs a few megabytes, however large the picture.
 _BAND = 1 << 16
@@ -29,7 +32,7 @@ def fuse(
     *,
     backend: str | None = None,
     engine: str = "auto",
-    model: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
 ) -> np.ndarray:
     """Fuse pictures of one scene into one picture.
@@ -47,11 +50,12 @@ def fuse(
             which either may be grey.
         task: ``mef`` (exposures, in any order: they are sorted by mean luminance, the darkest first), ``mff`` (focus,
             kept in the order given) or ``vif`` (infrared and visible).
-        weights: name of bundled weights or path of a weights file; None means those of the task.
+        weights: name of bundled weights or path of a weights file; None means those of the model for the task.
         backend: a name of ``ffmef.ops.backends()``; None chooses the fastest that is available.
         engine: how FFMEF runs: ``fused`` in one operator, ``eager`` layer by layer, ``auto`` fused where it can.
-        model: what to use in place of FFMEF with ``weights``: a callable that takes luminance (1, N, H, W), float32
-            in [0, 1], and returns (1, 1, H, W). It may take any number of pictures.
+        model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
+            of its own; None chooses by ``weights``, or else by task and number of pictures. Or what to use in their
+            place: a callable that takes luminance (1, N, H, W), float32 in [0, 1], and returns (1, 1, H, W).
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
 
     Returns:
@@ -130,14 +134,21 @@ def _fuse(
     ties: list[bytes] | None = None,
     backend: str | None = None,
     engine: str = "auto",
-    model: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Return the fused picture and the order in which the model saw the images."""
-    if model is None:
-        model = _load_model(weights or task, len(images), backend, engine, device)
+    if model is None or isinstance(model, str):
+        name = _weights_name(task, weights, model, len(images), engine)
+        model = _load_model(name, len(images), backend, engine, device)
     elif weights is not None or backend is not None or engine != "auto":
         raise InputError("weights, backend and engine must be left alone where model is given")
+    if _fuses_rgb(model, images, task, device):
+        fused = _run_rgb(model, images)
+        # Every eighth pixel tells which picture is darker; the model itself does not care.
+        thinned = [image[::8, ::8] for image in images]
+        order = _exposure_order(_luminance(thinned), images, ties) if task == "mef" else list(range(len(images)))
+        return fused, order
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
@@ -277,6 +288,39 @@ def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[
 
 
 # The model
+
+
+def _weights_name(task: str, weights: str | None, model: str | None, images: int, engine: str) -> str:
+    """Return the weights to load: those given, or those of a model for the task."""
+    if weights is not None:
+        if model is not None:
+            raise InputError(f"weights must be left alone where a model is named, got {weights} and {model!r}")
+        return weights
+    if model is None:
+        # Only the pyramid model takes more than two; engines are FFMEF's.
+        model = DEFAULT_MODEL[task] if images == 2 or task != "mef" else "pyramid"
+        model = "ffmef" if engine != "auto" else model
+    if model not in MODELS:
+        raise InputError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    if task not in MODELS[model]:
+        raise InputError(f"model {model!r} must be used for task {', '.join(MODELS[model])}, got {task}")
+    return MODELS[model][task]
+
+
+def _fuses_rgb(model, images: list[np.ndarray], task: str, device) -> bool:
+    """Return whether the model fuses these pictures itself, colour included."""
+    if task == "vif" or not hasattr(model, "fuse_rgb") or model.backend not in (None, "cpu"):
+        return False
+    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
+    return on_cpu and str(device or "cpu") == "cpu" and all(i.dtype == np.uint8 and i.ndim == 3 for i in images)
+
+
+def _run_rgb(model, images: list[np.ndarray]) -> np.ndarray:
+    import torch
+
+    # Arrays from files may be read-only, which torch warns of; nobody writes to them.
+    pictures = [torch.from_numpy(image if image.flags.writeable else image.copy()) for image in images]
+    return model.fuse_rgb(pictures).numpy()
 
 
 def _load_model(weights: str, images: int, backend: str | None, engine: str, device):

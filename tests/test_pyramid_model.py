@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+import ffmef
+from ffmef.errors import InputError
+from ffmef.imaging.io import Picture
 from ffmef.models import PyramidFFMEF, load, save
+from ffmef.pipeline import fuse_pictures
 
 torch.set_num_threads(1)
 
@@ -93,3 +98,42 @@ def test_mistakes_are_named():
         PyramidFFMEF()(torch.rand(1, 1, 8, 8))
     with pytest.raises(ValueError, match="bands must be 0 to 3, got 4"):
         PyramidFFMEF(bands=4)
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"model": "steam"}, "model must be one of ffmef, pyramid, got 'steam'"),
+        ({"model": "pyramid", "task": "mff"}, "model 'pyramid' must be used for task mef, got mff"),
+        ({"model": "pyramid", "weights": "mef"}, "weights must be left alone where a model is named, got mef and 'pyramid'"),
+    ],
+)
+def test_names_of_models_are_checked(options, message):
+    pictures = [np.full((9, 12, 3), grey, np.uint8) for grey in (40, 200)]
+    with pytest.raises(InputError) as caught:
+        ffmef.fuse(pictures, **options)
+    assert message in str(caught.value)
+
+
+def test_pictures_of_every_kind_fuse_alike(model, tmp_path):
+    """8-bit RGB takes the native path; 16 bit, floating point and read-only arrays give the same picture."""
+    path = str(tmp_path / "weights.safetensors")
+    save(model, path)
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (45, 70, 3), dtype=np.uint8) for _ in range(3)]
+    eight = ffmef.fuse(pictures, weights=path)
+    sixteen = ffmef.fuse([p.astype(np.uint16) * 257 for p in pictures], weights=path)
+    exact = ffmef.fuse([p / 255 for p in pictures], weights=path)
+    for picture in pictures:
+        picture.setflags(write=False)
+    assert np.array_equal(ffmef.fuse(pictures, weights=path), eight)
+    assert np.abs(sixteen / 257 - eight).max() < 0.52 and np.abs(exact * 255 - eight).max() < 0.52
+    assert np.abs(ffmef.fuse(pictures, weights=path, backend="reference").astype(int) - eight).max() <= 1
+
+
+def test_metadata_follow_the_darkest_whatever_the_order(model, tmp_path):
+    path = str(tmp_path / "weights.safetensors")
+    save(model, path)
+    pictures = [Picture(np.full((20, 30, 3), grey, np.uint8), exif=b"%d" % grey) for grey in (90, 20, 200)]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        assert fuse_pictures([pictures[i] for i in order], weights=path).exif == b"20"
