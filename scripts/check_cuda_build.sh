@@ -6,6 +6,7 @@
 # The environment (default .venv-cuda) is made if it is missing: torch with CUDA takes about 5.5 GB. TORCH chooses the
 # version (default torch==2.14.1). nvcc of the same CUDA major version is found through CUDA_HOME or the PATH.
 set -eu
+unset PYTHONPATH
 cd "$(dirname "$0")/.."
 root=$PWD
 environment=${1:-.venv-cuda}

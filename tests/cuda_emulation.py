@@ -95,14 +95,14 @@ class Failed(Exception):
 
 
 def run(
-    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None
+    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None, entries: bool = False
 ) -> list[list[torch.Tensor]]:
     """Run cases in the emulator and return the results of each."""
     cases_file, results_file = program.parent / "cases", program.parent / "results"
     cases_file.write_bytes(_numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases))
     options = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1",
                "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0"}
-    command = [str(program), str(cases_file), str(results_file)]
+    command = [str(program), str(cases_file), str(results_file), *(["entries"] if entries else [])]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
     if done.returncode != 0:
         raise Failed(done.stderr[-3000:])

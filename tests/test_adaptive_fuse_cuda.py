@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from cuda_emulation import build, needs_emulator, run, worst
+from cuda_emulation import CUDA_INCLUDE, ROOT, build, needs_emulator, run, worst
 from gpu_cases import TOLERANCE, Case, backward_matrix, matrix
 
 pytestmark = needs_emulator
@@ -61,3 +63,28 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
     for results, again, once_more in zip(first, second, second[len(cases) :]):
         for part, part_again, part_once_more in zip(results, again, once_more):
             assert torch.equal(part, part_again) and torch.equal(part, part_once_more)
+
+
+ENTRY_CASES = [
+    Case("entries, vectors", batch=2, height=19, width=72, sizes=(1, 3, 5), padding="reflect"),
+    Case("entries, odd width", height=11, width=37, sizes=(7, 1), padding="replicate"),
+    Case("entries, channels", height=9, width=24, channels=5, sizes=(3, 3, 1, 5)),
+    Case("entries, channels, odd width", height=9, width=13, channels=2, images=3, sizes=(3,), padding="reflect"),
+]
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+def test_plain_entries(program: Path, backward: bool) -> None:
+    for case, results in zip(ENTRY_CASES, run(program, ENTRY_CASES, backward, entries=True)):
+        assert worst(case, results, backward) <= TOLERANCE[case.dtype], case.name
+
+
+def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
+    nvcc = CUDA_INCLUDE.parent / "bin/nvcc"
+    if not nvcc.is_file():
+        pytest.skip("no nvcc beside the CUDA headers")
+    ptx = tmp_path / "entries.ptx"
+    source = ROOT / "csrc/cuda/adaptive_fuse_entries.cu"
+    subprocess.run([nvcc, "-ptx", "-std=c++17", "-arch=sm_75", source, "-o", ptx], check=True, capture_output=True)
+    names = re.findall(r"\.visible \.entry (\w+)", ptx.read_text())
+    assert sorted(names) == sorted(re.findall(r"^//   (ffmef_\w+)", source.read_text(), re.MULTILINE))

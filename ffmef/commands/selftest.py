@@ -14,9 +14,10 @@ from ffmef.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-# Largest error of an element, as a share of the sum of the magnitudes of its terms. float32 and float64: the order of
-# summation. Half precision is summed in float32, so one rounding of the result, half a unit in the last place.
-TOLERANCE = {"float32": 8 * 2.0**-24, "float16": 1.01 * 2.0**-11, "bfloat16": 1.01 * 2.0**-8, "float64": 16 * 2.0**-53}
+# Largest error of an element, as a share of the sum of the magnitudes of its terms. float32 and float64: 16 roundings
+# of the largest partial sum, for every order of summation. Half precision is summed in float32, so one rounding of
+# the result, half a unit in the last place.
+TOLERANCE = {"float32": 16 * 2.0**-24, "float16": 1.01 * 2.0**-11, "bfloat16": 1.01 * 2.0**-8, "float64": 16 * 2.0**-53}
 # Half the smallest step of float16: what rounding costs a result too small for the relative bound.
 SMALLEST = {"float16": 2.0**-25}
 

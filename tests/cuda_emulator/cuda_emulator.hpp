@@ -301,6 +301,9 @@ EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) 
 #undef __forceinline__
 #undef __launch_bounds__
 #undef __grid_constant__
+#undef __align__
+#define __shared__ static  // blocks run one after another; dynamic shared memory is watched better
+#define __align__(bytes) alignas(bytes)
 #define __global__
 #define __device__
 #define __host__
