@@ -17,4 +17,7 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def("half_luminance(Tensor[] pictures) -> Tensor");
   m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");
+  m.def(
+      "phase_congruency(Tensor spectrum, Tensor radial, Tensor decay, Tensor direction, float angular_deviation, "
+      "Tensor noise_gains) -> Tensor");
 }

@@ -16,14 +16,29 @@ LOW_PASS_CUTOFF, LOW_PASS_POWER = 0.45, 30
 NOISE_DEVIATIONS, NOISE_DIVISOR = 2.0, 1.7
 SPREAD_CUTOFF, SPREAD_SLOPE = 0.5, 10.0
 EPSILON = 1e-4
+LARGEST_PRIME_FACTOR = 151  # of a side that native code transforms
 
 
 class FilterBank(NamedTuple):
-    """Radial and angular factors of the filters, in the layout of the Fourier transform."""
+    """Factors of the filters of one size, in the layout of the Fourier transform.
 
-    radial: list[np.ndarray]
-    angular: list[np.ndarray]
-    noise_gains: list[float]  # per orientation: estimated noise energy for a unit median of the smallest scale
+    The radial factor of a scale s is ``first * ratio**s * decay[s]``: a log-Gabor function of scaled radius is a
+    Gaussian in the logarithm, which a shift multiplies by an exponential.
+    """
+
+    first: np.ndarray
+    ratio: np.ndarray
+    decay: list[float]
+    direction: np.ndarray  # angle of each frequency
+    noise_gains: list[float]  # per orientation: squared noise energy for a unit median of the smallest scale
+
+    def radial(self, scale: int) -> np.ndarray:
+        return self.first * self.ratio**scale * self.decay[scale]
+
+    def angular(self, orientation: int) -> np.ndarray:
+        distance = np.abs(self.direction - orientation * math.pi / ORIENTATIONS)
+        distance = np.minimum(distance, 2 * math.pi - distance)
+        return np.exp(-(distance**2) / (2 * ANGULAR_DEVIATION**2))
 
 
 def _frequencies(length: int) -> np.ndarray:
@@ -41,23 +56,19 @@ def filter_bank(height: int, width: int) -> FilterBank:
     x, y = _frequencies(width), _frequencies(height)[:, None]
     radius = np.hypot(x, y)
     radius[0, 0] = 1
-    theta = np.arctan2(-y, x)
+    direction = np.arctan2(-y, x)
     # The low pass has its own grid, and for odd lengths the toolkit moves its centre to the last element.
     x, y = (np.fft.fftshift((np.arange(length) - length // 2) / length) for length in (width, height))
     low_pass = 1 / (1 + (np.hypot(x, y[:, None]) / LOW_PASS_CUTOFF) ** LOW_PASS_POWER)
-    radial = []
-    for scale in range(SCALES):
-        wavelength = SHORTEST_WAVELENGTH * WAVELENGTH_RATIO**scale
-        response = np.exp(-(np.log(radius * wavelength) ** 2) / (2 * math.log(BANDWIDTH) ** 2)) * low_pass
-        response[0, 0] = 0
-        radial.append(response)
-    angular = []
-    for orientation in range(ORIENTATIONS):
-        distance = np.abs(theta - orientation * math.pi / ORIENTATIONS)
-        distance = np.minimum(distance, 2 * math.pi - distance)
-        angular.append(np.exp(-(distance**2) / (2 * ANGULAR_DEVIATION**2)))
-    total = sum(radial)
-    return FilterBank(radial, angular, [_noise_gain(radial[0], total, response) for response in angular])
+    shape, step = 2 * math.log(BANDWIDTH) ** 2, math.log(WAVELENGTH_RATIO)
+    offset = np.log(radius * SHORTEST_WAVELENGTH)
+    first = np.exp(-(offset**2) / shape) * low_pass
+    first[0, 0] = 0
+    ratio = np.exp(-2 * step * offset / shape)
+    decay = [math.exp(-((scale * step) ** 2) / shape) for scale in range(SCALES)]
+    bank = FilterBank(first, ratio, decay, direction, [])
+    total = sum(bank.radial(scale) for scale in range(SCALES))
+    return bank._replace(noise_gains=[_noise_gain(first, total, bank.angular(o)) for o in range(ORIENTATIONS)])
 
 
 def _noise_gain(first: np.ndarray, total: np.ndarray, angular: np.ndarray) -> float:
@@ -73,15 +84,56 @@ def _noise_gain(first: np.ndarray, total: np.ndarray, angular: np.ndarray) -> fl
 
 
 def maps(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return phase congruency and its maximum and minimum moment."""
+    """Return phase congruency and its maximum and minimum moment, by native code where that can serve."""
+    if _native_serves(channel.shape):
+        return _maps_native(channel, bank)
+    return _maps_numpy(channel, bank)
+
+
+def _native_serves(shape: tuple[int, int]) -> bool:
+    """Whether the library is built and the sides have small prime factors (it transforms prime lengths directly)."""
+    import torch
+
+    from ffmef import _loader  # noqa: F401  (registers the operators)
+
+    built = hasattr(torch.ops.ffmef, "phase_congruency")
+    return built and all(_largest_prime_factor(side) <= LARGEST_PRIME_FACTOR for side in shape)
+
+
+def _largest_prime_factor(number: int) -> int:
+    factor, largest = 2, 1
+    while factor * factor <= number:
+        while number % factor == 0:
+            number, largest = number // factor, factor
+        factor += 1
+    return max(number, largest)
+
+
+def _maps_native(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, ...]:
+    import scipy.fft
+    import torch
+
+    spectrum = scipy.fft.fft2(channel.astype(np.float64))
+    result = torch.ops.ffmef.phase_congruency(
+        torch.from_numpy(np.stack([spectrum.real, spectrum.imag])),
+        torch.from_numpy(np.stack([bank.first, bank.ratio])),
+        torch.tensor(bank.decay, dtype=torch.float64),
+        torch.from_numpy(bank.direction),
+        ANGULAR_DEVIATION,
+        torch.tensor(bank.noise_gains, dtype=torch.float64),
+    )
+    return tuple(result.numpy())
+
+
+def _maps_numpy(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     import scipy.fft
 
     spectrum = scipy.fft.fft2(channel.astype(np.float64))
     congruency, amplitudes = np.zeros(channel.shape), np.zeros(channel.shape)
     xx, yy, xy = np.zeros(channel.shape), np.zeros(channel.shape), np.zeros(channel.shape)
-    for orientation, angular in enumerate(bank.angular):
-        partial = spectrum * angular
-        responses = [scipy.fft.ifft2(partial * radial, overwrite_x=True) for radial in bank.radial]
+    for orientation in range(ORIENTATIONS):
+        partial = spectrum * bank.angular(orientation)
+        responses = [scipy.fft.ifft2(partial * bank.radial(scale), overwrite_x=True) for scale in range(SCALES)]
         moduli = [np.abs(response) for response in responses]
         amplitude, peak = sum(moduli), functools.reduce(np.maximum, moduli)
         even, odd = sum(r.real for r in responses), sum(r.imag for r in responses)
