@@ -266,6 +266,13 @@ def test_starting_from_other_weights(data, whole_run, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in trainer.plain.state_dict().items())
 
 
+def test_a_schedule_may_be_left_early(data, whole_run, tmp_path):
+    trainer = train(data, tmp_path / "run", until=2)
+    assert trainer.step == 6 and (tmp_path / "run" / "weights.safetensors").exists()
+    early, whole = ((folder / "losses.csv").read_text().splitlines() for folder in (tmp_path / "run", whole_run))
+    assert early == whole[:3]
+
+
 def test_schedules():
     assert rate_factor(0, total=10, schedule="constant") == 1
     assert [rate_factor(s, total=10, schedule="constant", warmup=4) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]

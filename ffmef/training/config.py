@@ -44,6 +44,7 @@ class Config:
     longest_side: int = field(default=640, metadata={"help": "pictures are kept in memory no larger than this"})
 
     epochs: int = field(default=30, metadata={"help": "length of the run"})
+    until: int = field(default=0, metadata={"help": "leave after so many epochs of the schedule; 0: at its end"})
     samples_per_epoch: int = field(default=0, metadata={"help": "0: one a scene"})
     batch_size: int = field(default=2, metadata={"help": "over all processes"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of AdamW, at its highest"})
@@ -73,7 +74,7 @@ class Config:
         for name in ("epochs", "batch_size", "size", "step_epochs", "sample_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("count", self.count, 2)
-        for name in ("samples_per_epoch", "warmup", "threads", "workers", "checkpoint_every", "seed"):
+        for name in ("until", "samples_per_epoch", "warmup", "threads", "workers", "checkpoint_every", "seed"):
             _at_least(name, getattr(self, name), 0)
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")

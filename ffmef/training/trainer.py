@@ -241,13 +241,13 @@ class Trainer:
             DivergedError: the loss of a batch is not finite; the scenes of the batch are named.
             InputError: the disk is full, or another reason why a file cannot be written.
         """
-        config, total = self.config, self.config.epochs * len(self.batches)
+        config, total = self.config, self.last_epoch * len(self.batches)
         table = LossTable(self.folder, self.epoch) if self.fabric.is_global_zero else None
         events = self._events() if self.fabric.is_global_zero else None
         bar = self._bar(total, progress)
         first = self.step
         self.model.train()
-        while self.epoch < config.epochs:
+        while self.epoch < self.last_epoch:
             self.batches.seek(self.epoch, self.batch)
             for batch in self.loader:
                 # Slicing the run must leave the state as a kill would: between two steps.
@@ -275,6 +275,11 @@ class Trainer:
             self._export()
             table.plot(self.folder / "losses.png")
         self.fabric.barrier()
+
+    @property
+    def last_epoch(self) -> int:
+        """The number of epochs after which the run ends."""
+        return min(self.config.until or self.config.epochs, self.config.epochs)
 
     def _rate(self, step: int) -> float:
         config = self.config
@@ -344,7 +349,7 @@ class Trainer:
         self._sums = {}
         self.epoch += 1
         self.batch = 0
-        if not self.config.checkpoint_every or self.epoch == self.config.epochs:
+        if not self.config.checkpoint_every or self.epoch == self.last_epoch:
             self._save()
 
     @torch.no_grad()
