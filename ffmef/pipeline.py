@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -331,9 +332,11 @@ def _load_model(weights: str, images: int, backend: str | None, engine: str, dev
     from ffmef.ops.selection import check_backend
 
     try:
-        place = torch.device(device or "cpu")
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            place = torch.device("cpu" if device is None else device)
+            torch.zeros(1, device=place).item()
+    except Exception as error:  # a build of torch without the device raises almost anything
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     try:
         check_backend(backend, place)

@@ -215,7 +215,11 @@ def test_bad_options(tmp_path, pair, capfd, weights):
     expect_mistake(tmp_path, capfd, [*good, "--backend", "abacus"], "backend must be one of", "'abacus'")
     expect_mistake(tmp_path, capfd, [*good, "--engine", "steam"], "engine must be one of", "'steam'")
     expect_mistake(tmp_path, capfd, [*good, "--device", "abacus"], "device 'abacus' cannot be used")
+    expect_mistake(tmp_path, capfd, [*good, "--device", ""], "device '' cannot be used: ")
+    expect_mistake(tmp_path, capfd, [*good, "--device", "meta"], "device 'meta' cannot be used: ")
+    expect_mistake(tmp_path, capfd, [*good, "--device", "privateuseone"], "device 'privateuseone' cannot be used: ")
     expect_mistake(tmp_path, capfd, [*good, "--threads", 0], "--threads must be at least 1, got 0")
+    expect_mistake(tmp_path, capfd, [*good, "--threads", 2**31], "--threads must be at most 4096, got 2147483648")
     expect_mistake(tmp_path, capfd, [*good, "--threads", "many"], "--threads must be a whole number, got 'many'")
     expect_mistake(tmp_path, capfd, [*good, "--task", "hdr"], "--task must be one of mef, mff, vif, got 'hdr'")
     expect_mistake(tmp_path, capfd, [pair[0], "--weights", weights], "PICTURE must be given at least twice, got 1")
@@ -233,6 +237,7 @@ def test_bad_options(tmp_path, pair, capfd, weights):
         ("fused.gif", "the extension must be one of .png"),
         ("folder.png", "is a directory"),
         ("missing/fused.png", "missing is not an existing directory"),
+        ("n" * 300 + ".png", "cannot be written: File name too long"),
     ],
 )
 def test_a_bad_target(tmp_path, pair, capfd, target, reason):

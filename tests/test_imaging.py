@@ -487,3 +487,17 @@ def test_permissions_and_links_stay(tmp_path):
     assert (tmp_path / "link.png").is_symlink()
     assert stat.S_IMODE((tmp_path / "new.png").stat().st_mode) == 0o600
     np.testing.assert_array_equal(read_picture(tmp_path / "new.png").pixels, pixels)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    with pytest.raises(InputError, match="cannot be written: embedded null byte$"):
+        check_target(tmp_path / "a\0b.png")
+    with pytest.raises(InputError, match="cannot be written: File name too long$"):
+        check_target(tmp_path / ("n" * 300 + ".png"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no /dev/zero here")
+def test_a_device_is_not_read():
+    """It would give bytes for ever."""
+    with pytest.raises(InputError, match="^/dev/zero: is a device, not a picture$"):
+        read_picture("/dev/zero")

@@ -7,6 +7,8 @@ import time
 
 from ffmef.errors import InputError
 
+MOST_THREADS = 4096  # far more than processors have; far fewer than would exhaust the system
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -67,6 +69,8 @@ def _threads(text: str | None) -> int | None:
         raise InputError(f"--threads must be a whole number, got {text!r}")
     if int(text) < 1:
         raise InputError(f"--threads must be at least 1, got {text}")
+    if int(text) > MOST_THREADS:
+        raise InputError(f"--threads must be at most {MOST_THREADS}, got {text}")
     return int(text)
 
 

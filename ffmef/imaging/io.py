@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import shutil
+import stat
 import struct
 import sys
 import threading
@@ -141,10 +142,15 @@ def check_target(path: str | os.PathLike) -> str:
     name = FORMATS.get(path.suffix.lower())
     if name is None:
         raise InputError(f"{path}: the extension must be one of {_EXTENSIONS}, got {path.suffix or 'none'!r}")
-    if path.is_dir():
+    try:
+        is_folder, directory = path.is_dir(), Path(os.path.realpath(path)).parent
+        path.exists()  # a name that is too long is one for existing files too
+        has_directory = directory.is_dir()
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    if is_folder:
         raise InputError(f"{path}: cannot be written: is a directory")
-    directory = Path(os.path.realpath(path)).parent
-    if not directory.is_dir():
+    if not has_directory:
         raise InputError(f"{path}: cannot be written: {directory} is not an existing directory")
     if not os.access(directory, os.W_OK):
         raise InputError(f"{path}: cannot be written: no permission to write in {directory}")
@@ -174,7 +180,13 @@ def hidden_decoder_messages() -> Iterator[None]:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            kind = os.fstat(file.fileno()).st_mode
+            if stat.S_ISCHR(kind) or stat.S_ISBLK(kind):  # /dev/zero never ends
+                raise InputError(f"{path}: is a device, not a picture")
+            data = file.read()
+    except InputError:
+        raise
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory, not a picture") from None
     except FileNotFoundError:

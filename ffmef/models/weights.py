@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -209,7 +210,8 @@ def _load_safetensors(path: Path) -> nn.Module:
             header = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # whatever damaged bytes lead to
-        raise _no_weights(path, error) from None
+        reason = _printable(next(iter(str(error).splitlines()), type(error).__name__), 200)
+        raise InputError(f"{path} is not a weight file: {reason}") from None
     classes, name = architectures(), header.get("architecture")
     if name not in classes:
         raise InputError(f"{path} must name its architecture, one of {', '.join(classes)}, got {_printable(name)}")
@@ -224,9 +226,11 @@ def _load_safetensors(path: Path) -> nn.Module:
 
 def _load_authors(path: Path) -> nn.Module:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever damaged bytes lead to; weights_only keeps them from being run
-        raise _no_weights(path, error) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever damaged bytes lead to; torch's own words invite to load without protection
+        raise InputError(f"{path} is not a weight file: neither safetensors nor a checkpoint of tensors alone") from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(
@@ -234,7 +238,3 @@ def _load_authors(path: Path) -> nn.Module:
     ):
         raise InputError(f"{path} is not a weight file: it must hold a dictionary of named tensors")
     return _build(FFMEF, {}, _from_authors(state, path), path)
-
-
-def _no_weights(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} is not a weight file: {_printable(next(iter(str(error).splitlines()), type(error).__name__), 200)}")
