@@ -273,6 +273,38 @@ def test_a_schedule_may_be_left_early(data, whole_run, tmp_path):
     assert early == whole[:3]
 
 
+def test_one_step_by_hand(data, tmp_path):
+    """Rate, clipped gradient and moving average after one step; the exported weights are the average."""
+    trainer = Trainer(config(data, clip_norm=0.01, ema=0.9), tmp_path / "run")
+    start = [parameter.detach().clone() for parameter in trainer.plain.parameters()]
+    trainer.run(progress=False, stop_after=1)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(5e-3 / 3)  # the first of three steps of warm-up
+    norm = torch.stack([parameter.grad.norm() for parameter in trainer.plain.parameters()]).norm()
+    assert norm.item() == pytest.approx(0.01, rel=1e-3)
+    for first, now, mean in zip(start, trainer.plain.parameters(), trainer.average.parameters()):
+        torch.testing.assert_close(mean, first + 0.9 * (now - first))  # the decay begins at 1 / 10
+    trainer._export()
+    exported = load_file(tmp_path / "run" / "weights.safetensors")
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in trainer.average.state_dict().items())
+    assert not all(torch.equal(tensor, exported[name]) for name, tensor in trainer.plain.state_dict().items())
+
+
+def test_bundled_weights_have_cards_and_recipes():
+    import ffmef.models
+
+    root = Path(__file__).parents[1]
+    for name in ("mef", "mff", "vif"):
+        assert name in ffmef.models.available()
+        luminance = torch.rand(1, 2, 16, 18)
+        assert load_weights(name)(luminance).isfinite().all()
+        card = (root / "ffmef" / "weights" / f"{name}.md").read_text()
+        assert "licence" in card.lower() and "ffmef train --config configs/" in card
+    recipes = sorted((root / "configs").glob("*.toml"))
+    assert len(recipes) >= 5
+    for path in recipes:
+        assert resolve(path, {}).loss == "picture"
+
+
 def test_schedules():
     assert rate_factor(0, total=10, schedule="constant") == 1
     assert [rate_factor(s, total=10, schedule="constant", warmup=4) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
