@@ -217,6 +217,20 @@ def naive_qw(a, b, f):
     return (weight / weight.sum() * quality).sum()
 
 
+def naive_qw_of_flat_areas(a, b, f):
+    """As above, with the toolkit's rule for windows without any edge."""
+    kx, ky = [[1, 0, -1]] * 3, [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]
+    a, b, f = (np.hypot(correlate(x, kx), correlate(x, ky)) for x in (a, b, f))
+    window, c1, c2 = gaussian(11, 1.5), (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    _, _, va, vb, _ = statistics(a, b, window, correlate_valid)
+    flat = va + vb == 0
+    assert flat.sum() > 20
+    va[flat], vb[flat] = 0.5, 0.5
+    share, weight = va / (va + vb), np.maximum(va, vb)
+    quality = share * ssim_map(a, f, window, c1, c2) + (1 - share) * ssim_map(b, f, window, c1, c2)
+    return (weight / weight.sum() * quality).sum()
+
+
 def naive_ssim(a, b, f):
     window, c1, c2 = gaussian(11, 1.5), (0.01 * 255) ** 2, (0.03 * 255) ** 2
     return ssim_map(a, f, window, c1, c2).mean() + ssim_map(b, f, window, c1, c2).mean()
@@ -409,6 +423,28 @@ def test_metric_is_its_definition(computed, name):
     else:
         assert computed[name] == pytest.approx(by_channel(NAIVE[name]), rel=1e-10)
     assert getattr(metrics, name.lower())(A, B, F) == computed[name]
+
+
+def test_flat_areas():
+    """Areas that are flat in one, two or all three pictures."""
+    a, b, f = (np.pad(x, ((0, 30), (0, 0), (0, 0))) for x in (A, B, F))
+    b[20:46, 20:] = 77
+    f[:25, 20:] = 33
+    f[60:, 30:] = np.random.default_rng(0).integers(0, 9, f[60:, 30:].shape)
+    assert metrics.qw(a, b, f) == pytest.approx(by_channel(naive_qw_of_flat_areas, a, b, f), rel=1e-9)
+    assert metrics.vif(a, b, f) == pytest.approx(by_channel(naive_vif, a, b, f), rel=1e-9)
+
+
+def test_qy_between_agreement_and_disagreement():
+    """Sources whose local similarity lies on both sides of 0.75, and close to it."""
+    rng = np.random.default_rng(4)
+    a = rng.integers(40, 200, (60, 60, 3))
+    b = a + rng.integers(-50, 50, a.shape)
+    f = a + rng.integers(-40, 40, a.shape)
+    args = [np.clip(x, 0, 255).astype(np.uint8) for x in (a, b, f)]
+    alike = ssim_map(*(x[..., 0].astype(float) for x in args[:2]), gaussian(7, 1.5), 0, 0)
+    assert (alike < 0.75).any() and ((alike >= 0.75) & (alike < 0.765)).any()
+    assert metrics.qy(*args) == pytest.approx(by_channel(naive_qy, *args), rel=1e-9)
 
 
 def test_only_mef_ssim_is_not_averaged_over_channels(computed):
