@@ -435,6 +435,11 @@ def test_flat_areas():
     assert metrics.vif(a, b, f) == pytest.approx(by_channel(naive_vif, a, b, f), rel=1e-9)
 
 
+def test_qw_strips_are_the_whole(monkeypatch):
+    monkeypatch.setattr("ffmef.metrics.structure.STRIP_PIXELS", 1)  # strips of 16 rows, the last one short
+    assert metrics.qw(A, B, F) == pytest.approx(by_channel(naive_qw), rel=1e-10)
+
+
 def test_qy_between_agreement_and_disagreement():
     """Sources whose local similarity lies on both sides of 0.75, and close to it."""
     rng = np.random.default_rng(4)

@@ -96,6 +96,13 @@ def test_a_batch_is_its_pictures():
     assert torch.allclose(values, torch.cat([mef_ssim(*pair) for pair in pairs]), rtol=1e-13, atol=0)
 
 
+def test_strips_are_the_whole():
+    """Pictures of several strips, the last one short, with and without gradients."""
+    sources, fused = as_batch(*scene(2, 2 * (65536 // 90) + 17, 100))
+    whole = mef_ssim(sources, fused.clone().requires_grad_())
+    assert whole.item() == pytest.approx(mef_ssim(sources, fused).item(), rel=1e-12)
+
+
 def test_order_and_mean_of_the_sources_do_not_matter():
     sources, fused = as_batch(*scene(3, 46, 46))
     value = mef_ssim(sources, fused)

@@ -13,6 +13,7 @@ WINDOW = 11
 EXPONENTS = (0.0448, 0.2856, 0.3001)  # of the three scales of MEF-SSIM, before they are made to sum to 1
 _STABILISER = 2.0**-52  # keeps the quotients and the weights of textureless patches defined
 _NORM_FLOOR = 0.001  # grey levels; keeps the division of a flat patch by its norm defined
+_STRIP_PIXELS = 1 << 16
 _GRADIENT_FLOOR = 1e-3  # below it a power's slope is taken here, so that a bad start still learns
 
 
@@ -108,6 +109,17 @@ def _mef_ssim_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) 
     return (2 * covariance + constant) / (desired_variance + fused_variance.squeeze(1) + constant)
 
 
+def _mean_of_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """Mean of the local values; without gradients strip by strip, which bounds the memory and stays in cache."""
+    height, width = fused.shape[-2] - WINDOW + 1, fused.shape[-1] - WINDOW + 1
+    rows = height if torch.is_grad_enabled() and fused.requires_grad else max(16, _STRIP_PIXELS // width)
+    total = 0.0
+    for top in range(0, height, rows):
+        strip = slice(top, min(top + rows, height) + WINDOW - 1)
+        total = total + _mef_ssim_map(sources[..., strip, :], fused[..., strip, :], pairs).sum((-2, -1))
+    return total / (height * width)
+
+
 def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
     r"""Structural similarity of a fused picture with the best structure found in any of its sources.
 
@@ -158,7 +170,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
     for level, exponent in enumerate(exponents):
         if level:
             sources, fused = _halve(sources), _halve(fused)
-        score = _mef_ssim_map(sources, fused, pairs).mean((-2, -1))
+        score = _mean_of_map(sources, fused, pairs)
         value = value * score.detach().clamp_min(0) ** exponent
         slope = slope * (score + (score.detach().clamp_min(_GRADIENT_FLOOR) - score.detach())) ** exponent
     return slope + (value - slope.detach())

@@ -11,6 +11,7 @@ from ffmef.metrics._channels import SOURCES, Channel, Pictures, channel_mean, to
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 NEARLY_ZERO = 2e-16  # the constants of QC and QY
+STRIP_PIXELS = 1 << 16
 
 
 class Moments:
@@ -39,14 +40,21 @@ def qw_of_channel(channel: Channel) -> float:
     if min(channel.shape) < 11:
         return math.nan
     edges = {name: _windows.magnitude(channel.levels[name], _windows.PREWITT, "zeros") for name in "abf"}
-    moments = Moments(edges, _windows.gaussian(11, 1.5))
-    va, vb = moments.variance["a"], moments.variance["b"]
-    flat = va + vb == 0
-    va, vb = va + 0.5 * flat, vb + 0.5 * flat
-    share = va / (va + vb)
-    weight = np.maximum(va, vb)
-    quality = share * moments.similarity("a", "f", C1, C2) + (1 - share) * moments.similarity("b", "f", C1, C2)
-    return float((weight * quality).sum() / weight.sum())
+    height = channel.shape[0] - 10
+    rows = max(16, STRIP_PIXELS // channel.shape[1])
+    total = total_weight = 0.0
+    for top in range(0, height, rows):  # strips bound the memory and stay in cache
+        strip = slice(top, min(top + rows, height) + 10)
+        moments = Moments({name: values[strip] for name, values in edges.items()}, _windows.gaussian(11, 1.5))
+        va, vb = moments.variance["a"], moments.variance["b"]
+        flat = va + vb == 0
+        va, vb = va + 0.5 * flat, vb + 0.5 * flat
+        share = va / (va + vb)
+        weight = np.maximum(va, vb)
+        quality = share * moments.similarity("a", "f", C1, C2) + (1 - share) * moments.similarity("b", "f", C1, C2)
+        total += float((weight * quality).sum())
+        total_weight += float(weight.sum())
+    return total / total_weight
 
 
 def _mean_of_defined(values: np.ndarray) -> float:
