@@ -601,6 +601,8 @@ REFUSED = {
     "alphas device": (lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2, device="meta")), ValueError, "alphas must be on cpu like images, got meta"),
     "alphas number": (lambda: adaptive_fuse(IMAGES, FILTERS, 0.5), TypeError, "alphas must be a tensor or a sequence of numbers, got float"),
     "alphas text": (lambda: adaptive_fuse(IMAGES, FILTERS, "ab"), TypeError, "alphas must be a tensor or a sequence of numbers, got str"),
+    "alphas set": (lambda: adaptive_fuse(IMAGES, FILTERS, {0.5, 1.0}), TypeError, "alphas must be a tensor or a sequence of numbers, got set"),
+    "alphas beyond": (lambda: adaptive_fuse(IMAGES, FILTERS, [1, 10**400]), TypeError, "alphas must be a tensor or a sequence of numbers, got list"),
     "alphas tensors": (lambda: adaptive_fuse(IMAGES, FILTERS, [torch.ones(()), 1.0]), TypeError, "alphas must be a tensor or a sequence of numbers, got a sequence of tensors: stack them, so that their gradients are kept"),
     "padding_mode": (lambda: adaptive_fuse(IMAGES, FILTERS, padding_mode="circular"), ValueError, "padding_mode must be one of zeros, replicate, reflect, got 'circular'"),
     "backend": (lambda: adaptive_fuse(IMAGES, FILTERS, backend="opencl"), ValueError, "backend must be one of reference, cpu, triton, cuda or None, got 'opencl'"),

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from ffmef import _loader
 from ffmef.models import FFMEF
-from ffmef.ops import adaptive_fuse
+from ffmef.ops import adaptive_fuse, pyramid_fuse
 from ffmef.ops.adaptive_fuse import _BACKWARD, _FORWARD
 
 OP = torch.ops.ffmef.adaptive_fuse.default
@@ -20,7 +20,9 @@ MODES = ("zeros", "replicate", "reflect")
 # Sizes that coincide with nothing else: equal numbers would be taken for one symbol.
 SIZES = ((13, 17), (23, 19), (37, 14))
 # torch's own tracer still calls a part of its scripting that it deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:`torch.jit.{name}` is deprecated") for name in ("script", "script_method")
+]
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +212,23 @@ def test_batched_gradients():
     (at_once,) = torch.vmap(lambda row: torch.autograd.grad(out, [alphas], row, retain_graph=True))(rows)
     columns = [adaptive_fuse(images, filters, row, padding_mode="replicate") for row in torch.eye(2, dtype=torch.float64)]
     torch.testing.assert_close(at_once, torch.stack(columns, -1).view(12, 2))  # linear in alphas: the derivatives are the values
+
+
+def test_forward_mode_is_refused_or_right_never_zero():
+    """Torch drops tangents at operators without a forward formula, silently."""
+    images, filters, alphas = arguments(5, 6, dtype=torch.float64)
+    _, tangent = torch.func.jvp(lambda i: adaptive_fuse(i, filters, alphas, backend="reference"), (images,), (images,))
+    torch.testing.assert_close(tangent, adaptive_fuse(images, filters, alphas))  # linear
+    for function, given in (
+        (lambda i: adaptive_fuse(i, filters, alphas), images),
+        (lambda f: adaptive_fuse(images, [filters[0], f], alphas), filters[1]),
+        (lambda a: adaptive_fuse(images, filters, a), alphas),
+        (lambda i: pyramid_fuse(i, torch.ones(1, 1, 2, 1, 1).double(), torch.ones(1, 2, 1, 1).double(), scale=8), images),
+        (FFMEF().double().eval().requires_grad_(False), images[:, :, 0]),
+        (FFMEF().eval().requires_grad_(False), images[:, :, 0].float()),
+    ):
+        with pytest.raises(NotImplementedError, match="^(adaptive|pyramid)_fuse has forward-mode derivatives with backend 'reference' only$"):
+            torch.func.jvp(function, (given,), (given,))
 
 
 def test_vmap_of_images_without_channels():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ffmef import _loader
 from ffmef.ops import reference
-from ffmef.ops.library import define, implement, library, operator
+from ffmef.ops.library import carries_tangent, define, implement, library, operator
 from ffmef.ops.selection import check_backend, warn_of_reference
 
 PADDING_MODES = ("zeros", "replicate", "reflect")
@@ -63,10 +63,12 @@ def adaptive_fuse(
         TypeError: an argument is not a tensor, or its dtype is not one of the four.
         ValueError: sizes, dtypes or devices disagree; the message names the argument, the rule and the value.
         RuntimeError: ``backend`` cannot run here; the message says why.
+        NotImplementedError: forward-mode derivatives were asked of another backend than the reference.
 
     Note:
         Differentiable to any order in images, filters and alphas. Results and gradients are deterministic and do not
-        depend on the number of threads. Under autocast, images and filters are promoted to the widest of their dtypes.
+        depend on the number of threads. Forward-mode derivatives (``torch.func.jvp``) and ``torch.func.grad`` need
+        ``backend="reference"``; ``torch.autograd`` and ``torch.vmap`` do not. Under autocast, images and filters are promoted to the widest of their dtypes.
 
     Example:
         A filter with a single one in its left tap moves the image to the right:
@@ -87,6 +89,8 @@ def adaptive_fuse(
     if backend == "reference":
         out = reference.adaptive_fuse(images_5d, filters, alphas, padding_mode)
     else:
+        if carries_tangent(images_5d, *filters, alphas):
+            raise NotImplementedError("adaptive_fuse has forward-mode derivatives with backend 'reference' only")
         name = "adaptive_fuse_triton" if backend == "triton" else "adaptive_fuse"
         out = operator(name)(images_5d, filters, alphas, padding_mode)
     return out if images.dim() == 5 else out.squeeze(1)
@@ -106,8 +110,10 @@ def _as_tensor(alphas: Sequence[float], dtype: torch.dtype, device: torch.device
     if isinstance(alphas, (list, tuple)) and any(isinstance(alpha, Tensor) for alpha in alphas):
         raise TypeError(f"{rule}, got a sequence of tensors: stack them, so that their gradients are kept")
     try:
+        if isinstance(alphas, (set, frozenset, dict)):
+            raise TypeError("no order")
         return torch.tensor(list(alphas), dtype=dtype, device=device)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{rule}, got {type(alphas).__name__}") from None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ffmef import _loader
-from ffmef.ops.library import define, library, operator
+from ffmef.ops.library import carries_tangent, define, library, operator
 
 CHANNELS = (4, 8, 16)
 KERNEL_SIZES = ((1,), (1, 3), (3, 5), (1, 3, 5), (1, 3, 5, 7))
@@ -37,6 +37,8 @@ def unsupported_tensors(luminance: Tensor, parameters: Sequence[Tensor]) -> str 
             return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
     if torch.is_grad_enabled() and (luminance.requires_grad or any(p.requires_grad for p in parameters)):
         return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
+    if carries_tangent(luminance, *parameters):
+        return "forward-mode derivatives are enabled"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is enabled, and the engine computes in float32"
     return None

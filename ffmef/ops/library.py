@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 from ffmef import _loader
 
@@ -23,3 +25,10 @@ def implement(name: str, function, key: str) -> None:
 def operator(name: str):
     """Return ``torch.ops.ffmef.name.default``."""
     return getattr(torch.ops.ffmef, name).default
+
+
+def carries_tangent(*tensors: Tensor) -> bool:
+    """Return whether a tensor is differentiated forward, for which torch would give zeros at operators like ours."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ffmef import _loader
 from ffmef.ops import reference
 from ffmef.ops.adaptive_fuse import DTYPES
-from ffmef.ops.library import define, implement, library, operator
+from ffmef.ops.library import carries_tangent, define, implement, library, operator
 from ffmef.ops.selection import check_backend, warn_of_reference
 
 MAX_SCALE = 64
@@ -78,6 +78,8 @@ def pyramid_fuse(
     if backend == "reference":
         out = reference.pyramid_fuse(images_5d, weights, base, scale)
     else:
+        if carries_tangent(images_5d, weights, base):
+            raise NotImplementedError("pyramid_fuse has forward-mode derivatives with backend 'reference' only")
         out = operator("pyramid_fuse")(images_5d, weights, base, scale)
     return out if images.dim() == 5 else out.squeeze(1)
 
