@@ -20,7 +20,7 @@ TASKS = ("mef", "mff", "vif")
 ROLES = ("infrared", "visible")
 # The bundled weights of each model and task.
 MODELS = {"ffmef": {"mef": "mef", "mff": "mff", "vif": "vif"}, "pyramid": {"mef": "pyramid"}}
-DEFAULT_MODEL = {"mef": "ffmef", "mff": "ffmef", "vif": "ffmef"}
+DEFAULT_MODEL = {"mef": "pyramid", "mff": "ffmef", "vif": "ffmef"}
 
 # Pixels converted at a time: colour then needs a few megabytes, however large the picture.
 _BAND = 1 << 16
@@ -291,6 +291,15 @@ def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[
 # The model
 
 
+def default_weights(task: str) -> str:
+    """Return the name of the bundled weights that fuse pictures of a task where nothing else is asked for.
+
+    >>> default_weights("mff")
+    'mff'
+    """
+    return MODELS[DEFAULT_MODEL[task]][task]
+
+
 def _weights_name(task: str, weights: str | None, model: str | None, images: int, engine: str) -> str:
     """Return the weights to load: those given, or those of a model for the task."""
     if weights is not None:
@@ -298,9 +307,8 @@ def _weights_name(task: str, weights: str | None, model: str | None, images: int
             raise InputError(f"weights must be left alone where a model is named, got {weights} and {model!r}")
         return weights
     if model is None:
-        # Only the pyramid model takes more than two; engines are FFMEF's.
-        model = DEFAULT_MODEL[task] if images == 2 or task != "mef" else "pyramid"
-        model = "ffmef" if engine != "auto" else model
+        # Engines are FFMEF's.
+        model = DEFAULT_MODEL[task] if engine == "auto" else "ffmef"
     if model not in MODELS:
         raise InputError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     if task not in MODELS[model]:
@@ -345,6 +353,8 @@ def _load_model(weights: str, images: int, backend: str | None, engine: str, dev
     model = models.load(weights).eval().to(place)
     if isinstance(model, models.FFMEF) and images != 2:
         raise InputError(f"images must be 2 pictures for the model FFMEF, got {images}")
+    if isinstance(model, models.PyramidFFMEF) and backend in ("triton", "cuda"):
+        raise InputError(f"backend must be reference or cpu for the model PyramidFFMEF, got {backend!r}")
     model.backend = backend
     if isinstance(model, models.FFMEF):
         try:

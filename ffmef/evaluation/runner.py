@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 
-from ffmef import models
+from ffmef import models, pipeline
 from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
 from ffmef.evaluation import page, published, report, scoring
@@ -100,9 +100,9 @@ def evaluate(
         method = Path(given).stem if given else f"FFMEF {task}"
         if method in methods:
             raise InputError(f"--weights and --fused must have different names, got {method} twice")
-        models.load(given or task)  # what is wrong with the weights is wrong with every pair
+        models.load(given or pipeline.default_weights(task))  # what is wrong with the weights is wrong with every pair
         methods[method] = {}
-        identity = _weights_identity(given or task)
+        identity = _weights_identity(given or pipeline.default_weights(task))
         for pair in pairs:
             tasks.append(_task(pair, method, output, task, names, save_as, weights=given, identity=identity))
 
