@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 SLOPE = 0.2
 
@@ -70,10 +71,14 @@ class HierarchicalRepresentationExtractor(nn.Module):
 
     Args:
         channels: c, even.
+
+    Attributes:
+        recompute: keep nothing but the blocks' inputs for the backward pass, which computes the rest again.
     """
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
+        self.recompute = False
         if channels < 2 or channels % 2:
             raise ValueError(f"channels must be even and at least 2, got {channels}")
         c = channels
@@ -97,16 +102,22 @@ class HierarchicalRepresentationExtractor(nn.Module):
         self.merge_1 = Mix(Residual(2 * c, c))
 
     def forward(self, luminance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        run = self._run
         x = self.stem(luminance)
-        e1 = self.encode_1(x)
-        d1 = self.skip_1(x, self.down_1(e1))
-        e2 = self.encode_2(d1)
-        d2 = self.skip_2(d1, self.down_2(e2))
-        d2 = self.skip_3(x, d2)
-        bottom = self.bottom(d2)
-        u2 = self.skip_4(bottom, self.up_2(bottom))
-        u2 = self.merge_2(e2, self.decode_2(u2))
-        u1 = self.skip_5(u2, self.up_1(u2))
-        u1 = self.skip_6(bottom, self.decode_1(u1))
-        u1 = self.merge_1(e1, u1)
+        e1 = run(self.encode_1, x)
+        d1 = run(self.skip_1, x, run(self.down_1, e1))
+        e2 = run(self.encode_2, d1)
+        d2 = run(self.skip_2, d1, run(self.down_2, e2))
+        d2 = run(self.skip_3, x, d2)
+        bottom = run(self.bottom, d2)
+        u2 = run(self.skip_4, bottom, run(self.up_2, bottom))
+        u2 = run(self.merge_2, e2, run(self.decode_2, u2))
+        u1 = run(self.skip_5, u2, run(self.up_1, u2))
+        u1 = run(self.skip_6, bottom, run(self.decode_1, u1))
+        u1 = run(self.merge_1, e1, u1)
         return bottom, u2, u1
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)

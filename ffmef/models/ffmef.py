@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ffmef.models.extractor import HierarchicalRepresentationExtractor
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
 from ffmef.nn import AdaptiveFuse
 from ffmef.ops.ffmef_forward import unsupported, unsupported_tensors
 from ffmef.ops.library import operator
+from ffmef.ops.predict_and_fuse import predict_and_fuse
 
 IMAGES = 2
 ENGINES = ("auto", "eager", "fused")
@@ -30,9 +33,11 @@ class FFMEF(nn.Module):
         engine: "fused" runs the whole network in one operator (:func:`ffmef.ops.ffmef_forward`, evaluation mode on the
             CPU without gradients), "eager" runs it layer by layer; "auto" takes "fused" wherever it can, except where
             ``backend`` is given. The engine runs no hooks of submodules.
+        recompute: train in a fraction of the memory: filters never exist (:func:`ffmef.ops.predict_and_fuse`), and
+            the backward pass computes activations again instead of keeping them. ``backend`` is not used then.
 
     Attributes:
-        backend, engine: may be changed at any time.
+        backend, engine, recompute: may be changed at any time.
 
     Example:
         >>> import torch
@@ -50,6 +55,7 @@ class FFMEF(nn.Module):
         *,
         backend: str | None = None,
         engine: str = "auto",
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.engine = engine
@@ -62,6 +68,7 @@ class FFMEF(nn.Module):
         self.extractor = HierarchicalRepresentationExtractor(channels)
         self.predictor = SpatialAdaptiveFilterPredictor(channels, self.kernel_sizes, IMAGES)
         self.fuse = AdaptiveFuse(self.kernel_sizes, backend=backend)
+        self.recompute = recompute
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_normal_(module.weight)
@@ -74,6 +81,14 @@ class FFMEF(nn.Module):
     @backend.setter
     def backend(self, value: str | None) -> None:
         self.fuse.backend = value
+
+    @property
+    def recompute(self) -> bool:
+        return self.extractor.recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        self.extractor.recompute = value
 
     @property
     def engine(self) -> str:
@@ -105,12 +120,25 @@ class FFMEF(nn.Module):
         by_size = {1: up1, 3: up2}
         return [by_size.get(size, bottom) for size in self.kernel_sizes]
 
+    def extract(self, luminance: Tensor) -> list[Tensor]:
+        """(B, 2, H, W) -> the map of every level, (B, 2, c, H, W)."""
+        maps = self.extractor(luminance.flatten(0, 1).unsqueeze(1))
+        return self.maps_of_levels(*(m.unflatten(0, luminance.shape[:2]) for m in maps))
+
     def predict_filters(self, luminance: Tensor) -> list[Tensor]:
         """(B, 2, H, W) -> the filters of every level, (B, 2, k*k, H, W)."""
-        batch = luminance.shape[0]
-        maps = self.extractor(luminance.flatten(0, 1).unsqueeze(1))
-        maps = [m.unflatten(0, (batch, IMAGES)) for m in maps]
-        return self.predictor(self.maps_of_levels(*maps))
+        return self.predictor(self.extract(luminance))
+
+    def _fuse_without_filters(self, luminance: Tensor) -> Tensor:
+        def level(index: int, maps: Tensor) -> Tensor:
+            head = self.predictor.heads[index]
+            attended = self.predictor.attentions[index](maps)
+            hidden = head.hidden(attended.flatten(0, 1)).unflatten(0, attended.shape[:2])
+            alpha = self.fuse.alphas[index : index + 1]
+            return predict_and_fuse([hidden], [head.project.weight], [head.project.bias], luminance, alpha)
+
+        levels = [checkpoint(level, l, maps, use_reentrant=False) for l, maps in enumerate(self.extract(luminance))]
+        return torch.stack(levels).sum(0)
 
     def forward(self, luminance: Tensor) -> Tensor:
         """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
@@ -123,4 +151,6 @@ class FFMEF(nn.Module):
                 return operator("ffmef_forward")(luminance, parameters, self.channels, list(self.kernel_sizes))
             if self.engine == "fused":
                 raise RuntimeError(f"engine 'fused' cannot run here: {reason}")
+        if self.recompute and torch.is_grad_enabled():
+            return self._fuse_without_filters(luminance).unsqueeze(1)
         return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)

@@ -2,11 +2,13 @@
 
 from ffmef.ops.adaptive_fuse import adaptive_fuse
 from ffmef.ops.ffmef_forward import ffmef_forward
+from ffmef.ops.predict_and_fuse import predict_and_fuse
 from ffmef.ops.pyramid_fuse import pyramid_fuse
 from ffmef.ops.pyramid_fuse_rgb import half_luminance, pyramid_fuse_rgb
 from ffmef.ops.selection import backends
 from ffmef.ops.thin_convolution import thin_convolution
 
 __all__ = [
-    "adaptive_fuse", "backends", "ffmef_forward", "half_luminance", "pyramid_fuse", "pyramid_fuse_rgb", "thin_convolution",
+    "adaptive_fuse", "backends", "ffmef_forward", "half_luminance", "predict_and_fuse", "pyramid_fuse", "pyramid_fuse_rgb",
+    "thin_convolution",
 ]  # fmt: skip
