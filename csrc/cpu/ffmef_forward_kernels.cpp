@@ -78,9 +78,25 @@ template <int C> void copy_row(float* to, int64_t to_plane, const float* from, i
     std::memcpy(to + c * to_plane + left, from + c * from_plane + left, size_t(right - left) * sizeof(float));
 }
 
+// Rows of maps that will be wanted soon. A convolution asks for them while it computes, because the short loops that
+// read and write maps have nothing else to do while they wait for memory.
+struct Upcoming {
+  const float* rows[8];
+  int count = 0;
+  void add(const float* row) { rows[count++] = row; }
+  template <int C, int V> FFMEF_INLINE void prefetch(int64_t plane, int64_t x) const {
+    for (int r = 0; r < count; ++r)
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c)
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) __builtin_prefetch(rows[r] + c * plane + x + v * kLanes, 0, 2);
+  }
+};
+
 // One row of a 3x3 convolution from a ring to a map or a ring.
 template <int C, int IN>
-void convolve_row(float* to, int64_t to_plane, const Ring& ring, int64_t y, const Convolution& conv, int64_t left, int64_t right) {
+void convolve_row(float* to, int64_t to_plane, const Ring& ring, int64_t y, const Convolution& conv, int64_t left,
+                  int64_t right, const Upcoming& upcoming = {}, int64_t upcoming_plane = 0) {
   constexpr int kBlock = output_block(C);
   const float* rows[3] = {ring.row(y - 1), ring.row(y), ring.row(y + 1)};
   for (int block = 0; block < C / kBlock; ++block) {
@@ -88,6 +104,7 @@ void convolve_row(float* to, int64_t to_plane, const Ring& ring, int64_t y, cons
     const float* bias = conv.bias + block * kBlock;
     float* planes = to + block * kBlock * to_plane;
     along_row<vectors_for(kBlock)>(left, right, [&]<int V>(int64_t x) __attribute__((always_inline)) {
+      if (block == 0) upcoming.prefetch<C, V>(upcoming_plane, x);
       const Sums<kBlock, V> sums = convolve<3, kBlock, V>(rows, x, IN, ring.plane, weights, bias);
 #pragma GCC unroll 8
       for (int o = 0; o < kBlock; ++o)
@@ -130,17 +147,24 @@ void entry_items(const ImageView& image, const EntryPass& pass, Moments* moments
       } else {
         float* row = inputs.row(r);
         if (kBeside) copy_row<C>(row, inputs.plane, map_row(pass.beside, g, r, C), g.pitch, tile.left, tile.right);
-        float* mixed = row + (kInputs - C) * inputs.plane;
-        for (int64_t x = tile.left; x < tile.right; x += kLanes)
-          store_pixels(mixed + x, inputs.plane, mixture_pixels<C, false>(image, pass.mixture, r, x));
+        float *mixed = row + (kInputs - C) * inputs.plane, *map = pass.mixed == nullptr ? nullptr : map_row(pass.mixed, g, r, C);
+        for (const Span& span : tile.spans(r).at)
+          for (int64_t x = span.begin; x < span.end; x += kLanes) {
+            const Pixels<C> p = mixture_pixels<C, false>(image, pass.mixture, r, x);
+            store_pixels(mixed + x, inputs.plane, p);
+            if (span.own && map != nullptr) store_pixels(map + x, g.pitch, p);
+          }
         inputs.close(r);
-        if (pass.mixed != nullptr && r >= tile.y0 && r < tile.y1)
-          copy_row<C>(map_row(pass.mixed, g, r, C), g.pitch, mixed, inputs.plane, tile.x0, tile.x1);
       }
       const int64_t y = r - 1;
       if (y < tile.y0) continue;
+      Upcoming upcoming;
+      const float* const wanted[] = {pass.mixture.base, pass.mixture.mix[0].skip, pass.mixture.mix[1].skip, pass.beside, pass.mixed};
+      for (const float* map : wanted)
+        if (map != nullptr) upcoming.add(map_row(map, g, r + 1, C));
+      upcoming.add(map_row(pass.raw, g, y + 1, C));
       float* raw = map_row(pass.raw, g, y, C);
-      convolve_row<C, kInputs>(raw, g.pitch, inputs, y, pass.conv, tile.x0, tile.x1);
+      convolve_row<C, kInputs>(raw, g.pitch, inputs, y, pass.conv, tile.x0, tile.x1, upcoming, g.pitch);
       sums.add(raw, g.pitch, tile.x0, least(tile.x1, g.width));
     }
     sums.finish(moments + item * kMaxChannels);
@@ -174,7 +198,7 @@ template <int C> void activate_row(const Ring& ring, const ImageView& image, con
 // leaky(conv_2) + identity of the block's inputs, and the mix around a merging block.
 template <int C>
 void residual_row(float* to, int64_t to_plane, const Ring& activated, const ImageView& image, const ResidualPass& pass,
-                  int64_t y, int64_t left, int64_t right) {
+                  const Tile& tile, int64_t y, const Upcoming& upcoming) {
   constexpr int kBlock = output_block(C);
   const Geometry& g = image.geometry;
   const ResidualWeights& w = *pass.weights;
@@ -184,35 +208,39 @@ void residual_row(float* to, int64_t to_plane, const Ring& activated, const Imag
   for (const float* map : pass.inputs)
     for (int c = 0; map != nullptr && c < C; ++c) inputs[count++] = map_row(map, g, y, C) + c * g.pitch;
   const float* rows[3] = {activated.row(y - 1), activated.row(y), activated.row(y + 1)};
-  for (int block = 0; block < C / kBlock; ++block) {
-    const int first = block * kBlock;
-    along_row<vectors_for(kBlock)>(left, right, [&]<int V>(int64_t x) __attribute__((always_inline)) {
-      Sums<kBlock, V> sums = convolve<3, kBlock, V>(rows, x, C, activated.plane, w.conv_2.weights + first * C * 9, w.conv_2.bias + first);
-#pragma GCC unroll 8
-      for (int o = 0; o < kBlock; ++o)
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) sums.at[o][v] = leaky(sums.at[o][v]) + w.identity.bias[first + o];
-      const float* weights = w.identity.weights + first * count;
-      for (int i = 0; i < count; ++i) {
-        FloatVec pixels[V];
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) pixels[v] = load(inputs[i] + x + v * kLanes);
+  float* map = map_row(pass.result, g, y, C);
+  for (const Span& span : tile.spans(y).at)
+    for (int block = 0; block < C / kBlock; ++block) {
+      const int first = block * kBlock;
+      along_row<vectors_for(kBlock)>(span.begin, span.end, [&]<int V>(int64_t x) __attribute__((always_inline)) {
+        if (block == 0) upcoming.prefetch<C, V>(g.pitch, x);
+        Sums<kBlock, V> sums = convolve<3, kBlock, V>(rows, x, C, activated.plane, w.conv_2.weights + first * C * 9, w.conv_2.bias + first);
 #pragma GCC unroll 8
         for (int o = 0; o < kBlock; ++o)
 #pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) sums.at[o][v] += splat(weights[i * kBlock + o]) * pixels[v];
-      }
+          for (int v = 0; v < V; ++v) sums.at[o][v] = leaky(sums.at[o][v]) + w.identity.bias[first + o];
+        const float* weights = w.identity.weights + first * count;
+        for (int i = 0; i < count; ++i) {
+          FloatVec pixels[V];
 #pragma GCC unroll 8
-      for (int o = 0; o < kBlock; ++o)
+          for (int v = 0; v < V; ++v) pixels[v] = load(inputs[i] + x + v * kLanes);
 #pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) {
-          const int64_t at = x + v * kLanes;
-          FloatVec r = sums.at[o][v];
-          if (pass.mixed) r = r * w.gain_body + load(inputs[C + first + o] + at) * w.gain_skip;
-          store(to + (first + o) * to_plane + at, r);
+          for (int o = 0; o < kBlock; ++o)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sums.at[o][v] += splat(weights[i * kBlock + o]) * pixels[v];
         }
-    });
-  }
+#pragma GCC unroll 8
+        for (int o = 0; o < kBlock; ++o)
+#pragma GCC unroll 8
+          for (int v = 0; v < V; ++v) {
+            const int64_t at = x + v * kLanes;
+            FloatVec r = sums.at[o][v];
+            if (pass.mixed) r = r * w.gain_body + load(inputs[C + first + o] + at) * w.gain_skip;
+            store(to + (first + o) * to_plane + at, r);
+            if (span.own) store(map + (first + o) * g.pitch + at, r);
+          }
+      });
+    }
 }
 
 template <int C, Tail kTail>
@@ -233,6 +261,11 @@ void residual_items(const ImageView& image, const ResidualPass& pass, Moments* m
     for (int64_t r = tile.y0 - kReach - 1; r <= tile.y1 + kReach; ++r) {
       activate_row<C>(activated, image, pass, tile, r);
       const int64_t q = r - 1;
+      const float* const wanted[] = {pass.inputs[0], pass.inputs[1], pass.beside, pass.result};
+      auto add_inputs = [&](Upcoming& upcoming) {
+        for (const float* map : wanted)
+          if (map != nullptr) upcoming.add(map_row(map, g, q + 1, C));
+      };
       if (q < tile.y0 - kReach) continue;
       if (results.outside(q)) {
         results.clear(q);
@@ -241,16 +274,20 @@ void residual_items(const ImageView& image, const ResidualPass& pass, Moments* m
         if (kTail == Tail::entry)
           copy_row<C>(row, results.plane, map_row(pass.beside, g, q, C), g.pitch, tile.left, tile.right);
         float* result = row + (kInputs - C) * results.plane;
-        residual_row<C>(result, results.plane, activated, image, pass, q, tile.left, tile.right);
+        Upcoming upcoming;
+        upcoming.add(map_row(pass.raw, g, r + 1, C));
+        if (kReach == 0) add_inputs(upcoming);
+        residual_row<C>(result, results.plane, activated, image, pass, tile, q, upcoming);
         results.close(q);
-        if (q >= tile.y0 && q < tile.y1)
-          copy_row<C>(map_row(pass.result, g, q, C), g.pitch, result, results.plane, tile.x0, tile.x1);
       }
       const int64_t y = q - kReach;
       if (y < tile.y0) continue;
       if constexpr (kReach == 1) {
+        Upcoming upcoming;
+        add_inputs(upcoming);
+        upcoming.add(map_row(pass.tail_raw, g, y + 1, C));
         float* raw = map_row(pass.tail_raw, g, y, C);
-        convolve_row<C, kInputs>(raw, g.pitch, results, y, pass.conv, tile.x0, tile.x1);
+        convolve_row<C, kInputs>(raw, g.pitch, results, y, pass.conv, tile.x0, tile.x1, upcoming, g.pitch);
         sums.add(raw, g.pitch, tile.x0, width);
       } else if constexpr (kTail == Tail::point) {
         const float *result = results.row(y), *beside = map_row(pass.beside, g, y, C);

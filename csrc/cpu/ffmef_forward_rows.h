@@ -12,9 +12,20 @@ namespace {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// The rows and columns of one item; [left, right) also holds the columns that its neighbours' convolutions would need.
+// Columns of one row; `own` if they are the item's, else its neighbour's, computed again.
+struct Span {
+  int64_t begin, end;
+  bool own;
+};
+
+// The rows and columns of one item; [left, right) also holds columns of its neighbours that its convolutions need.
 struct Tile {
   int64_t x0, x1, y0, y1, left, right;
+
+  struct Spans {
+    Span at[3];
+  };
+  Spans spans(int64_t y) const { return {{{left, x0, false}, {x0, x1, y >= y0 && y < y1}, {x1, right, false}}}; }
 };
 
 inline Tile tile_at(const Geometry& g, int64_t item) {

@@ -16,7 +16,7 @@ from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES
 from ffmef.ops.reference import accumulator, pad
 
 # Values of all hidden maps' responses that exist at a time.
-_CHUNK_VALUES = 1 << 22
+_CHUNK_VALUES = 1 << 20
 
 
 def predict_and_fuse(
