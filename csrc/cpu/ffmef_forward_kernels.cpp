@@ -124,8 +124,14 @@ void point_pass(const ImageView& image, const PointPass& pass, Moments* moments,
     MomentSums<C> sums;
     for (int64_t y = tile.y0; y < tile.y1; ++y) {
       float* row = scratch.row(y);
-      for (int64_t x = tile.x0; x < tile.x1; x += kLanes)
+      Upcoming upcoming;
+      const float* const wanted[] = {pass.mixture.base, pass.mixture.mix[0].skip, pass.mixture.mix[1].skip};
+      for (const float* map : wanted)
+        if (map != nullptr) upcoming.add(map_row(map, g, y + 1, C));
+      for (int64_t x = tile.x0; x < tile.x1; x += kLanes) {
+        upcoming.prefetch<C, 1>(g.pitch, x);
         store_pixels(row + x, scratch.plane, mixture_pixels<C, true>(image, pass.mixture, y, x));
+      }
       sums.add(row, scratch.plane, tile.x0, least(tile.x1, g.width));
     }
     sums.finish(moments + item * kMaxChannels);
@@ -320,7 +326,10 @@ template <int C> void attend_row(const Ring* attended, const HeadPass& pass, con
   const Geometry& g = pass.images[0].geometry;
   const float* maps[kImages] = {map_row(pass.maps[0], g, y, C), map_row(pass.maps[1], g, y, C)};
   float* to[kImages] = {attended[0].row(y), attended[1].row(y)};
+  Upcoming upcoming;
+  for (const float* map : pass.maps) upcoming.add(map_row(map, g, y + 1, C));
   for (int64_t x = tile.left; x < tile.right; x += kLanes) {
+    upcoming.prefetch<C, 1>(g.pitch, x);
     Pixels<2 * C> both;
     for (int n = 0; n < kImages; ++n)
 #pragma GCC unroll 16
