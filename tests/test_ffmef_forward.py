@@ -176,6 +176,34 @@ def test_every_instruction_set_equals_the_float64_network(isa, tmp_path):
         assert worst(out, eager64(random_model(channels, kernel_sizes), random_luminance(*size))) < TOLERANCE
 
 
+PEAK = """
+import sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+import ffmef
+height, width = map(int, sys.argv[1:])
+model = ffmef.models.FFMEF(engine="fused").eval()
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+with torch.inference_mode():
+    model(torch.rand(1, 2, 16, 16))
+    luminance = torch.rand(1, 2, height, width)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of importing
+    before = memory("VmRSS:")
+    out = model(luminance)
+print((memory("VmHWM:") - before - out.nbytes) / (height * width))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_over_inputs_and_output_is_at_most_200_bytes_a_pixel():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ffmef.__file__).parent.parent)}
+    command = [sys.executable, "-c", PEAK, "1100", "1210"]
+    run = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+    assert float(run.stdout) <= 200, run.stdout
+
+
 @needs_reference
 @pytest.mark.parametrize("name", AUTHORS)
 def test_authors_weights_equal_the_float64_network(name):
