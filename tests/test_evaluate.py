@@ -284,6 +284,13 @@ def test_fuses_with_weights(bench, monkeypatch, capsys):
     assert run(bench, "--weights", str(path), "--weights", str(path), fused=[]) == 2
 
 
+def test_without_weights_the_default_ones_fuse(bench):
+    from ffmef import pipeline
+
+    assert run(bench, fused=[]) == 0
+    assert {row["method"] for row in table(bench)} == {pipeline.default_weights("mef")}
+
+
 def test_published_row_stands_beside_a_whole_benchmark_only():
     names = ["507", "AirBellowsGap", "flowerGate", "hongkong_02", "WaffleHouse"]
     whole = names + [f"other_{i}" for i in range(95)]

@@ -96,8 +96,8 @@ def evaluate(
         for pair in pairs:
             if pair.name in pictures:
                 tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
-    for given in weights or ([] if methods else [None]):
-        method = Path(given).stem if given else f"FFMEF {task}"
+    for given in weights or ([] if methods else [pipeline.default_weights(task)]):
+        method = Path(given).stem
         if method in methods:
             raise InputError(f"--weights and --fused must have different names, got {method} twice")
         models.load(given or pipeline.default_weights(task))  # what is wrong with the weights is wrong with every pair

@@ -17,7 +17,7 @@ from ffmef.errors import InputError
 class Task:
     """One fused picture to score.
 
-    ``fused`` is its file, or None to fuse with ``weights`` (None: those of the task). ``saved`` is where the picture
+    ``fused`` is its file, or None to fuse with ``weights``. ``saved`` is where the picture
     that is scored is kept, or None to score ``fused`` as it is. ``key`` changes with any file that decides the scores.
     """
 
