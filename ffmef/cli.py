@@ -34,6 +34,14 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"ffmef {args.command}: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print(f"ffmef {args.command}: there is not enough memory", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a name that is too long, a lost file system: wherever it was met
+        name = repr(str(error.filename))[1:-1] if error.filename is not None else ""
+        name = f"{name[:200]} ..." if len(name) > 200 else name
+        print(f"ffmef {args.command}: {name and name + ': '}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"ffmef {args.command}: interrupted", file=sys.stderr)
         return 130

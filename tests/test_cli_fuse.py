@@ -250,3 +250,21 @@ def test_a_folder_without_permission(tmp_path, pair, capfd, monkeypatch):
     monkeypatch.setattr("ffmef.imaging.io.os.access", lambda path, mode: False)  # root may write anywhere
     target = tmp_path / "closed" / "p.png"
     expect_mistake(tmp_path, capfd, [*pair, "-o", target], f"{target}: cannot be written: no permission to write in")
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError(28, "No space left on device", "fused.png"), "ffmef info: fused.png: No space left on device\n"),
+        (OSError(36, "File name too long", "n" * 5000), f"ffmef info: {'n' * 200} ...: File name too long\n"),
+        (OSError("anything"), "ffmef info: anything\n"),
+        (MemoryError(), "ffmef info: there is not enough memory\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_in_every_command(error, line, monkeypatch, capsys):
+    def refused(args):
+        raise error
+
+    monkeypatch.setattr("ffmef.commands.info.run", refused)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == line

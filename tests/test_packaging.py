@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -18,6 +17,8 @@ from ffmef import _loader
 
 ROOT = Path(ffmef.__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "constraints.txt")
+# Programs that pip installed lie beside the interpreter, whose folder need not be on the path.
+BUILD_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 needs_sources = pytest.mark.skipif(
     not all((ROOT / name).is_file() for name in SOURCES) or not (ROOT / "csrc").is_dir(), reason="the sources are not beside the package"
 )
@@ -56,8 +57,9 @@ def _environment(folder: Path) -> tuple[Path, dict[str, str]]:
     _run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
-    (site / "outer.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
-    return python, {"PATH": str(folder / "bin"), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    # A .pth file inside these folders, such as that of an editable installation, is not followed from here.
+    (site / "outer.pth").write_text("\n".join(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))))
+    return python, {"PATH": str(folder / "bin"), "CXX": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 def _install(python: Path, wheel: Path, variables: dict[str, str]) -> None:
@@ -80,7 +82,7 @@ def _fuses(python: Path, folder: Path, variables: dict[str, str]) -> dict[str, s
 @needs_sources
 @pytest.mark.slow
 @pytest.mark.skipif(_loader.cpu_missing is not None, reason=f"no native build here: {_loader.cpu_missing}")
-@pytest.mark.skipif(not all(map(shutil.which, ("cmake", "c++"))), reason="cmake and a C++ compiler are needed")
+@pytest.mark.skipif(not all(shutil.which(name, path=BUILD_PATH) for name in ("cmake", "c++")), reason="cmake and a C++ compiler are needed")
 def test_wheel_with_native_code_runs_without_compilers(tmp_path):
     """Built from a source distribution, so that this too is complete."""
     sources = _sources(tmp_path / "sources")
@@ -90,7 +92,7 @@ def test_wheel_with_native_code_runs_without_compilers(tmp_path):
         tar.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     assert not [*unpacked.rglob("*.so")]
-    _run(sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path, cwd=unpacked)
+    _run(sys.executable, "setup.py", "-q", "bdist_wheel", "-d", tmp_path, cwd=unpacked, PATH=BUILD_PATH)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "ffmef/_cpu.so" in names and "ffmef/weights/mef.safetensors" in names and "ffmef/weights/mef.md" in names

@@ -47,6 +47,7 @@ def test_the_heading_repeats_the_shape(capsys):
         (["--kernel-sizes", ""], "--kernel-sizes must be like 1,3,5, got ''"),
         (["--height", "0"], "--height must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "9999999999"], "--threads must be at most 4096, got 9999999999"),
         (["--seconds", "0"], "--seconds must be positive, got 0"),
         (["--height", "1000000", "--width", "1000000"], "the tensors need"),
     ],

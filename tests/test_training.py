@@ -333,6 +333,8 @@ def test_settings_file_and_overrides(tmp_path):
         ("epochs = 'many'", "epochs must be of type int, got 'many'"),
         ("epochs = true", "epochs must be of type int, got True"),
         ("epochs = 0", "epochs must be at least 1, got 0"),
+        ("threads = 9999999999", "threads must be at most 4096, got 9999999999"),
+        ("accelerator = 'abacus'", "accelerator must be one of auto, cpu, cuda, got 'abacus'"),
         ("epochs = ", "a.toml: "),
         ("loss = 'l1'", "loss must be one of gif, picture, mef-ssim, pmgi, got 'l1'"),
         ("learning_rate = -1", "learning_rate must be positive, got -1.0"),

@@ -2,3 +2,5 @@
 
 The modules are imported to build the parser, so each imports torch and the rest of the package inside ``run``.
 """
+
+MOST_THREADS = 4096  # far more than processors have; far fewer than would exhaust the system

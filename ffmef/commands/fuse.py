@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import time
 
+from ffmef.commands import MOST_THREADS
 from ffmef.errors import InputError
-
-MOST_THREADS = 4096  # far more than processors have; far fewer than would exhaust the system
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
+from ffmef.commands import MOST_THREADS
+
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FLOOR = "floor"
 HEADINGS = ("provider", "device", "median", "IQR", "share of floor", "GB/s", "peak memory")
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     for name in ("height", "width", "batch", "images", "threads"):
         require(getattr(args, name) >= 1, f"--{name} must be at least 1, got {getattr(args, name)}")
+    require(args.threads <= MOST_THREADS, f"--threads must be at most {MOST_THREADS}, got {args.threads}")
     require(args.seconds > 0, f"--seconds must be positive, got {args.seconds:g}")
     sizes = parse_kernel_sizes(args.kernel_sizes)
     planes = planes_moved(args, sizes)

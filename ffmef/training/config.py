@@ -70,12 +70,15 @@ class Config:
         _one_of("schedule", self.schedule, ("constant", "cosine", "step"))
         _one_of("recipe", self.recipe, ("whole", "release", "mixed"))
         _one_of("order", self.order, ("", "luminance", "given", "reversed", "random"))
+        _one_of("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
         for name in ("epochs", "batch_size", "size", "step_epochs", "sample_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("count", self.count, 2)
         for name in ("until", "samples_per_epoch", "warmup", "threads", "workers", "checkpoint_every", "seed"):
             _at_least(name, getattr(self, name), 0)
+        if self.threads > 4096:
+            raise InputError(f"threads must be at most 4096, got {self.threads}")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("validation", "ema"):
