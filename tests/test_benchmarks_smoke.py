@@ -15,7 +15,8 @@ FILES = sorted(path.stem for path in (ROOT / "benchmarks").glob("test_*.py"))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {
+    # pytest-benchmark keeps no records in what it takes for a worker of xdist.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")} | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "Agg",
