@@ -43,7 +43,7 @@ SIZES = [
     pytest.param((1, 1, 1, 40, 1), (7, 5), id="one-column"),
     pytest.param((2, 2, 1, 35, 19), (7, 3, 3), id="several-bands-size-twice"),
     pytest.param((1, 2, 1, 18, 1100), (3, 1), id="several-tiles-and-bands"),
-    pytest.param((1, 1, 40, 2, 90), (31,), id="narrow-tiles"),
+    pytest.param((1, 1, 19, 2, 160), (31,), id="narrow-tiles"),  # 2 tiles in float32, 3 in float64
     pytest.param((1, 1, 1, 3, 1300), (9,), id="wide-generic"),
 ]
 
@@ -241,6 +241,7 @@ def test_alphas_of_every_kind(backend, device):
         torch.tensor([0.5, 0.25], dtype=torch.float64, device=device),
         torch.tensor([0.5, 0.25], dtype=torch.float16, device=device),
         torch.tensor([0.5, 9.0, 0.25], device=device)[::2],
+        torch.tensor([0.5, 9.0, 0.25], dtype=torch.float64, device=device)[::2],
     ):
         assert torch.equal(adaptive_fuse(images, filters, alphas, backend=backend), weighted)
 

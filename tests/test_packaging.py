@@ -37,7 +37,7 @@ print({name: reason for name, reason in ffmef.ops.backends().items() if name in 
 
 def _run(*command: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FFMEF_ISA")}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*map(str, command)], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done
 
