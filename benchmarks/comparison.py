@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from benchmarks import harness
 from ffmef import measure
 
 EFFORT = {
@@ -57,7 +56,7 @@ class Comparison:
             peak = measure.peak_memory(trial or run, self.device) if memory else None
             self.benchmark.group = subject
             self.benchmark.pedantic(measure.timed, (run, ours, self.device), setup=run_others, rounds=rounds)
-            launches = harness.kernel_launches(run, self.device)
+            kernels = measure.gpu_kernels(run, self.device)
         clock = measure.clock_for(self.device, threads)
         record = {
             "subject": subject,
@@ -71,7 +70,7 @@ class Comparison:
             **summary(ours.of(clock)),
             "rounds_s": vars(ours),
             "peak_memory": peak,
-            "kernel_launches": launches,
+            "gpu_kernels": kernels,
         }
         if baseline:
             record |= {f"baseline_{key}": value for key, value in summary(theirs.of(clock)).items()}

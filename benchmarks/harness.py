@@ -1,4 +1,4 @@
-"""Inputs of the benchmarks, and what only a GPU asks for: rotated copies and launches counted."""
+"""Inputs of the benchmarks: seeded, and rotated where a GPU's cache could hold them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,3 @@ def rotating(runs: Sequence[Callable[[], object]]) -> Callable[[], object]:
         return runs[0]
     cycle = itertools.cycle(runs)
     return lambda: next(cycle)()
-
-
-def kernel_launches(run: Callable[[], object], device: str) -> int | None:
-    """Return how many kernels ``run`` launches on the GPU; None on the CPU."""
-    if device == "cpu":
-        return None
-    from torch.profiler import ProfilerActivity, profile
-
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
-        run()
-        torch.cuda.synchronize()
-    on_device = (event for event in record.events() if event.device_type == torch.autograd.DeviceType.CUDA)
-    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)

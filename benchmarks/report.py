@@ -54,7 +54,7 @@ def read(path: Path) -> dict:
 
 
 def document(runs: list[dict], records: list[dict], drawn: list[str]) -> list[str]:
-    parts = ["# Benchmark results", *map(header, runs), noise(records)]
+    parts = ["# Benchmark results", header(runs), noise(records)]
     pairs = [record for record in records if record["subject"] == "mefb"]
     if pairs:
         parts += ["## Running time on the sizes of MEFB", running_time(pairs), sampling(pairs)]
@@ -79,17 +79,29 @@ OPERATOR_NOTE = (
 )
 
 
-def header(run: dict) -> str:
-    machine, commit = run["machine_info"], run["commit_info"]
+def header(runs: list[dict]) -> str:
+    """Say which machine and software ran what and when; facts that all runs share are said once."""
+    lines = dict.fromkeys(line for run in runs for line in machine_lines(run["machine_info"]))
+    return "\n".join(f"- {line}" for line in [*lines, *map(run_line, runs)])
+
+
+def machine_lines(machine: dict) -> list[str]:
     isa = f"torch {machine['instruction_set_torch']}, ffmef {machine['instruction_set_ffmef']}"
+    return [
+        f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; instruction sets: {isa}; "
+        f"device: {machine['device']}",
+        f"Python {machine['python']}, torch {machine['torch']}, OpenCV {machine['opencv']}, ffmef {machine['ffmef']}",
+    ]
+
+
+def run_line(run: dict) -> str:
+    machine, commit = run["machine_info"], run["commit_info"]
     load = ", ".join(f"{machine[key]:.1f}" for key in ("load_at_start", "load_at_end") if machine.get(key) is not None)
+    files = sorted({benchmark["fullname"].split("::")[0].split("/")[-1] for benchmark in run["benchmarks"]})
     changed = " with uncommitted changes" if commit.get("dirty") else ""
     return (
-        f"- {run['datetime'][:16]}, mode {run['mode']}, commit {(commit['id'] or 'unknown')[:12]}{changed}\n"
-        f"- {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; instruction sets: {isa}; "
-        f"device: {machine['device']}\n"
-        f"- Python {machine['python']}, torch {machine['torch']}, OpenCV {machine['opencv']}, "
-        f"ffmef {machine['ffmef']}; load average at start and end: {load or 'unknown'}"
+        f"{run['datetime'][:16]} UTC, commit {(commit['id'] or 'unknown')[:12]}{changed}, mode {run['mode']}, "
+        f"load average at start and end {load or 'unknown'}: {', '.join(files)}"
     )
 
 
@@ -97,20 +109,22 @@ def noise(records: list[dict]) -> str:
     """Say how far repeated rounds lie apart, and that no GPU is spoken of where none ran."""
     spreads = [record["iqr_s"] / record["median_s"] for record in records if record.get("iqr_s") is not None]
     single = sum(record["rounds"] < 3 for record in records)
-    text = (
-        "Times are CPU time of the process where one thread ran, wall time for more threads. Provider and baseline ran "
-    )
-    text += "in turn; the speed-up is the median of the ratios of neighbouring rounds. "
+    sentences = [
+        "Times are CPU time of the process where one thread ran, wall time for more threads.",
+        "Provider and baseline ran in turn; the speed-up is the median of the ratios of neighbouring rounds.",
+    ]
     if spreads:
-        text += (
-            f"Noise: the interquartile range is {percent(statistics.median(spreads))} of the median in the median case"
+        usual, worst = percent(statistics.median(spreads)), percent(max(spreads))
+        sentences.append(
+            f"Noise: the interquartile range is {usual} of the median in the median case, {worst} in the worst."
         )
-        text += f" and {percent(max(spreads))} in the worst. "
     if single:
-        text += f"{single} of {len(records)} cases had fewer than three rounds and state no range. "
+        sentences.append(f"{single} of {len(records)} cases had fewer than three rounds and state no range.")
     if all(record["device"] == "cpu" for record in records):
-        text += "Nothing here ran on a GPU."
-    return text
+        sentences.append("Nothing here ran on a GPU.")
+    elif any((record.get("gpu_kernels") or {}).get("occupancy_percent") is None for record in records):
+        sentences.append("Where the occupancy is empty, the driver did not tell it.")
+    return " ".join(sentences)
 
 
 def running_time(pairs: list[dict]) -> str:
@@ -199,6 +213,7 @@ def losses(pairs: list[dict]) -> str:
 
 
 def operator_table(group: list[dict]) -> str:
+    baseline = next((record["baseline"] for record in group if record.get("speedup")), None)
     rows = [
         [
             record["provider"],
@@ -208,16 +223,27 @@ def operator_table(group: list[dict]) -> str:
             percent(record["floor_share"]) if "floor_share" in record else "",
             rate(record),
             size(memory(record)),
+            *gpu(record),
         ]
         for record in sorted(group, key=lambda record: record["median_s"])
     ]
     return table(
-        ["provider", "median", "IQR", "speed-up over unfold", "share of the floor", "GB/s", "peak memory"], rows
+        [
+            "provider",
+            "median",
+            "IQR",
+            f"speed-up over {baseline}",
+            "share of the floor",
+            "GB/s",
+            "peak memory",
+            *GPU_HEADS,
+        ],
+        rows,
     )
 
 
 def plain_table(group: list[dict]) -> str:
-    named = next((record["baseline"] for record in group if record.get("speedup")), None)
+    baseline = next((record["baseline"] for record in group if record.get("speedup")), None)
     rows = [
         [
             record["provider"],
@@ -227,10 +253,13 @@ def plain_table(group: list[dict]) -> str:
             ratio(record.get("speedup")),
             rate(record),
             size(memory(record)),
+            *gpu(record),
         ]
         for record in sorted(group, key=lambda record: record["median_s"])
     ]
-    return table(["provider", "threads", "median", "IQR", f"speed-up over {named}", "GB/s", "peak memory"], rows)
+    return table(
+        ["provider", "threads", "median", "IQR", f"speed-up over {baseline}", "GB/s", "peak memory", *GPU_HEADS], rows
+    )
 
 
 def title(group: list[dict]) -> str:
@@ -253,6 +282,16 @@ def seconds(value: float | None) -> str:
 
 def spread(record: dict) -> str:
     return percent(record["iqr_s"] / record["median_s"]) if record.get("iqr_s") is not None else ""
+
+
+GPU_HEADS = ["kernel launches", "occupancy"]
+
+
+def gpu(record: dict) -> list[str]:
+    """Return the cells of :data:`GPU_HEADS`, empty on the CPU and where the driver does not tell."""
+    kernels = record.get("gpu_kernels") or {"launches": None, "occupancy_percent": None}
+    launches, occupancy = kernels["launches"], kernels["occupancy_percent"]
+    return ["" if launches is None else str(launches), "" if occupancy is None else f"{occupancy:.0f} %"]
 
 
 def rate(record: dict) -> str:

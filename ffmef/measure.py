@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +170,35 @@ def return_free_memory() -> None:
     """Give freed heap pages back to the system, or a later peak would hide inside them."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def gpu_kernels(run: Callable[[], object], device: str) -> dict[str, int | float | None] | None:
+    """Return the kernels that one call of ``run`` launches on the GPU and their achieved occupancy; None on the CPU."""
+    if device == "cpu":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as record:
+        run()
+        torch.cuda.synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        record.export_chrome_trace(str(path))
+        return kernels_of_trace(json.loads(path.read_text()))
+
+
+def kernels_of_trace(trace: dict) -> dict[str, int | float | None]:
+    """Return ``launches`` and ``occupancy_percent`` of a profiler's trace; the latter is None where it does not tell.
+
+    Occupancy is the mean over the kernels, weighted by their duration.
+    """
+    kernels = [event for event in trace["traceEvents"] if event.get("cat") == "kernel"]
+    told = [(event["args"].get("est. achieved occupancy %"), event["dur"]) for event in kernels]
+    occupancy = None
+    if told and all(value is not None for value, _ in told) and any(duration for _, duration in told):
+        occupancy = sum(value * duration for value, duration in told) / sum(duration for _, duration in told)
+    return {"launches": len(kernels), "occupancy_percent": occupancy}
 
 
 def available_memory() -> int | None:

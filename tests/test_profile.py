@@ -148,6 +148,18 @@ def test_thread_count_is_restored():
     assert torch.get_num_threads() == before
 
 
+def test_kernels_are_counted_and_their_occupancy_is_weighted_by_time():
+    def kernel(duration, **args):
+        return {"cat": "kernel", "dur": duration, "args": args}
+
+    name = "est. achieved occupancy %"
+    told = [kernel(1, **{name: 100}), kernel(3, **{name: 20}), {"cat": "cpu_op", "dur": 9}, {"name": "metadata"}]
+    assert measure.kernels_of_trace({"traceEvents": told}) == {"launches": 2, "occupancy_percent": 40}
+    assert measure.kernels_of_trace({"traceEvents": [kernel(1)]}) == {"launches": 1, "occupancy_percent": None}
+    assert measure.kernels_of_trace({"traceEvents": []}) == {"launches": 0, "occupancy_percent": None}
+    assert measure.gpu_kernels(lambda: None, "cpu") is None
+
+
 def test_table_aligns_columns(capsys):
-    profile.print_table([("name", "device", "median"), ("a", "cpu", "10 ms")])
+    profile.print_table([("name", "device", "median", "empty"), ("a", "cpu", "10 ms", "")])
     assert re.fullmatch(r"name  device  median\na     cpu      10 ms\n", capsys.readouterr().out)

@@ -9,7 +9,9 @@ from ffmef.commands import MOST_THREADS
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FLOOR = "floor"
-HEADINGS = ("provider", "device", "median", "IQR", "share of floor", "GB/s", "peak memory")
+HEADINGS = (
+    "provider", "device", "median", "IQR", "share of floor", "GB/s", "peak memory", "launches", "occupancy",
+)  # fmt: skip
 LEAST_ROUNDS, MOST_ROUNDS = 3, 50
 
 
@@ -54,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
         ]
     print_table([HEADINGS, *rows])
     print(f"{FLOOR}: reading the filters once. GB/s: the least that must be read and written, over the time.")
+    if "cuda" in by_device(backends):
+        print("launches, occupancy: of one call, by torch's profiler; empty where the driver does not tell.")
     for name, missing in backends.items():
         if missing is not None:
             print(f"{name}: not available: {missing}")
@@ -127,6 +131,7 @@ def measured(
         median, spread = statistics.median(own), measure.interquartile_range(own)
         share = statistics.median(least / time for time, least in zip(own, floor))
         memory = peak["host_bytes" if device == "cpu" else "device_bytes"]
+        kernels = measure.gpu_kernels(call, device) or {"launches": None, "occupancy_percent": None}
         rows.append(
             (
                 name,
@@ -136,6 +141,8 @@ def measured(
                 "" if name == FLOOR else f"{share:.0%}",
                 "" if name == FLOOR else f"{moved / median / 1e9:.1f}",
                 "unknown" if memory is None else f"{memory / 2**20:.1f} MiB",
+                "" if kernels["launches"] is None else str(kernels["launches"]),
+                "" if kernels["occupancy_percent"] is None else f"{kernels['occupancy_percent']:.0f}%",
             )
         )
     return rows
@@ -169,10 +176,12 @@ def make_run(backend: str, images, filters, alphas, gradient, backward: bool) ->
 
 
 def print_table(rows: list[Sequence[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for row in rows:
+    """Print rows in aligned columns, without those that are empty below their heading."""
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    for row in zip(*columns, strict=True):
         cells = [
             cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths))
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
