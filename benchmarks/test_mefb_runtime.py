@@ -59,4 +59,7 @@ def test_mefb_runtime(case, pairs, compare, device):
         sizes_timed=len(timed),
         real_pictures=real,
     )
+    if case != OURS:
+        own_scale = sum(work(OURS, size) for size in every) / sum(work(OURS, size) for size in timed)
+        record["pair_ratio"] = all_work / timed_work / own_scale / record["speedup"]
     record["pair_s"] = record["median_s"] / len(every) * all_work / timed_work
