@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.records import bandwidth, memory, pixels
 
-OWN, RIVAL = "#1668b0", "#9aa5b1"
+OWN, RELEASE, RIVAL = "#1668b0", "#a9c8e6", "#9aa5b1"
 COLOURS = {
     "cpu": OWN,
     "fused": OWN,
@@ -54,7 +54,11 @@ def running_time(records: list[dict], path: Path) -> bool:
     if not pairs:
         return False
     figure, axes = new_axes(7.2, 0.8 + 0.36 * len(pairs))
-    colours = [OWN if "FFMEF" in record["provider"] else RIVAL for record in pairs]
+    released = ("FFMEF (unfold)", "FFMEF (eager)")
+    colours = [
+        RELEASE if record["provider"] in released else OWN if "FFMEF" in record["provider"] else RIVAL
+        for record in pairs
+    ]
     labels = [record["provider"] + (" *" if record["kind"] == "picture" else "") for record in pairs]
     milliseconds = [1e3 * record["pair_s"] for record in pairs]
     axes.barh(labels, milliseconds, color=colours)

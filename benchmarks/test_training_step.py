@@ -1,4 +1,7 @@
-"""One training step, from RGB pictures to updated weights: the release's formulation, ours, ours compiled."""
+"""One training step, from RGB pictures to updated weights: the release's formulation against ours.
+
+"eager" has the fused operator, "trainer" also the convolutions of ``ffmef train``, "recompute" stores no filters.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 
 from benchmarks import harness, methods, plain_losses
 from ffmef.losses import GIFLoss, Sources
+from ffmef.training.convolutions import use_thin_convolutions
 
 SIZES = {"tiny": (1, 24, 32), "128x128": (2, 128, 128), "320x320": (2, 320, 320), "551x707": (1, 551, 707)}
 BASELINE = "unfold"
@@ -26,7 +30,7 @@ class Case:
 
 def cases(mode: str) -> list[Case]:
     sizes = {"smoke": ["tiny"], "quick": ["128x128", "320x320"], "full": ["128x128", "320x320", "551x707"]}[mode]
-    providers = (BASELINE, "ours") if mode == "smoke" else (BASELINE, "ours", "ours, compiled")
+    providers = [BASELINE, "eager", "trainer", "trainer, recompute"] + (["eager, compiled"] if mode != "smoke" else [])
     return [Case(provider, size) for size in sizes for provider in providers]
 
 
@@ -41,7 +45,10 @@ def make_step(provider: str, rgb: torch.Tensor, device: str) -> tuple[torch.nn.M
     """Return the network and a callable that trains it by one step and returns the loss."""
     network = methods.model("eager", unfold=provider == BASELINE, device=device).train().requires_grad_()
     forward = network
-    if provider == "ours, compiled":
+    if provider.startswith("trainer"):
+        use_thin_convolutions(network)
+        network.recompute = provider.endswith("recompute")
+    if provider == "eager, compiled":
         torch.compiler.reset()
         forward = torch.compile(network)
     loss = make_loss(provider)
