@@ -102,15 +102,15 @@ void fuse(const RgbLevel& level, uint8_t* out, int64_t begin, int64_t end) {
   Row<float> mixed(most_of(level.cells_across, across) + 2);
   for (int64_t y = begin; y < end; ++y) {
     const float* fused = fused_row(level.half_fused, down, across, 2, y);
-    const Tap weight_tap = tap_of(y, level.factor, level.cells_down), below_tap = tap_of(y, 2, down);
+    const RowTap weight_tap = tap_of(y, level.factor, level.cells_down), below_tap = tap_of(y, 2, down);
     for (int64_t n = 0; n < level.count; ++n) {
       const float* weights = level.weights + n * cells;
       const float* half = level.half + n * down * across;
       between(mixed.data + 1, weights + weight_tap.first * level.cells_across, weights + weight_tap.second * level.cells_across,
-              float(weight_tap.second_share), level.cells_across);
+              float(weight_tap.share), level.cells_across);
       expand_row(weight_rows.data + n * weight_size, mixed.data + 1, level.cells_across, level.factor);
       between(mixed.data + 1, half + below_tap.first * across, half + below_tap.second * across,
-              float(below_tap.second_share), across);
+              float(below_tap.share), across);
       expand_row(below_rows.data + n * below_size, mixed.data + 1, across, 2);
     }
     for (int64_t x0 = 0; x0 < width; x0 += kColumns) {

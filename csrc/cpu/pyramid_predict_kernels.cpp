@@ -236,8 +236,8 @@ void raise(const PredictConv& conv, const Map& coarse, Map& skip, ParallelRows p
   over_rows(parallel, skip.height, skip.width * c * 4, [&](int64_t begin, int64_t end) {
     Row<float> mixed((across + 2) * c);
     for (int64_t y = begin; y < end; ++y) {
-      const Tap tap = tap_of(y, 2, coarse.height);
-      const float share = float(tap.second_share);
+      const RowTap tap = tap_of(y, 2, coarse.height);
+      const float share = float(tap.share);
       const float *a = thin.row(tap.first), *b = thin.row(tap.second);
       float* m = mixed.data + c;
       for (int64_t i = 0; i < across * c; ++i) m[i] = a[i] + (b[i] - a[i]) * share;

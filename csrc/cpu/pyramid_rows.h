@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <type_traits>
 
+#include "../interpolation.h"
 #include "pyramid_fuse.h"
 #include "vec.h"
 
@@ -26,33 +27,23 @@ template <class A> struct Row {
 inline int64_t half_of(int64_t size) { return (size + 1) / 2; }
 inline int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Where a row of a grid `factor` times finer lies between rows of the coarse one; the border holds beyond its centre.
-struct Tap {
-  int64_t first, second;
-  double second_share;
-};
+// Rows of a grid `factor` times finer; the border holds beyond the outermost centres.
+using RowTap = Tap<int64_t, double>;
 
-inline Tap tap_of(int64_t fine, int factor, int64_t size) {
-  // (fine + 1/2) / factor - 1/2 in units of 1 / (2 factor), without rounding.
-  const int64_t place = 2 * fine + 1 - factor;
-  if (place <= 0) return {0, 0, 0.0};
-  const int64_t first = place / (2 * factor);
-  if (first >= size - 1) return {size - 1, size - 1, 0.0};
-  return {first, first + 1, double(place % (2 * factor)) / (2 * factor)};
+inline RowTap tap_of(int64_t fine, int factor, int64_t size) {
+  return ffmef::tap_of<double>(with_cells_of<int64_t>(factor, size), fine);
 }
 
 // The share of coarse row i in a fine row.
 inline double share_of(int64_t i, int64_t fine, int factor, int64_t size) {
-  const Tap tap = tap_of(fine, factor, size);
-  return (tap.first == i ? 1 - tap.second_share : 0.0) + (tap.second == i ? tap.second_share : 0.0);
+  return ffmef::share_of<double>(with_cells_of<int64_t>(factor, size), i, fine);
 }
 
 // The fine rows in which coarse row i has a share: [first, last).
 inline void support_of(int64_t i, int factor, int64_t coarse_size, int64_t fine_size, int64_t& first, int64_t& last) {
-  first = i == 0 ? 0 : (i - 1) * factor + factor / 2;
-  last = (i + 1) * factor + factor / 2;
-  if (factor == 1) { first = i; last = i + 1; }
-  if (i == coarse_size - 1 || last > fine_size) last = fine_size;
+  const Span<int64_t> span = span_of(with_cells_of<int64_t>(factor, coarse_size), i, fine_size);
+  first = span.first;
+  last = span.last;
 }
 
 // out[-1 .. n] = a + (b - a) * share, the ends repeated.
@@ -102,8 +93,8 @@ template <class A> struct Expander {
   Row<A> mixed, fine;
   Expander(int64_t n, int factor) : mixed(n + 2), fine(expanded_size(n, factor)) {}
   const A* operator()(const A* plane, int64_t rows, int64_t n, int factor, int64_t y) {
-    const Tap tap = tap_of(y, factor, rows);
-    between(mixed.data + 1, plane + tap.first * n, plane + tap.second * n, A(tap.second_share), n);
+    const RowTap tap = tap_of(y, factor, rows);
+    between(mixed.data + 1, plane + tap.first * n, plane + tap.second * n, A(tap.share), n);
     return expand_row(fine.data, mixed.data + 1, n, factor);
   }
 };
