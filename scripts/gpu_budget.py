@@ -25,7 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = ROOT / "tests/gpu_budget.json"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+OPERATORS = ("adaptive_fuse",)  # csrc/cuda/OPERATOR.cu
 HALO, LARGEST_RADIUS = 4, 2  # of a tile, for the filter sizes 1, 3 and 5
+FLOAT32_ONLY = "-DFFMEF_CUDA_ONLY_FLOAT32"
 ELEMENT = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
 
 
@@ -101,41 +103,46 @@ def block_shape(name: str) -> tuple[int, int]:
     return threads, tile + (3 * threads // 32 * wide if name.startswith("filters") else 0)
 
 
-def measure(architecture: int, flags: tuple[str, ...] = ("-DFFMEF_CUDA_ONLY_FLOAT32",)) -> dict[str, Usage]:
-    """Compile the kernels for one architecture and return their usage by name."""
+def measure(architecture: int, flags: tuple[str, ...] = (FLOAT32_ONLY,)) -> dict[str, Usage]:
+    """Compile every operator's kernels for one architecture and return their usage by name."""
+    usage: dict[str, Usage] = {}
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernels.cubin")
-        source = ROOT / "csrc/cuda/adaptive_fuse.cu"
-        options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
-        report = _run(find_nvcc(), "-cubin", *options, source, "-o", cubin)
-        code = _run(find_nvdisasm(), "-c", cubin)
         occupancy_program = Path(folder, "occupancy")
         include = find_nvcc().parents[1] / "include"
         _run("g++", "-w", "-I", include, ROOT / "tests/cuda_emulator/occupancy.cpp", "-o", occupancy_program)
-        found = re.findall(
-            r"entry function '(\w+)' for.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
-            r".*?Used (\d+) registers(?:.*?(\d+) bytes smem)?",
-            report,
-            re.DOTALL,
+        for operator in OPERATORS:
+            cubin = Path(folder, f"{operator}.cubin")
+            options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
+            report = _run(find_nvcc(), "-cubin", *options, ROOT / f"csrc/cuda/{operator}.cu", "-o", cubin)
+            code = _run(find_nvdisasm(), "-c", cubin)
+            usage |= _usage(architecture, report, code, occupancy_program)
+    return usage
+
+
+def _usage(architecture: int, report: str, code: str, occupancy_program: Path) -> dict[str, Usage]:
+    found = re.findall(
+        r"entry function '(\w+)' for.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers(?:.*?(\d+) bytes smem)?",
+        report,
+        re.DOTALL,
+    )
+    bodies = dict(re.findall(r"\.text\.(\w+):(.*?)(?=\n\.text\.|\n//-+ \.|\Z)", code, re.DOTALL))
+    names = readable_names([entry[0] for entry in found])
+    usage = {}
+    for symbol, stack, stores, loads, registers, _ in found:
+        name, body = names[symbol], bodies[symbol]
+        threads, shared = block_shape(name)
+        usage[name] = Usage(
+            registers=int(registers),
+            stack=int(stack),
+            spills=int(stores) + int(loads),
+            local=len(re.findall(r"\b(?:LDL|STL)\b", body)),
+            wide_loads=len(re.findall(r"\bLDG?\.E\.[\w.]*128", body)),
+            wide_stores=len(re.findall(r"\bSTG?\.E\.[\w.]*128", body)),
+            shared=shared,
+            occupancy=float(_run(occupancy_program, architecture, registers, shared, threads)),
         )
-        bodies = dict(re.findall(r"\.text\.(\w+):(.*?)(?=\n\.text\.|\n//-+ \.|\Z)", code, re.DOTALL))
-        names = readable_names([entry[0] for entry in found])
-        usage = {}
-        for symbol, stack, stores, loads, registers, _ in found:
-            name, body = names[symbol], bodies[symbol]
-            threads, shared = block_shape(name)
-            occupancy = float(_run(occupancy_program, architecture, registers, shared, threads))
-            usage[name] = Usage(
-                registers=int(registers),
-                stack=int(stack),
-                spills=int(stores) + int(loads),
-                local=len(re.findall(r"\b(?:LDL|STL)\b", body)),
-                wide_loads=len(re.findall(r"\bLDG?\.E\.[\w.]*128", body)),
-                wide_stores=len(re.findall(r"\bSTG?\.E\.[\w.]*128", body)),
-                shared=shared,
-                occupancy=occupancy,
-            )
-        return usage
+    return usage
 
 
 def main() -> int:
@@ -146,7 +153,7 @@ def main() -> int:
     if missing():
         print(f"gpu_budget: {missing()}", file=sys.stderr)
         return 2
-    flags = () if args.all else ("-DFFMEF_CUDA_ONLY_FLOAT32",)
+    flags = () if args.all else (FLOAT32_ONLY,)
     table: dict[str, dict[str, dict[str, float]]] = {}
     for architecture in ARCHITECTURES:
         for name, usage in sorted(measure(architecture, flags).items()):

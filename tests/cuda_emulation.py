@@ -34,12 +34,12 @@ needs_emulator = [
 ]
 
 
-def build(folder: Path, *flags: str, sources: Path = ROOT) -> Path:
-    """Compile the driver of the emulated kernels and return the program."""
-    program = folder / "adaptive_fuse_driver"
+def build(folder: Path, *flags: str, sources: Path = ROOT, operator: str = "adaptive_fuse") -> Path:
+    """Compile the driver of an operator's emulated kernels and return the program."""
+    program = folder / f"{operator}_driver"
     command = [COMPILER, "-std=c++20", "-O1", "-fno-strict-aliasing", "-isystem", str(CUDA_INCLUDE)]
     command += ["-Wall", "-Wextra", "-Werror", "-Wno-attributes", "-Wno-unknown-pragmas", *flags]
-    command += ["-o", str(program), str(sources / "tests/cuda_emulator/adaptive_fuse_driver.cpp")]
+    command += ["-o", str(program), str(sources / f"tests/cuda_emulator/{program.name}.cpp")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0 and "-fsanitize" in str(flags) and "cannot find" in done.stderr:
         pytest.skip("the compiler lacks the sanitizer's library")
@@ -47,7 +47,7 @@ def build(folder: Path, *flags: str, sources: Path = ROOT) -> Path:
     return program
 
 
-def _numbers(*values: int) -> bytes:
+def numbers(*values: int) -> bytes:
     return struct.pack(f"<{len(values)}q", *values)
 
 
@@ -55,23 +55,23 @@ def _raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
-def _tensor(tensor: torch.Tensor, stride_of_rows: int | None = None) -> bytes:
+def encoded_tensor(tensor: torch.Tensor, stride_of_rows: int | None = None) -> bytes:
     strides = list(tensor.stride())
     if stride_of_rows is not None:
         strides[-2] = stride_of_rows
     # The first element's distance from a 16-byte boundary is what matters of the offset.
     offset = tensor.storage_offset() % (16 // tensor.element_size())
-    return _numbers(*tensor.shape, *strides, offset) + _raw(tensor)
+    return numbers(*tensor.shape, *strides, offset) + _raw(tensor)
 
 
 def _encode(case: Case, backward: bool, far_rows: int | None) -> bytes:
     t = make_tensors(case)
-    data = _numbers(DTYPE_CODES[case.dtype], PADDINGS.index(case.padding), int(backward), case.output_offset)
-    data += _tensor(t.images, far_rows) + _numbers(len(t.filters))
-    data += b"".join(_tensor(level, far_rows) for level in t.filters) + _tensor(t.alphas)
+    data = numbers(DTYPE_CODES[case.dtype], PADDINGS.index(case.padding), int(backward), case.output_offset)
+    data += encoded_tensor(t.images, far_rows) + numbers(len(t.filters))
+    data += b"".join(encoded_tensor(level, far_rows) for level in t.filters) + encoded_tensor(t.alphas)
     if backward:
-        data += _tensor(t.gradient, far_rows) + _numbers(int(case.need_images), int(case.need_alphas))
-        data += _numbers(*map(int, case.filters_needed))
+        data += encoded_tensor(t.gradient, far_rows) + numbers(int(case.need_images), int(case.need_alphas))
+        data += numbers(*map(int, case.filters_needed))
     return data
 
 
@@ -94,19 +94,25 @@ class Failed(Exception):
     """The emulator or a sanitizer stopped the kernels."""
 
 
+def execute(program: Path, cases: bytes, *arguments: str) -> bytes:
+    """Run the program on encoded cases and return its results, or raise Failed with what stopped it."""
+    cases_file, results_file = program.parent / "cases", program.parent / "results"
+    cases_file.write_bytes(cases)
+    options = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1",
+               "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0"}
+    command = [str(program), str(cases_file), str(results_file), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
+    if done.returncode != 0:
+        raise Failed(done.stderr[-3000:])
+    return results_file.read_bytes()
+
+
 def run(
     program: Path, cases: list[Case], backward: bool, far_rows: int | None = None, entries: bool = False
 ) -> list[list[torch.Tensor]]:
     """Run cases in the emulator and return the results of each."""
-    cases_file, results_file = program.parent / "cases", program.parent / "results"
-    cases_file.write_bytes(_numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases))
-    options = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1",
-               "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0"}
-    command = [str(program), str(cases_file), str(results_file), *(["entries"] if entries else [])]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
-    if done.returncode != 0:
-        raise Failed(done.stderr[-3000:])
-    data, results, at = results_file.read_bytes(), [], 0
+    encoded = numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases)
+    data, results, at = execute(program, encoded, *(["entries"] if entries else [])), [], 0
     for case in cases:
         status, at = struct.unpack_from("<i", data, at)[0], at + 4
         assert status == 0, f"{case.name}: CUDA error {status}"

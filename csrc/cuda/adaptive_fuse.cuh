@@ -63,7 +63,8 @@ struct Position {
   int plane, row, column;  // plane counts whatever the kernel makes blocks of besides tiles
 };
 
-template <class Shape, int V, class T> __device__ __forceinline__ Position position_of_thread(const Problem<T>& p) {
+template <class Shape, int V, class AnyProblem>
+__device__ __forceinline__ Position position_of_thread(const AnyProblem& p) {
   const unsigned block = blockIdx.x, rest = block / static_cast<unsigned>(p.tiles_across);
   const int thread = static_cast<int>(threadIdx.x);
   return {static_cast<int>(rest / static_cast<unsigned>(p.tiles_down)),
@@ -74,21 +75,21 @@ template <class Shape, int V, class T> __device__ __forceinline__ Position posit
 }
 
 // Fills C planes of shared memory with one image's channels around the block's tile, padding resolved.
-template <class Shape, int C, class T>
-__device__ __forceinline__ void load_tile(const Problem<T>& p, Accumulate<T>* tile, int batch, int image,
-                                          int first_channel, int first_row, int first_column) {
+template <class Shape, int C, class AnyProblem, class A>
+__device__ __forceinline__ void load_tile(const AnyProblem& p, A* tile, int batch, int image, int first_channel,
+                                          int first_row, int first_column) {
   const int rows = Shape::kHeight + 2 * p.halo_rows, plane = rows * Shape::kPitch;
-  const T* source = p.images.data + batch * p.images.batch + image * p.images.image;
+  const auto* source = p.images.data + batch * p.images.batch + image * p.images.image;
   const int row_stride = static_cast<int>(p.images.row), column_stride = static_cast<int>(p.images.column);
   for (int i = static_cast<int>(threadIdx.x); i < plane; i += Shape::kThreads) {
     const int row = padded_index(first_row - p.halo_rows + i / Shape::kPitch, p.height, p.padding);
     const int column = padded_index(first_column - kHalo + i % Shape::kPitch, p.width, p.padding);
     const bool shown = row >= 0 && column >= 0;
-    const T* pixel = source + (shown ? row * row_stride + column * column_stride : 0);
+    const auto* pixel = source + (shown ? row * row_stride + column * column_stride : 0);
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       const bool read = shown && first_channel + c < p.channels;
-      tile[c * plane + i] = read ? widen(pixel[(first_channel + c) * p.images.channel]) : Accumulate<T>(0);
+      tile[c * plane + i] = read ? widen(pixel[(first_channel + c) * p.images.channel]) : A(0);
     }
   }
 }

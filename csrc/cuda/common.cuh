@@ -8,6 +8,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -40,14 +41,19 @@ template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float
 // Pixels of one thread: as many as fill 16 bytes.
 template <class T> constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
+// What one load or store of so many bytes moves.
+template <size_t Bytes> struct RawBytes;
+template <> struct RawBytes<8> { using type = uint2; };
+template <> struct RawBytes<16> { using type = uint4; };
+
 // Reads V neighbouring values that will not be used again (they should not push the images out of the cache).
 template <int V, class T>
 __device__ __forceinline__ void load_once(const T* source, Accumulate<T> (&values)[V]) {
   if constexpr (V == 1) {
     values[0] = widen(__ldcs(source));
   } else {
-    static_assert(V * sizeof(T) == sizeof(uint4));
-    const uint4 raw = __ldcs(reinterpret_cast<const uint4*>(source));
+    using Raw = typename RawBytes<V * sizeof(T)>::type;
+    const Raw raw = __ldcs(reinterpret_cast<const Raw*>(source));
     T elements[V];
     memcpy(static_cast<void*>(elements), &raw, sizeof(raw));
 #pragma unroll
@@ -60,13 +66,13 @@ __device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V
   if constexpr (V == 1) {
     target[0] = narrow<T>(values[0]);
   } else {
-    static_assert(V * sizeof(T) == sizeof(uint4));
+    using Raw = typename RawBytes<V * sizeof(T)>::type;
     T elements[V];
 #pragma unroll
     for (int v = 0; v < V; ++v) elements[v] = narrow<T>(values[v]);
-    uint4 raw;
+    Raw raw;
     memcpy(&raw, elements, sizeof(raw));
-    *reinterpret_cast<uint4*>(target) = raw;
+    *reinterpret_cast<Raw*>(target) = raw;
   }
 }
 

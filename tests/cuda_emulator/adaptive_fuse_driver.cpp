@@ -4,7 +4,7 @@
 // With `entries` the plain entries run instead, with 16-byte loads wherever the width allows.
 // Every tensor gets memory of its own in which all that is not the tensor is NaN: the space between its elements and,
 // unless the address sanitizer watches, a red zone on both sides. Outputs start as NaN; writes outside them abort.
-#include "cuda_emulator.hpp"
+#include "tensors.hpp"
 
 #include "../../csrc/cuda/adaptive_fuse.cu"
 #include "../../csrc/cuda/adaptive_fuse_entries.cu"
@@ -14,93 +14,6 @@
 #include <string>
 
 namespace {
-
-const size_t kElementBytes[] = {4, 2, 2, 8};
-
-#ifdef __SANITIZE_ADDRESS__
-constexpr size_t kRedZone = 0;
-#else
-constexpr size_t kRedZone = 4096;
-#endif
-constexpr size_t kSparseAbove = size_t(1) << 30;  // such a tensor is mostly untouched pages
-constexpr int kNan = 0xff;
-
-class Memory {
- public:
-  explicit Memory(size_t bytes) : bytes_(bytes) {
-    if (bytes > kSparseAbove) {
-      base_ = static_cast<unsigned char*>(
-          mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-      if (base_ == MAP_FAILED) emulator::fail("no address space for a sparse tensor");
-    } else {
-      if (posix_memalign(reinterpret_cast<void**>(&base_), 64, bytes + 2 * kRedZone) != 0) emulator::fail("no memory");
-      std::memset(base_, kNan, bytes + 2 * kRedZone);
-    }
-  }
-  ~Memory() {
-    if (sparse()) munmap(base_, bytes_);
-    else std::free(base_);
-  }
-  Memory(const Memory&) = delete;
-
-  unsigned char* data() { return sparse() ? base_ : base_ + kRedZone; }
-  size_t bytes() const { return bytes_; }
-  void check_red_zones() const {
-    if (sparse()) return;
-    for (size_t i = 0; i < kRedZone; ++i)
-      if (base_[i] != kNan || base_[kRedZone + bytes_ + i] != kNan) emulator::fail("a write outside an output");
-  }
-
- private:
-  bool sparse() const { return bytes_ > kSparseAbove; }
-  size_t bytes_;
-  unsigned char* base_ = nullptr;
-};
-
-class Reader {
- public:
-  explicit Reader(const char* path) : file_(path, std::ios::binary) {}
-  int64_t number() {
-    int64_t value = 0;
-    bytes(&value, sizeof(value));
-    return value;
-  }
-  template <size_t Count> void numbers(int64_t (&values)[Count]) {
-    for (int64_t& value : values) value = number();
-  }
-  void bytes(void* target, size_t count) {
-    if (count != 0 && !file_.read(static_cast<char*>(target), static_cast<std::streamsize>(count)))
-      emulator::fail("the file of cases ends too early");
-  }
-
- private:
-  std::ifstream file_;
-};
-
-// A tensor laid out as its strides and first offset say; the file holds its elements in row-major order.
-template <size_t Rank> struct Input {
-  int64_t shape[Rank], strides[Rank], offset;
-  std::unique_ptr<Memory> memory;
-  const void* pointer = nullptr;
-
-  void read(Reader& reader, size_t element) {
-    reader.numbers(shape);
-    reader.numbers(strides);
-    offset = reader.number();
-    int64_t last = offset, count = 1;
-    for (size_t axis = 0; axis < Rank; ++axis) {
-      last += (shape[axis] - 1) * strides[axis];
-      count *= shape[axis];
-    }
-    memory = std::make_unique<Memory>(count == 0 ? 0 : (last + 1) * element);
-    for (int64_t i = 0; i < count; ++i) {
-      int64_t place = offset, rest = i;
-      for (size_t axis = Rank; axis-- > 0; rest /= shape[axis]) place += rest % shape[axis] * strides[axis];
-      reader.bytes(memory->data() + place * element, element);
-    }
-    pointer = memory->data() + offset * element;
-  }
-};
 
 struct Case {
   int64_t dtype, padding, backward;
@@ -218,16 +131,10 @@ void run(Case& c, std::ofstream& results, bool entries) {
   fusion.alphas = c.alphas.pointer;
   fusion.alpha_stride = c.alphas.strides[0];
 
-  // An output may start off a 16-byte boundary, as a view of a larger tensor does.
-  struct Output {
-    std::unique_ptr<Memory> memory;
-    size_t offset;
-  };
   std::vector<Output> outputs;
   auto new_output = [&](int64_t count, size_t size) -> void* {
-    const size_t offset = static_cast<size_t>(c.output_offset) * size;
-    outputs.push_back({std::make_unique<Memory>(offset + static_cast<size_t>(count) * size), offset});
-    return outputs.back().memory->data() + offset;
+    outputs.emplace_back(count, size, c.output_offset);
+    return outputs.back().data();
   };
   int status = 0;
   if (!c.backward) {
@@ -251,11 +158,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
     workspace.check_red_zones();
   }
   results.write(reinterpret_cast<const char*>(&status), sizeof(status));
-  for (auto& output : outputs) {
-    output.memory->check_red_zones();
-    results.write(reinterpret_cast<const char*>(output.memory->data() + output.offset),
-                  static_cast<std::streamsize>(output.memory->bytes() - output.offset));
-  }
+  for (auto& output : outputs) output.write(results);
 }
 
 }  // namespace
