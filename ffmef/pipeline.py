@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,18 +140,22 @@ def _fuse(
     model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[np.ndarray, list[int]]:
-    """Return the fused picture and the order in which the model saw the images."""
+    """Return the fused picture and the fusion order of the images, by which facts about the files are chosen.
+
+    Args:
+        ties: what orders pictures with equal samples, one for each; None where nobody asks for the order.
+    """
     if model is None or isinstance(model, str):
         name = _weights_name(task, weights, model, len(images), engine)
         model = _load_model(name, len(images), backend, engine, device)
     elif weights is not None or backend is not None or engine != "auto":
         raise InputError("weights, backend and engine must be left alone where model is given")
     if _fuses_rgb(model, images, task, device):
-        fused = _run_rgb(model, images)
-        # Every eighth pixel tells which picture is darker; the model itself does not care.
-        thinned = [image[::8, ::8] for image in images]
-        order = _exposure_order(_luminance(thinned), images, ties) if task == "mef" else list(range(len(images)))
-        return fused, order
+        order = list(range(len(images)))
+        if task == "mef" and ties is not None:
+            # The model does not care for the order, what is known about the files does; every eighth pixel tells it.
+            order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
+        return _run_rgb(model, images), order
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
@@ -327,8 +333,9 @@ def _fuses_rgb(model, images: list[np.ndarray], task: str, device) -> bool:
 def _run_rgb(model, images: list[np.ndarray]) -> np.ndarray:
     import torch
 
-    # Arrays from files may be read-only, which torch warns of; nobody writes to them.
-    pictures = [torch.from_numpy(image if image.flags.writeable else image.copy()) for image in images]
+    # Arrays from files may be read-only, which torch warns of, and it knows no negative strides.
+    plain = [image if image.flags.writeable and min(image.strides) >= 0 else image.copy() for image in images]
+    pictures = [torch.from_numpy(image) for image in plain]
     return model.fuse_rgb(pictures).numpy()
 
 
@@ -337,22 +344,44 @@ def _load_model(weights: str, images: int, backend: str | None, engine: str, dev
     import torch
 
     from ffmef import models
+    from ffmef.models.weights import find
     from ffmef.ops.selection import check_backend
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            place = torch.device("cpu" if device is None else device)
-            torch.zeros(1, device=place).item()
+        place = torch.device("cpu" if device is None else device)
+        if place.type != "cpu":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.zeros(1, device=place).item()
     except Exception as error:  # a build of torch without the device raises almost anything
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     try:
         check_backend(backend, place)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
-    model = models.load(weights).eval().to(place)
+    path = find(weights)
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    stamp = (facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino)
+    # Which GPU "cuda" is can change, and its memory is scarce: only models on the CPU are kept.
+    ready_model = _ready_model if place.type == "cpu" else _ready_model.__wrapped__
+    model = ready_model(path, stamp, backend, engine, place)
     if isinstance(model, models.FFMEF) and images != 2:
         raise InputError(f"images must be 2 pictures for the model FFMEF, got {images}")
+    return model
+
+
+@functools.lru_cache(maxsize=8)
+def _ready_model(path: Path, stamp: tuple, backend: str | None, engine: str, place: torch.device):
+    """Return the model of a weights file; whoever gets it shares it, so nobody changes it.
+
+    Reading takes longer than fusing a small picture. A file that changes gets another stamp, so it is read again.
+    """
+    from ffmef import models
+
+    model = models.load(path).eval().to(place)
     if isinstance(model, models.PyramidFFMEF) and backend in ("triton", "cuda"):
         raise InputError(f"backend must be reference or cpu for the model PyramidFFMEF, got {backend!r}")
     model.backend = backend

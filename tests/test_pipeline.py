@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import os
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,36 @@ def test_another_network_takes_more(tmp_path):
     fused = fuse(images, weights=str(tmp_path / "w.safetensors"))
     assert fused.shape == (40, 48, 3) and fused.dtype == np.uint8
     np.testing.assert_array_equal(fuse(images[::-1], weights=str(tmp_path / "w.safetensors")), fused)
+
+
+def test_weights_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
+    read, load = [], models.load
+    monkeypatch.setattr(models, "load", lambda path: read.append(path) or load(path))
+    path, images = tmp_path / "w.safetensors", [noise(9, 12, 3, high=0.5), noise(9, 12, 3, low=0.5)]
+    results = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = models.FFMEF()
+        models.save(model, path)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            results += [fuse(images, weights=str(path)), *pool.map(lambda _: fuse(images, weights=str(path)), range(8))]
+        np.testing.assert_array_equal(results[-1], fuse(images, model=model.eval()))
+        for result in results[-9:]:
+            np.testing.assert_array_equal(result, results[-1])
+        assert len(read) == seed + 1
+    assert not np.array_equal(results[0], results[-1])
+    fuse(images, weights=str(path), engine="eager")  # does not change the model of the others
+    assert pipeline._load_model(str(path), 2, None, "auto", None).engine == "auto"
+
+
+def test_pictures_that_torch_cannot_hold_as_they_are():
+    images = [noise(23, 34, 3, high=0.5), noise(23, 34, 3, low=0.5)]
+    views = [image[::-1, ::2, ::-1] for image in images]
+    views[0].flags.writeable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fused = fuse(views)
+    np.testing.assert_array_equal(fused, fuse([view.copy() for view in views]))
 
 
 # Pictures with more than pixels

@@ -180,6 +180,24 @@ def load(name_or_path: str | Path) -> nn.Module:
         >>> ffmef.models.load("mef").training
         False
     """
+    path = find(name_or_path)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if path.suffix == ".safetensors" or len(start) == 9 and start[8:9] == b"{":
+        return _load_safetensors(path)
+    return _load_authors(path)
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Return the file of a bundled name or a path, or raise InputError; a file in the working folder hides a name.
+
+    Example:
+        >>> find("mef").name
+        'mef.safetensors'
+    """
     path = Path(name_or_path)
     try:
         if not path.is_file() and str(name_or_path) in available():
@@ -192,14 +210,7 @@ def load(name_or_path: str | Path) -> nn.Module:
     if not is_file:
         known = ", ".join(available()) or "(none bundled)"
         raise InputError(f"weights must be a file or one of {known}, got {_printable(name_or_path, 200)}")
-    try:
-        with open(path, "rb") as file:
-            start = file.read(9)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if path.suffix == ".safetensors" or len(start) == 9 and start[8:9] == b"{":
-        return _load_safetensors(path)
-    return _load_authors(path)
+    return path
 
 
 def _load_safetensors(path: Path) -> nn.Module:
