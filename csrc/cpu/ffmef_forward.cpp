@@ -21,7 +21,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kBandRows = 64;
+constexpr int64_t kBandRows = 32;
 constexpr int64_t kTileColumns = 768;
 
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -34,7 +34,9 @@ Geometry geometry_of(int64_t height, int64_t width) {
   // Items of nearly equal size instead of a sliver at the end.
   g.tile_columns = divided_up(divided_up(g.pitch, divided_up(g.pitch, kTileColumns)), kPitchUnit) * kPitchUnit;
   g.tiles = divided_up(g.pitch, g.tile_columns);
-  g.band_rows = divided_up(height, divided_up(height, kBandRows));
+  const int64_t bands = divided_up(height, kBandRows);
+  // A number that two or four threads share evenly.
+  g.band_rows = divided_up(height, bands < 4 ? bands : divided_up(bands, 4) * 4);
   g.bands = divided_up(height, g.band_rows);
   return g;
 }

@@ -17,8 +17,9 @@ constexpr int64_t kPitchUnit = 16;
 // Columns around a tile that are computed again, at least the largest radius of two convolutions in a row (1 + 3).
 constexpr int64_t kHalo = 16;
 
-// One image cut into items, each computed whole by one thread: a band of rows of a tile of columns.
-// The cut depends on the image's size alone, so neither results nor statistics depend on the number of threads.
+// One image cut into items: bands of rows of a tile of columns, tile after tile, each from top to bottom. Statistics are
+// taken for each item. The cut depends on the image's size alone, so they do not depend on the number of threads.
+// A thread works through neighbouring items without a seam, so bands are as narrow as an even division wants.
 struct Geometry {
   int64_t height, width, pitch;
   int64_t tile_columns, tiles, band_rows, bands;

@@ -83,26 +83,7 @@ FFMEF_INLINE void convolve_point(FloatVec* outputs, const FloatVec* inputs, cons
 }
 
 // 1 / (1 + exp(-x)), to about two units in the last place.
-FFMEF_INLINE FloatVec sigmoid(FloatVec x) {
-  const FloatVec limit = splat(87.0f);
-  FloatVec t = -x;
-  t = t > limit ? limit : t;
-  t = t < -limit ? -limit : t;
-  // exp(t) = 2^n exp(r), |r| <= ln(2) / 2; adding and taking away 1.5 * 2^23 rounds to a whole number.
-  const FloatVec shifter = splat(12582912.0f);
-  const FloatVec shifted = t * 1.44269504f + shifter;
-  const FloatVec n = shifted - shifter;
-  const FloatVec r = (t - n * 0.693359375f) + n * 2.12194440e-4f;
-  FloatVec p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const IntVec exponent = ((IntVec)shifted - 0x4b400000 + 127) << 23;
-  return 1.0f / (1.0f + p * (FloatVec)exponent);
-}
+FFMEF_INLINE FloatVec sigmoid(FloatVec x) { return 1.0f / (1.0f + exponential(-x)); }
 
 }  // namespace
 }  // namespace FFMEF_ISA

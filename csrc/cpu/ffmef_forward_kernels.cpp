@@ -118,10 +118,11 @@ template <int C>
 void point_pass(const ImageView& image, const PointPass& pass, Moments* moments, int64_t begin, int64_t end) {
   const Geometry& g = image.geometry;
   Ring scratch(g, 1, C);
-  for (int64_t item = begin; item < end; ++item) {
-    const Tile tile = tile_at(g, item);
+  for (int64_t item = begin, last; item < end; item = last) {
+    last = next_tile(g, item, end);
+    const Tile tile = tile_at(g, item, last);
     scratch.start(tile);
-    MomentSums<C> sums;
+    TileMoments<C> sums(g, tile, moments);
     for (int64_t y = tile.y0; y < tile.y1; ++y) {
       float* row = scratch.row(y);
       Upcoming upcoming;
@@ -132,9 +133,8 @@ void point_pass(const ImageView& image, const PointPass& pass, Moments* moments,
         upcoming.prefetch<C, 1>(g.pitch, x);
         store_pixels(row + x, scratch.plane, mixture_pixels<C, true>(image, pass.mixture, y, x));
       }
-      sums.add(row, scratch.plane, tile.x0, least(tile.x1, g.width));
+      sums.add(row, scratch.plane, y);
     }
-    sums.finish(moments + item * kMaxChannels);
   }
 }
 
@@ -143,10 +143,11 @@ void entry_items(const ImageView& image, const EntryPass& pass, Moments* moments
   const Geometry& g = image.geometry;
   constexpr int kInputs = kBeside ? 2 * C : C;
   Ring inputs(g, 3, kInputs);
-  for (int64_t item = begin; item < end; ++item) {
-    const Tile tile = tile_at(g, item);
+  for (int64_t item = begin, last; item < end; item = last) {
+    last = next_tile(g, item, end);
+    const Tile tile = tile_at(g, item, last);
     inputs.start(tile);
-    MomentSums<C / 2> sums;
+    TileMoments<C / 2> sums(g, tile, moments);
     for (int64_t r = tile.y0 - 1; r <= tile.y1; ++r) {
       if (inputs.outside(r)) {
         inputs.clear(r);
@@ -171,9 +172,8 @@ void entry_items(const ImageView& image, const EntryPass& pass, Moments* moments
       upcoming.add(map_row(pass.raw, g, y + 1, C));
       float* raw = map_row(pass.raw, g, y, C);
       convolve_row<C, kInputs>(raw, g.pitch, inputs, y, pass.conv, tile.x0, tile.x1, upcoming, g.pitch);
-      sums.add(raw, g.pitch, tile.x0, least(tile.x1, g.width));
+      sums.add(raw, g.pitch, y);
     }
-    sums.finish(moments + item * kMaxChannels);
   }
 }
 
@@ -257,13 +257,13 @@ void residual_items(const ImageView& image, const ResidualPass& pass, Moments* m
   // Rows of the result beyond the item that a convolution behind it needs.
   constexpr int kReach = kTail == Tail::step || kTail == Tail::entry ? 1 : 0;
   Ring activated(g, 3, C), results(g, 3, kInputs), scratch(g, 1, C);
-  for (int64_t item = begin; item < end; ++item) {
-    const Tile tile = tile_at(g, item);
+  for (int64_t item = begin, last; item < end; item = last) {
+    last = next_tile(g, item, end);
+    const Tile tile = tile_at(g, item, last);
     activated.start(tile);
     results.start(tile);
     scratch.start(tile);
-    const int64_t width = least(tile.x1, g.width);
-    MomentSums<kSummed> sums;
+    TileMoments<kSummed> sums(g, tile, moments);
     for (int64_t r = tile.y0 - kReach - 1; r <= tile.y1 + kReach; ++r) {
       activate_row<C>(activated, image, pass, tile, r);
       const int64_t q = r - 1;
@@ -294,16 +294,15 @@ void residual_items(const ImageView& image, const ResidualPass& pass, Moments* m
         upcoming.add(map_row(pass.tail_raw, g, y + 1, C));
         float* raw = map_row(pass.tail_raw, g, y, C);
         convolve_row<C, kInputs>(raw, g.pitch, results, y, pass.conv, tile.x0, tile.x1, upcoming, g.pitch);
-        sums.add(raw, g.pitch, tile.x0, width);
+        sums.add(raw, g.pitch, y);
       } else if constexpr (kTail == Tail::point) {
         const float *result = results.row(y), *beside = map_row(pass.beside, g, y, C);
         float* body = scratch.row(y);
         for (int64_t x = tile.x0; x < tile.x1; x += kLanes)
           store_pixels(body + x, scratch.plane, mix_body(*pass.point, load_pixels<C>(beside + x, g.pitch), load_pixels<C>(result + x, results.plane)));
-        sums.add(body, scratch.plane, tile.x0, width);
+        sums.add(body, scratch.plane, y);
       }
     }
-    if (kTail != Tail::none) sums.finish(moments + item * kMaxChannels);
   }
 }
 
@@ -393,8 +392,9 @@ template <int C, int K> void head_items(const HeadPass& pass, int64_t begin, int
   Ring attended[kImages] = {{g, 3, C}, {g, 3, C}}, hidden[kImages] = {{g, K, C}, {g, K, C}};
   Ring luminance[kImages] = {{g, K, 1}, {g, K, 1}};
   Ring totals(g, 1, 1);
-  for (int64_t item = begin; item < end; ++item) {
-    const Tile tile = tile_at(g, item);
+  for (int64_t item = begin, last; item < end; item = last) {
+    last = next_tile(g, item, end);
+    const Tile tile = tile_at(g, item, last);
     for (int n = 0; n < kImages; ++n) {
       attended[n].start(tile);
       hidden[n].start(tile);

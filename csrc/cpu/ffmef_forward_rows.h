@@ -18,7 +18,8 @@ struct Span {
   bool own;
 };
 
-// The rows and columns of one item; [left, right) also holds columns of its neighbours that its convolutions need.
+// The rows and columns of items that lie below each other, worked through from top to bottom without a seam;
+// [left, right) also holds columns of the neighbours that its convolutions need.
 struct Tile {
   int64_t x0, x1, y0, y1, left, right;
 
@@ -28,12 +29,16 @@ struct Tile {
   Spans spans(int64_t y) const { return {{{left, x0, false}, {x0, x1, y >= y0 && y < y1}, {x1, right, false}}}; }
 };
 
-inline Tile tile_at(const Geometry& g, int64_t item) {
+// The first of items [item, end) that does not lie below `item` in the same tile of columns.
+inline int64_t next_tile(const Geometry& g, int64_t item, int64_t end) { return least(end, (item / g.bands + 1) * g.bands); }
+
+inline Tile tile_at(const Geometry& g, int64_t item, int64_t last) {
+  const int64_t top = item / g.bands * g.bands;
   Tile t;
-  t.x0 = item % g.tiles * g.tile_columns;
+  t.x0 = item / g.bands * g.tile_columns;
   t.x1 = least(t.x0 + g.tile_columns, g.pitch);
-  t.y0 = item / g.tiles * g.band_rows;
-  t.y1 = least(t.y0 + g.band_rows, g.height);
+  t.y0 = (item - top) * g.band_rows;
+  t.y1 = least((last - top) * g.band_rows, g.height);
   t.left = most(t.x0 - kHalo, 0);
   t.right = least(t.x1 + kHalo, g.pitch);
   return t;
@@ -83,7 +88,7 @@ class Ring {
   Tile tile_{};
 };
 
-// Moments of N planes of rows of an item. Deviations are taken from a pivot, the mean of the item's first row, so that
+// Moments of N planes of rows of one item. Deviations are taken from a pivot, the mean of the item's first row, so that
 // float32 squares of one row are exact enough; rows are summed in float64.
 template <int N> class MomentSums {
  public:
@@ -142,6 +147,26 @@ template <int N> class MomentSums {
   int64_t count_ = 0;
   float pivot_[N];
   DoubleVec sum_[N], squares_[N];
+};
+
+// Moments of every item of a tile, row after row from top to bottom.
+template <int N> class TileMoments {
+ public:
+  TileMoments(const Geometry& g, const Tile& tile, Moments* moments)
+      : band_rows_(g.band_rows), height_(g.height), x0_(tile.x0), x1_(least(tile.x1, g.width)),
+        uppermost_(moments + tile.x0 / g.tile_columns * g.bands * kMaxChannels) {}
+
+  void add(const float* row, int64_t plane, int64_t y) {
+    sums_.add(row, plane, x0_, x1_);
+    if ((y + 1) % band_rows_ != 0 && y + 1 != height_) return;
+    sums_.finish(uppermost_ + y / band_rows_ * kMaxChannels);
+    sums_ = {};
+  }
+
+ private:
+  const int64_t band_rows_, height_, x0_, x1_;
+  Moments* const uppermost_;
+  MomentSums<N> sums_;
 };
 
 }  // namespace

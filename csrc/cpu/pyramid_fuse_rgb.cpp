@@ -24,6 +24,14 @@ template <class F> void parallel_rows(int64_t rows, int64_t width, const F& f) {
   torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (width + 1), f);
 }
 
+// Rows of all planes, one after the other: threads meet once, not once a plane.
+template <class F> void parallel_rows_of_planes(int64_t planes, int64_t rows, int64_t width, const F& f) {
+  parallel_rows(planes * rows, width, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin / rows; n * rows < end; ++n)
+      f(n, begin > n * rows ? begin - n * rows : 0, end < (n + 1) * rows ? end - n * rows : rows);
+  });
+}
+
 // Contiguous pictures of one size; the public function explains mistakes.
 struct Pictures {
   std::vector<Tensor> tensors;
@@ -52,10 +60,9 @@ Tensor half_luminance_cpu(const std::vector<Tensor>& pictures_) {
   Tensor half = torch::stable::new_empty(pictures_[0], {pictures.count(), down, across}, ScalarType::Float);
   const PyramidFuseRgbKernels& kernels = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
   float* out = static_cast<float*>(half.data_ptr());
-  for (int64_t n = 0; n < pictures.count(); ++n)
-    parallel_rows(down, 2 * pictures.width, [&](int64_t begin, int64_t end) {
-      kernels.halve(pictures.data[n], pictures.height, pictures.width, out + n * down * across, begin, end);
-    });
+  parallel_rows_of_planes(pictures.count(), down, 2 * pictures.width, [&](int64_t n, int64_t begin, int64_t end) {
+    kernels.halve(pictures.data[n], pictures.height, pictures.width, out + n * down * across, begin, end);
+  });
   return half;
 }
 
@@ -89,13 +96,11 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
     fused[level].reset(new float[size_t(h * w)]);
     if (level > 1) coarse[level].reset(new float[size_t(count * h * w)]);
     float* data = level > 1 ? coarse[level].get() : static_cast<float*>(half.data_ptr());
-    for (int64_t n = 0; n < count; ++n) {
-      if (level > 1)
-        parallel_rows(h, widths[level - 1], [&](int64_t begin, int64_t end) {
-          kernels.halve(Scalar::f32, planes[level - 1][n], heights[level - 1], widths[level - 1], data + n * h * w, begin, end);
-        });
-      planes[level].push_back({data + n * h * w, w, 1, false});
-    }
+    if (level > 1)
+      parallel_rows_of_planes(count, h, 2 * widths[level - 1], [&](int64_t n, int64_t begin, int64_t end) {
+        kernels.halve(Scalar::f32, planes[level - 1][n], heights[level - 1], widths[level - 1], data + n * h * w, begin, end);
+      });
+    for (int64_t n = 0; n < count; ++n) planes[level].push_back({data + n * h * w, w, 1, false});
   }
   for (int64_t level = bands; level >= 1; --level) {
     PyramidLevel l{};

@@ -5,7 +5,6 @@
 // 2, 3x3, 1x1) is the same loop over runs.
 #include "pyramid_predict.h"
 
-#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -73,6 +72,16 @@ inline void convolve_cells(const Packed& conv, const float* const* runs, int64_t
   }
 }
 
+// The last cells of a row, fewer than kCells, at once: a single cell would wait for its own sums.
+template <int CELLS>
+inline void convolve_rest(int64_t cells, const Packed& conv, const float* const* runs, int64_t step, float* out,
+                          int64_t out_step, Finish finish, const float* own) {
+  if constexpr (CELLS > 0) {
+    if (cells == CELLS) return convolve_cells<CELLS>(conv, runs, step, out, out_step, finish, own);
+    convolve_rest<CELLS - 1>(cells, conv, runs, step, out, out_step, finish, own);
+  }
+}
+
 // `cells` outputs along a row. A last block of channels that is not full writes zeros into the next cell, which is
 // written after it; `out` has room for one block more.
 void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_t cells, float* out, int64_t out_step,
@@ -80,20 +89,13 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
   const float* runs[4] = {};
   for (int r = 0; r < conv.runs; ++r) runs[r] = rows[r];
   int64_t x = 0;
-  const auto advance = [&](int64_t by) {
-    for (int r = 0; r < conv.runs; ++r) runs[r] += by * step;
-    out += by * out_step;
-    if (own != nullptr) own += by * out_step;
-    x += by;
-  };
-  while (x + kCells <= cells) {
+  for (; x + kCells <= cells; x += kCells) {
     convolve_cells<kCells>(conv, runs, step, out, out_step, finish, own);
-    advance(kCells);
+    for (int r = 0; r < conv.runs; ++r) runs[r] += kCells * step;
+    out += kCells * out_step;
+    if (own != nullptr) own += kCells * out_step;
   }
-  while (x < cells) {
-    convolve_cells<1>(conv, runs, step, out, out_step, finish, own);
-    advance(1);
-  }
+  convolve_rest<kCells - 1>(cells - x, conv, runs, step, out, out_step, finish, own);
 }
 
 // A map (height, width, channels) with a border of one zero cell around it.
@@ -113,10 +115,18 @@ struct Map {
   float* row(int64_t y) const { return data.get() + ((y + 1) * (width + 2) + 1) * channels; }
 };
 
+using Maps = std::vector<Map>;  // one for each image, of one size
+
 template <class F> void over_rows(ParallelRows parallel, int64_t rows, int64_t row_cost, const F& body) {
   parallel(rows, row_cost, const_cast<F*>(&body),
            [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); });
 }
+
+// Rows of all images, one after the other: threads meet once a layer, not once an image.
+struct ImageRow {
+  int64_t image, y;
+  ImageRow(int64_t row, int64_t height) : image(row / height), y(row % height) {}
+};
 
 void rectify_row(float* row, const float* added, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -126,7 +136,7 @@ void rectify_row(float* row, const float* added, int64_t n) {
 }
 
 // Every image's map plus a 1x1 convolution of their mean and maximum, rectified.
-void meet(const PredictConv& conv, std::vector<Map>& maps, ParallelRows parallel) {
+void meet(const PredictConv& conv, Maps& maps, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t width = maps[0].width, channels = maps[0].channels;
   over_rows(parallel, maps[0].height, width * channels * (2 * channels + 8), [&](int64_t begin, int64_t end) {
@@ -154,101 +164,116 @@ void meet(const PredictConv& conv, std::vector<Map>& maps, ParallelRows parallel
   });
 }
 
-// relu(3x3(x)) + x into another map.
-Map refine(const PredictConv& conv, const Map& in, ParallelRows parallel) {
+Maps maps_of(size_t count, int64_t height, int64_t width, int64_t channels) {
+  Maps maps;
+  for (size_t n = 0; n < count; ++n) maps.emplace_back(height, width, channels);
+  return maps;
+}
+
+// relu(3x3(x)) + x into other maps.
+Maps refine(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
   const Packed packed(conv);
-  Map out(in.height, in.width, in.channels);
-  over_rows(parallel, in.height, in.width * in.channels * in.channels * 9, [&](int64_t begin, int64_t end) {
-    for (int64_t y = begin; y < end; ++y) {
+  const int64_t height = in[0].height, width = in[0].width, channels = in[0].channels;
+  Maps out = maps_of(in.size(), height, width, channels);
+  over_rows(parallel, int64_t(in.size()) * height, width * channels * channels * 9, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const ImageRow at(i, height);
+      const Map& map = in[at.image];
       const float* rows[3];
-      for (int r = 0; r < 3; ++r) rows[r] = in.row(y - 1 + r) - in.channels;
-      convolve(packed, rows, in.channels, in.width, out.row(y), in.channels, Finish::rectify_add, in.row(y));
+      for (int r = 0; r < 3; ++r) rows[r] = map.row(at.y - 1 + r) - channels;
+      convolve(packed, rows, channels, width, out[at.image].row(at.y), channels, Finish::rectify_add, map.row(at.y));
     }
   });
   return out;
 }
 
 // relu of a 2x2 convolution with stride 2; an odd border is repeated.
-Map shrink(const PredictConv& conv, const Map& in, ParallelRows parallel) {
+Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
   const Packed packed(conv);
-  Map out(half_of(in.height), half_of(in.width), conv.outputs);
-  const int64_t c = in.channels;
-  over_rows(parallel, out.height, out.width * c * conv.outputs * 4, [&](int64_t begin, int64_t end) {
-    Row<float> upper(2 * out.width * c), lower(2 * out.width * c);
-    for (int64_t y = begin; y < end; ++y) {
-      const float* rows[2] = {in.row(2 * y), in.row(2 * y + 1 < in.height ? 2 * y + 1 : 2 * y)};
-      if (in.width % 2) {
+  const int64_t c = in[0].channels, width = in[0].width, height = half_of(in[0].height), across = half_of(width);
+  Maps out = maps_of(in.size(), height, across, conv.outputs);
+  over_rows(parallel, int64_t(in.size()) * height, across * c * conv.outputs * 4, [&](int64_t begin, int64_t end) {
+    Row<float> upper(2 * across * c), lower(2 * across * c);
+    for (int64_t i = begin; i < end; ++i) {
+      const ImageRow at(i, height);
+      const Map& map = in[at.image];
+      const float* rows[2] = {map.row(2 * at.y), map.row(2 * at.y + 1 < map.height ? 2 * at.y + 1 : 2 * at.y)};
+      if (width % 2) {
         float* copies[2] = {upper.data, lower.data};
         for (int r = 0; r < 2; ++r) {
-          std::memcpy(copies[r], rows[r], size_t(in.width * c) * sizeof(float));
-          std::memcpy(copies[r] + in.width * c, rows[r] + (in.width - 1) * c, size_t(c) * sizeof(float));
+          std::memcpy(copies[r], rows[r], size_t(width * c) * sizeof(float));
+          std::memcpy(copies[r] + width * c, rows[r] + (width - 1) * c, size_t(c) * sizeof(float));
           rows[r] = copies[r];
         }
       }
-      convolve(packed, rows, 2 * c, out.width, out.row(y), conv.outputs, Finish::rectify);
+      convolve(packed, rows, 2 * c, across, out[at.image].row(at.y), conv.outputs, Finish::rectify);
     }
   });
   return out;
 }
 
 // The stem and the step to the finest grid, two rows of the stem at a time.
-Map enter(const PredictNetwork& net, const float* half, int64_t height, int64_t width, ParallelRows parallel) {
+Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width, ParallelRows parallel) {
   const Packed stem(net.stem), step(net.enter);
-  Map out((height + 3) / 4, (width + 3) / 4, net.enter.outputs);
-  const int64_t channels = net.stem.outputs, padded = 4 * out.width;
-  over_rows(parallel, out.height, out.width * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
+  const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs, padded = 4 * across;
+  Maps out = maps_of(size_t(count), down, across, net.enter.outputs);
+  over_rows(parallel, count * down, across * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
             [&](int64_t begin, int64_t end) {
-    Row<float> pixels(2 * padded), stem_rows(2 * (2 * out.width * channels + kChannelBlock));
-    float* stems[2] = {stem_rows.data, stem_rows.data + 2 * out.width * channels + kChannelBlock};
-    for (int64_t y = begin; y < end; ++y) {
+    Row<float> pixels(2 * padded), stem_rows(2 * (2 * across * channels + kChannelBlock));
+    float* stems[2] = {stem_rows.data, stem_rows.data + 2 * across * channels + kChannelBlock};
+    for (int64_t i = begin; i < end; ++i) {
+      const ImageRow at(i, down);
       for (int s = 0; s < 2; ++s) {
         const float* rows[2];
         for (int r = 0; r < 2; ++r) {
-          const int64_t at = 4 * y + 2 * s + r;
-          rows[r] = half + (at < height ? at : height - 1) * width;
+          const int64_t y = 4 * at.y + 2 * s + r;
+          rows[r] = half + (at.image * height + (y < height ? y : height - 1)) * width;
           if (padded == width) continue;
           float* copy = pixels.data + r * padded;
           std::memcpy(copy, rows[r], size_t(width) * sizeof(float));
           for (int64_t x = width; x < padded; ++x) copy[x] = rows[r][width - 1];
           rows[r] = copy;
         }
-        convolve(stem, rows, 2, 2 * out.width, stems[s], channels, Finish::rectify);
+        convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
       }
-      convolve(step, stems, 2 * channels, out.width, out.row(y), out.channels, Finish::plain);
+      convolve(step, stems, 2 * channels, across, out[at.image].row(at.y), net.enter.outputs, Finish::plain);
     }
   });
   return out;
 }
 
-// relu(bilinear(1x1(coarse)) + skip), in the skip's place.
-void raise(const PredictConv& conv, const Map& coarse, Map& skip, ParallelRows parallel) {
+// relu(bilinear(1x1(coarse)) + skip), in the skips' places.
+void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, ParallelRows parallel) {
   const Packed packed(conv);
-  const int64_t c = conv.outputs, across = coarse.width;
-  Map thin(coarse.height, across, c);
-  over_rows(parallel, coarse.height, across * c * conv.inputs, [&](int64_t begin, int64_t end) {
+  const int64_t c = conv.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
+  const int64_t height = skips[0].height, width = skips[0].width;
+  Maps thin = maps_of(coarse.size(), below, across, c);
+  over_rows(parallel, int64_t(coarse.size()) * below, across * c * conv.inputs, [&](int64_t begin, int64_t end) {
     Row<float> row((across + 1) * c);
-    for (int64_t y = begin; y < end; ++y) {
-      const float* rows[1] = {coarse.row(y)};
-      convolve(packed, rows, coarse.channels, across, row.data, c, Finish::plain);
-      std::memcpy(thin.row(y), row.data, size_t(across * c) * sizeof(float));
+    for (int64_t i = begin; i < end; ++i) {
+      const ImageRow at(i, below);
+      const float* rows[1] = {coarse[at.image].row(at.y)};
+      convolve(packed, rows, inputs, across, row.data, c, Finish::plain);
+      std::memcpy(thin[at.image].row(at.y), row.data, size_t(across * c) * sizeof(float));
     }
   });
-  over_rows(parallel, skip.height, skip.width * c * 4, [&](int64_t begin, int64_t end) {
+  over_rows(parallel, int64_t(skips.size()) * height, width * c * 4, [&](int64_t begin, int64_t end) {
     Row<float> mixed((across + 2) * c);
-    for (int64_t y = begin; y < end; ++y) {
-      const RowTap tap = tap_of(y, 2, coarse.height);
+    for (int64_t i = begin; i < end; ++i) {
+      const ImageRow at(i, height);
+      const RowTap tap = tap_of(at.y, 2, below);
       const float share = float(tap.share);
-      const float *a = thin.row(tap.first), *b = thin.row(tap.second);
+      const float *a = thin[at.image].row(tap.first), *b = thin[at.image].row(tap.second);
       float* m = mixed.data + c;
-      for (int64_t i = 0; i < across * c; ++i) m[i] = a[i] + (b[i] - a[i]) * share;
+      for (int64_t k = 0; k < across * c; ++k) m[k] = a[k] + (b[k] - a[k]) * share;
       std::memcpy(m - c, m, size_t(c) * sizeof(float));
       std::memcpy(m + across * c, m + (across - 1) * c, size_t(c) * sizeof(float));
-      float* out = skip.row(y);
-      for (int64_t x = 0; x < skip.width; ++x) {
+      float* out = skips[at.image].row(at.y);
+      for (int64_t x = 0; x < width; ++x) {
         const float *near = m + x / 2 * c, *far = near + (x % 2 ? c : -c);
-        for (int64_t i = 0; i < c; ++i) {
-          const float value = 0.75f * near[i] + 0.25f * far[i] + out[x * c + i];
-          out[x * c + i] = value > 0.0f ? value : 0.0f;
+        for (int64_t k = 0; k < c; ++k) {
+          const float value = 0.75f * near[k] + 0.25f * far[k] + out[x * c + k];
+          out[x * c + k] = value > 0.0f ? value : 0.0f;
         }
       }
     }
@@ -273,30 +298,39 @@ void add_overall(const PredictConv& linear, Map& map) {
 }
 
 // Shares (softmax over the images) times gains.
-void finish(const PredictNetwork& net, const std::vector<Map>& maps, float* weights, float* base, ParallelRows parallel) {
+void finish(const PredictNetwork& net, const Maps& maps, float* weights, float* base, ParallelRows parallel) {
   const Packed head(net.head);
   const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size()), planes = net.bands + 1;
   over_rows(parallel, height, width * count * (maps[0].channels * kChannelBlock + 32 * planes), [&](int64_t begin, int64_t end) {
     const int64_t line = (width + 1) * kChannelBlock;
-    Row<float> rows(count * line);
+    Row<float> rows(count * line), shares(count * width * kChannelBlock), totals(width * kChannelBlock);
     for (int64_t y = begin; y < end; ++y) {
       for (int64_t n = 0; n < count; ++n) {
         const float* in[1] = {maps[n].row(y)};
         convolve(head, in, maps[n].channels, width, rows.data + n * line, kChannelBlock, Finish::plain);
       }
+      // Lanes are planes: shares in the first half of those that are used, gains in the second.
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
+          float* values = rows.data + x * kChannelBlock + v;
+          FloatVec largest = load(values), total{};
+          for (int64_t n = 1; n < count; ++n) {
+            const FloatVec other = load(values + n * line);
+            largest = other > largest ? other : largest;
+          }
+          for (int64_t n = 0; n < count; ++n) {
+            const FloatVec share = exponential(load(values + n * line) - largest);
+            total += share;
+            store(shares.data + (n * width + x) * kChannelBlock + v, share);
+          }
+          store(totals.data + x * kChannelBlock + v, total);
+        }
       for (int64_t p = 0; p < planes; ++p) {
         float* out = (p < net.bands ? weights + p * count * height * width : base) + y * width;
-        for (int64_t x = 0; x < width; ++x) {
-          const float* values = rows.data + x * kChannelBlock;
-          float largest = values[p], total = 0.0f;
-          for (int64_t n = 1; n < count; ++n) largest = values[n * line + p] > largest ? values[n * line + p] : largest;
-          for (int64_t n = 0; n < count; ++n) {
-            const float share = std::exp(values[n * line + p] - largest);
-            total += share;
-            out[n * height * width + x] = share * (1.0f + values[n * line + planes + p]);
-          }
-          for (int64_t n = 0; n < count; ++n) out[n * height * width + x] /= total;
-        }
+        for (int64_t n = 0; n < count; ++n)
+          for (int64_t x = 0; x < width; ++x)
+            out[n * height * width + x] = shares.data[(n * width + x) * kChannelBlock + p] / totals.data[x * kChannelBlock + p] *
+                                          (1.0f + rows.data[n * line + x * kChannelBlock + planes + p]);
       }
     }
   });
@@ -304,24 +338,20 @@ void finish(const PredictNetwork& net, const std::vector<Map>& maps, float* weig
 
 void predict(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width, float* weights,
              float* base, ParallelRows parallel) {
-  std::vector<Map> maps;
-  for (int64_t n = 0; n < count; ++n) maps.push_back(enter(net, half + n * height * width, height, width, parallel));
+  Maps maps = enter(net, half, count, height, width, parallel);
   meet(net.meet, maps, parallel);
-  std::vector<std::vector<Map>> skips(size_t(net.grids));
+  std::vector<Maps> skips(size_t(net.grids));
   for (int g = 0; g + 1 < net.grids; ++g) {
-    std::vector<Map> coarser;
-    for (Map& map : maps) coarser.push_back(refine(net.encode[g], shrink(net.down[g], map, parallel), parallel));
     skips[g] = std::move(maps);
-    maps = std::move(coarser);
+    maps = refine(net.encode[g], shrink(net.down[g], skips[g], parallel), parallel);
   }
   for (Map& map : maps) add_overall(net.overall, map);
   meet(net.meet_coarsest, maps, parallel);
-  for (int g = net.grids - 2; g >= 0; --g)
-    for (int64_t n = 0; n < count; ++n) {
-      raise(net.up[g], maps[n], skips[g][n], parallel);
-      maps[n] = refine(net.decode[g], skips[g][n], parallel);
-      skips[g][n] = Map();
-    }
+  for (int g = net.grids - 2; g >= 0; --g) {
+    raise(net.up[g], maps, skips[g], parallel);
+    maps = refine(net.decode[g], skips[g], parallel);
+    skips[g].clear();
+  }
   finish(net, maps, weights, base, parallel);
 }
 

@@ -137,6 +137,27 @@ template <class T> inline void store_part(T* p, Vec<T> v, int64_t n) {
 inline FloatVec splat(float x) { return x - FloatVec{}; }
 inline DoubleVec splat(double x) { return x - DoubleVec{}; }
 
+// e^x to about two units in the last place, for |x| <= 87.
+inline FloatVec exponential(FloatVec x) {
+  const FloatVec limit = splat(87.0f);
+  x = x > limit ? limit : x;
+  x = x < -limit ? -limit : x;
+  // 2^n exp(r), |r| <= ln(2) / 2; adding and taking away 1.5 * 2^23 rounds to a whole number.
+  const FloatVec shifter = splat(12582912.0f);
+  const FloatVec shifted = x * 1.44269504f + shifter;
+  const FloatVec n = shifted - shifter;
+  const FloatVec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  FloatVec p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const IntVec exponent = ((IntVec)shifted - 0x4b400000 + 127) << 23;
+  return p * (FloatVec)exponent;
+}
+
 // In lane order, so that a sum does not depend on how the compiler pairs lanes.
 template <class V> inline double sum_lanes(V v) {
   double total = 0;

@@ -200,8 +200,9 @@ def find(name_or_path: str | Path) -> Path:
     """
     path = Path(name_or_path)
     try:
-        if not path.is_file() and str(name_or_path) in available():
-            path = FOLDER / f"{name_or_path}.safetensors"
+        if not path.is_file() and path.name == str(name_or_path):
+            bundled = FOLDER / f"{path.name}.safetensors"
+            path = bundled if bundled.is_file() else path
         is_file, is_folder = path.is_file(), path.is_dir()
     except OSError:  # a name that is too long for the file system
         is_file = is_folder = False
