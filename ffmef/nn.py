@@ -42,6 +42,8 @@ class AdaptiveFuse(nn.Module):
         >>> filters = [torch.rand(1, 2, 1, 4, 5), torch.rand(1, 2, 9, 4, 5)]
         >>> fuse(torch.rand(1, 2, 4, 5), filters).shape
         torch.Size([1, 4, 5])
+        >>> fuse(torch.rand(1, 2, 32, 40), filters).shape  # filters on a coarser grid
+        torch.Size([1, 32, 40])
     """
 
     def __init__(

@@ -24,6 +24,8 @@ PAGE = mmap.PAGESIZE
 # (B, N, C, H, W), filter sides: rows that end at many places of a vector, one tile and two, every kernel size class
 CASES = [((1, 2, 1, 3, width), (1, 3, 5, 7, 9)) for width in (1, 2, 7, 8, 15, 16, 17, 31, 33)]
 CASES += [((2, 1, 3, 17, 5), (3,)), ((1, 1, 1, 2, 1031), (1, 5)), ((1, 2, 20, 1, 131), (31,))]
+# Cells of filters on a coarser grid, as a share of the pixels; 1 keeps them at full resolution.
+SHARES = (1, 1 / 8, 1 / 3, 0.9, 0.01)
 
 
 def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
@@ -41,13 +43,14 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
 
 def run(place) -> None:
     modes = itertools.cycle(("zeros", "replicate", "reflect"))
-    for dtype, ((batch, count, channels, height, width), sides) in itertools.product(
-        (torch.float64, torch.float32, torch.float16, torch.bfloat16), CASES
+    for dtype, ((batch, count, channels, height, width), sides), share in itertools.product(
+        (torch.float64, torch.float32, torch.float16, torch.bfloat16), CASES, SHARES
     ):
         mode = next(modes)
-        print(dtype, (batch, count, channels, height, width), sides, mode, flush=True)
+        print(dtype, (batch, count, channels, height, width), sides, mode, share, flush=True)
+        grid = math.ceil(height * share), math.ceil(width * share)
         images = place(torch.rand(batch, count, channels, height, width).to(dtype))
-        filters = [place(torch.rand(batch, count, k * k, height, width).to(dtype)) for k in sides]
+        filters = [place(torch.rand(batch, count, k * k, *grid).to(dtype)) for k in sides]
         grad = place(torch.rand(batch, channels, height, width).to(dtype))
         leaves = [t.requires_grad_() for t in (images, *filters, torch.rand(len(sides)))]
         out = ffmef.ops.adaptive_fuse(images, filters, leaves[-1], padding_mode=mode, backend="cpu")

@@ -5,6 +5,7 @@ A program of its own, because the instruction set is chosen once in a process (b
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import numpy as np
@@ -29,15 +30,15 @@ def results() -> dict[str, np.ndarray]:
     found = {}
     for dtype in (torch.float64, torch.float32):
         for mode in ("zeros", "replicate", "reflect"):
-            for sides in ((1, 3, 5), (7, 9), (31,)):
+            for sides, grid in itertools.product(((1, 3, 5), (7, 9), (31,)), ((18, 37), (3, 5), (11, 36))):
                 images = _random(1, 2, 2, 18, 37, dtype=dtype, seed=1)
-                filters = [_random(1, 2, k * k, 18, 37, dtype=dtype, seed=k) for k in sides]
+                filters = [_random(1, 2, k * k, *grid, dtype=dtype, seed=k) for k in sides]
                 alphas = _random(len(sides), dtype=dtype, seed=3)
                 leaves = [t.requires_grad_() for t in (images, *filters, alphas)]
                 out = ffmef.ops.adaptive_fuse(images, filters, alphas, padding_mode=mode)
                 computed = (out, *torch.autograd.grad(out, leaves, _random(1, 2, 18, 37, dtype=dtype, seed=4)))
                 for n, value in enumerate(computed):
-                    found[f"{str(dtype)[6:]}, {mode}, {sides}, {n}"] = value.detach().numpy()
+                    found[f"{str(dtype)[6:]}, {mode}, {sides}, {grid}, {n}"] = value.detach().numpy()
     for dtype in (torch.float16, torch.bfloat16):
         every = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(dtype)
         shuffled = every[torch.from_numpy(np.random.default_rng(0).permutation(65536))]

@@ -32,13 +32,13 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-def arguments(height: int, width: int, sides=(1, 3), *, batch=1, channels=1, dtype=torch.float32, seed=0):
+def arguments(height: int, width: int, sides=(1, 3), *, batch=1, channels=1, dtype=torch.float32, seed=0, grid=None):
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
         return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    filters = [random(batch, 2, k * k, height, width) for k in sides]
+    filters = [random(batch, 2, k * k, *(grid or (height, width))) for k in sides]
     return random(batch, 2, channels, height, width), filters, random(len(sides)).to(torch.float64 if dtype == torch.float64 else torch.float32)
 
 
@@ -47,16 +47,18 @@ def arguments(height: int, width: int, sides=(1, 3), *, batch=1, channels=1, dty
 
 @pytest.mark.parametrize("padding_mode", MODES)
 @pytest.mark.parametrize("sides", [(3,), (1, 3, 5)], ids=str)
-def test_opcheck_forward(sides, padding_mode):
-    images, filters, alphas = arguments(5, 6, sides)
+@pytest.mark.parametrize("grid", [(5, 6), (2, 3)], ids=["full", "coarse"])
+def test_opcheck_forward(sides, padding_mode, grid):
+    images, filters, alphas = arguments(5, 6, sides, grid=grid)
     given = [images.requires_grad_(), [f.requires_grad_() for f in filters], alphas.requires_grad_(), padding_mode]
     checked = torch.library.opcheck(OP, given)
     assert set(checked.values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("needs", [(True, 1, True), (False, 1, False), (True, 0, True)], ids=str)
-def test_opcheck_backward(needs):
-    images, filters, alphas = arguments(5, 6, (3, 1))
+@pytest.mark.parametrize("grid", [(5, 6), (2, 3)], ids=["full", "coarse"])
+def test_opcheck_backward(needs, grid):
+    images, filters, alphas = arguments(5, 6, (3, 1), grid=grid)
     grad = torch.rand(1, 1, 5, 6)
     given = [grad.requires_grad_(), images.requires_grad_(), [f.requires_grad_() for f in filters], alphas.requires_grad_(), "zeros"]
     # Gradients that were not asked for are empty, which no numeric comparison can differentiate.
@@ -77,6 +79,7 @@ def test_fake_results_have_the_shapes_of_real_ones():
     from torch._subclasses import FakeTensorMode
 
     images, filters, alphas = arguments(5, 6, (3, 1), batch=2, channels=3)
+    filters[1] = filters[1][..., ::2, ::3].mT.contiguous().mT
     images, grad = images.mT.contiguous().mT, torch.rand(2, 3, 5, 6)
     for needs in itertools.product([False, True], [[0, 0], [1, 0], [1, 1]], [False, True]):
         real_image, real_filters, real_alpha = BACKWARD_OP(grad, images, filters, alphas, "zeros", *needs)
@@ -107,6 +110,24 @@ def test_compiles_whole_and_once_for_every_size(given):
         wanted = leaves if given == "tensor" else leaves[:-1]
         for a, b in zip(torch.autograd.grad(out.sum(), wanted), torch.autograd.grad(expected.sum(), wanted), strict=True):
             torch.testing.assert_close(a, b)
+    assert counter.frame_count == 1
+
+
+def test_coarse_filters_compile_once_for_every_size():
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def function(images, first, second, alphas):
+        return adaptive_fuse(images * 2, [first, second], alphas, padding_mode="reflect").square()
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for (height, width), first, second in zip(SIZES, ((4, 5), (7, 3), (11, 8)), ((6, 10), (12, 18), (31, 9)), strict=True):
+        images, (a, _), alphas = arguments(height, width, grid=first)
+        _, (_, b), _ = arguments(height, width, grid=second)
+        leaves = [t.requires_grad_() for t in (images, a, b, alphas)]
+        out, expected = compiled(*leaves), function(*leaves)
+        torch.testing.assert_close(out, expected)
+        for g, e in zip(torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True):
+            torch.testing.assert_close(g, e)
     assert counter.frame_count == 1
 
 
@@ -151,15 +172,33 @@ def test_export_shows_one_operator():
     torch.testing.assert_close(program.module()(images, *filters, alphas), adaptive_fuse(images, filters, alphas))
 
 
+def test_export_with_coarse_filters():
+    class Module(torch.nn.Module):
+        def forward(self, images, filters, alphas):
+            return adaptive_fuse(images, [filters], alphas)
+
+    def given(height, width, grid):
+        images, filters, alphas = arguments(height, width, (3,), grid=grid)
+        return images, *filters, alphas
+
+    dim = {name: torch.export.Dim(name, min=2, max=4096) for name in ("height", "width", "rows", "columns")}
+    shapes = {"images": {3: dim["height"], 4: dim["width"]}, "filters": {3: dim["rows"], 4: dim["columns"]}, "alphas": None}
+    program = torch.export.export(Module(), given(*SIZES[0], (4, 5)), dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert [t for t in called if "ffmef" in str(t)] == [OP]
+    other = given(*SIZES[1], (6, 9))
+    torch.testing.assert_close(program.module()(*other), adaptive_fuse(other[0], [other[1]], other[2]))
+
+
 # --- vmap ----------------------------------------------------------------------------------------------------------
 
 
 IN_DIMS = [(0, (0, 0), 0), (1, (None, 2), None), (None, (0, None), None), (None, (None, None), 0), (2, (None, None), None)]
 
 
-def mapped(in_dims):
+def mapped(in_dims, grid=None):
     """Arguments with a mapped dimension of 3, the flat dimensions, and what call number n of a loop gets."""
-    stacked = [arguments(5, 6, dtype=torch.float64, batch=2, seed=s) for s in range(3)]
+    stacked = [arguments(5, 6, dtype=torch.float64, batch=2, seed=s, grid=grid) for s in range(3)]
     dims = (in_dims[0], *in_dims[1], in_dims[2])
     separate = [(images, *filters, alphas) for images, filters, alphas in stacked]
     given = [tensors[0] if dim is None else torch.stack(tensors, dim) for tensors, dim in zip(zip(*separate), dims)]
@@ -173,10 +212,11 @@ def fuse_two(images, first, second, alphas):
     return adaptive_fuse(images, [first, second], alphas, padding_mode="replicate")
 
 
+@pytest.mark.parametrize("grid", [None, (2, 3)], ids=["full", "coarse"])
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
-def test_vmap_is_a_loop(in_dims):
+def test_vmap_is_a_loop(in_dims, grid):
     """Any argument may be mapped, over any of its dimensions."""
-    given, dims, loop = mapped(in_dims)
+    given, dims, loop = mapped(in_dims, grid)
     out = torch.vmap(fuse_two, in_dims=dims)(*given)
     expected = torch.stack([fuse_two(*one) for one in loop])
     torch.testing.assert_close(out, expected)
@@ -186,9 +226,10 @@ def test_vmap_is_a_loop(in_dims):
 
 
 @pytest.mark.parametrize("needs", [(True, [1, 1], True), (False, [0, 1], False), (True, [0, 0], False), (False, [0, 0], True)], ids=str)
+@pytest.mark.parametrize("grid", [None, (2, 3)], ids=["full", "coarse"])
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
-def test_vmap_of_the_backward_is_a_loop(in_dims, needs):
-    given, dims, loop = mapped(in_dims)
+def test_vmap_of_the_backward_is_a_loop(in_dims, needs, grid):
+    given, dims, loop = mapped(in_dims, grid)
 
     def backward(grad, images, first, second, alphas):
         image, filters, alpha = BACKWARD_OP(grad, images, [first, second], alphas, "reflect", *needs)
@@ -256,8 +297,9 @@ def test_autocast_promotes_to_the_widest(low):
         adaptive_fuse(images, [f.to(low) for f in filters], alphas)
 
 
-def test_autocast_differentiates():
-    images, filters, alphas = arguments(6, 7)
+@pytest.mark.parametrize("grid", [None, (2, 3)], ids=["full", "coarse"])
+def test_autocast_differentiates(grid):
+    images, filters, alphas = arguments(6, 7, grid=grid)
     filters = [f.bfloat16().requires_grad_() for f in filters]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         adaptive_fuse(images, filters, alphas).sum().backward()

@@ -23,6 +23,9 @@ def test_is_the_operator_with_its_alphas(padding_mode, backend):
     assert torch.equal(module.alphas, torch.tensor([0.6, 0.3, 0.1]))
     expected = adaptive_fuse(images, filters, module.alphas, padding_mode=padding_mode, backend=backend)
     assert torch.equal(module(images, filters), expected)
+    coarse = [f[..., ::3, ::2] for f in filters]
+    expected = adaptive_fuse(images, coarse, module.alphas, padding_mode=padding_mode, backend=backend)
+    assert torch.equal(module(images, coarse), expected)
 
 
 def test_alphas_are_learned():

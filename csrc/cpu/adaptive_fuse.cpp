@@ -1,11 +1,8 @@
 // Binds the operator's CPU kernels to torch: unpacks tensors, allocates results, spreads items over threads.
 #include "adaptive_fuse.h"
-#include "memory.h"
+#include "tensors.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstring>
 #include <string>
@@ -15,39 +12,11 @@
 namespace ffmef {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Scalar scalar_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return Scalar::f64;
-    case ScalarType::Float: return Scalar::f32;
-    case ScalarType::Half: return Scalar::f16;
-    case ScalarType::BFloat16: return Scalar::bf16;
-    default: STD_TORCH_CHECK(false, "images must be float64, float32, float16 or bfloat16"); return Scalar::f32;
-  }
-}
-
 Padding padding_of(const std::string& name) {
   if (name == "zeros") return Padding::zeros;
   if (name == "replicate") return Padding::replicate;
   STD_TORCH_CHECK(name == "reflect", "padding_mode must be 'zeros', 'replicate' or 'reflect', got '", name, "'");
   return Padding::reflect;
-}
-
-std::vector<double> numbers_of(const Tensor& tensor) {
-  const Tensor wide = torch::stable::to(tensor, ScalarType::Double);
-  const double* data = static_cast<const double*>(wide.data_ptr());
-  std::vector<double> numbers(size_t(wide.numel()));
-  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = data[int64_t(i) * wide.stride(0)];
-  return numbers;
-}
-
-// An uninitialised contiguous result.
-Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes) {
-  Tensor result = torch::stable::new_empty(like, sizes);
-  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
-  return result;
 }
 
 // The arguments as the kernels take them; keeps nothing but pointers, so it lives no longer than the tensors.
@@ -63,24 +32,26 @@ struct Call {
     args.scalar = scalar_of(images);
     args.padding = padding_of(padding_mode);
     args.images = {images.data_ptr(), images.size(0), images.size(1), images.size(2), images.size(3), images.size(4), {}};
-    for (int d = 0; d < 5; ++d) args.images.stride[d] = images.stride(d);
+    strides_of(images, args.images.stride);
     const std::vector<double> alpha = numbers_of(alphas);
     for (size_t l = 0; l < filters.size(); ++l) {
       const Tensor& f = filters[l];
       STD_TORCH_CHECK(f.dim() == 5 && f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
-                          f.size(1) == images.size(1) && f.size(3) == images.size(3) && f.size(4) == images.size(4),
-                      "filters[", l, "] must be (B, N, k*k, H, W) of the images' sizes and dtype");
+                          f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
+                      "filters[", l, "] must be (B, N, k*k, h, w) of the images' dtype and sizes or a coarser grid's");
       int size = 1;
       while (int64_t(size) * size < f.size(2)) size += 2;
       STD_TORCH_CHECK(int64_t(size) * size == f.size(2) && size <= kMaxFilterSize, "filters[", l,
                       "] must have k*k taps with k odd and at most 31, got ", f.size(2));
-      LevelView level{f.data_ptr(), {}, size, alpha[l]};
-      for (int d = 0; d < 5; ++d) level.stride[d] = f.stride(d);
-      levels.push_back(level);
+      const bool coarse = f.size(3) != images.size(3) || f.size(4) != images.size(4);
+      levels.push_back({f.data_ptr(), {}, f.size(3), f.size(4), size, alpha[l], coarse});
+      strides_of(f, levels.back().stride);
     }
     args.levels = levels.data();
     args.level_count = int(levels.size());
   }
+
+  static bool fits(int64_t cells, int64_t pixels) { return cells == pixels || (cells > 0 && cells < pixels); }
 };
 
 Tensor adaptive_fuse_cpu(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
@@ -108,7 +79,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
                   "grad must be (B, C, H, W) of the images' sizes and dtype");
   STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
   GradView grad_view{grad.data_ptr(), {}};
-  for (int d = 0; d < 4; ++d) grad_view.stride[d] = grad.stride(d);
+  strides_of(grad, grad_view.stride);
 
   // A gradient that nobody needs is an empty tensor: it costs nothing and keeps the schema simple.
   Tensor image_grad = need_images ? result_like(images, {im.batch, im.count, im.channels, im.height, im.width})
@@ -116,13 +87,14 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   Tensor alpha_grad = torch::stable::new_zeros(alphas, {need_alphas ? int64_t(filters.size()) : 0});
   std::vector<Tensor> filter_grads;
   std::vector<void*> filter_grad_data(filters.size(), nullptr);
-  bool any_filter = false;
+  bool any_filter = false, any_fine = false;
   for (size_t l = 0; l < filters.size(); ++l) {
     const Tensor& f = filters[l];
     filter_grads.push_back(need_filters[l] ? result_like(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
                                            : torch::stable::new_empty(f, {0}));
     if (need_filters[l]) filter_grad_data[l] = filter_grads[l].data_ptr();
-    any_filter = any_filter || need_filters[l];
+    any_fine = any_fine || !call.levels[l].coarse;
+    any_filter = any_filter || (need_filters[l] && !call.levels[l].coarse);
   }
   const bool empty = grad.numel() == 0 || im.count == 0;
   if (empty) {
@@ -132,19 +104,28 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   }
 
   const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
-  if (any_filter || need_alphas) {
+  std::vector<double> alpha_sums(filters.size(), 0.0);
+  if (any_fine && (any_filter || need_alphas)) {
     const int64_t items = kernels.forward_items(call.args);
     std::vector<double> sums(need_alphas ? size_t(items) * filters.size() : 0);
     torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
       kernels.backward_filters(call.args, grad_view, filter_grad_data.data(), need_alphas ? sums.data() : nullptr, begin, end);
     });
-    if (need_alphas) {
-      std::vector<double> total(filters.size(), 0.0);
-      for (size_t i = 0; i < sums.size(); ++i) total[i % filters.size()] += sums[i];
-      Tensor wide = torch::stable::to(alpha_grad, ScalarType::Double);
-      std::memcpy(wide.data_ptr(), total.data(), total.size() * sizeof(double));
-      torch::stable::copy_(alpha_grad, wide);
-    }
+    for (size_t i = 0; i < sums.size(); ++i) alpha_sums[i % filters.size()] += sums[i];
+  }
+  for (size_t l = 0; l < filters.size(); ++l) {
+    if (!call.levels[l].coarse || !(need_filters[l] || need_alphas)) continue;
+    const int64_t items = kernels.coarse_items(call.args, int(l));
+    std::vector<double> sums(need_alphas ? size_t(items) : 0);
+    torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+      kernels.backward_coarse_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr, begin, end);
+    });
+    for (double sum : sums) alpha_sums[l] += sum;
+  }
+  if (need_alphas) {
+    Tensor wide = torch::stable::to(alpha_grad, ScalarType::Double);
+    std::memcpy(wide.data_ptr(), alpha_sums.data(), alpha_sums.size() * sizeof(double));
+    torch::stable::copy_(alpha_grad, wide);
   }
   if (need_images) {
     void* data = image_grad.data_ptr();

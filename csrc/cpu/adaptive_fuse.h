@@ -4,10 +4,9 @@
 
 #include "../geometry.h"
 #include "isa.h"
+#include "scalar.h"
 
 namespace ffmef {
-
-enum class Scalar { f64, f32, f16, bf16 };
 
 // images (B, N, C, H, W)
 struct ImagesView {
@@ -16,12 +15,14 @@ struct ImagesView {
   int64_t stride[5];
 };
 
-// one level's filters (B, N, k*k, H, W)
+// one level's filters (B, N, k*k, height, width), on the images' grid or a coarser one that spans it
 struct LevelView {
   const void* data;
   int64_t stride[5];
+  int64_t height, width;
   int size;      // k
   double alpha;
+  bool coarse;
 };
 
 // grad (B, C, H, W)
@@ -44,9 +45,14 @@ struct AdaptiveFuseKernels {
   int64_t (*forward_items)(const AdaptiveFuseArgs&);
   void (*forward)(const AdaptiveFuseArgs&, void* out, int64_t begin, int64_t end);
 
-  // filter_grads[l] is contiguous or null; alpha_sums is [item][level] or null.
+  // filter_grads[l] is contiguous or null; alpha_sums is [item][level] or null. Coarse levels are left out.
   void (*backward_filters)(const AdaptiveFuseArgs&, const GradView&, void* const* filter_grads, double* alpha_sums,
                            int64_t begin, int64_t end);
+
+  // The same for one coarse level, whose items are bands of its rows; alpha_sums is [item] or null.
+  int64_t (*coarse_items)(const AdaptiveFuseArgs&, int level);
+  void (*backward_coarse_filters)(const AdaptiveFuseArgs&, const GradView&, int level, void* filter_grad,
+                                  double* alpha_sums, int64_t begin, int64_t end);
 
   int64_t (*image_items)(const AdaptiveFuseArgs&);
   void (*backward_images)(const AdaptiveFuseArgs&, const GradView&, void* image_grad, int64_t begin, int64_t end);

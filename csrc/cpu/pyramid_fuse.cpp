@@ -1,10 +1,8 @@
 // Binds pyramid_fuse's CPU kernels to torch: unpacks tensors, allocates the coarser levels, spreads rows over threads.
 #include "pyramid_fuse.h"
+#include "tensors.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <memory>
 #include <tuple>
@@ -12,19 +10,6 @@
 
 namespace ffmef {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Scalar scalar_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double: return Scalar::f64;
-    case ScalarType::Float: return Scalar::f32;
-    case ScalarType::Half: return Scalar::f16;
-    case ScalarType::BFloat16: return Scalar::bf16;
-    default: STD_TORCH_CHECK(false, "images must be float64, float32, float16 or bfloat16"); return Scalar::f32;
-  }
-}
 
 // Rows that are worth a thread of their own: a few ten thousand pixels.
 int64_t grain_of(int64_t width) { return 1 + (1 << 15) / (width + 1); }
@@ -50,7 +35,7 @@ struct Call {
 
   // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
   Call(const Tensor& images_, const Tensor& weights_, const Tensor& base_, int64_t scale_)
-      : scalar(scalar_of(images_)), wide(scalar == Scalar::f64 ? ScalarType::Double : ScalarType::Float),
+      : scalar(scalar_of(images_)), wide(wide_of(scalar)),
         item(scalar == Scalar::f64 ? 8 : 4), images(images_), weights(weights_), base(base_), scale(int(scale_)) {
     STD_TORCH_CHECK(images.dim() == 5 && weights.dim() == 5 && base.dim() == 4,
                     "images must be (B, N, C, H, W), weights (B, L, N, h, w) and base (B, N, h, w)");
@@ -88,7 +73,7 @@ struct Call {
 
   // The view of a picture (.., H, W) of the images' dtype at an offset.
   PlaneView stored_view(const Tensor& tensor, int64_t offset) const {
-    const int64_t bytes = scalar == Scalar::f64 ? 8 : scalar == Scalar::f32 ? 4 : 2;
+    const int64_t bytes = bytes_of(scalar);
     const int64_t d = tensor.dim();
     return {static_cast<const char*>(tensor.data_ptr()) + offset * bytes, tensor.stride(d - 2), tensor.stride(d - 1), true};
   }
@@ -126,7 +111,7 @@ struct Call {
 Tensor pyramid_fuse_cpu(const Tensor& images, const Tensor& weights, const Tensor& base, int64_t scale) {
   Call call(images, weights, base, scale);
   Tensor out = torch::stable::new_empty(images, {call.batch, call.channels, call.height, call.width});
-  const int64_t bytes = call.scalar == Scalar::f64 ? 8 : call.scalar == Scalar::f32 ? 4 : 2;
+  const int64_t bytes = bytes_of(call.scalar);
   std::vector<std::unique_ptr<char[]>> fused(size_t(call.bands + 1));
   for (int64_t level = 1; level <= call.bands; ++level) fused[level] = call.buffer(call.heights[level] * call.widths[level]);
   for (int64_t b = 0; b < call.batch; ++b)
@@ -158,7 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cpu(const Tensor& grad,
   // Sums over channels are kept wide until the end.
   Tensor weight_grad = torch::stable::new_zeros(call.weights, {call.batch, bands, call.count, call.down, call.across});
   Tensor base_grad = torch::stable::new_zeros(call.base, {call.batch, call.count, call.down, call.across});
-  const int64_t bytes = call.scalar == Scalar::f64 ? 8 : call.scalar == Scalar::f32 ? 4 : 2;
+  const int64_t bytes = bytes_of(call.scalar);
   const int64_t cells = call.count * call.down * call.across * call.item;
 
   std::vector<std::unique_ptr<char[]>> grads(size_t(bands + 1)), above(size_t(bands + 1)), inner(size_t(bands + 1));

@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "adaptive_fuse.h"
 #include "isa.h"
+#include "scalar.h"
 
 namespace ffmef {
 

@@ -160,14 +160,6 @@ void image_gradient_typed(const PyramidLevel& level, int64_t image, const void* 
 
 // --- the dtype, chosen at run time --------------------------------------------------------------------------------
 
-#define FFMEF_BY_SCALAR(scalar, call)             \
-  switch (scalar) {                               \
-    case Scalar::f64: { using T = double; call; break; }   \
-    case Scalar::f32: { using T = float; call; break; }    \
-    case Scalar::f16: { using T = Half; call; break; }     \
-    case Scalar::bf16: { using T = BFloat16; call; break; } \
-  }
-
 void halve(Scalar scalar, const PlaneView& fine, int64_t height, int64_t width, void* coarse, int64_t begin, int64_t end) {
   FFMEF_BY_SCALAR(scalar, halve_typed<T>(fine, height, width, coarse, begin, end))
 }

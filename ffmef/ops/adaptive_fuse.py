@@ -45,10 +45,15 @@ def adaptive_fuse(
     This is F-Fusion, equation 4 of FFMEF (CVPR workshops 2023), for any number of images, channels and levels. The
     same as unfolding each image, multiplying and summing, without the k*k copies.
 
+    Filters of a level may be given on a coarser grid, (B, N, k*k, h, w) with h <= H and w <= W: :math:`f_l` is then what
+    ``F.interpolate(filters, (H, W), mode="bilinear", align_corners=False)`` returns, interpolated row by row inside the
+    kernels without ever existing at full resolution. The grid spans the image; where h divides H and w divides W, a cell
+    is a block of pixels as in :func:`ffmef.ops.pyramid_fuse`.
+
     Args:
         images: (B, N, C, H, W) or (B, N, H, W); float64, float32, float16 or bfloat16, any strides.
-        filters: L tensors (B, N, k*k, H, W) of the images' dtype and device; k odd, 1 to 31, taps in row-major order.
-            Filters are not normalised.
+        filters: L tensors (B, N, k*k, H, W) of the images' dtype and device, or (B, N, k*k, h, w) on a coarser grid,
+            each level on its own; k odd, 1 to 31, taps in row-major order. Filters are not normalised.
         alphas: (L,) weights of the levels, a tensor of any floating dtype or numbers; ones where None.
         padding_mode: what lies outside an image: "zeros", "replicate" (its nearest pixel) or "reflect" (mirrored
             without repeating the border; it bounces where the image is smaller than the filter).
@@ -67,8 +72,9 @@ def adaptive_fuse(
 
     Note:
         Differentiable to any order in images, filters and alphas. Results and gradients are deterministic and do not
-        depend on the number of threads. Forward-mode derivatives (``torch.func.jvp``) and ``torch.func.grad`` need
-        ``backend="reference"``; ``torch.autograd`` and ``torch.vmap`` do not. Under autocast, images and filters are promoted to the widest of their dtypes.
+        depend on the number of threads; those of coarse filters gather what every pixel gives to a cell. Forward-mode
+        derivatives (``torch.func.jvp``) and ``torch.func.grad`` need ``backend="reference"``; ``torch.autograd`` and
+        ``torch.vmap`` do not. Under autocast, images and filters are promoted to the widest of their dtypes.
 
     Example:
         A filter with a single one in its left tap moves the image to the right:
@@ -82,6 +88,11 @@ def adaptive_fuse(
         tensor([[[0., 1., 2.]]])
         >>> adaptive_fuse(image, [taps, torch.ones(1, 1, 1, 1, 3)], [1.0, 0.5], padding_mode="replicate")
         tensor([[[1.5000, 2.0000, 3.5000]]])
+
+        Two cells of one tap over four pixels: the weights 0 and 1, interpolated between the cells' centres:
+
+        >>> adaptive_fuse(torch.ones(1, 1, 1, 4), [torch.tensor([0.0, 1.0]).view(1, 1, 1, 1, 2)])
+        tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
     filters = _as_list(filters)
     images_5d, filters, alphas = _validate(images, filters, alphas, padding_mode)
@@ -155,9 +166,10 @@ def _validate(
             raise ValueError(f"{name} must have {count} images like images, got {level.shape[1]}")
         if not any(level.shape[2] == taps for taps in _SIDES):
             raise ValueError(f"{name} must have k*k taps with k odd and at most {MAX_FILTER_SIZE}, got {level.shape[2]}")
-        if level.shape[3] != height or level.shape[4] != width:
+        if not (_fits(level.shape[3], height) and _fits(level.shape[4], width)):
             raise ValueError(
-                f"{name} must have height and width {height} x {width} like images, got {level.shape[3]} x {level.shape[4]}"
+                f"{name} must have height and width {height} x {width} like images, or of a coarser grid of at least 1 x 1, "
+                f"got {level.shape[3]} x {level.shape[4]}"
             )
         if level.dtype != images.dtype:
             raise ValueError(f"{name} must be {str(images.dtype)[6:]} like images, got {str(level.dtype)[6:]}")
@@ -173,6 +185,11 @@ def _validate(
     if alphas.device != images.device:
         raise ValueError(f"alphas must be on {images.device} like images, got {alphas.device}")
     return images, filters, alphas
+
+
+def _fits(cells: int, pixels: int) -> bool:
+    # In this form compilers guard on one inequality, the same for full resolution and every coarser grid.
+    return cells <= pixels and (cells >= 1 or pixels == 0)
 
 
 def _promote(images: Tensor, filters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -336,6 +353,9 @@ def _triton(function: str):
         # Imported at the first call: importing triton takes longer than importing ffmef.
         from ffmef.kernels import adaptive_fuse as kernels
 
+        images, filters = args[:2] if function == "forward" else args[1:3]
+        if any(level.shape[3:] != images.shape[3:] for level in filters):
+            raise RuntimeError("adaptive_fuse has no Triton kernel for filters on a coarser grid")
         return getattr(kernels, function)(*args)
 
     return launch

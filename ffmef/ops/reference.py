@@ -41,6 +41,42 @@ def _side(filters: Tensor) -> int:
     return round(int(filters.shape[2]) ** 0.5)
 
 
+def cells_of_pixels(size: int, fine_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each pixel of a fine axis the two cells of a coarse one that it lies between, and the second's share.
+
+    The coarse axis spans the fine one; beyond the outermost cell centres both cells are the outermost.
+    """
+    place = (2 * torch.arange(fine_size, device=device) + 1) * size - fine_size  # in units of 1 / (2 fine_size)
+    first = place.clamp(min=0).div(2 * fine_size, rounding_mode="floor").clamp(max=size - 1)
+    rest = (place - 2 * fine_size * first).clamp(min=0).where(first < size - 1, 0)
+    return first, first + (rest > 0), rest.to(torch.float64) / (2 * fine_size)
+
+
+def to_full_resolution(coarse: Tensor, height: int, width: int) -> Tensor:
+    """Return (..., h, w) interpolated bilinearly to (..., height, width), as F.interpolate with align_corners=False."""
+    for dim, size in ((-2, height), (-1, width)):
+        if coarse.shape[dim] == size:
+            continue
+        first, second, share = cells_of_pixels(coarse.shape[dim], size, coarse.device)
+        share = share.to(coarse.dtype).view([-1, 1] if dim == -2 else [-1])
+        coarse = coarse.index_select(dim, first) * (1 - share) + coarse.index_select(dim, second) * share
+    return coarse
+
+
+def _to_full_resolution_adjoint(fine: Tensor, height: int, width: int) -> Tensor:
+    for dim, size in ((-2, height), (-1, width)):
+        if fine.shape[dim] == size:
+            continue
+        first, second, share = cells_of_pixels(size, fine.shape[dim], fine.device)
+        share = share.to(fine.dtype).view([-1, 1] if dim == -2 else [-1])
+        shape = list(fine.shape)
+        shape[dim] = size
+        coarse = fine.new_zeros(shape)
+        coarse.index_add_(fine.dim() + dim, first, fine * (1 - share))
+        fine = coarse.index_add_(fine.dim() + dim, second, fine * share)
+    return fine
+
+
 def adaptive_fuse(images: Tensor, filters: list[Tensor], alphas: Tensor, padding_mode: str) -> Tensor:
     """Return sum_l alpha_l sum_n sum_taps f_l[tap] * image_n shifted by the tap: (B, N, C, H, W) -> (B, C, H, W)."""
     dtype = images.dtype
@@ -55,7 +91,7 @@ def adaptive_fuse(images: Tensor, filters: list[Tensor], alphas: Tensor, padding
         for tap, taps in enumerate(level.to(wide).unbind(2)):
             dy, dx = divmod(tap, size)
             shifted = padded[..., dy : dy + height, dx : dx + width]
-            response = response + (taps.unsqueeze(2) * shifted).sum(1)
+            response = response + (to_full_resolution(taps, height, width).unsqueeze(2) * shifted).sum(1)
         total = total + alpha * response
     return total.to(dtype)
 
@@ -89,9 +125,10 @@ def adaptive_fuse_backward(
             dy, dx = divmod(tap, size)
             window = (..., slice(dy, dy + height), slice(dx, dx + width))
             response = (g * padded[window]).sum(2)
-            taps.append(alpha * response)
-            alpha_grad = alpha_grad + (response * level[:, :, tap]).sum()
-            padded_grad[window] += alpha * g * level[:, :, None, tap].to(wide)
+            fine = to_full_resolution(level[:, :, tap].to(wide), height, width)
+            taps.append(alpha * _to_full_resolution_adjoint(response, *level.shape[-2:]))
+            alpha_grad = alpha_grad + (response * fine).sum()
+            padded_grad[window] += alpha * g * fine.unsqueeze(2)
         filter_grads.append(torch.stack(taps, 2).to(level.dtype) if needed else level.new_empty(0))
         alpha_grads.append(alpha_grad)
         for dim in (-2, -1):

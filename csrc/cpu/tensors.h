@@ -1,0 +1,53 @@
+// How the CPU bindings unpack tensors: dtypes, numbers, strides, and results to be filled.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "memory.h"
+#include "scalar.h"
+
+namespace ffmef {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Scalar scalar_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double: return Scalar::f64;
+    case ScalarType::Float: return Scalar::f32;
+    case ScalarType::Half: return Scalar::f16;
+    case ScalarType::BFloat16: return Scalar::bf16;
+    default: STD_TORCH_CHECK(false, "images must be float64, float32, float16 or bfloat16"); return Scalar::f32;
+  }
+}
+
+inline int64_t bytes_of(Scalar scalar) { return scalar == Scalar::f64 ? 8 : scalar == Scalar::f32 ? 4 : 2; }
+
+// The dtype that sums are kept in.
+inline ScalarType wide_of(Scalar scalar) { return scalar == Scalar::f64 ? ScalarType::Double : ScalarType::Float; }
+
+// The values of a tensor of one axis.
+inline std::vector<double> numbers_of(const Tensor& tensor) {
+  const Tensor wide = torch::stable::to(tensor, ScalarType::Double);
+  const double* data = static_cast<const double*>(wide.data_ptr());
+  std::vector<double> numbers(size_t(wide.numel()));
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = data[int64_t(i) * wide.stride(0)];
+  return numbers;
+}
+
+template <size_t Rank> void strides_of(const Tensor& tensor, int64_t (&strides)[Rank]) {
+  for (size_t d = 0; d < Rank; ++d) strides[d] = tensor.stride(int64_t(d));
+}
+
+// An uninitialised contiguous result.
+inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes) {
+  Tensor result = torch::stable::new_empty(like, sizes);
+  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+}  // namespace ffmef
