@@ -14,6 +14,7 @@
 #endif
 
 #include "ffmef_forward_network.h"
+#include "team.h"
 
 namespace ffmef {
 namespace {
@@ -89,8 +90,9 @@ struct ExtractedMaps {
 // The extractor, pass after pass, for one image.
 class Extractor {
  public:
-  Extractor(const Network& network, const FfmefForwardKernels& kernels, int channels, const ImageView& image, MapPool& maps)
-      : network_(network), kernels_(kernels), channels_(channels), image_(image), maps_(maps),
+  Extractor(const Network& network, const FfmefForwardKernels& kernels, int channels, const ImageView& image, MapPool& maps,
+            Team& team)
+      : network_(network), kernels_(kernels), channels_(channels), image_(image), maps_(maps), team_(team),
         moments_(size_t(image.geometry.items() * kMaxChannels)) {}
 
   ExtractedMaps run() {
@@ -155,7 +157,7 @@ class Extractor {
 
  private:
   template <class Pass, class Kernel> void over_items(Kernel kernel, const Pass& pass) {
-    torch::stable::parallel_for(0, image_.geometry.items(), 1, [&](int64_t begin, int64_t end) {
+    team_.over(image_.geometry.items(), 1, [&](int64_t begin, int64_t end) {
       kernel(image_, pass, moments_.data(), begin, end);
     });
   }
@@ -226,11 +228,12 @@ class Extractor {
   const int channels_;
   const ImageView& image_;
   MapPool& maps_;
+  Team& team_;
   std::vector<Moments> moments_;
 };
 
-void copy_plane(float* to, const Geometry& g, const float* from, int64_t row_stride, int64_t column_stride) {
-  torch::stable::parallel_for(0, g.height, 64, [&](int64_t begin, int64_t end) {
+void copy_plane(Team& team, float* to, const Geometry& g, const float* from, int64_t row_stride, int64_t column_stride) {
+  team.over(g.height, 64, [&](int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y) {
       float* row = to + y * g.pitch;
       for (int64_t x = 0; x < g.width; ++x) row[x] = from[y * row_stride + x * column_stride];
@@ -272,30 +275,32 @@ Tensor ffmef_forward_cpu(const Tensor& luminance, const std::vector<Tensor>& par
   const Geometry geometry = geometry_of(height, width);
   Tensor planes = torch::stable::new_empty(luminance, {kImages, height * geometry.pitch});
   MapPool maps(luminance, channels * height * geometry.pitch);
-  for (int64_t b = 0; b < batch; ++b) {
-    ImageView images[kImages];
-    ExtractedMaps extracted[kImages];
-    for (int64_t n = 0; n < kImages; ++n) {
-      float* plane = static_cast<float*>(planes.data_ptr()) + n * height * geometry.pitch;
-      copy_plane(plane, geometry,
-                 static_cast<const float*>(luminance.data_ptr()) + b * luminance.stride(0) + n * luminance.stride(1),
-                 luminance.stride(2), luminance.stride(3));
-      images[n] = {geometry, plane, network.stem};
-      extracted[n] = Extractor(network, kernels, int(channels), images[n], maps).run();
+  Team::run([&](Team& team) {
+    for (int64_t b = 0; b < batch; ++b) {
+      ImageView images[kImages];
+      ExtractedMaps extracted[kImages];
+      for (int64_t n = 0; n < kImages; ++n) {
+        float* plane = static_cast<float*>(planes.data_ptr()) + n * height * geometry.pitch;
+        copy_plane(team, plane, geometry,
+                   static_cast<const float*>(luminance.data_ptr()) + b * luminance.stride(0) + n * luminance.stride(1),
+                   luminance.stride(2), luminance.stride(3));
+        images[n] = {geometry, plane, network.stem};
+        extracted[n] = Extractor(network, kernels, int(channels), images[n], maps, team).run();
+      }
+      float* fused = static_cast<float*>(out.data_ptr()) + b * height * width;
+      for (size_t l = 0; l < kernel_sizes.size(); ++l) {
+        HeadPass pass{{images[0], images[1]}, {}, &network.heads[l], fused, l > 0};
+        // Small filters are predicted from the shallow maps, large ones from the deep one.
+        for (int n = 0; n < kImages; ++n)
+          pass.maps[n] = kernel_sizes[l] == 1 ? extracted[n].up1 : kernel_sizes[l] == 3 ? extracted[n].up2 : extracted[n].bottom;
+        team.over(geometry.items(), 1, [&](int64_t begin, int64_t end) {
+          kernels.head(pass, int(kernel_sizes[l]), begin, end);
+        });
+      }
+      for (const ExtractedMaps& e : extracted)
+        for (float* map : {e.bottom, e.up2, e.up1}) maps.give_back(map);
     }
-    float* fused = static_cast<float*>(out.data_ptr()) + b * height * width;
-    for (size_t l = 0; l < kernel_sizes.size(); ++l) {
-      HeadPass pass{{images[0], images[1]}, {}, &network.heads[l], fused, l > 0};
-      // Small filters are predicted from the shallow maps, large ones from the deep one.
-      for (int n = 0; n < kImages; ++n)
-        pass.maps[n] = kernel_sizes[l] == 1 ? extracted[n].up1 : kernel_sizes[l] == 3 ? extracted[n].up2 : extracted[n].bottom;
-      torch::stable::parallel_for(0, geometry.items(), 1, [&](int64_t begin, int64_t end) {
-        kernels.head(pass, int(kernel_sizes[l]), begin, end);
-      });
-    }
-    for (const ExtractedMaps& e : extracted)
-      for (float* map : {e.bottom, e.up2, e.up1}) maps.give_back(map);
-  }
+  });
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "pyramid_fuse.h"
+#include "team.h"
 
 namespace ffmef {
 namespace {
@@ -20,13 +21,14 @@ using torch::stable::Tensor;
 
 int64_t half_of(int64_t size) { return (size + 1) / 2; }
 
-template <class F> void parallel_rows(int64_t rows, int64_t width, const F& f) {
-  torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (width + 1), f);
+// Parts of some ten thousand pixels.
+template <class F> void parallel_rows(Team& team, int64_t rows, int64_t width, const F& f) {
+  team.over(rows, 1 + (1 << 14) / (width + 1), f);
 }
 
 // Rows of all planes, one after the other: threads meet once, not once a plane.
-template <class F> void parallel_rows_of_planes(int64_t planes, int64_t rows, int64_t width, const F& f) {
-  parallel_rows(planes * rows, width, [&](int64_t begin, int64_t end) {
+template <class F> void parallel_rows_of_planes(Team& team, int64_t planes, int64_t rows, int64_t width, const F& f) {
+  parallel_rows(team, planes * rows, width, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin / rows; n * rows < end; ++n)
       f(n, begin > n * rows ? begin - n * rows : 0, end < (n + 1) * rows ? end - n * rows : rows);
   });
@@ -60,8 +62,10 @@ Tensor half_luminance_cpu(const std::vector<Tensor>& pictures_) {
   Tensor half = torch::stable::new_empty(pictures_[0], {pictures.count(), down, across}, ScalarType::Float);
   const PyramidFuseRgbKernels& kernels = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
   float* out = static_cast<float*>(half.data_ptr());
-  parallel_rows_of_planes(pictures.count(), down, 2 * pictures.width, [&](int64_t n, int64_t begin, int64_t end) {
-    kernels.halve(pictures.data[n], pictures.height, pictures.width, out + n * down * across, begin, end);
+  Team::run([&](Team& team) {
+    parallel_rows_of_planes(team, pictures.count(), down, 2 * pictures.width, [&](int64_t n, int64_t begin, int64_t end) {
+      kernels.halve(pictures.data[n], pictures.height, pictures.width, out + n * down * across, begin, end);
+    });
   });
   return half;
 }
@@ -84,46 +88,48 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
                       base.size(0) == count && base.size(1) == down && base.size(2) == across,
                   "weights must be (L, N, ceil(H / scale), ceil(W / scale)) and base the same without L");
   Tensor out = torch::stable::new_empty(pictures_[0], {height, width, 3});
-
-  const PyramidFuseKernels& kernels = FFMEF_KERNELS(pyramid_fuse_kernels);
-  std::vector<int64_t> heights{height}, widths{width};
-  std::vector<std::unique_ptr<float[]>> coarse(size_t(bands + 1)), fused(size_t(bands + 1));
-  std::vector<std::vector<PlaneView>> planes(size_t(bands + 1));
-  for (int64_t level = 1; level <= bands; ++level) {
-    const int64_t h = half_of(heights.back()), w = half_of(widths.back());
-    heights.push_back(h);
-    widths.push_back(w);
-    fused[level].reset(new float[size_t(h * w)]);
-    if (level > 1) coarse[level].reset(new float[size_t(count * h * w)]);
-    float* data = level > 1 ? coarse[level].get() : static_cast<float*>(half.data_ptr());
-    if (level > 1)
-      parallel_rows_of_planes(count, h, 2 * widths[level - 1], [&](int64_t n, int64_t begin, int64_t end) {
-        kernels.halve(Scalar::f32, planes[level - 1][n], heights[level - 1], widths[level - 1], data + n * h * w, begin, end);
-      });
-    for (int64_t n = 0; n < count; ++n) planes[level].push_back({data + n * h * w, w, 1, false});
-  }
-  for (int64_t level = bands; level >= 1; --level) {
-    PyramidLevel l{};
-    l.scalar = Scalar::f32;
-    l.count = count;
-    l.height = heights[level];
-    l.width = widths[level];
-    l.fine = planes[level].data();
-    l.coarse = level < bands ? coarse[level + 1].get() : nullptr;
-    l.coarse_fused = level < bands ? fused[level + 1].get() : nullptr;
-    l.weights = level < bands ? static_cast<const float*>(weights.data_ptr()) + level * count * cells : base.data_ptr();
-    l.cells_down = down;
-    l.cells_across = across;
-    l.factor = int(scale >> level);
-    parallel_rows(l.height, l.width * count, [&](int64_t begin, int64_t end) {
-      kernels.fuse(l, fused[level].get(), false, begin, end);
-    });
-  }
-  const RgbLevel finest{count, height, width, pictures.data.data(), static_cast<const float*>(half.data_ptr()), fused[1].get(),
-                        static_cast<const float*>(weights.data_ptr()), down, across, int(scale)};
-  const PyramidFuseRgbKernels& rgb = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
   uint8_t* data = static_cast<uint8_t*>(out.data_ptr());
-  parallel_rows(height, 2 * width * count, [&](int64_t begin, int64_t end) { rgb.fuse(finest, data, begin, end); });
+
+  Team::run([&](Team& team) {
+    const PyramidFuseKernels& kernels = FFMEF_KERNELS(pyramid_fuse_kernels);
+    std::vector<int64_t> heights{height}, widths{width};
+    std::vector<std::unique_ptr<float[]>> coarse(size_t(bands + 1)), fused(size_t(bands + 1));
+    std::vector<std::vector<PlaneView>> planes(size_t(bands + 1));
+    for (int64_t level = 1; level <= bands; ++level) {
+      const int64_t h = half_of(heights.back()), w = half_of(widths.back());
+      heights.push_back(h);
+      widths.push_back(w);
+      fused[level].reset(new float[size_t(h * w)]);
+      if (level > 1) coarse[level].reset(new float[size_t(count * h * w)]);
+      float* plane = level > 1 ? coarse[level].get() : static_cast<float*>(half.data_ptr());
+      if (level > 1)
+        parallel_rows_of_planes(team, count, h, 2 * widths[level - 1], [&](int64_t n, int64_t begin, int64_t end) {
+          kernels.halve(Scalar::f32, planes[level - 1][n], heights[level - 1], widths[level - 1], plane + n * h * w, begin, end);
+        });
+      for (int64_t n = 0; n < count; ++n) planes[level].push_back({plane + n * h * w, w, 1, false});
+    }
+    for (int64_t level = bands; level >= 1; --level) {
+      PyramidLevel l{};
+      l.scalar = Scalar::f32;
+      l.count = count;
+      l.height = heights[level];
+      l.width = widths[level];
+      l.fine = planes[level].data();
+      l.coarse = level < bands ? coarse[level + 1].get() : nullptr;
+      l.coarse_fused = level < bands ? fused[level + 1].get() : nullptr;
+      l.weights = level < bands ? static_cast<const float*>(weights.data_ptr()) + level * count * cells : base.data_ptr();
+      l.cells_down = down;
+      l.cells_across = across;
+      l.factor = int(scale >> level);
+      parallel_rows(team, l.height, l.width * count, [&](int64_t begin, int64_t end) {
+        kernels.fuse(l, fused[level].get(), false, begin, end);
+      });
+    }
+    const RgbLevel finest{count, height, width, pictures.data.data(), static_cast<const float*>(half.data_ptr()), fused[1].get(),
+                          static_cast<const float*>(weights.data_ptr()), down, across, int(scale)};
+    const PyramidFuseRgbKernels& rgb = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
+    parallel_rows(team, height, 2 * width * count, [&](int64_t begin, int64_t end) { rgb.fuse(finest, data, begin, end); });
+  });
   return out;
 }
 

@@ -25,8 +25,11 @@ struct PredictNetwork {
 };
 
 // Runs body(context, begin, end) over parts of [0, rows), on as many threads as there are.
-using ParallelRows = void (*)(int64_t rows, int64_t row_cost, void* context,
-                              void (*body)(void* context, int64_t begin, int64_t end));
+struct ParallelRows {
+  void* threads;
+  void (*run)(void* threads, int64_t rows, int64_t row_cost, void* context,
+              void (*body)(void* context, int64_t begin, int64_t end));
+};
 
 struct PyramidPredictKernels {
   // half (count, height, width) -> weights (bands, count, h, w) and base (count, h, w), h = ceil(height / 4).

@@ -118,8 +118,8 @@ struct Map {
 using Maps = std::vector<Map>;  // one for each image, of one size
 
 template <class F> void over_rows(ParallelRows parallel, int64_t rows, int64_t row_cost, const F& body) {
-  parallel(rows, row_cost, const_cast<F*>(&body),
-           [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); });
+  parallel.run(parallel.threads, rows, row_cost, const_cast<F*>(&body),
+               [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); });
 }
 
 // Rows of all images, one after the other: threads meet once a layer, not once an image.

@@ -1,0 +1,129 @@
+// Threads of one operator call that is a chain of short steps, each needing the whole result of the one before.
+//
+// With a parallel region of the runtime for every step, each waits for all threads at its end. On an idle machine that
+// costs microseconds; beside other programs a step waits milliseconds for the thread that was just set aside. A team is
+// one region: threads take parts of a step as they come, idle ones take over from others, and the caller never waits
+// for a thread that has taken nothing.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+namespace ffmef {
+
+class Team {
+ public:
+  // Calls body(team) on the calling thread, with torch's other threads at the team's service.
+  template <class F> static void run(const F& body) {
+    Team team(int(torch::stable::get_num_threads()));
+    if (team.threads_ == 1) return body(team);
+    torch::stable::parallel_for(0, team.threads_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread) {
+        if (thread != 0) {
+          team.serve(int(thread));
+          continue;
+        }
+        const Dismissal at_the_end{team};
+        body(team);
+      }
+    });
+  }
+
+  // f(begin, end) for parts of [0, items) that are multiples of `grain`, neighbouring ones by one thread where that
+  // is no hindrance. Only body itself may call it.
+  template <class F> void over(int64_t items, int64_t grain, const F& f) {
+    grain = grain > 1 ? grain : 1;
+    if (threads_ == 1 || items <= grain) {
+      if (items > 0) f(0, items);
+      return;
+    }
+    const int64_t least_grain = items / int64_t(UINT32_MAX) + 1;
+    items_ = items;
+    grain_ = grain > least_grain ? grain : least_grain;
+    context_ = const_cast<F*>(&f);
+    task_ = [](void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); };
+    const uint64_t parts = uint64_t((items + grain_ - 1) / grain_), threads = uint64_t(threads_);
+    left_.store(uint32_t(parts), std::memory_order_relaxed);
+    // Whoever takes from a share sees all that is written above.
+    for (uint64_t t = 0; t < threads; ++t)
+      shares_[t].range.store(packed(parts * t / threads, parts * (t + 1) / threads), std::memory_order_release);
+    step_.fetch_add(1, std::memory_order_release);
+    step_.notify_all();
+    work(0);
+    wait_while(left_, [](uint32_t left) { return left != 0; });
+  }
+
+ private:
+  static constexpr uint32_t kOver = UINT32_MAX;
+  static constexpr int kSpins = 20000;  // half a millisecond: waking a thread takes a good part of it
+
+  // Parts [begin, end) that nobody has taken yet, in a cache line of their own.
+  struct alignas(128) Share {
+    std::atomic<uint64_t> range{0};
+  };
+  struct Dismissal {
+    Team& team;
+    ~Dismissal() {
+      team.step_.store(kOver, std::memory_order_release);
+      team.step_.notify_all();
+    }
+  };
+
+  explicit Team(int threads) : threads_(threads > 1 ? threads : 1), shares_(new Share[size_t(threads_)]) {}
+
+  static uint64_t packed(uint64_t begin, uint64_t end) { return begin << 32 | end; }
+
+  template <class F> static void wait_while(std::atomic<uint32_t>& value, const F& unwanted) {
+    for (int spin = 0;; ++spin) {
+      const uint32_t now = value.load(std::memory_order_acquire);
+      if (!unwanted(now)) return;
+      if (spin >= kSpins) value.wait(now, std::memory_order_acquire);
+#if defined(__x86_64__)
+      else __builtin_ia32_pause();
+#endif
+    }
+  }
+
+  void serve(int thread) {
+    uint32_t seen = 0;
+    for (;;) {
+      wait_while(step_, [&](uint32_t step) { return step == seen; });
+      seen = step_.load(std::memory_order_acquire);
+      if (seen == kOver) return;
+      work(thread);
+    }
+  }
+
+  // Takes parts until there are none: most of the own share at once, then ever less, then from the end of others' shares.
+  void work(int thread) {
+    for (int t = 0; t < threads_; ++t) {
+      const bool own = t == 0;
+      Share& share = shares_[size_t((thread + t) % threads_)];
+      uint64_t range = share.range.load(std::memory_order_acquire);
+      for (;;) {
+        const uint64_t begin = range >> 32, end = range & UINT32_MAX;
+        if (begin >= end) break;
+        const uint64_t count = own ? (3 * (end - begin) + 3) / 4 : (end - begin + 1) / 2;
+        const uint64_t rest = own ? packed(begin + count, end) : packed(begin, end - count);
+        if (!share.range.compare_exchange_weak(range, rest, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+        const int64_t first = int64_t(own ? begin : end - count) * grain_, last = first + int64_t(count) * grain_;
+        task_(context_, first, last < items_ ? last : items_);
+        if (left_.fetch_sub(uint32_t(count), std::memory_order_acq_rel) == count) left_.notify_all();
+        range = share.range.load(std::memory_order_acquire);
+      }
+    }
+  }
+
+  const int threads_;
+  const std::unique_ptr<Share[]> shares_;
+  // The step at work. Only changed while no part of any step is taken.
+  void (*task_)(void*, int64_t, int64_t) = nullptr;
+  void* context_ = nullptr;
+  int64_t items_ = 0, grain_ = 1;
+  alignas(128) std::atomic<uint32_t> left_{0};
+  alignas(128) std::atomic<uint32_t> step_{0};
+};
+
+}  // namespace ffmef
