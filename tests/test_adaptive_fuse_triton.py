@@ -5,22 +5,21 @@ The interpreter has to be chosen before triton is imported, so this file runs it
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
 from ffmef.ops import adaptive_fuse, backends
 from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors, relative_error
+from triton_guard import guarded_outputs, in_nan, load, watched
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SOURCE = Path(__file__).resolve().parents[1] / "ffmef/kernels/adaptive_fuse.py"
@@ -38,96 +37,10 @@ def test_kernels_in_the_interpreter() -> None:
     assert " passed" in done.stdout
 
 
-# ---- memory in which a stray access shows ----------------------------------------------------------------------------
+def present() -> ModuleType:
+    from ffmef.kernels import adaptive_fuse as kernels
 
-ZONE = 4096  # elements on both sides of a tensor
-SENTINEL = 7777.0  # around outputs: a NaN written over a NaN would go unseen
-
-
-def _span(tensor: torch.Tensor) -> int:
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
-
-
-def in_nan(tensor: torch.Tensor) -> torch.Tensor:
-    """Return an equal tensor of the same strides whose surroundings, and the gaps between its elements, are NaN."""
-    memory = torch.full((_span(tensor) + 2 * ZONE,), float("nan"), dtype=tensor.dtype)
-    view = memory.as_strided(tensor.shape, tensor.stride(), ZONE)
-    if 0 in tensor.stride():
-        view.as_strided([1 if s == 0 else n for n, s in zip(tensor.shape, tensor.stride())], tensor.stride()).copy_(
-            tensor[tuple(slice(0, 1) if s == 0 else slice(None) for s in tensor.stride())]
-        )
-    else:
-        view.copy_(tensor)
-    return view
-
-
-@contextmanager
-def guarded_outputs(monkeypatch: pytest.MonkeyPatch, known: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
-    """Have new tensors made inside sentinels and added to ``known``; yield a count of the sentinels written over."""
-    memories: list[tuple[torch.Tensor, int]] = []
-
-    def new(fill: float, original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def make(self: torch.Tensor, *shape: object, dtype: torch.dtype | None = None, **rest: object) -> torch.Tensor:
-            if rest:  # the interpreter's own
-                return original(self, *shape, dtype=dtype, **rest)
-            sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
-            count = torch.Size(sizes).numel()
-            memory = torch.full((count + 2 * ZONE,), SENTINEL, dtype=dtype or self.dtype)
-            memory[ZONE : ZONE + count] = fill
-            memories.append((memory, count))
-            known.append(memory[ZONE : ZONE + count].view(tuple(sizes)))
-            return known[-1]
-
-        return make
-
-    def strays() -> int:
-        total = 0
-        for memory, count in memories:
-            sentinel = torch.tensor(SENTINEL, dtype=memory.dtype)
-            total += int((memory[:ZONE] != sentinel).sum() + (memory[ZONE + count :] != sentinel).sum())
-        return total
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.Tensor, "new_empty", new(float("nan"), torch.Tensor.new_empty))
-        patch.setattr(torch.Tensor, "new_zeros", new(0.0, torch.Tensor.new_zeros))
-        yield strays
-
-
-@contextmanager
-def watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
-    """Look at every address that the interpreter reads; yield a function that counts those outside ``tensors``.
-
-    A value read outside may be masked out later and so change no result; on a GPU it may still end the program.
-    """
-    from triton.runtime.interpreter import InterpreterBuilder
-
-    original, strays = InterpreterBuilder.create_masked_load, [0]
-
-    def watched_load(self: object, pointers: object, mask: object, *rest: object, **more: object) -> object:
-        ends = [(t.data_ptr(), t.data_ptr() + t.element_size() * _span(t)) for t in tensors if t.numel()]
-        extents = np.array(ends, dtype=np.uint64)
-        addresses = pointers.data[mask.data.astype(bool)]
-        known = (addresses[:, None] >= extents[:, 0]) & (addresses[:, None] < extents[:, 1])
-        strays[0] += int((~known.any(1)).sum())
-        return original(self, pointers, mask, *rest, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
-        yield lambda: strays[0]
-
-
-def load(text: str | None = None, folder: Path | None = None) -> ModuleType:
-    """Return the module of kernels, or one made of changed source."""
-    if text is None:
-        from ffmef.kernels import adaptive_fuse as kernels
-
-        return kernels
-    path = folder / "changed_kernels.py"
-    path.write_text(text)
-    spec = importlib.util.spec_from_file_location("changed_kernels", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return kernels
 
 
 def worst(
@@ -137,7 +50,7 @@ def worst(
     t = make_tensors(case)
     images, alphas, gradient = in_nan(t.images), in_nan(t.alphas), in_nan(t.gradient)
     filters = [in_nan(level) for level in t.filters]
-    monkeypatch.setattr(kernels, "tile", tile)
+    monkeypatch.setattr(importlib.import_module("ffmef.kernels.launch"), "tile", tile)
     wide_alphas = in_nan(alphas.contiguous())  # of the dtype and layout that kernels take, so that they use this one
     inputs = [images, gradient, wide_alphas, *filters]
     with guarded_outputs(monkeypatch, inputs) as stray_writes, watched(monkeypatch, inputs) as stray_reads:
@@ -199,13 +112,13 @@ BACKWARD = [
 @inside
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.name)
 def test_forward_equals_float64_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worst(load(), case, False, SMALL, monkeypatch) <= 1
+    assert worst(present(), case, False, SMALL, monkeypatch) <= 1
 
 
 @inside
 @pytest.mark.parametrize("case", BACKWARD, ids=lambda case: case.name)
 def test_backward_equals_float64_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worst(load(), case, True, SMALL, monkeypatch) <= 1
+    assert worst(present(), case, True, SMALL, monkeypatch) <= 1
 
 
 @inside

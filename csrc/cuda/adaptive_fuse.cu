@@ -2,17 +2,13 @@
 // `nvcc -cubin -arch=sm_75 csrc/cuda/adaptive_fuse.cu` compiles it alone.
 #include "adaptive_fuse.h"
 #include "adaptive_fuse.cuh"
+#include "launch.cuh"
 
 #include <algorithm>
-#include <climits>
 #include <cstddef>
 
 namespace ffmef::cuda {
 namespace {
-
-// Blocks that a multiprocessor should hold at once, by which the compiler knows how many registers a thread may use;
-// left to itself it may spill some to hold more blocks than these kernels need.
-constexpr int resident_blocks(int threads, int registers) { return 65536 / registers / threads; }
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------
 
@@ -82,8 +78,6 @@ template <class T> Problem<T> make_problem(const ffmef_fusion& f, int first_leve
   return p;
 }
 
-bool fits_32_bits(int64_t largest_offset) { return largest_offset <= INT_MAX; }
-
 // Offsets inside one (batch, image) slice; the slice itself is found in 64 bits by every kernel.
 bool filters_fit_32_bits(const ffmef_fusion& f) {
   for (int l = 0; l < f.level_count; ++l) {
@@ -103,8 +97,6 @@ bool has_tiled_kernel(const ffmef_fusion& f) {
          fits_32_bits((f.height - 1) * f.image_strides[3] + (f.width - 1) * f.image_strides[4]);
 }
 
-bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 bool filters_allow_vectors(const ffmef_fusion& f, int vector) {
   for (int l = 0; l < f.level_count; ++l) {
     const int64_t* s = f.filter_strides[l];
@@ -123,8 +115,6 @@ bool gradients_allow_vectors(const ffmef_fusion& f, const ffmef_fusion_gradients
 
 // ---- launches -------------------------------------------------------------------------------------------------------------
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class Shape> int64_t blocks_of(const ffmef_fusion& f, int64_t planes) {
   return divide_up(f.width, Shape::kWidth) * divide_up(f.height, Shape::kHeight) * planes;
 }
@@ -140,15 +130,6 @@ template <class Shape, int C, class T> size_t tile_bytes(const Problem<T>& p) {
 
 template <class Shape, class T> size_t sums_bytes(const Problem<T>& p) {
   return p.partials == nullptr ? 0 : sizeof(Accumulate<T>) * p.level_count * (Shape::kThreads / kWarp);
-}
-
-template <class Kernel, class T>
-cudaError_t launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
-                   const Problem<T>& p) {
-  if (blocks == 0) return cudaSuccess;
-  if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
-  FFMEF_LAUNCH(kernel, static_cast<unsigned>(blocks), threads, shared_bytes, stream, p);
-  return cudaGetLastError();
 }
 
 template <class T, int V, int C> cudaError_t launch_fuse_tiled(const ffmef_fusion& f, Problem<T>& p, cudaStream_t s) {
@@ -271,19 +252,6 @@ cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cud
   FFMEF_LAUNCH(sum_level_partials_kernel<T>, static_cast<unsigned>(f.level_count), kReduceThreads,
                sizeof(double) * (kReduceThreads / kWarp), stream, workspace, blocks, static_cast<Accumulate<T>*>(g.alphas));
   return cudaGetLastError();
-}
-
-// FFMEF_CUDA_ONLY_FLOAT32 leaves the other types out, for checks that compile the file many times.
-template <class Call> auto with_dtype(int dtype, const Call& call) -> decltype(call(float())) {
-  switch (dtype) {
-#ifndef FFMEF_CUDA_ONLY_FLOAT32
-    case FFMEF_FLOAT16: return call(__half());
-    case FFMEF_BFLOAT16: return call(__nv_bfloat16());
-    case FFMEF_FLOAT64: return call(double());
-#endif
-    case FFMEF_FLOAT32: return call(float());
-    default: return decltype(call(float()))(-1);
-  }
 }
 
 }  // namespace

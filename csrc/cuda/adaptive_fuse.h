@@ -3,6 +3,8 @@
  * cudaError_t as an int: 0 when all launches were accepted. */
 #pragma once
 
+#include "types.h"
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -10,7 +12,6 @@
 extern "C" {
 #endif
 
-enum { FFMEF_FLOAT32 = 0, FFMEF_FLOAT16 = 1, FFMEF_BFLOAT16 = 2, FFMEF_FLOAT64 = 3 };
 enum { FFMEF_ZEROS = 0, FFMEF_REPLICATE = 1, FFMEF_REFLECT = 2 };
 
 /* out[b,c,y,x] = sum_l alpha_l sum_n sum_(i,j) filters_l[b,n,i*k+j,y,x] * padded images[b,n,c,y+i-k/2,x+j-k/2].
@@ -42,7 +43,6 @@ int ffmef_cuda_adaptive_fuse(const ffmef_fusion* fusion, void* output, void* str
 int64_t ffmef_cuda_adaptive_fuse_workspace(const ffmef_fusion* fusion, const ffmef_fusion_gradients* gradients);
 int ffmef_cuda_adaptive_fuse_backward(const ffmef_fusion* fusion, const ffmef_fusion_gradients* gradients,
                                       void* stream);
-const char* ffmef_cuda_error_text(int error);
 
 #ifdef __cplusplus
 }

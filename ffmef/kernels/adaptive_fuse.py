@@ -7,10 +7,7 @@ particular to one vendor's GPUs. Importing this module imports triton.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-import os
 from collections.abc import Sequence
 
 import torch
@@ -18,18 +15,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ffmef.kernels.launch import (
+    accumulator,
+    launch,
+    most_programs,
+    needs_64_bits,
+    on_device,
+    stride_arguments,
+    tile_of_program,
+)
+
 LEVELS = 4  # of one launch; further levels are added by further launches
 CHANNELS = 4  # of one program
 PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2}
-INT32_MAX = 2**31 - 1
 # Numbers of which no compiled code should depend; strides and the width may, for they decide how wide loads are.
 UNSPECIALISED = ["count", "channels", "height", "groups", "size_class"]
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# (rows, columns, warps) of a program's tile; None lets the tuner choose on a GPU. Tests set it.
-tile: tuple[int, int, int] | None = None
-TILES = [(8, 64, 4), (4, 128, 4), (16, 64, 8), (4, 64, 2), (8, 64, 2), (4, 64, 4)]
-INTERPRETED_TILE = (16, 64, 4)
 
 
 @triton.jit
@@ -47,21 +47,6 @@ def _padded(position, size, PADDING: tl.constexpr):
             phase = ((position % period) + period) % period
             index = tl.minimum(phase, period - phase)
     return index, shown
-
-
-@triton.jit
-def _tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDE: tl.constexpr):
-    """Return the program's plane, and the rows and columns of its tile."""
-    program = tl.program_id(0)
-    rows_of_tiles = tl.cdiv(height, ROWS)
-    columns_of_tiles = tl.cdiv(width, COLUMNS)
-    rest = program // columns_of_tiles
-    y = (rest % rows_of_tiles) * ROWS + tl.arange(0, ROWS)
-    x = (program % columns_of_tiles) * COLUMNS + tl.arange(0, COLUMNS)
-    if WIDE:
-        y = y.to(tl.int64)
-        x = x.to(tl.int64)
-    return tl.cast(rest // rows_of_tiles, tl.int64), y, x
 
 
 @triton.jit
@@ -119,7 +104,7 @@ def forward_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write sum_l alpha_l sum_n sum_taps filter * image for one tile; SIZE_l = 0 marks an absent level."""
-    plane, y, x = _tile(height, width, ROWS, COLUMNS, WIDE)
+    plane, y, x = tile_of_program(height, width, ROWS, COLUMNS, WIDE)
     batch = plane // groups
     channel = (plane % groups) * GROUP + tl.arange(0, GROUP)
     inside = (y < height)[:, None] & (x < width)[None, :]
@@ -167,7 +152,7 @@ def filters_gradient_kernel(
     WIDE: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write one level's alpha * gradient * shifted image for one tile of one image, and its share of alpha's gradient."""
-    plane, y, x = _tile(height, width, ROWS, COLUMNS, WIDE)
+    plane, y, x = tile_of_program(height, width, ROWS, COLUMNS, WIDE)
     batch, n = plane // count, plane % count
     inside = (y < height)[:, None] & (x < width)[None, :]
     image = images + batch * image_batch + n * image_image
@@ -248,7 +233,7 @@ def images_gradient_kernel(
     GROUP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Write, or add to float32 or float64 sums, one level's gradient of a tile of one image."""
-    plane, y, x = _tile(height, width, ROWS, COLUMNS, WIDE)
+    plane, y, x = tile_of_program(height, width, ROWS, COLUMNS, WIDE)
     channel = (plane % groups) * GROUP + tl.arange(0, GROUP)
     plane = plane // groups
     batch, n = plane // count, plane % count
@@ -279,53 +264,6 @@ def images_gradient_kernel(
     tl.store(target, total.to(output.dtype.element_ty), mask=mask)
 
 
-@functools.cache
-def _tuner(kernel, key: tuple[str, ...], restored: tuple[str, ...], zeroed: tuple[str, ...]):
-    configs = [triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps) for rows, columns, warps in TILES]
-    decorate = triton.autotune(
-        configs, key=list(key), restore_value=list(restored), reset_to_zero=list(zeroed), cache_results=True
-    )
-    return decorate(kernel)
-
-
-def _fixed_tile() -> tuple[int, int, int] | None:
-    return tile or (INTERPRETED_TILE if INTERPRETED else None)
-
-
-def _launch(
-    kernel,
-    planes: int,
-    arguments: dict[str, object],
-    key: tuple[str, ...],
-    restored: tuple[str, ...] = (),
-    zeroed: tuple[str, ...] = (),
-) -> None:
-    """Run ``kernel`` over all tiles of ``planes`` pictures, with the tile given or the fastest for these keys."""
-    height, width = arguments["height"], arguments["width"]
-    # Tuned anew for each power of two of pixels, not for each size.
-    arguments["size_class"] = (height * width).bit_length()
-
-    def grid(meta):
-        return (triton.cdiv(width, meta["COLUMNS"]) * triton.cdiv(height, meta["ROWS"]) * planes,)
-
-    fixed = _fixed_tile()
-    if fixed is None:
-        _tuner(kernel, (*key, "size_class"), restored, zeroed)[grid](**arguments)
-    else:
-        rows, columns, warps = fixed
-        kernel[grid](**arguments, ROWS=rows, COLUMNS=columns, num_warps=warps)
-
-
-def _most_programs(height: int, width: int, planes: int) -> int:
-    """Return how many programs the smallest tile needs."""
-    tiles = [_fixed_tile()] if _fixed_tile() is not None else TILES
-    return max(triton.cdiv(width, columns) * triton.cdiv(height, rows) for rows, columns, _ in tiles) * planes
-
-
-def _names(prefix: str, tensor: Tensor, axes: Sequence[str]) -> dict[str, int]:
-    return {f"{prefix}_{axis}": stride for axis, stride in zip(axes, tensor.stride(), strict=True)}
-
-
 def _in_level(level: Tensor | None, number: int, dummy: Tensor) -> dict[str, object]:
     strides = level.stride() if level is not None else (0,) * 5
     names = ("batch", "image", "tap", "row", "column")
@@ -333,21 +271,6 @@ def _in_level(level: Tensor | None, number: int, dummy: Tensor) -> dict[str, obj
     arguments[f"filters_{number}"] = level if level is not None else dummy
     arguments[f"SIZE_{number}"] = math.isqrt(level.shape[2]) if level is not None else 0
     return arguments
-
-
-def _wide(*tensors: Tensor) -> bool:
-    """Return whether offsets inside a plane need 64 bits; those of planes and taps always have them."""
-    return any(
-        (t.shape[-2] - 1) * t.stride(-2) + (t.shape[-1] - 1) * t.stride(-1) > INT32_MAX for t in tensors
-    )
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _on_device(tensor: Tensor):
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def _common(images: Tensor, padding_mode: str) -> tuple[dict[str, object], int, int]:
@@ -368,7 +291,7 @@ GRADIENT_AXES = ("batch", "channel", "row", "column")
 def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_mode: str) -> Tensor:
     """Return ``ffmef::adaptive_fuse`` of (B, N, C, H, W) images; arguments are taken as valid."""
     batch, _, channels, height, width = images.shape
-    wide = _accumulator(images.dtype)
+    wide = accumulator(images.dtype)
     # Sums of several launches are kept where they do not lose digits.
     dtype = wide if len(filters) > LEVELS else images.dtype
     output = images.new_empty((batch, channels, height, width), dtype=dtype)
@@ -376,16 +299,16 @@ def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_m
         return output.to(images.dtype)
     alphas = alphas.to(wide).contiguous()
     shared, group, groups = _common(images, padding_mode)
-    with _on_device(images):
+    with on_device(images):
         for first in range(0, len(filters), LEVELS):
             levels = list(filters[first : first + LEVELS])
-            arguments = shared | _names("image", images, IMAGE_AXES)
+            arguments = shared | stride_arguments("image", images, IMAGE_AXES)
             for number in range(LEVELS):
                 arguments |= _in_level(levels[number] if number < len(levels) else None, number, levels[0])
             arguments |= {"images": images, "alphas": alphas[first:], "output": output, "groups": groups, "GROUP": group}
-            arguments |= {"ADD": first > 0, "WIDE": _wide(images, *levels)}
+            arguments |= {"ADD": first > 0, "WIDE": needs_64_bits(images, *levels)}
             key = ("GROUP", *(f"SIZE_{number}" for number in range(LEVELS)))
-            _launch(forward_kernel, batch * groups, arguments, key, restored=("output",))
+            launch(forward_kernel, batch * groups, arguments, key, restored=("output",))
     return output.to(images.dtype)
 
 
@@ -401,7 +324,7 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return ``ffmef::adaptive_fuse_backward``; arguments are taken as valid. What is not needed has shape (0,)."""
     batch, count, _, height, width = images.shape
-    wide = _accumulator(images.dtype)
+    wide = accumulator(images.dtype)
     wide_alphas = alphas.to(wide).contiguous()
     dtype = wide if len(filters) > 1 else images.dtype
     image_grad = images.new_empty(images.shape if need_images else (0,), dtype=dtype)
@@ -412,24 +335,24 @@ def backward(
     if images.numel() == 0:
         return image_grad.to(images.dtype), filter_grads, alpha_grad.to(alphas.dtype)
     shared, group, groups = _common(images, padding_mode)
-    programs = _most_programs(height, width, batch * count) if need_alphas else 1
-    with _on_device(images):
+    programs = most_programs(height, width, batch * count) if need_alphas else 1
+    with on_device(images):
         for l, level in enumerate(filters):
-            arguments = shared | _names("gradient", grad, GRADIENT_AXES) | _names("filter", level, FILTER_AXES)
+            arguments = shared | stride_arguments("gradient", grad, GRADIENT_AXES) | stride_arguments("filter", level, FILTER_AXES)
             arguments |= {"gradient": grad, "filters": level, "alpha": wide_alphas[l:]}
-            arguments |= {"SIZE": math.isqrt(level.shape[2]), "WIDE": _wide(images, level, grad)}
+            arguments |= {"SIZE": math.isqrt(level.shape[2]), "WIDE": needs_64_bits(images, level, grad)}
             if need_filters[l] or need_alphas:
                 partials = wide_alphas.new_zeros(programs)
-                own = arguments | _names("image", images, IMAGE_AXES) | {"images": images, "partials": partials}
+                own = arguments | stride_arguments("image", images, IMAGE_AXES) | {"images": images, "partials": partials}
                 own |= {"target": filter_grads[l] if need_filters[l] else level}
                 own |= {"NEED_FILTERS": bool(need_filters[l]), "NEED_ALPHA": need_alphas}
                 key = ("SIZE", "NEED_FILTERS", "NEED_ALPHA")
-                _launch(filters_gradient_kernel, batch * count, own, key, zeroed=("partials",))
+                launch(filters_gradient_kernel, batch * count, own, key, zeroed=("partials",))
                 if need_alphas:
                     alpha_grad[l] = partials.sum(dtype=torch.float64)
             if need_images:
                 own = arguments | {"output": image_grad, "groups": groups, "GROUP": group, "ADD": l > 0}
-                _launch(
+                launch(
                     images_gradient_kernel, batch * count * groups, own, ("SIZE", "GROUP"), restored=("output",)
                 )
     return image_grad.to(images.dtype), filter_grads, alpha_grad.to(alphas.dtype)

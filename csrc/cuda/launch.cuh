@@ -1,0 +1,44 @@
+// What the launchers of this folder share: how many blocks, which element type, whether 16-byte accesses are allowed.
+#pragma once
+
+#include "common.cuh"
+#include "types.h"
+
+#include <climits>
+
+namespace ffmef::cuda {
+
+// Blocks that a multiprocessor should hold at once, by which the compiler knows how many registers a thread may use;
+// left to itself it may spill some to hold more blocks than these kernels need.
+constexpr int resident_blocks(int threads, int registers) { return 65536 / registers / threads; }
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline bool fits_32_bits(int64_t largest_offset) { return largest_offset <= INT_MAX; }
+
+inline bool aligned(const void* pointer, size_t bytes = 16) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+template <class Kernel, class Problem>
+cudaError_t launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
+                   const Problem& p) {
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+  FFMEF_LAUNCH(kernel, static_cast<unsigned>(blocks), threads, shared_bytes, stream, p);
+  return cudaGetLastError();
+}
+
+// Calls `call` with a zero of the type that the code names.
+// FFMEF_CUDA_ONLY_FLOAT32 leaves the other types out, for checks that compile a file many times.
+template <class Call> auto with_dtype(int dtype, const Call& call) -> decltype(call(float())) {
+  switch (dtype) {
+#ifndef FFMEF_CUDA_ONLY_FLOAT32
+    case FFMEF_FLOAT16: return call(__half());
+    case FFMEF_BFLOAT16: return call(__nv_bfloat16());
+    case FFMEF_FLOAT64: return call(double());
+#endif
+    case FFMEF_FLOAT32: return call(float());
+    default: return decltype(call(float()))(-1);
+  }
+}
+
+}  // namespace ffmef::cuda
