@@ -75,11 +75,14 @@ def _encode(case: Case, backward: bool, far_rows: int | None) -> bytes:
     return data
 
 
-def _result_kinds(case: Case, backward: bool) -> list[tuple[tuple[int, ...], torch.dtype]]:
+Kind = tuple[tuple[int, ...], torch.dtype]
+
+
+def _result_kinds(case: Case, backward: bool) -> list[Kind]:
     plane = (case.height, case.width)
     if not backward:
         return [((case.batch, case.channels, *plane), case.dtype)]
-    kinds: list[tuple[tuple[int, ...], torch.dtype]] = []
+    kinds: list[Kind] = []
     if case.need_images:
         kinds.append(((case.batch, case.images, case.channels, *plane), case.dtype))
     for size, needed in zip(case.sizes, case.filters_needed):
@@ -107,17 +110,14 @@ def execute(program: Path, cases: bytes, *arguments: str) -> bytes:
     return results_file.read_bytes()
 
 
-def run(
-    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None, entries: bool = False
-) -> list[list[torch.Tensor]]:
-    """Run cases in the emulator and return the results of each."""
-    encoded = numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases)
-    data, results, at = execute(program, encoded, *(["entries"] if entries else [])), [], 0
-    for case in cases:
+def decoded(data: bytes, kinds: list[list[Kind]]) -> list[list[torch.Tensor]]:
+    """Return each case's results, of the shapes and dtypes in ``kinds``."""
+    results, at = [], 0
+    for number, parts in enumerate(kinds):
         status, at = struct.unpack_from("<i", data, at)[0], at + 4
-        assert status == 0, f"{case.name}: CUDA error {status}"
+        assert status == 0, f"case {number}: CUDA error {status}"
         results.append([])
-        for shape, dtype in _result_kinds(case, backward):
+        for shape, dtype in parts:
             count = torch.Size(shape).numel()
             end = at + count * dtype.itemsize
             part = torch.frombuffer(bytearray(data[at:end]), dtype=dtype) if count else torch.empty(0)
@@ -125,6 +125,15 @@ def run(
             at = end
     assert at == len(data)
     return results
+
+
+def run(
+    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None, entries: bool = False
+) -> list[list[torch.Tensor]]:
+    """Run cases in the emulator and return the results of each."""
+    encoded = numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases)
+    kinds = [_result_kinds(case, backward) for case in cases]
+    return decoded(execute(program, encoded, *(["entries"] if entries else [])), kinds)
 
 
 def worst(case: Case, results: list[torch.Tensor], backward: bool) -> float:

@@ -1,6 +1,7 @@
 // Binds the CUDA kernels to torch: unpacks tensors, allocates results by torch's allocator, launches on torch's stream.
 // Nothing here waits for the GPU, so that calls can be captured in a CUDA graph.
 #include "adaptive_fuse.h"
+#include "pyramid_fuse.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -43,8 +44,13 @@ void* current_stream(const Tensor& tensor) {
   return stream;
 }
 
-void check_launch(int error) {
-  STD_TORCH_CHECK(error == 0, "adaptive_fuse could not be launched: ", ffmef_cuda_error_text(error));
+void check_launch(int error, const char* name) {
+  STD_TORCH_CHECK(error == 0, name, " could not be launched: ", ffmef_cuda_error_text(error));
+}
+
+// Memory for the time of the call; torch's allocator keeps it until the stream is done with it.
+Tensor workspace_of(const Tensor& tensor, int64_t bytes) {
+  return torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte);
 }
 
 // The arguments as the kernels take them; keeps pointers into the tensors, and the alphas it may have converted.
@@ -103,7 +109,7 @@ Tensor adaptive_fuse_cuda(const Tensor& images, const std::vector<Tensor>& filte
   const Call call(images, filters, alphas, padding_mode);
   const ffmef_fusion& f = call.fusion;
   Tensor output = torch::stable::new_empty(images, {f.batch, f.channels, f.height, f.width});
-  check_launch(ffmef_cuda_adaptive_fuse(&f, output.mutable_data_ptr(), current_stream(images)));
+  check_launch(ffmef_cuda_adaptive_fuse(&f, output.mutable_data_ptr(), current_stream(images)), "adaptive_fuse");
   return output;
 }
 
@@ -142,11 +148,84 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
   g.images = need_images ? image_grad.mutable_data_ptr() : nullptr;
   g.filters = filter_grad_data.data();
   g.alphas = need_alphas ? alpha_grad.mutable_data_ptr() : nullptr;
-  const int64_t workspace_bytes = ffmef_cuda_adaptive_fuse_workspace(&f, &g);
-  Tensor workspace = torch::stable::new_empty(images, {workspace_bytes}, ScalarType::Byte);
+  Tensor workspace = workspace_of(images, ffmef_cuda_adaptive_fuse_workspace(&f, &g));
   g.workspace = workspace.mutable_data_ptr();
-  check_launch(ffmef_cuda_adaptive_fuse_backward(&f, &g, current_stream(images)));
+  check_launch(ffmef_cuda_adaptive_fuse_backward(&f, &g, current_stream(images)), "adaptive_fuse");
   return {image_grad, filter_grads, torch::stable::to(alpha_grad, alphas.scalar_type())};
+}
+
+// ---- pyramid_fuse ------------------------------------------------------------------------------------------------------
+
+ffmef_pyramid pyramid_of(const Tensor& images, const Tensor& weights, const Tensor& base, int64_t scale) {
+  STD_TORCH_CHECK(images.dim() == 5 && weights.dim() == 5 && base.dim() == 4,
+                  "images must be (B, N, C, H, W), weights (B, L, N, h, w) and base (B, N, h, w)");
+  for (const Tensor* tensor : {&weights, &base})
+    STD_TORCH_CHECK(tensor->is_cuda() && tensor->get_device_index() == images.get_device_index() &&
+                        tensor->scalar_type() == images.scalar_type(),
+                    "weights and base must have the images' dtype and device");
+  ffmef_pyramid p = {};
+  p.dtype = dtype_of(images);
+  p.batch = images.size(0);
+  p.image_count = images.size(1);
+  p.channels = images.size(2);
+  p.height = images.size(3);
+  p.width = images.size(4);
+  const int64_t bands = weights.size(1);
+  STD_TORCH_CHECK(scale >= 1 && scale <= 64 && (scale & (scale - 1)) == 0 && bands < 7 && (int64_t(1) << bands) <= scale,
+                  "scale must be a power of two from 2^L to 64, got ", scale);
+  STD_TORCH_CHECK(p.image_count > 0 && p.channels > 0 && p.height > 0 && p.width > 0, "images must not be empty");
+  const int64_t down = (p.height + scale - 1) / scale, across = (p.width + scale - 1) / scale;
+  STD_TORCH_CHECK(weights.size(0) == p.batch && weights.size(2) == p.image_count && weights.size(3) == down &&
+                      weights.size(4) == across,
+                  "weights must be (B, L, N, ceil(H / scale), ceil(W / scale))");
+  STD_TORCH_CHECK(base.size(0) == p.batch && base.size(1) == p.image_count && base.size(2) == down && base.size(3) == across,
+                  "base must be (B, N, ceil(H / scale), ceil(W / scale))");
+  p.bands = static_cast<int>(bands);
+  p.scale = static_cast<int>(scale);
+  p.images = images.const_data_ptr();
+  p.weights = weights.const_data_ptr();
+  p.base = base.const_data_ptr();
+  for (int axis = 0; axis < 5; ++axis) p.image_strides[axis] = images.stride(axis), p.weight_strides[axis] = weights.stride(axis);
+  for (int axis = 0; axis < 4; ++axis) p.base_strides[axis] = base.stride(axis);
+  return p;
+}
+
+Tensor pyramid_fuse_cuda(const Tensor& images, const Tensor& weights, const Tensor& base, int64_t scale) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const ffmef_pyramid p = pyramid_of(images, weights, base, scale);
+  Tensor output = torch::stable::new_empty(images, {p.batch, p.channels, p.height, p.width});
+  Tensor workspace = workspace_of(images, ffmef_cuda_pyramid_fuse_workspace(&p));
+  check_launch(ffmef_cuda_pyramid_fuse(&p, output.mutable_data_ptr(), workspace.mutable_data_ptr(), current_stream(images)),
+               "pyramid_fuse");
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cuda(const Tensor& grad, const Tensor& images,
+                                                              const Tensor& weights, const Tensor& base, int64_t scale,
+                                                              bool need_images, bool need_weights, bool need_base) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const ffmef_pyramid p = pyramid_of(images, weights, base, scale);
+  STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == images.get_device_index() && grad.dim() == 4 &&
+                      grad.scalar_type() == images.scalar_type() && grad.size(0) == p.batch &&
+                      grad.size(1) == p.channels && grad.size(2) == p.height && grad.size(3) == p.width,
+                  "grad must be (B, C, H, W) of the images' sizes, dtype and device");
+  const auto gradient_of = [](const Tensor& tensor, bool needed) {
+    if (!needed) return torch::stable::new_empty(tensor, {0});
+    std::vector<int64_t> sizes;
+    for (int64_t axis = 0; axis < tensor.dim(); ++axis) sizes.push_back(tensor.size(axis));
+    return torch::stable::new_empty(tensor, sizes);
+  };
+  Tensor image_grad = gradient_of(images, need_images), weight_grad = gradient_of(weights, need_weights);
+  Tensor base_grad = gradient_of(base, need_base);
+  ffmef_pyramid_gradients g = {};
+  g.output = grad.const_data_ptr();
+  for (int axis = 0; axis < 4; ++axis) g.output_strides[axis] = grad.stride(axis);
+  g.images = need_images ? image_grad.mutable_data_ptr() : nullptr;
+  g.weights = need_weights ? weight_grad.mutable_data_ptr() : nullptr;
+  g.base = need_base ? base_grad.mutable_data_ptr() : nullptr;
+  Tensor workspace = workspace_of(images, ffmef_cuda_pyramid_fuse_backward_workspace(&p, &g));
+  check_launch(ffmef_cuda_pyramid_fuse_backward(&p, &g, workspace.mutable_data_ptr(), current_stream(images)), "pyramid_fuse");
+  return {image_grad, weight_grad, base_grad};
 }
 
 }  // namespace
@@ -155,4 +234,6 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
   m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cuda));
   m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cuda));
+  m.impl("pyramid_fuse", TORCH_BOX(&ffmef::pyramid_fuse_cuda));
+  m.impl("pyramid_fuse_backward", TORCH_BOX(&ffmef::pyramid_fuse_backward_cuda));
 }

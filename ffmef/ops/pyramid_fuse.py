@@ -73,7 +73,7 @@ def pyramid_fuse(
     """
     images_5d, weights, base = _validate(images, weights, base, scale)
     check_backend(backend, images.device)
-    if backend in ("triton", "cuda"):
+    if backend == "triton":
         raise RuntimeError(f"backend {backend!r} is not available: pyramid_fuse has no kernel for it")
     if backend == "reference":
         out = reference.pyramid_fuse(images_5d, weights, base, scale)
@@ -242,7 +242,7 @@ define(_BACKWARD)
 if _loader.cpu_missing is not None:
     implement("pyramid_fuse", _reference(reference.pyramid_fuse), "CPU")
     implement("pyramid_fuse_backward", _reference(reference.pyramid_fuse_backward), "CPU")
-# On a GPU the definition in plain torch serves.
-implement("pyramid_fuse", reference.pyramid_fuse, "CUDA")
-implement("pyramid_fuse_backward", reference.pyramid_fuse_backward, "CUDA")
+if _loader.cuda_missing is not None:  # the definition in plain torch serves
+    implement("pyramid_fuse", reference.pyramid_fuse, "CUDA")
+    implement("pyramid_fuse_backward", reference.pyramid_fuse_backward, "CUDA")
 _register()
