@@ -1,10 +1,12 @@
 """Fusion on a Laplacian pyramid with weights that are given on a coarse grid only.
 
-The function here documents and validates; kernels are in ``csrc/``. The operator is linear in the images and in weights
+The function here documents and validates; kernels are in ``csrc/`` and ``ffmef/kernels/``. The operator is linear in the images and in weights
 and base together, so two dispatcher operators, forward and backward, give derivatives of every order.
 """
 
 from __future__ import annotations
+
+import importlib.util
 
 import torch
 from torch import Tensor
@@ -17,9 +19,9 @@ from ffmef.ops.selection import check_backend, warn_of_reference
 
 MAX_SCALE = 64
 
-_FORWARD = "pyramid_fuse(Tensor images, Tensor weights, Tensor base, int scale) -> Tensor"
+_FORWARD = "(Tensor images, Tensor weights, Tensor base, int scale) -> Tensor"
 _BACKWARD = (
-    "pyramid_fuse_backward(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "
+    "(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "
     "bool need_images, bool need_weights, bool need_base) -> (Tensor, Tensor, Tensor)"
 )
 
@@ -46,7 +48,8 @@ def pyramid_fuse(
             weight for every band, finest first, image and cell. L may be 0.
         base: (B, N, h, w), like ``weights``, for the lowest level.
         scale: pixels of the images along a side of a cell, a power of two from :math:`2^L` to 64.
-        backend: "reference" or "cpu"; None takes the fastest that can run the tensors.
+        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest that can run the tensors, see
+            :func:`ffmef.ops.backends`.
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels; contiguous, in the images' dtype. Sums are kept in at
@@ -73,14 +76,13 @@ def pyramid_fuse(
     """
     images_5d, weights, base = _validate(images, weights, base, scale)
     check_backend(backend, images.device)
-    if backend == "triton":
-        raise RuntimeError(f"backend {backend!r} is not available: pyramid_fuse has no kernel for it")
     if backend == "reference":
         out = reference.pyramid_fuse(images_5d, weights, base, scale)
     else:
         if carries_tangent(images_5d, weights, base):
             raise NotImplementedError("pyramid_fuse has forward-mode derivatives with backend 'reference' only")
-        out = operator("pyramid_fuse")(images_5d, weights, base, scale)
+        name = "pyramid_fuse_triton" if backend == "triton" else "pyramid_fuse"
+        out = operator(name)(images_5d, weights, base, scale)
     return out if images.dim() == 5 else out.squeeze(1)
 
 
@@ -133,7 +135,7 @@ def _promote(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(wide) for tensor in tensors]
 
 
-# --- registrations ------------------------------------------------------------------------------------------------
+# --- registrations: the same for the operator and for its form that always runs Triton ----------------------------
 
 
 def _fake_forward(images, weights, base, scale):
@@ -151,8 +153,8 @@ def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _register() -> None:
-    forward_op, backward_op = operator("pyramid_fuse"), operator("pyramid_fuse_backward")
+def _register(operator_name: str) -> None:
+    forward_op, backward_op = operator(operator_name), operator(f"{operator_name}_backward")
 
     def save_forward(ctx, inputs, output):
         *tensors, ctx.scale = inputs
@@ -211,14 +213,14 @@ def _register() -> None:
         return tuple(parts), (0, 0, 0)
 
     for name, fake, grad_of, setup, vmap in (
-        ("pyramid_fuse", _fake_forward, forward_grad, save_forward, vmap_forward),
-        ("pyramid_fuse_backward", _fake_backward, backward_grad, save_backward, vmap_backward),
+        (operator_name, _fake_forward, forward_grad, save_forward, vmap_forward),
+        (f"{operator_name}_backward", _fake_backward, backward_grad, save_backward, vmap_backward),
     ):
         torch.library.register_fake(f"ffmef::{name}", fake, lib=library)
         torch.library.register_autograd(f"ffmef::{name}", grad_of, setup_context=setup, lib=library)
         torch.library.register_vmap(f"ffmef::{name}", vmap, lib=library)
     for device in ("cpu", "cuda"):
-        implement("pyramid_fuse", _autocast(forward_op, device), f"Autocast{device.upper()}")
+        implement(operator_name, _autocast(forward_op, device), f"Autocast{device.upper()}")
 
 
 def _autocast(forward_op, device: str):
@@ -237,12 +239,29 @@ def _reference(function):
     return run
 
 
-define(_FORWARD)
-define(_BACKWARD)
+def _triton(function: str):
+    def launch(*args):
+        # Imported at the first call: importing triton takes longer than importing ffmef.
+        from ffmef.kernels import pyramid_fuse as kernels
+
+        return getattr(kernels, function)(*args)
+
+    return launch
+
+
+for _name in ("pyramid_fuse", "pyramid_fuse_triton"):
+    _define = define if _name == "pyramid_fuse" else library.define
+    _define(_name + _FORWARD)
+    _define(f"{_name}_backward{_BACKWARD}")
 if _loader.cpu_missing is not None:
     implement("pyramid_fuse", _reference(reference.pyramid_fuse), "CPU")
     implement("pyramid_fuse_backward", _reference(reference.pyramid_fuse_backward), "CPU")
-if _loader.cuda_missing is not None:  # the definition in plain torch serves
-    implement("pyramid_fuse", reference.pyramid_fuse, "CUDA")
-    implement("pyramid_fuse_backward", reference.pyramid_fuse_backward, "CUDA")
-_register()
+if _loader.cuda_missing is not None:
+    _has_triton = importlib.util.find_spec("triton") is not None
+    implement("pyramid_fuse", _triton("forward") if _has_triton else reference.pyramid_fuse, "CUDA")
+    implement("pyramid_fuse_backward", _triton("backward") if _has_triton else reference.pyramid_fuse_backward, "CUDA")
+for _key in ("CPU", "CUDA"):
+    implement("pyramid_fuse_triton", _triton("forward"), _key)
+    implement("pyramid_fuse_triton_backward", _triton("backward"), _key)
+for _name in ("pyramid_fuse", "pyramid_fuse_triton"):
+    _register(_name)
