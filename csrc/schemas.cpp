@@ -19,5 +19,5 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");
   m.def(
       "phase_congruency(Tensor spectrum, Tensor radial, Tensor decay, Tensor direction, float angular_deviation, "
-      "Tensor noise_gains) -> Tensor");
+      "Tensor noise_gains, bool always_double) -> Tensor");
 }

@@ -420,8 +420,8 @@ def computed():
 def test_metric_is_its_definition(computed, name):
     if name in ("QC", "QY"):  # rounding decides them where a picture is clipped
         assert getattr(metrics, name.lower())(*TEXTURED) == pytest.approx(by_channel(NAIVE[name], *TEXTURED), rel=1e-9)
-    else:
-        assert computed[name] == pytest.approx(by_channel(NAIVE[name]), rel=1e-10)
+    else:  # QP's maps are float32
+        assert computed[name] == pytest.approx(by_channel(NAIVE[name]), rel=1e-6 if name == "QP" else 1e-10)
     assert getattr(metrics, name.lower())(A, B, F) == computed[name]
 
 
@@ -462,7 +462,7 @@ def test_only_mef_ssim_is_not_averaged_over_channels(computed):
 
 def test_an_even_size():
     a, b, f = scene(46, 44, seed=2)
-    assert metrics.qp(a, b, f) == pytest.approx(by_channel(naive_qp, a, b, f), rel=1e-9)
+    assert metrics.qp(a, b, f) == pytest.approx(by_channel(naive_qp, a, b, f), rel=1e-6)
 
 
 def test_other_conventions():

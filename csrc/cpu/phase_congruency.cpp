@@ -18,33 +18,25 @@ const double* data_of(const Tensor& tensor, const char* name) {
   return static_cast<const double*>(tensor.data_ptr());
 }
 
-void check_side(int64_t side) {
-  for (int64_t factor = 2; factor <= kLargestPrimeFactor; ++factor)
-    while (side % factor == 0) side /= factor;
-  STD_TORCH_CHECK(side == 1, "spectrum must have sides with prime factors of at most ", kLargestPrimeFactor);
-}
-
 Tensor phase_congruency_cpu(const Tensor& spectrum, const Tensor& radial, const Tensor& decay, const Tensor& direction,
-                            double angular_deviation, const Tensor& noise_gains) {
-  STD_TORCH_CHECK(spectrum.dim() == 3 && spectrum.size(0) == 2 && spectrum.numel() > 0,
-                  "spectrum must be (2, H, W), real and imaginary part");
-  const int64_t height = spectrum.size(1), width = spectrum.size(2);
+                            double angular_deviation, const Tensor& noise_gains, bool always_double) {
+  STD_TORCH_CHECK(direction.dim() == 2 && direction.numel() > 0, "direction must be (H, W)");
+  const int64_t height = direction.size(0), width = direction.size(1);
+  STD_TORCH_CHECK(spectrum.dim() == 3 && spectrum.size(0) == 2 && spectrum.size(1) == height &&
+                      spectrum.size(2) == width / 2 + 1,
+                  "spectrum must be (2, H, W // 2 + 1), real and imaginary part");
   STD_TORCH_CHECK(radial.dim() == 3 && radial.size(0) == 2 && radial.size(1) == height && radial.size(2) == width,
-                  "radial must be (2, H, W) like spectrum: the first scale's factor and the ratio of the next");
-  STD_TORCH_CHECK(direction.dim() == 2 && direction.size(0) == height && direction.size(1) == width,
-                  "direction must be (H, W) like spectrum");
+                  "radial must be (2, H, W) like direction: the first scale's factor and the ratio of the next");
   STD_TORCH_CHECK(decay.dim() == 1 && decay.size(0) >= 1 && decay.size(0) <= kMostScales,
                   "decay must have one value for each of 1 to ", kMostScales, " scales");
   STD_TORCH_CHECK(noise_gains.dim() == 1, "noise_gains must have one value for each orientation");
-  check_side(height);
-  check_side(width);
   const double* re = data_of(spectrum, "spectrum");
   const double* first = data_of(radial, "radial");
   const int64_t pixels = height * width;
   const PhaseCongruencyArgs args{height,
                                  width,
                                  re,
-                                 re + pixels,
+                                 re + height * (width / 2 + 1),
                                  first,
                                  first + pixels,
                                  data_of(decay, "decay"),
@@ -53,9 +45,13 @@ Tensor phase_congruency_cpu(const Tensor& spectrum, const Tensor& radial, const 
                                  data_of(noise_gains, "noise_gains"),
                                  int(decay.size(0)),
                                  int(noise_gains.size(0))};
-  Tensor maps = torch::stable::new_empty(spectrum, {3, height, width});
-  STD_TORCH_CHECK(FFMEF_KERNELS(phase_congruency_kernels).maps(args, static_cast<double*>(maps.data_ptr())),
-                  "phase_congruency: out of memory");
+  Tensor maps = torch::stable::new_empty(spectrum, {3, height, width}, ScalarType::Float);
+  float* to = static_cast<float*>(maps.data_ptr());
+  const PhaseCongruencyKernels& kernels = FFMEF_KERNELS(phase_congruency_kernels);
+  PhaseCongruencyResult result = PhaseCongruencyResult::rounding_shows;
+  if (!always_double) result = kernels.in_float(args, to);
+  if (result == PhaseCongruencyResult::rounding_shows) result = kernels.in_double(args, to);
+  STD_TORCH_CHECK(result == PhaseCongruencyResult::done, "phase_congruency: out of memory");
   return maps;
 }
 

@@ -16,29 +16,30 @@ LOW_PASS_CUTOFF, LOW_PASS_POWER = 0.45, 30
 NOISE_DEVIATIONS, NOISE_DIVISOR = 2.0, 1.7
 SPREAD_CUTOFF, SPREAD_SLOPE = 0.5, 10.0
 EPSILON = 1e-4
-LARGEST_PRIME_FACTOR = 151  # of a side that native code transforms
 
 
 class FilterBank(NamedTuple):
     """Factors of the filters of one size, in the layout of the Fourier transform.
 
-    The radial factor of a scale s is ``first * ratio**s * decay[s]``: a log-Gabor function of scaled radius is a
-    Gaussian in the logarithm, which a shift multiplies by an exponential.
+    With ``first, ratio = radial_factors`` the radial factor of a scale s is ``first * ratio**s * decay[s]``: a log-Gabor
+    function of scaled radius is a Gaussian in the logarithm, which a shift multiplies by an exponential.
     """
 
-    first: np.ndarray
-    ratio: np.ndarray
+    radial_factors: np.ndarray
     decay: list[float]
     direction: np.ndarray  # angle of each frequency
     noise_gains: list[float]  # per orientation: squared noise energy for a unit median of the smallest scale
 
     def radial(self, scale: int) -> np.ndarray:
-        return self.first * self.ratio**scale * self.decay[scale]
+        first, ratio = self.radial_factors
+        return first * ratio**scale * self.decay[scale]
 
     def angular(self, orientation: int) -> np.ndarray:
         distance = np.abs(self.direction - orientation * math.pi / ORIENTATIONS)
-        distance = np.minimum(distance, 2 * math.pi - distance)
-        return np.exp(-(distance**2) / (2 * ANGULAR_DEVIATION**2))
+        np.minimum(distance, 2 * math.pi - distance, out=distance)
+        distance *= distance
+        distance /= -2 * ANGULAR_DEVIATION**2
+        return np.exp(distance, out=distance)
 
 
 def _frequencies(length: int) -> np.ndarray:
@@ -54,73 +55,74 @@ def _frequencies(length: int) -> np.ndarray:
 def filter_bank(height: int, width: int) -> FilterBank:
     """Return the filters for pictures of one size; the last size's are kept."""
     x, y = _frequencies(width), _frequencies(height)[:, None]
-    radius = np.hypot(x, y)
-    radius[0, 0] = 1
     direction = np.arctan2(-y, x)
+    shape, step = 2 * math.log(BANDWIDTH) ** 2, math.log(WAVELENGTH_RATIO)
+    decay = [math.exp(-((scale * step) ** 2) / shape) for scale in range(SCALES)]
+    first, ratio = radial_factors = np.empty((2, height, width))
+    radius = np.sqrt(x * x + y * y, out=ratio)
+    radius[0, 0] = 1
+    radius *= SHORTEST_WAVELENGTH
+    offset = np.log(radius, out=ratio)
+    np.multiply(offset, offset, out=first)
+    first /= -shape
+    np.exp(first, out=first)
+    offset *= -2 * step / shape
+    np.exp(offset, out=ratio)
     # The low pass has its own grid, and for odd lengths the toolkit moves its centre to the last element.
     x, y = (np.fft.fftshift((np.arange(length) - length // 2) / length) for length in (width, height))
-    low_pass = 1 / (1 + (np.hypot(x, y[:, None]) / LOW_PASS_CUTOFF) ** LOW_PASS_POWER)
-    shape, step = 2 * math.log(BANDWIDTH) ** 2, math.log(WAVELENGTH_RATIO)
-    offset = np.log(radius * SHORTEST_WAVELENGTH)
-    first = np.exp(-(offset**2) / shape) * low_pass
+    first /= 1 + ((x * x + (y * y)[:, None]) / LOW_PASS_CUTOFF**2) ** (LOW_PASS_POWER // 2)
     first[0, 0] = 0
-    ratio = np.exp(-2 * step * offset / shape)
-    decay = [math.exp(-((scale * step) ** 2) / shape) for scale in range(SCALES)]
-    bank = FilterBank(first, ratio, decay, direction, [])
-    total = sum(bank.radial(scale) for scale in range(SCALES))
-    return bank._replace(noise_gains=[_noise_gain(first, total, bank.angular(o)) for o in range(ORIENTATIONS)])
+    bank = FilterBank(radial_factors, decay, direction, [])
+    return bank._replace(noise_gains=_noise_gains(bank))
 
 
-def _noise_gain(first: np.ndarray, total: np.ndarray, angular: np.ndarray) -> float:
-    """Squared noise energy over the median squared amplitude of the smallest scale.
+def _noise_gains(bank: FilterBank) -> list[float]:
+    """Squared noise energy over the median squared amplitude of the smallest scale, per orientation.
 
     The toolkit sums products of the real parts of the filters in space; by Parseval's theorem these are sums over the
     spectrum of the even parts.
     """
-    response = total * angular
-    even = (response + np.roll(response[::-1, ::-1], (1, 1), (0, 1))) / 2
-    power = (first * angular) ** 2
-    return float(2 * (even**2).sum() / power.sum() / math.log(2))
+    first, ratio = bank.radial_factors
+    total = np.polynomial.polynomial.polyval(ratio, bank.decay, tensor=False)
+    total *= first
+    gains = []
+    for orientation in range(ORIENTATIONS):
+        angular = bank.angular(orientation)
+        power = np.einsum("ij,ij,ij,ij->", first, first, angular, angular)
+        angular *= total
+        mirrored = np.roll(angular[::-1, ::-1], (1, 1), (0, 1))
+        mirrored += angular
+        even = np.einsum("ij,ij->", mirrored, mirrored) / 4
+        gains.append(float(2 * even / power / math.log(2)))
+    return gains
 
 
 def maps(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return phase congruency and its maximum and minimum moment, by native code where that can serve."""
-    if _native_serves(channel.shape):
-        return _maps_native(channel, bank)
-    return _maps_numpy(channel, bank)
-
-
-def _native_serves(shape: tuple[int, int]) -> bool:
-    """Whether the library is built and the sides have small prime factors (it transforms prime lengths directly)."""
+    """Return phase congruency and its maximum and minimum moment, by native code where the library is built."""
     import torch
 
     from ffmef import _loader  # noqa: F401  (registers the operators)
 
-    built = hasattr(torch.ops.ffmef, "phase_congruency")
-    return built and all(_largest_prime_factor(side) <= LARGEST_PRIME_FACTOR for side in shape)
+    if hasattr(torch.ops.ffmef, "phase_congruency"):
+        return _maps_native(channel, bank)
+    return _maps_numpy(channel, bank)
 
 
-def _largest_prime_factor(number: int) -> int:
-    factor, largest = 2, 1
-    while factor * factor <= number:
-        while number % factor == 0:
-            number, largest = number // factor, factor
-        factor += 1
-    return max(number, largest)
-
-
-def _maps_native(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, ...]:
+def _maps_native(channel: np.ndarray, bank: FilterBank, always_double: bool = False) -> tuple[np.ndarray, ...]:
+    """Native code transforms in float32 unless rounding would show, which is where half the channel is flat."""
     import scipy.fft
     import torch
 
-    spectrum = scipy.fft.fft2(channel.astype(np.float64))
+    spectrum = scipy.fft.rfft2(channel.astype(np.float64))
+    spectrum = np.stack([spectrum.real, spectrum.imag])
     result = torch.ops.ffmef.phase_congruency(
-        torch.from_numpy(np.stack([spectrum.real, spectrum.imag])),
-        torch.from_numpy(np.stack([bank.first, bank.ratio])),
+        torch.from_numpy(spectrum),
+        torch.from_numpy(bank.radial_factors),
         torch.tensor(bank.decay, dtype=torch.float64),
         torch.from_numpy(bank.direction),
         ANGULAR_DEVIATION,
         torch.tensor(bank.noise_gains, dtype=torch.float64),
+        always_double,
     )
     return tuple(result.numpy())
 
