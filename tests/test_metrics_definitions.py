@@ -436,7 +436,7 @@ def test_flat_areas():
 
 
 def test_qw_strips_are_the_whole(monkeypatch):
-    monkeypatch.setattr("ffmef.metrics.structure.STRIP_PIXELS", 1)  # strips of 16 rows, the last one short
+    monkeypatch.setattr("ffmef.metrics._windows.STRIP_PIXELS", 1)  # strips of 16 rows, the last one short
     assert metrics.qw(A, B, F) == pytest.approx(by_channel(naive_qw), rel=1e-10)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ffmef.metrics import _windows
-
 SOURCES = ("a", "b")
 _GREY_WEIGHTS = (0.298936, 0.587043, 0.114021)
 
@@ -92,11 +90,6 @@ class Channel:
         self.fused_grey = self.levels["f"] if fused_grey is None else fused_grey
 
     @_remembered
-    def values(self, name: str) -> np.ndarray:
-        """Grey levels as float64."""
-        return self.levels[name].astype(np.float64)
-
-    @_remembered
     def histogram(self, name: str) -> np.ndarray:
         """Counts of the 256 grey levels."""
         return np.bincount(self.levels[name].ravel(), minlength=256)
@@ -142,11 +135,6 @@ class Channel:
         index *= 256
         index += self.stretched(second).ravel()
         return np.bincount(index, minlength=65536).reshape(256, 256)
-
-    @_remembered
-    def sobel(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Sobel derivatives with a repeated border."""
-        return _windows.derivatives(self.levels[name], _windows.SOBEL, "replicate")
 
 
 class Pictures:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
+from ffmef.metrics import _windows
+
 CODES = 512  # of the nine binary pixels of a window
 _known = np.full((CODES, CODES), np.nan)  # scores computed so far; pictures share most of theirs
 
 
-def edge_map(dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Return the thinned edges (uint8 0 or 1) of a channel from its Sobel derivatives.
+def edge_map(levels: np.ndarray) -> np.ndarray:
+    """Return the thinned Sobel edges (uint8 0 or 1) of a channel.
 
     An edge is stronger than four times the mean squared gradient and at least as strong as its neighbours across.
     The rule for ties is the toolkit's: the earlier neighbour may be equal, the later one must be weaker.
     """
+    dx, dy = _windows.derivatives(levels, _windows.SOBEL, "replicate")
     strength = dx * dx + dy * dy
     horizontal, vertical = np.abs(dx), np.abs(dy)
     across_x = horizontal >= vertical

@@ -13,6 +13,8 @@ from ffmef.metrics.information import _choose
 # Gain, slope and centre of the two sigmoids of QABF: strength and orientation.
 STRENGTH = (0.9994, 15.0, 0.5)
 ORIENTATION = (0.9879, 22.0, 0.8)
+FEATURE = 0.1  # least phase congruency of a feature
+QP_OFFSET = 1e-4
 
 
 def ag_of_channel(channel: Channel) -> float:
@@ -25,28 +27,28 @@ def ag_of_channel(channel: Channel) -> float:
 
 
 def ei_of_channel(channel: Channel) -> float:
-    dx, dy = channel.sobel("f")
-    return float(np.sqrt(dx * dx + dy * dy).mean())
+    return float(_windows.magnitude(channel.levels["f"], _windows.SOBEL, "replicate").mean())
 
 
 def sd_of_channel(channel: Channel) -> float:
-    return float(channel.values("f").std())
+    return float(channel.levels["f"].std())
 
 
-def _spatial_frequency(values: np.ndarray) -> float:
-    horizontal, vertical = np.diff(values, axis=1), np.diff(values, axis=0)
-    return math.sqrt(((horizontal**2).sum() + (vertical**2).sum()) / values.size)
+def _spatial_frequency(levels: np.ndarray) -> float:
+    levels = levels.astype(np.int32)
+    total = sum(int(np.square(np.diff(levels, axis=axis)).sum(dtype=np.int64)) for axis in (0, 1))
+    return math.sqrt(total / levels.size)
 
 
 def sf_of_channel(channel: Channel) -> float:
-    return _spatial_frequency(channel.values("f"))
+    return _spatial_frequency(channel.levels["f"])
 
 
 def sf_side_by_side(pictures: Pictures) -> float:
     """Spatial frequency of the channels put side by side, so that differences cross their seams."""
     if pictures.a.ndim == pictures.b.ndim == 2:
         return float(np.mean([sf_of_channel(channel) for channel in pictures.channels()]))
-    return _spatial_frequency(np.concatenate([pictures.fused[..., c] for c in range(3)], 1).astype(np.float64))
+    return _spatial_frequency(np.concatenate([pictures.fused[..., c] for c in range(3)], 1))
 
 
 def _sigmoid(values: np.ndarray, parameters: tuple[float, float, float]) -> np.ndarray:
@@ -55,26 +57,27 @@ def _sigmoid(values: np.ndarray, parameters: tuple[float, float, float]) -> np.n
 
 
 def qabf_of_channel(channel: Channel, tie: float | None = None) -> float:
-    squares, angles = {}, {}
-    for name in "abf":
-        dx, dy = _windows.derivatives(channel.levels[name], _windows.SOBEL, "zeros")
-        squares[name] = dx * dx + dy * dy
-        angle = np.full(channel.shape, math.pi / 2)
-        np.divide(dy, dx, out=angle, where=dx != 0)
-        np.arctan(angle, out=angle, where=dx != 0)
-        angles[name] = angle
-    strength_f = np.sqrt(squares["f"])
     preserved = weight = 0.0
-    for source in SOURCES:
-        strength = np.sqrt(squares[source])
-        larger = np.maximum(strength, strength_f)
-        relative = np.divide(np.minimum(strength, strength_f), larger, out=np.zeros_like(larger), where=larger > 0)
-        equal = squares[source] == squares["f"]
-        relative[equal] = 255 * strength_f[equal] if tie is None else tie
-        aligned = 1 - np.abs(angles[source] - angles["f"]) / (math.pi / 2)
-        quality = _sigmoid(relative, STRENGTH) * _sigmoid(aligned, ORIENTATION)
-        preserved += float((quality * strength).sum())
-        weight += float(strength.sum())
+    for rows, kept in _windows.strips(*channel.shape, 1, inside=False):
+        squares, angles = {}, {}
+        for name, levels in channel.levels.items():
+            dx, dy = (d[kept] for d in _windows.derivatives(levels[rows], _windows.SOBEL, "zeros"))
+            squares[name] = dx * dx + dy * dy
+            angle = np.full(dx.shape, math.pi / 2)
+            np.divide(dy, dx, out=angle, where=dx != 0)
+            np.arctan(angle, out=angle, where=dx != 0)
+            angles[name] = angle
+        strength_f = np.sqrt(squares["f"])
+        for source in SOURCES:
+            strength = np.sqrt(squares[source])
+            larger = np.maximum(strength, strength_f)
+            relative = np.divide(np.minimum(strength, strength_f), larger, out=np.zeros_like(larger), where=larger > 0)
+            equal = squares[source] == squares["f"]
+            relative[equal] = 255 * strength_f[equal] if tie is None else tie
+            aligned = 1 - np.abs(angles[source] - angles["f"]) / (math.pi / 2)
+            quality = _sigmoid(relative, STRENGTH) * _sigmoid(aligned, ORIENTATION)
+            preserved += float((quality * strength).sum())
+            weight += float(strength.sum())
     return preserved / weight if weight else math.nan
 
 
@@ -82,9 +85,9 @@ def qp_of_channel(channel: Channel) -> float:
     if min(channel.shape) < 2:
         return math.nan
     bank = _phase_congruency.filter_bank(*channel.shape)
-    maps = {name: _phase_congruency.maps(channel.levels[name], bank) for name in "abf"}
+    maps = {name: _phase_congruency.maps(levels, bank) for name, levels in channel.levels.items()}
     from_a = maps["a"][0] > maps["b"][0]
-    masks = {name: maps[name][0] > 0.1 for name in SOURCES}
+    masks = {name: maps[name][0] > FEATURE for name in SOURCES}
     masks["max"] = np.where(from_a, masks["a"], masks["b"])
     count = np.count_nonzero(masks["max"])
     if not count:
@@ -92,22 +95,21 @@ def qp_of_channel(channel: Channel) -> float:
     taps = _windows.gaussian(11, 1.5)
     product = 1.0
     for feature in range(3):
-        fused = maps["f"][feature]
-        mean_f = _windows.same(fused, taps)
-        variance_f = _windows.same(fused * fused, taps) - mean_f * mean_f
-        best = None
+        of = {name: maps[name][feature] for name in "abf"}
+        of["max"] = np.where(from_a, of["a"], of["b"])
         for name, mask in masks.items():
-            if name == "max":
-                source = np.where(from_a, maps["a"][feature], maps["b"][feature]) * mask
-            else:
-                source = maps[name][feature] * mask
-            mean = _windows.same(source, taps)
-            variance = _windows.same(source * source, taps) - mean * mean
-            covariance = _windows.same(source * fused, taps) - mean * mean_f
-            score = (covariance + 1e-4) / (np.sqrt(np.abs(variance * variance_f)) + 1e-4)
-            score *= mask
-            best = score if best is None else np.maximum(best, score)
-        product *= float(best.sum()) / count
+            of[name] = of[name] * mask
+        total, row = 0.0, 0
+        for moments in _windows.moments(of, taps, inside=False):
+            best = None
+            for name, mask in masks.items():
+                spread = np.sqrt(np.abs(moments.variance[name] * moments.variance["f"]))
+                score = (moments.covariance(name, "f") + QP_OFFSET) / (spread + QP_OFFSET)
+                score *= mask[row : row + len(score)]
+                best = score if best is None else np.maximum(best, score)
+            total += float(best.sum())
+            row += len(best)
+        product *= total / count
     return product
 
 

@@ -29,11 +29,14 @@ def en_of_channel(channel: Channel) -> float:
 def fmi_of_channel(channel: Channel) -> float:
     if min(channel.shape) < 3:
         return math.nan
-    codes = {name: _edge_windows.window_codes(_edge_windows.edge_map(*channel.sobel(name))) for name in "abf"}
-    fused = codes["f"].astype(np.intp)
+    codes = {name: _edge_windows.window_codes(_edge_windows.edge_map(x)) for name, x in channel.levels.items()}
+    fused = codes["f"]
     total = 0.0
     for source in SOURCES:
-        counts = np.bincount((codes[source].astype(np.intp) * _edge_windows.CODES + fused).ravel())
+        index = codes[source].astype(np.intp)
+        index *= _edge_windows.CODES
+        index += fused
+        counts = np.bincount(index.ravel())
         used = np.flatnonzero(counts)
         total += float((counts[used] * _edge_windows.scores(*np.divmod(used, _edge_windows.CODES))).sum())
     return total / (2 * fused.size)

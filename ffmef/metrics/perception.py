@@ -11,10 +11,13 @@ from ffmef.metrics import _windows
 from ffmef.metrics._channels import SOURCES, Channel, channel_mean
 
 BLOCK = 16
+BLUR_REACH = 15
+_offsets = np.arange(-BLUR_REACH, BLUR_REACH + 1.0)
+_BLURS = [np.exp(-(_offsets**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma) for sigma in (2.0, 4.0)]
 MASKING = 1e-4
 VIF_NOISE = 0.005 * 255**2
 VIF_WEIGHTS = (1.0, 0.0, 0.15, 1.0)
-VIF_FLOOR = 1e-10
+VIF_FLOOR, VIF_OFFSET = 1e-10, 1e-7
 
 
 def _radius(shape: tuple[int, int], sampling: float) -> np.ndarray:
@@ -37,15 +40,16 @@ def _mannos_sakrison(shape: tuple[int, int]) -> np.ndarray:
     return 2.6 * (0.0192 + radius) * np.exp(-(radius**1.1))
 
 
-def _masked_contrast(filtered: np.ndarray) -> np.ndarray:
-    offsets = np.arange(-15.0, 16)
-    narrow, wide = (
-        _windows.same(filtered, np.exp(-(offsets**2) / (2 * sigma**2)) / (math.sqrt(2 * math.pi) * sigma))
-        for sigma in (2.0, 4.0)
-    )
-    contrast = np.abs(narrow / wide - 1)
+def _masked_contrast(filtered: np.ndarray, kept: tuple[slice, slice]) -> np.ndarray:
+    narrow, wide = (_windows.same(filtered, taps)[kept] for taps in _BLURS)
+    contrast = narrow / wide
+    contrast -= 1
+    np.abs(contrast, out=contrast)
     square = contrast * contrast
-    return square * contrast / (square + MASKING)  # a power of 3 is much slower
+    contrast *= square  # a power of 3 is much slower
+    square += MASKING
+    contrast /= square
+    return contrast
 
 
 def qcb_of_channel(channel: Channel) -> float:
@@ -54,16 +58,21 @@ def qcb_of_channel(channel: Channel) -> float:
     import scipy.fft
 
     sensitivity = _contrast_sensitivity(channel.shape)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        a, b, fused = (
-            _masked_contrast(scipy.fft.irfft2(channel.stretched_spectrum(name, True) * sensitivity, s=channel.shape))
-            for name in "abf"
-        )
-        weight_a, weight_b = a * a, b * b
-        quality = weight_a * (np.minimum(a, fused) / np.maximum(a, fused))
-        quality += weight_b * (np.minimum(b, fused) / np.maximum(b, fused))
-        quality /= weight_a + weight_b
-    return float(quality.mean())
+    filtered = {
+        name: scipy.fft.irfft2(channel.stretched_spectrum(name, True) * sensitivity, s=channel.shape) for name in "abf"
+    }
+    total = 0.0
+    for rows, kept in _windows.strips(*channel.shape, BLUR_REACH, inside=False):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            a, b, fused = (_masked_contrast(filtered[name][rows], kept) for name in "abf")
+            weight_a, weight_b = a * a, b * b
+            weights = weight_a + weight_b
+            weight_a *= np.minimum(a, fused) / np.maximum(a, fused)
+            weight_b *= np.minimum(b, fused) / np.maximum(b, fused)
+            weight_a += weight_b
+            weight_a /= weights
+        total += float(weight_a.sum())
+    return total / channel.pixels
 
 
 def _block_sums(values: np.ndarray) -> np.ndarray:
@@ -91,33 +100,28 @@ def qcv_of_channel(channel: Channel) -> float:
 
 
 def _vif_scale(maps: dict[str, np.ndarray], taps: np.ndarray) -> float:
-    mean_f = _windows.valid(maps["f"], taps)
-    variance_f = np.maximum(_windows.valid(maps["f"] ** 2, taps) - mean_f**2, 0)
-    gains, seen, present = {}, {}, {}
-    for source in SOURCES:
-        mean = _windows.valid(maps[source], taps)
-        variance = np.maximum(_windows.valid(maps[source] ** 2, taps) - mean**2, 0)
-        covariance = _windows.valid(maps[source] * maps["f"], taps) - mean * mean_f
-        gain = covariance / (variance + VIF_FLOOR)
-        rest = variance_f - gain * covariance
-        flat = variance < VIF_FLOOR
-        gain[flat], variance[flat] = 0, 0
-        rest[flat] = variance_f[flat]
-        flat_f = variance_f < VIF_FLOOR
-        gain[flat_f], rest[flat_f] = 0, 0
-        opposed = gain < 0
-        rest[opposed], gain[opposed] = variance_f[opposed], 0
-        rest = np.maximum(rest, VIF_FLOOR)
-        gains[source] = gain
-        seen[source] = np.log10(1 + gain**2 * variance / (rest + VIF_NOISE))
-        present[source] = np.log10(1 + variance / VIF_NOISE)
-    from_a = gains["a"] < gains["b"]
-    information = np.where(from_a, seen["a"], seen["b"]) + 1e-7
-    return float(information.sum() / (np.where(from_a, present["a"], present["b"]) + 1e-7).sum())
+    kept_information = present_information = 0.0
+    for moments in _windows.moments(maps, taps):
+        variance_f = np.maximum(moments.variance["f"], 0)
+        gains, seen, present = {}, {}, {}
+        for source in SOURCES:
+            variance = np.maximum(moments.variance[source], 0)
+            variance[variance < VIF_FLOOR] = 0
+            covariance = moments.covariance(source, "f")
+            gain = covariance / (variance + VIF_FLOOR)
+            gain *= (variance > 0) & (variance_f >= VIF_FLOOR) & (covariance > 0)
+            rest = np.maximum(variance_f - gain * covariance, VIF_FLOOR)
+            gains[source] = gain
+            seen[source] = gain * gain * variance / (rest + VIF_NOISE)
+            present[source] = variance / VIF_NOISE
+        from_a = gains["a"] < gains["b"]
+        kept_information += float((np.log10(1 + np.where(from_a, seen["a"], seen["b"])) + VIF_OFFSET).sum())
+        present_information += float((np.log10(1 + np.where(from_a, present["a"], present["b"])) + VIF_OFFSET).sum())
+    return kept_information / present_information
 
 
 def vif_of_channel(channel: Channel) -> float:
-    maps = {name: channel.values(name) for name in "abf"}
+    maps = channel.levels
     total = 0.0
     for scale, weight in enumerate(VIF_WEIGHTS):
         size = 2 ** (len(VIF_WEIGHTS) - scale) + 1
@@ -125,7 +129,7 @@ def vif_of_channel(channel: Channel) -> float:
         if scale:
             if min(maps["f"].shape) < size:
                 return math.nan
-            maps = {name: np.ascontiguousarray(_windows.valid(x, taps)[::2, ::2]) for name, x in maps.items()}
+            maps = {name: _windows.halved(values, taps) for name, values in maps.items()}
         if min(maps["f"].shape) < size:
             return math.nan
         if weight:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -11,41 +12,14 @@ from ffmef.metrics._channels import SOURCES, Channel, Pictures, channel_mean, to
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 NEARLY_ZERO = 2e-16  # the constants of QC and QY
-STRIP_PIXELS = 1 << 16
-
-
-class Moments:
-    """Means, variances and covariances of named maps in the windows that lie inside the picture."""
-
-    def __init__(self, maps: dict[str, np.ndarray], taps: np.ndarray):
-        self.maps, self.taps = maps, taps
-        self.mean = {name: _windows.valid(values, taps) for name, values in maps.items()}
-        self.variance = {name: self.covariance(name, name) for name in maps}
-
-    def covariance(self, first: str, second: str) -> np.ndarray:
-        product = _windows.valid(self.maps[first] * self.maps[second], self.taps)
-        return product - self.mean[first] * self.mean[second]
-
-    def similarity(self, first: str, second: str, c1: float, c2: float, covariance: np.ndarray | None = None):
-        """SSIM of two maps in each window."""
-        if covariance is None:
-            covariance = self.covariance(first, second)
-        mean, other = self.mean[first], self.mean[second]
-        value = (2 * mean * other + c1) * (2 * covariance + c2)
-        value /= (mean * mean + other * other + c1) * (self.variance[first] + self.variance[second] + c2)
-        return value
 
 
 def qw_of_channel(channel: Channel) -> float:
     if min(channel.shape) < 11:
         return math.nan
     edges = {name: _windows.magnitude(channel.levels[name], _windows.PREWITT, "zeros") for name in "abf"}
-    height = channel.shape[0] - 10
-    rows = max(16, STRIP_PIXELS // channel.shape[1])
     total = total_weight = 0.0
-    for top in range(0, height, rows):  # strips bound the memory and stay in cache
-        strip = slice(top, min(top + rows, height) + 10)
-        moments = Moments({name: values[strip] for name, values in edges.items()}, _windows.gaussian(11, 1.5))
+    for moments in _windows.moments(edges, _windows.gaussian(11, 1.5)):
         va, vb = moments.variance["a"], moments.variance["b"]
         flat = va + vb == 0
         va, vb = va + 0.5 * flat, vb + 0.5 * flat
@@ -57,48 +31,53 @@ def qw_of_channel(channel: Channel) -> float:
     return total / total_weight
 
 
-def _mean_of_defined(values: np.ndarray) -> float:
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else math.nan
+def _mean_over_windows(channel: Channel, taps: np.ndarray, measure: Callable[[_windows.Moments], np.ndarray]) -> float:
+    """Mean of a measure over the windows inside the picture where it is defined."""
+    if min(channel.shape) < len(taps):
+        return math.nan
+    total, count = 0.0, 0
+    for moments in _windows.moments(channel.levels, taps):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            values = measure(moments)
+        defined = ~np.isnan(values)
+        total += float(values.sum(where=defined))
+        count += np.count_nonzero(defined)
+    return total / count if count else math.nan
 
 
-def _small_window_moments(channel: Channel) -> Moments:
-    return Moments({name: channel.values(name) for name in "abf"}, _windows.gaussian(7, 1.5))
+def _qy_of_windows(moments: _windows.Moments) -> np.ndarray:
+    share = moments.variance["a"] / (moments.variance["a"] + moments.variance["b"])
+    like_a, like_b, alike = (
+        moments.similarity(*pair, NEARLY_ZERO, NEARLY_ZERO) for pair in (("a", "f"), ("b", "f"), ("a", "b"))
+    )
+    return np.where(alike >= 0.75, share * like_a + (1 - share) * like_b, np.maximum(like_a, like_b))
 
 
 def qy_of_channel(channel: Channel) -> float:
-    if min(channel.shape) < 7:
-        return math.nan
-    moments = _small_window_moments(channel)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = moments.variance["a"] / (moments.variance["a"] + moments.variance["b"])
-        like_a, like_b, alike = (
-            moments.similarity(*pair, NEARLY_ZERO, NEARLY_ZERO) for pair in (("a", "f"), ("b", "f"), ("a", "b"))
-        )
-        mixed = share * like_a + (1 - share) * like_b
-    return _mean_of_defined(np.where(alike >= 0.75, mixed, np.maximum(like_a, like_b)))
+    return _mean_over_windows(channel, _windows.gaussian(7, 1.5), _qy_of_windows)
+
+
+def _qc_of_windows(moments: _windows.Moments) -> np.ndarray:
+    with_a, with_b = moments.covariance("a", "f"), moments.covariance("b", "f")
+    share = with_a / (with_a + with_b)
+    like_a = moments.similarity("a", "f", NEARLY_ZERO, NEARLY_ZERO, with_a)
+    like_b = moments.similarity("b", "f", NEARLY_ZERO, NEARLY_ZERO, with_b)
+    value = share * like_a + (1 - share) * like_b
+    value[share < 0] = 0
+    value[share > 1] = 1
+    return value
 
 
 def qc_of_channel(channel: Channel) -> float:
-    if min(channel.shape) < 7:
-        return math.nan
-    moments = _small_window_moments(channel)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        with_a, with_b = moments.covariance("a", "f"), moments.covariance("b", "f")
-        share = with_a / (with_a + with_b)
-        like_a = moments.similarity("a", "f", NEARLY_ZERO, NEARLY_ZERO, with_a)
-        like_b = moments.similarity("b", "f", NEARLY_ZERO, NEARLY_ZERO, with_b)
-        value = share * like_a + (1 - share) * like_b
-    value[share < 0] = 0
-    value[share > 1] = 1
-    return _mean_of_defined(value)
+    return _mean_over_windows(channel, _windows.gaussian(7, 1.5), _qc_of_windows)
+
+
+def _ssim_of_windows(moments: _windows.Moments) -> np.ndarray:
+    return sum(moments.similarity(source, "f", C1, C2) for source in SOURCES)
 
 
 def ssim_of_channel(channel: Channel) -> float:
-    if min(channel.shape) < 11:
-        return math.nan
-    moments = Moments({name: channel.values(name) for name in "abf"}, _windows.gaussian(11, 1.5))
-    return sum(float(moments.similarity(source, "f", C1, C2).mean()) for source in SOURCES)
+    return _mean_over_windows(channel, _windows.gaussian(11, 1.5), _ssim_of_windows)
 
 
 def mef_ssim_of_pictures(pictures: Pictures) -> float:
