@@ -7,6 +7,9 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def(
       "adaptive_fuse_backward(Tensor grad, Tensor images, Tensor[] filters, Tensor alphas, str padding_mode, "
       "bool need_images, int[] need_filters, bool need_alphas) -> (Tensor, Tensor[], Tensor)");
+  m.def(
+      "predict_and_fuse(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, "
+      "str padding_mode) -> Tensor");
   m.def("ffmef_forward(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
   m.def("thin_convolution(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("thin_convolution_weight_grad(Tensor input, Tensor grad, int size) -> Tensor");

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ def numbers(*values: int) -> bytes:
 
 
 def _raw(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    dense = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+    return dense.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
 
 
 def encoded_tensor(tensor: torch.Tensor, stride_of_rows: int | None = None) -> bytes:
@@ -141,3 +143,29 @@ def worst(case: Case, results: list[torch.Tensor], backward: bool) -> float:
     expected = expected_backward(case) if backward else [expected_forward(case)]
     assert len(results) == len(expected)
     return max(map(relative_error, results, expected))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault planted in a copy of the kernels, and the flags with which it must show."""
+
+    name: str
+    right: str
+    wrong: str
+    file: str = "cuda/adaptive_fuse.cuh"
+    flags: tuple[str, ...] = ()
+    sign: str = ""  # what the failure has to say
+    nth: int = 0    # which occurrence of `right`
+    count: int = 1  # how many occurrences there are
+
+
+def plant(mutant: Mutant, folder: Path, *flags: str, operator: str = "adaptive_fuse") -> Path:
+    """Build the driver from a copy of the sources with the fault in it."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copytree(ROOT / "tests/cuda_emulator", folder / "tests/cuda_emulator")
+    file = folder / "csrc" / mutant.file
+    pieces = file.read_text().split(mutant.right)
+    assert len(pieces) == mutant.count + 1, "the line that the fault replaces has changed"
+    split = mutant.nth + 1
+    file.write_text(mutant.right.join(pieces[:split]) + mutant.wrong + mutant.right.join(pieces[split:]))
+    return build(folder, "-w", *flags, *mutant.flags, sources=folder, operator=operator)

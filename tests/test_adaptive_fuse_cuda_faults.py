@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cuda_emulation import ROOT, Failed, build, needs_emulator, run, worst
+from cuda_emulation import Failed, Mutant, build, needs_emulator, plant, run, worst
 from gpu_cases import TOLERANCE, Case
 
 pytestmark = [*needs_emulator, pytest.mark.slow]
@@ -53,20 +52,6 @@ def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
     assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """A fault planted in a copy of the kernels, and the flags with which it must show."""
-
-    name: str
-    right: str
-    wrong: str
-    file: str = "cuda/adaptive_fuse.cuh"
-    flags: tuple[str, ...] = ()
-    sign: str = ""  # what the failure has to say
-    nth: int = 0    # which occurrence of `right`
-    count: int = 1  # how many occurrences there are
-
-
 THREAD = ("-g", "-fsanitize=thread")
 ADDRESS = ("-g", "-fsanitize=address")
 BETWEEN_IMAGES = "if (kBuffers<C> == 1 && n > 0) __syncthreads();"
@@ -109,13 +94,6 @@ MUTANTS = [
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    shutil.copytree(ROOT / "tests/cuda_emulator", tmp_path / "tests/cuda_emulator")
-    file = tmp_path / "csrc" / mutant.file
-    pieces = file.read_text().split(mutant.right)
-    assert len(pieces) == mutant.count + 1, "the line that the fault replaces has changed"
-    split = mutant.nth + 1
-    file.write_text(mutant.right.join(pieces[:split]) + mutant.wrong + mutant.right.join(pieces[split:]))
-    program = build(tmp_path, ONE_TYPE, "-w", *mutant.flags, sources=tmp_path)
+    program = plant(mutant, tmp_path, ONE_TYPE)
     reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
     assert reason and mutant.sign in reason

@@ -138,6 +138,26 @@ def test_mistakes_are_named(change, message):
         predict_and_fuse(**arguments)
 
 
+def test_the_dispatcher_s_operator():
+    arguments = case(maps=[2, 9, 4], dtype=torch.float32)
+    weight = [w.flatten(1) for w in arguments[1]]
+    flat = (arguments[0], weight, *arguments[2:], "reflect")
+    assert torch.equal(torch.ops.ffmef.predict_and_fuse(*flat), predict_and_fuse(*arguments, padding_mode="reflect"))
+    torch.library.opcheck(torch.ops.ffmef.predict_and_fuse.default, flat)
+    flat[3].requires_grad_()
+    with pytest.raises(RuntimeError, match="has no gradient; ffmef.ops.predict_and_fuse has"):
+        torch.ops.ffmef.predict_and_fuse(*flat).sum().backward()
+
+
+def test_backends_are_checked():
+    arguments = case()
+    assert torch.equal(predict_and_fuse(*arguments, backend="reference"), predict_and_fuse(*arguments))
+    with pytest.raises(RuntimeError, match="backend 'cpu' is not available: predict_and_fuse has no kernel for it"):
+        predict_and_fuse(*arguments, backend="cpu")
+    with pytest.raises(ValueError, match="backend must be one of .* got 'metal'"):
+        predict_and_fuse(*arguments, backend="metal")
+
+
 # --- training FFMEF with it ---------------------------------------------------------------------------------------
 
 

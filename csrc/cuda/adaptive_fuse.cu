@@ -10,10 +10,13 @@
 namespace ffmef::cuda {
 namespace {
 
+// Registers of a thread that computes V pixels of C channels: eight pixels of four channels have 32 sums.
+template <int V, int C> constexpr int kTiledRegisters = C == 1 ? 80 : V == 8 ? 160 : 128;
+
 // ---- kernels ----------------------------------------------------------------------------------------------------------
 
 template <class T, int V, int C>
-__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, C == 1 ? 80 : 128))
+__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, kTiledRegisters<V, C>))
     fuse_tiled_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   fuse_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
@@ -26,7 +29,7 @@ __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 
 }
 
 template <class T, int V, int C>
-__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, C == 1 ? 80 : 128))
+__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, kTiledRegisters<V, C>))
     filters_gradient_tiled_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   filters_gradient_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));

@@ -1,6 +1,7 @@
 // Binds the CUDA kernels to torch: unpacks tensors, allocates results by torch's allocator, launches on torch's stream.
 // Nothing here waits for the GPU, so that calls can be captured in a CUDA graph.
 #include "adaptive_fuse.h"
+#include "predict_and_fuse.h"
 #include "pyramid_fuse.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -53,6 +54,14 @@ Tensor workspace_of(const Tensor& tensor, int64_t bytes) {
   return torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte);
 }
 
+int side_of(int64_t taps, const char* name, size_t level) {
+  int size = 1;
+  while (static_cast<int64_t>(size) * size < taps) size += 2;
+  STD_TORCH_CHECK(static_cast<int64_t>(size) * size == taps && size <= 31, name, "[", level,
+                  "] must have k*k taps with k odd and at most 31, got ", taps);
+  return size;
+}
+
 // The arguments as the kernels take them; keeps pointers into the tensors, and the alphas it may have converted.
 struct Call {
   std::vector<int> sizes;
@@ -85,11 +94,7 @@ struct Call {
                           f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
                           f.size(1) == images.size(1) && f.size(3) == images.size(3) && f.size(4) == images.size(4),
                       "filters[", l, "] must be (B, N, k*k, H, W) of the images' sizes, dtype and device");
-      int size = 1;
-      while (static_cast<int64_t>(size) * size < f.size(2)) size += 2;
-      STD_TORCH_CHECK(static_cast<int64_t>(size) * size == f.size(2) && size <= 31, "filters[", l,
-                      "] must have k*k taps with k odd and at most 31, got ", f.size(2));
-      sizes.push_back(size);
+      sizes.push_back(side_of(f.size(2), "filters", l));
       filters.push_back(f.const_data_ptr());
       strides.push_back({f.stride(0), f.stride(1), f.stride(2), f.stride(3), f.stride(4)});
     }
@@ -152,6 +157,70 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
   g.workspace = workspace.mutable_data_ptr();
   check_launch(ffmef_cuda_adaptive_fuse_backward(&f, &g, current_stream(images)), "adaptive_fuse");
   return {image_grad, filter_grads, torch::stable::to(alpha_grad, alphas.scalar_type())};
+}
+
+// ---- predict_and_fuse ----------------------------------------------------------------------------------------------
+
+Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vector<Tensor>& weight,
+                             const std::vector<Tensor>& bias, const Tensor& images, const Tensor& given_alphas,
+                             const std::string& padding_mode) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const Tensor alphas = torch::stable::to(
+      given_alphas, images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+  const size_t levels = hidden.size();
+  STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
+  STD_TORCH_CHECK(weight.size() == levels && bias.size() == levels, "weight and bias must have a tensor for each of the ",
+                  levels, " levels of hidden");
+  const auto fits = [&](const Tensor& t) {
+    return t.is_cuda() && t.get_device_index() == images.get_device_index() && t.scalar_type() == images.scalar_type();
+  };
+  STD_TORCH_CHECK(alphas.is_cuda() && alphas.get_device_index() == images.get_device_index() && alphas.dim() == 1 &&
+                      alphas.size(0) == static_cast<int64_t>(levels),
+                  "alphas must have one value for each of the ", levels, " levels, on the images' device");
+  std::vector<int> sizes, maps;
+  std::vector<const void*> hidden_data, weight_data, bias_data;
+  std::vector<std::array<int64_t, 5>> strides;
+  std::vector<Tensor> dense;  // keeps what was made contiguous
+  for (size_t l = 0; l < levels; ++l) {
+    const Tensor &h = hidden[l], &w = weight[l], &b = bias[l];
+    STD_TORCH_CHECK(fits(h) && h.dim() == 5 && h.size(0) == images.size(0) && h.size(1) == images.size(1) &&
+                        h.size(3) == images.size(3) && h.size(4) == images.size(4),
+                    "hidden[", l, "] must be (B, N, M, H, W) of the images' sizes, dtype and device");
+    STD_TORCH_CHECK(fits(w) && w.dim() == 2 && w.size(1) == h.size(2) && w.size(1) <= 1 << 20, "weight[", l,
+                    "] must be (k*k, M) of the images' dtype and device, with hidden's M");
+    STD_TORCH_CHECK(fits(b) && b.dim() == 1 && b.size(0) == w.size(0), "bias[", l,
+                    "] must be (k*k,) of the images' dtype and device");
+    sizes.push_back(side_of(w.size(0), "weight", l));
+    maps.push_back(static_cast<int>(h.size(2)));
+    hidden_data.push_back(h.const_data_ptr());
+    strides.push_back({h.stride(0), h.stride(1), h.stride(2), h.stride(3), h.stride(4)});
+    dense.push_back(torch::stable::contiguous(w));
+    weight_data.push_back(dense.back().const_data_ptr());
+    dense.push_back(torch::stable::contiguous(b));
+    bias_data.push_back(dense.back().const_data_ptr());
+  }
+  ffmef_prediction p = {};
+  p.dtype = dtype_of(images);
+  p.padding = padding_of(padding_mode);
+  p.batch = images.size(0);
+  p.image_count = images.size(1);
+  p.channels = images.size(2);
+  p.height = images.size(3);
+  p.width = images.size(4);
+  p.images = images.const_data_ptr();
+  for (int axis = 0; axis < 5; ++axis) p.image_strides[axis] = images.stride(axis);
+  p.level_count = static_cast<int>(levels);
+  p.sizes = sizes.data();
+  p.maps = maps.data();
+  p.hidden = hidden_data.data();
+  p.hidden_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
+  p.weight = weight_data.data();
+  p.bias = bias_data.data();
+  p.alphas = alphas.const_data_ptr();
+  p.alpha_stride = alphas.stride(0);
+  Tensor output = torch::stable::new_empty(images, {p.batch, p.channels, p.height, p.width});
+  check_launch(ffmef_cuda_predict_and_fuse(&p, output.mutable_data_ptr(), current_stream(images)), "predict_and_fuse");
+  return output;
 }
 
 // ---- pyramid_fuse ------------------------------------------------------------------------------------------------------
@@ -234,6 +303,7 @@ std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cuda(const Tensor& grad
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
   m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cuda));
   m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cuda));
+  m.impl("predict_and_fuse", TORCH_BOX(&ffmef::predict_and_fuse_cuda));
   m.impl("pyramid_fuse", TORCH_BOX(&ffmef::pyramid_fuse_cuda));
   m.impl("pyramid_fuse_backward", TORCH_BOX(&ffmef::pyramid_fuse_backward_cuda));
 }

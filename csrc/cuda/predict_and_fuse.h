@@ -2,7 +2,8 @@
  * Launches on `stream` of the current device, never synchronises and allocates nothing. */
 #pragma once
 
-#include "adaptive_fuse.h" /* dtypes, padding modes, ffmef_cuda_error_text */
+#include "adaptive_fuse.h" /* padding modes */
+#include "types.h"
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,19 +1,27 @@
 """The last 1x1 convolution of a prediction head and F-Fusion in one step, without the filters between them.
 
 Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output for each
-hidden map. It is computed a few rows at a time, forwards and backwards; backwards recomputes it instead of storing it.
+hidden map. On GPUs one kernel computes it for inference. Elsewhere torch does, a few rows at a time, forwards and
+backwards; backwards recomputes it instead of storing it, on GPUs too: its convolutions have the batch or the maps as
+channels, for which torch has tuned kernels, while the forward pass alone is what an application waits for.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES
+from ffmef import _loader
+from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES
+from ffmef.ops.library import carries_tangent, define, implement, library, operator
 from ffmef.ops.reference import accumulator, pad
+from ffmef.ops.selection import check_backend
+
+_SCHEMA = "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode) -> Tensor"
 
 # Values of all hidden maps' responses that exist at a time.
 _CHUNK_VALUES = 1 << 20
@@ -27,6 +35,7 @@ def predict_and_fuse(
     alphas: Tensor | Sequence[float] | None = None,
     *,
     padding_mode: str = "zeros",
+    backend: str | None = None,
 ) -> Tensor:
     r"""Predict filters from hidden maps by a 1x1 convolution and fuse the images by them, without storing filters.
 
@@ -39,21 +48,25 @@ def predict_and_fuse(
     backward pass computes again what it needs.
 
     Args:
-        hidden: L tensors (B, N, M, H, W), the input of each level's last convolution; float32 or float64.
+        hidden: L tensors (B, N, M, H, W), the input of each level's last convolution; float32 or float64, on GPUs also
+            float16 or bfloat16, which are summed in float32.
         weight: L tensors (k*k, M) or (k*k, M, 1, 1), taps row-major, k odd.
         bias: L tensors (k*k,).
         images: (B, N, C, H, W) or (B, N, H, W).
         alphas: (L,) weights of the levels; ones where None.
         padding_mode: "zeros", "replicate" or "reflect", as in :func:`ffmef.ops.adaptive_fuse`.
+        backend: "reference" (torch's convolutions, anywhere), "triton" or "cuda"; None takes the fastest that can run
+            the tensors.
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels.
 
     Raises:
         ValueError: sizes, dtypes or devices disagree; the message names the argument, the rule and the value.
+        RuntimeError: ``backend`` cannot run here; the message says why.
 
     Note:
-        Differentiable to any order in every tensor. Under autocast, tensors are promoted to the widest of their dtypes.
+        Differentiable to any order in every tensor; derivatives are the reference's on every backend. Under autocast, tensors are promoted to the widest of their dtypes.
 
     Example:
         >>> import torch
@@ -76,12 +89,68 @@ def predict_and_fuse(
         values = [1.0] * len(hidden) if alphas is None else list(alphas)
         alphas = torch.tensor(values, dtype=accumulator(dtype), device=images.device)
     _check(hidden, weight, bias, images, images_5d, alphas, padding_mode)
+    run = _kernel(backend, images_5d, hidden, weight, bias, alphas)
     with torch.autocast(images.device.type, enabled=False):
-        out = None
-        for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(dtype).unbind(), strict=True):
-            level = alpha * _PredictAndFuse.apply(h, w, b, pad(images_5d, _side(w) // 2, padding_mode))
-            out = level if out is None else out + level
+        if run is None:
+            out = _composed(hidden, weight, bias, images_5d, alphas, padding_mode)
+        elif not torch.is_grad_enabled():
+            out = run(hidden, weight, bias, images_5d, alphas, padding_mode)
+        else:
+            out = _ByKernel.apply(run, padding_mode, len(hidden), *hidden, *weight, *bias, images_5d, alphas)
     return out if images.dim() == 5 else out.squeeze(1)
+
+
+def _kernel(backend: str | None, images: Tensor, hidden, weight, bias, alphas: Tensor):
+    """Return the operator that runs this call, or None where torch's convolutions do."""
+    check_backend(backend, images.device)
+    if backend == "cpu":
+        raise RuntimeError("backend 'cpu' is not available: predict_and_fuse has no kernel for it; 'reference' runs there")
+    if backend == "reference" or backend is None and (images.device.type != "cuda" or not _has_gpu_kernel()):
+        return None
+    if images.dtype not in DTYPES:
+        raise ValueError(f"images must be float64, float32, float16 or bfloat16 on GPUs, got {str(images.dtype)[6:]}")
+    if carries_tangent(images, *hidden, *weight, *bias, alphas):
+        raise NotImplementedError("predict_and_fuse has forward-mode derivatives with backend 'reference' only")
+    return operator("predict_and_fuse_triton" if backend == "triton" else "predict_and_fuse")
+
+
+def _has_gpu_kernel() -> bool:
+    return _loader.cuda_missing is None or importlib.util.find_spec("triton") is not None
+
+
+def _composed(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode: str) -> Tensor:
+    out = None
+    for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True):
+        level = alpha * _PredictAndFuse.apply(h, w, b, pad(images, _side(w) // 2, padding_mode))
+        out = level if out is None else out + level
+    return out
+
+
+class _ByKernel(torch.autograd.Function):
+    """A kernel's forward pass; derivatives of every order are those of the same sum composed of torch's operators."""
+
+    @staticmethod
+    def forward(ctx, run, padding_mode: str, levels: int, *tensors: Tensor) -> Tensor:
+        ctx.padding_mode, ctx.levels = padding_mode, levels
+        ctx.save_for_backward(*tensors)
+        return run(*_ByKernel.arguments(tensors, levels), padding_mode)
+
+    @staticmethod
+    def arguments(tensors: Sequence[Tensor], levels: int) -> tuple:
+        lists = [list(tensors[first : first + levels]) for first in (0, levels, 2 * levels)]
+        return (*lists, *tensors[3 * levels :])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        tensors, again = ctx.saved_tensors, torch.is_grad_enabled()
+        needed = ctx.needs_input_grad[3:]
+        with torch.enable_grad():
+            # Aliases, so that one tensor given twice has two gradients.
+            leaves = [t.view_as(t) if again else t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+            out = _composed(*_ByKernel.arguments(leaves, ctx.levels), ctx.padding_mode)
+        wanted = [leaf for leaf, n in zip(leaves, needed, strict=True) if n]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=again))
+        return None, None, None, *(next(found) if n else None for n in needed)
 
 
 def _side(weight: Tensor) -> int:
@@ -184,3 +253,30 @@ class _PredictAndFuse(torch.autograd.Function):
             hidden_grad = torch.cat(hidden_rows, 3) if hidden_rows else torch.zeros_like(hidden)
         kernel_grad = kernel_grad.flatten(1).t()
         return hidden_grad, kernel_grad[:, :-1] if need_weight else None, kernel_grad[:, -1] if need_bias else None, padded_grad
+
+
+def _fake(hidden, weight, bias, images, alphas, padding_mode):
+    return images.new_empty(images.shape[:1] + images.shape[2:])
+
+
+def _triton(*arguments):
+    # Imported at the first call: importing triton takes longer than importing ffmef.
+    from ffmef.kernels import predict_and_fuse as kernels
+
+    return kernels.forward(*arguments)
+
+
+def _no_gradient(ctx, grad):
+    raise RuntimeError("this form of predict_and_fuse has no gradient; ffmef.ops.predict_and_fuse has")
+
+
+define("predict_and_fuse" + _SCHEMA)
+library.define("predict_and_fuse_triton" + _SCHEMA)
+implement("predict_and_fuse", _composed, "CPU")
+if _loader.cuda_missing is not None:
+    implement("predict_and_fuse", _triton, "CUDA")
+for _key in ("CPU", "CUDA"):
+    implement("predict_and_fuse_triton", _triton, _key)
+for _name in ("predict_and_fuse", "predict_and_fuse_triton"):
+    torch.library.register_fake(f"ffmef::{_name}", _fake, lib=library)
+    torch.library.register_autograd(f"ffmef::{_name}", _no_gradient, lib=library)
