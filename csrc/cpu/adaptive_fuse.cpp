@@ -54,19 +54,37 @@ struct Call {
   static bool fits(int64_t cells, int64_t pixels) { return cells == pixels || (cells > 0 && cells < pixels); }
 };
 
-Tensor adaptive_fuse_cpu(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
-                         const std::string& padding_mode) {
-  const Call call(images, filters, alphas, padding_mode);
+Tensor run_forward(const Call& call, const Tensor& images, Tensor* responses) {
   const ImagesView& im = call.args.images;
   Tensor out = result_like(images, {im.batch, im.channels, im.height, im.width});
   if (out.numel() == 0) return out;
-  if (im.count == 0 || filters.empty()) return torch::stable::zero_(out);
+  if (im.count == 0 || call.levels.empty()) {
+    if (responses != nullptr) torch::stable::zero_(*responses);
+    return torch::stable::zero_(out);
+  }
   const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
   void* data = out.data_ptr();
+  void* response_data = responses != nullptr ? responses->data_ptr() : nullptr;
   torch::stable::parallel_for(0, kernels.forward_items(call.args), 1, [&](int64_t begin, int64_t end) {
-    kernels.forward(call.args, data, begin, end);
+    kernels.forward(call.args, data, response_data, begin, end);
   });
   return out;
+}
+
+Tensor adaptive_fuse_cpu(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+                         const std::string& padding_mode) {
+  const Call call(images, filters, alphas, padding_mode);
+  return run_forward(call, images, nullptr);
+}
+
+std::tuple<Tensor, Tensor> adaptive_fuse_responses_cpu(const Tensor& images, const std::vector<Tensor>& filters,
+                                                       const Tensor& alphas, const std::string& padding_mode) {
+  const Call call(images, filters, alphas, padding_mode);
+  const ImagesView& im = call.args.images;
+  Tensor responses = torch::stable::new_empty(
+      images, {int64_t(filters.size()), im.batch, im.channels, im.height, im.width}, wide_of(call.args.scalar));
+  const Tensor out = run_forward(call, images, &responses);
+  return {out, responses};
 }
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
@@ -141,5 +159,6 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
 
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
   m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cpu));
+  m.impl("adaptive_fuse_responses", TORCH_BOX(&ffmef::adaptive_fuse_responses_cpu));
   m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cpu));
 }

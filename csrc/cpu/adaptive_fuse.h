@@ -43,7 +43,8 @@ struct AdaptiveFuseKernels {
   // The work is cut into items (a band of rows of one batch element, or of one tile of columns of it), each
   // computed whole by one thread, so results do not depend on the number of threads.
   int64_t (*forward_items)(const AdaptiveFuseArgs&);
-  void (*forward)(const AdaptiveFuseArgs&, void* out, int64_t begin, int64_t end);
+  // responses (levels, B, C, H, W): what each level adds before its alpha, in the dtype of sums; or null.
+  void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin, int64_t end);
 
   // filter_grads[l] is contiguous or null; alpha_sums is [item][level] or null. Coarse levels are left out.
   void (*backward_filters)(const AdaptiveFuseArgs&, const GradView&, void* const* filter_grads, double* alpha_sums,

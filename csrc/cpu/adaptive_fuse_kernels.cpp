@@ -293,7 +293,8 @@ void add_coarse_level(const AdaptiveFuseArgs& args, const LevelView& level, Expa
     }
 }
 
-template <class T> void forward_typed(const AdaptiveFuseArgs& args, T* out, int64_t begin, int64_t end) {
+template <class T>
+void forward_typed(const AdaptiveFuseArgs& args, T* out, Acc<T>* responses, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const ImagesView& im = args.images;
   const Tiling tiling = tiling_of<T>(args);
@@ -329,6 +330,10 @@ template <class T> void forward_typed(const AdaptiveFuseArgs& args, T* out, int6
         const A alpha = A(level.alpha);
         for (int64_t x = 0; x < (y1 - y0) * row_values; ++x)
           totals.data[x] = (l ? totals.data[x] : A(0)) + alpha * sums.data[x];
+        for (int64_t y = y0; responses != nullptr && y < y1; ++y)
+          for (int64_t c = 0; c < im.channels; ++c)
+            std::memcpy(responses + (((l * im.batch + item.b) * im.channels + c) * im.height + y) * im.width + item.x0,
+                        sums.data + (y - y0) * row_values + c * tiling.columns, size_t(width) * sizeof(A));
       }
       for (int64_t y = y0; y < y1; ++y)
         for (int64_t c = 0; c < im.channels; ++c) {
@@ -661,8 +666,8 @@ int64_t coarse_items(const AdaptiveFuseArgs& args, int level) {
   return args.images.batch * args.images.count * ((args.levels[level].height + band - 1) / band);
 }
 
-void forward(const AdaptiveFuseArgs& args, void* out, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, forward_typed(args, static_cast<T*>(out), begin, end))
+void forward(const AdaptiveFuseArgs& args, void* out, void* responses, int64_t begin, int64_t end) {
+  FFMEF_BY_SCALAR(args.scalar, forward_typed(args, static_cast<T*>(out), static_cast<Acc<T>*>(responses), begin, end))
 }
 
 void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* const* filter_grads,

@@ -103,7 +103,10 @@ def adaptive_fuse(
         if carries_tangent(images_5d, *filters, alphas):
             raise NotImplementedError("adaptive_fuse has forward-mode derivatives with backend 'reference' only")
         name = "adaptive_fuse_triton" if backend == "triton" else "adaptive_fuse"
-        out = operator(name)(images_5d, filters, alphas, padding_mode)
+        if name == "adaptive_fuse" and _keeps_responses(images_5d, alphas):
+            out, _ = operator("adaptive_fuse_responses")(images_5d, filters, alphas, padding_mode)
+        else:
+            out = operator(name)(images_5d, filters, alphas, padding_mode)
     return out if images.dim() == 5 else out.squeeze(1)
 
 
@@ -215,8 +218,31 @@ def _fake_backward(grad, images, filters, alphas, padding_mode, need_images, nee
     )
 
 
+def _keeps_responses(images: Tensor, alphas: Tensor) -> bool:
+    """Return whether to keep each level's sum, a plane of L, because the alphas' gradient needs it.
+
+    It would have to read all filters again otherwise.
+    """
+    return (
+        _loader.cpu_missing is None and images.device.type == "cpu" and torch.is_grad_enabled() and alphas.requires_grad
+    )
+
+
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
+
+
+def _to_front(size, tensor, dim):
+    return tensor.movedim(dim, 0) if dim is not None else tensor.unsqueeze(0).expand(size, *tensor.shape)
+
+
+def _unmapped(size, in_dims, images, filters, alphas):
+    # The mapped axis joins the batch; mapped alphas join the filters, in which the operator is linear too.
+    image_dim, filter_dims, alpha_dim = in_dims
+    front_images = _to_front(size, images, image_dim)
+    front_filters = [_to_front(size, f, d) for f, d in zip(filters, filter_dims, strict=True)]
+    front_alphas = _to_front(size, alphas, alpha_dim)
+    return front_images, front_filters, front_alphas
 
 
 def _register(name: str) -> None:
@@ -283,17 +309,6 @@ def _register(name: str) -> None:
             d_filters = [_add(d, x) if n else None for d, x, n in zip(d_filters, f, need_filters, strict=True)]
         return d_grad, d_images, d_filters, d_alphas, None, None, None, None
 
-    def to_front(size, tensor, dim):
-        return tensor.movedim(dim, 0) if dim is not None else tensor.unsqueeze(0).expand(size, *tensor.shape)
-
-    def unmapped(size, in_dims, images, filters, alphas):
-        # The mapped axis joins the batch; mapped alphas join the filters, in which the operator is linear too.
-        image_dim, filter_dims, alpha_dim = in_dims
-        front_images = to_front(size, images, image_dim)
-        front_filters = [to_front(size, f, d) for f, d in zip(filters, filter_dims, strict=True)]
-        front_alphas = to_front(size, alphas, alpha_dim)
-        return front_images, front_filters, front_alphas
-
     def scaled(front_filters, front_alphas):
         return [
             (f * front_alphas[:, l].to(f.dtype).view(-1, *[1] * (f.dim() - 1))).flatten(0, 1)
@@ -302,7 +317,7 @@ def _register(name: str) -> None:
 
     def vmap_forward(info, in_dims, images, filters, alphas, padding_mode):
         size = info.batch_size
-        i, f, a = unmapped(size, in_dims[:3], images, filters, alphas)
+        i, f, a = _unmapped(size, in_dims[:3], images, filters, alphas)
         if in_dims[2] is None:
             out = forward_op(i.flatten(0, 1), [x.flatten(0, 1) for x in f], alphas, padding_mode)
         else:
@@ -311,8 +326,8 @@ def _register(name: str) -> None:
 
     def vmap_backward(info, in_dims, grad, images, filters, alphas, padding_mode, need_images, need_filters, need_alphas):
         size = info.batch_size
-        g = to_front(size, grad, in_dims[0])
-        i, f, a = unmapped(size, in_dims[1:4], images, filters, alphas)
+        g = _to_front(size, grad, in_dims[0])
+        i, f, a = _unmapped(size, in_dims[1:4], images, filters, alphas)
         flat_g, flat_i, ones = g.flatten(0, 1), i.flatten(0, 1), torch.ones_like(a[0])
         image_grad, filter_grads, _ = backward_op(
             flat_g, flat_i, scaled(f, a), ones, padding_mode, need_images, need_filters, False
@@ -337,6 +352,59 @@ def _register(name: str) -> None:
     torch.library.register_vmap(f"ffmef::{name}_backward", vmap_backward, lib=library)
     for device in ("cpu", "cuda"):
         implement(name, _autocast(forward_op, device), f"Autocast{device.upper()}")
+
+
+def _register_responses() -> None:
+    """The forward operator that also returns each level's sum, (L, B, C, H, W) in the dtype of sums, for the backward."""
+    forward_op, backward_op = operator("adaptive_fuse_responses"), operator("adaptive_fuse_backward")
+
+    def fake(images, filters, alphas, padding_mode):
+        out = _fake_forward(images, filters, alphas, padding_mode)
+        return out, out.new_empty((len(filters), *out.shape), dtype=reference.accumulator(images.dtype))
+
+    def save(ctx, inputs, output):
+        images, filters, alphas, ctx.padding_mode = inputs
+        ctx.save_for_backward(images, alphas, output[1], *filters)
+        ctx.set_materialize_grads(False)
+
+    def gradient(ctx, grad, response_grads):
+        images, alphas, responses, *filters = ctx.saved_tensors
+        need_images, need_filters, need_alphas, _ = ctx.needs_input_grad
+        image_grad = alpha_grad = None
+        filter_grads: list[Tensor | None] = [None] * len(filters)
+        if grad is not None:
+            if need_images or any(need_filters):
+                image_grad, filter_grads, _ = backward_op(
+                    grad, images, filters, alphas, ctx.padding_mode, need_images, [int(n) for n in need_filters], False
+                )
+            if need_alphas:
+                alpha_grad = (responses * grad).flatten(1).sum(1).to(alphas.dtype)
+        if response_grads is not None:  # second derivatives
+            one = alphas.new_ones(1)
+            for l, (level, needed) in enumerate(zip(filters, need_filters, strict=True)):
+                level_grad = response_grads[l].to(images.dtype)
+                i, f, _ = backward_op(level_grad, images, [level], one, ctx.padding_mode, need_images, [int(needed)], False)
+                image_grad = _add(image_grad, i) if need_images else None
+                filter_grads[l] = _add(filter_grads[l], f[0]) if needed else None
+        return (
+            image_grad if need_images else None,
+            [g if n else None for g, n in zip(filter_grads, need_filters, strict=True)],
+            alpha_grad,
+            None,
+        )
+
+    def vmap(info, in_dims, images, filters, alphas, padding_mode):
+        size = info.batch_size
+        i, f, a = _unmapped(size, in_dims[:3], images, filters, alphas)
+        _, responses = forward_op(i.flatten(0, 1), [x.flatten(0, 1) for x in f], torch.ones_like(a[0]), padding_mode)
+        responses = responses.unflatten(1, (size, -1))
+        weights = a.t().to(responses.dtype).view(len(f), size, 1, 1, 1, 1)
+        return ((responses * weights).sum(0).to(images.dtype), responses), (0, 1)
+
+    name = "ffmef::adaptive_fuse_responses"
+    torch.library.register_fake(name, fake, lib=library)
+    torch.library.register_autograd(name, gradient, setup_context=save, lib=library)
+    torch.library.register_vmap(name, vmap, lib=library)
 
 
 def _autocast(forward_op, device: str):
@@ -384,3 +452,5 @@ for _key in ("CPU", "CUDA"):
     implement("adaptive_fuse_triton_backward", _triton("backward"), _key)
 for _name in ("adaptive_fuse", "adaptive_fuse_triton"):
     _register(_name)
+if _loader.cpu_missing is None:
+    _register_responses()
