@@ -208,6 +208,16 @@ def test_radiance_maps_from_files(tmp_path):
     np.testing.assert_allclose(one, two, rtol=0.05, atol=0.05)
 
 
+def test_synthetic_jitter_widens_brackets(photographs):
+    def levels(jitter):
+        scenes = SyntheticBrackets(photographs, windows=0.0, jitter=jitter)
+        samples = [scenes.sample(0, 32, "whole", np.random.default_rng(seed)) for seed in range(40)]
+        return np.stack(samples).mean((0, 2, 3, 4))
+
+    (dark, bright), (darker, brighter) = levels(0.0), levels(1.0)
+    assert darker < 0.8 * dark and brighter > bright + 10
+
+
 def test_windows_hold_a_brighter_scene(photographs):
     plain = SyntheticBrackets(photographs, windows=0.0)
     framed = SyntheticBrackets(photographs, windows=1.0)

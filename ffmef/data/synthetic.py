@@ -33,6 +33,8 @@ class SyntheticBrackets:
         count: pictures a sample, N: the first and last save highlights and shadows, others lie between in even stops.
         order: ``"luminance"``, the darker first, or ``"random"``.
         windows: share of the samples with a second, brighter scene behind an edge.
+        jitter: share of the samples whose darkest picture is taken up to 2.5 stops darker still, and of those whose
+            brightest one is up to 3 stops brighter: brackets that were set too wide.
         longest_side: photographs are kept no larger than this.
         names: keeps only photographs whose file name is among these; None keeps all.
 
@@ -51,6 +53,7 @@ class SyntheticBrackets:
         count: int = 2,
         order: str = "luminance",
         windows: float = 0.3,
+        jitter: float = 0.0,
         longest_side: int | None = 640,
     ):
         if order not in ("luminance", "random"):
@@ -58,7 +61,7 @@ class SyntheticBrackets:
         if count < 2:
             raise ValueError(f"count must be at least 2, got {count}")
         paths = find_photographs(photographs) if isinstance(photographs, (str, Path)) else list(photographs)
-        self.count, self.order, self.windows = count, order, windows
+        self.count, self.order, self.windows, self.jitter = count, order, windows, jitter
         self.names: list[str] = []
         self.skipped: dict[str, str] = {}
         self._light: list[np.ndarray] = []  # uint8 photographs, float32 radiance maps
@@ -108,6 +111,9 @@ class SyntheticBrackets:
         under = np.exp(rng.uniform(np.log(0.05), np.log(0.8))) / highlight
         over = np.exp(rng.uniform(np.log(0.02), np.log(0.3))) / shadow
         over = np.clip(over, under * 2 ** rng.uniform(2.5, 4.5), under * 2 ** rng.uniform(5.0, 8.0))
+        if self.jitter:
+            under *= 2 ** (-rng.uniform(0, 2.5) * (rng.random() < self.jitter))
+            over *= 2 ** (rng.uniform(0, 3) * (rng.random() < self.jitter))
         return np.geomspace(under, over, self.count).astype(np.float32)
 
 

@@ -90,7 +90,12 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
     order = config.order if config.order in ("luminance", "random") else "luminance"
     for place in config.photographs:
         part = SyntheticBrackets(
-            place, count=config.count, order=order, windows=config.windows, longest_side=config.longest_side
+            place,
+            count=config.count,
+            order=order,
+            windows=config.windows,
+            jitter=config.jitter,
+            longest_side=config.longest_side,
         )
         parts.append(part)
     dataset = TrainingSet(
