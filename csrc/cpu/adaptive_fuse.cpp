@@ -23,6 +23,7 @@ Padding padding_of(const std::string& name) {
 struct Call {
   std::vector<LevelView> levels;
   AdaptiveFuseArgs args;
+  bool any_coarse = false;
 
   // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
   Call(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas, const std::string& padding_mode) {
@@ -49,6 +50,7 @@ struct Call {
     }
     args.levels = levels.data();
     args.level_count = int(levels.size());
+    for (const LevelView& level : levels) any_coarse = any_coarse || level.coarse;
   }
 
   static bool fits(int64_t cells, int64_t pixels) { return cells == pixels || (cells > 0 && cells < pixels); }
@@ -63,10 +65,11 @@ Tensor run_forward(const Call& call, const Tensor& images, Tensor* responses) {
     return torch::stable::zero_(out);
   }
   const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
+  const auto forward = call.any_coarse ? FFMEF_KERNELS(adaptive_fuse_coarse_kernels).forward : kernels.forward;
   void* data = out.data_ptr();
   void* response_data = responses != nullptr ? responses->data_ptr() : nullptr;
   torch::stable::parallel_for(0, kernels.forward_items(call.args), 1, [&](int64_t begin, int64_t end) {
-    kernels.forward(call.args, data, response_data, begin, end);
+    forward(call.args, data, response_data, begin, end);
   });
   return out;
 }
@@ -122,6 +125,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   }
 
   const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
+  const AdaptiveFuseCoarseKernels& coarse = FFMEF_KERNELS(adaptive_fuse_coarse_kernels);
   std::vector<double> alpha_sums(filters.size(), 0.0);
   if (any_fine && (any_filter || need_alphas)) {
     const int64_t items = kernels.forward_items(call.args);
@@ -133,10 +137,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   }
   for (size_t l = 0; l < filters.size(); ++l) {
     if (!call.levels[l].coarse || !(need_filters[l] || need_alphas)) continue;
-    const int64_t items = kernels.coarse_items(call.args, int(l));
+    const int64_t items = coarse.filter_items(call.args, int(l));
     std::vector<double> sums(need_alphas ? size_t(items) : 0);
     torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-      kernels.backward_coarse_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr, begin, end);
+      coarse.backward_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr, begin, end);
     });
     for (double sum : sums) alpha_sums[l] += sum;
   }
@@ -146,9 +150,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
     torch::stable::copy_(alpha_grad, wide);
   }
   if (need_images) {
+    const auto backward_images = call.any_coarse ? coarse.backward_images : kernels.backward_images;
     void* data = image_grad.data_ptr();
     torch::stable::parallel_for(0, kernels.image_items(call.args), 1, [&](int64_t begin, int64_t end) {
-      kernels.backward_images(call.args, grad_view, data, begin, end);
+      backward_images(call.args, grad_view, data, begin, end);
     });
   }
   return {image_grad, filter_grads, alpha_grad};

@@ -50,15 +50,24 @@ struct AdaptiveFuseKernels {
   void (*backward_filters)(const AdaptiveFuseArgs&, const GradView&, void* const* filter_grads, double* alpha_sums,
                            int64_t begin, int64_t end);
 
-  // The same for one coarse level, whose items are bands of its rows; alpha_sums is [item] or null.
-  int64_t (*coarse_items)(const AdaptiveFuseArgs&, int level);
-  void (*backward_coarse_filters)(const AdaptiveFuseArgs&, const GradView&, int level, void* filter_grad,
-                                  double* alpha_sums, int64_t begin, int64_t end);
-
   int64_t (*image_items)(const AdaptiveFuseArgs&);
   void (*backward_images)(const AdaptiveFuseArgs&, const GradView&, void* image_grad, int64_t begin, int64_t end);
 };
 
 FFMEF_DECLARE_KERNELS(AdaptiveFuseKernels, adaptive_fuse_kernels)
+
+// For calls in which some level is coarse; the gradients of the other levels' filters are the kernels' above.
+struct AdaptiveFuseCoarseKernels {
+  void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin, int64_t end);  // its items are the kernels' above
+
+  // One coarse level's filters; items are bands of its rows, alpha_sums is [item] or null.
+  int64_t (*filter_items)(const AdaptiveFuseArgs&, int level);
+  void (*backward_filters)(const AdaptiveFuseArgs&, const GradView&, int level, void* filter_grad, double* alpha_sums,
+                           int64_t begin, int64_t end);
+
+  void (*backward_images)(const AdaptiveFuseArgs&, const GradView&, void* image_grad, int64_t begin, int64_t end);
+};
+
+FFMEF_DECLARE_KERNELS(AdaptiveFuseCoarseKernels, adaptive_fuse_coarse_kernels)
 
 }  // namespace ffmef
