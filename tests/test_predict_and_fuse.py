@@ -167,10 +167,12 @@ def step(model, luminance):
     return loss
 
 
-def test_recomputing_changes_no_gradient():
+@pytest.mark.parametrize("values", [1, 1 << 22], ids=["bands of 8 rows", "one band"])
+def test_recomputing_changes_no_gradient(monkeypatch, values):
+    monkeypatch.setattr(ffmef.models.ffmef, "_HIDDEN_VALUES", values)
     torch.manual_seed(0)
     model = ffmef.models.FFMEF(kernel_sizes=(1, 3, 5)).double()
-    luminance = torch.rand(2, 2, 14, 11, dtype=torch.float64)
+    luminance = torch.rand(2, 2, 27, 11, dtype=torch.float64)
     gradients = []
     for recompute in (False, True):
         model.recompute = recompute

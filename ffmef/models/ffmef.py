@@ -18,6 +18,9 @@ from ffmef.ops.predict_and_fuse import predict_and_fuse
 IMAGES = 2
 ENGINES = ("auto", "eager", "fused")
 
+# Values of hidden maps that exist at a time where memory is to be saved.
+_HIDDEN_VALUES = 1 << 22
+
 
 class FFMEF(nn.Module):
     """Filter-dominated fusion of two exposures (Zheng, Huang, Yu, Zhao; CVPR workshops 2023).
@@ -130,15 +133,29 @@ class FFMEF(nn.Module):
         return self.predictor(self.extract(luminance))
 
     def _fuse_without_filters(self, luminance: Tensor) -> Tensor:
-        def level(index: int, maps: Tensor) -> Tensor:
+        """(B, 2, H, W) -> (B, H, W), a few rows of hidden maps at a time, forwards and backwards."""
+
+        def level_rows(index: int, maps: Tensor, top: int, bottom: int) -> Tensor:
+            # The rows around that the head's two convolutions and the filters need; at a border there are none.
+            reach = 1 + self.kernel_sizes[index] // 2
+            first, last = max(top - reach, 0), min(bottom + reach, luminance.shape[2])
             head = self.predictor.heads[index]
-            attended = self.predictor.attentions[index](maps)
+            attended = self.predictor.attentions[index](maps[..., first:last, :])
             hidden = head.hidden(attended.flatten(0, 1)).unflatten(0, attended.shape[:2])
             alpha = self.fuse.alphas[index : index + 1]
-            return predict_and_fuse([hidden], [head.project.weight], [head.project.bias], luminance, alpha)
+            images = luminance[..., first:last, :]
+            fused = predict_and_fuse([hidden], [head.project.weight], [head.project.bias], images, alpha)
+            return fused[:, top - first : bottom - first]
 
-        levels = [checkpoint(level, l, maps, use_reentrant=False) for l, maps in enumerate(self.extract(luminance))]
-        return torch.stack(levels).sum(0)
+        batch, _, height, width = luminance.shape
+        maps, bands = self.extract(luminance), []
+        rows = max(_HIDDEN_VALUES // (batch * IMAGES * max(self.kernel_sizes) ** 2 * width), 8)
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            bands.append(
+                sum(checkpoint(level_rows, l, m, top, bottom, use_reentrant=False) for l, m in enumerate(maps))
+            )
+        return torch.cat(bands, 1)
 
     def forward(self, luminance: Tensor) -> Tensor:
         """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
