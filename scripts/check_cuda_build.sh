@@ -33,7 +33,8 @@ import ffmef.ops  # noqa: F401
 
 assert loader.cpu_missing is None, loader.cpu_missing
 assert loader.cuda_missing is None, loader.cuda_missing
-for name in (f"ffmef::{name}{end}" for name in ("adaptive_fuse", "pyramid_fuse") for end in ("", "_backward")):
+names = [f"ffmef::{name}{end}" for name in ("adaptive_fuse", "pyramid_fuse") for end in ("", "_backward")]
+for name in (*names, "ffmef::predict_and_fuse", "ffmef::ffmef_forward"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), name
     kernel = [line for line in torch._C._dispatch_dump(name).splitlines() if line.startswith("CUDA:")]
     print(name, kernel)

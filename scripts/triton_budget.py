@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -14,14 +15,36 @@ from pathlib import Path
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 # Contiguous float32 tensors, 16-byte aligned, of a width that 16 divides, as the JIT would specialise them.
 TILE = {"ROWS": 8, "COLUMNS": 64}
-SHARED = {"PADDING": 2, "WIDE": False, **TILE}
+SHARED = {"PADDING": 2, "WIDE": False, "DTYPE": "float32", **TILE}
+NETWORK = {"C": 4, **TILE}
+# A kernel's name in the table: its module in ffmef.kernels, the function, and its constants.
 KERNELS = {
-    "forward_kernel": {"SIZE_0": 1, "SIZE_1": 3, "SIZE_2": 5, "SIZE_3": 0, "ADD": False, "GROUP": 1},
-    "filters_gradient_kernel": {"SIZE": 5, "NEED_FILTERS": True, "NEED_ALPHA": True},
-    "images_gradient_kernel": {"SIZE": 5, "ADD": False, "GROUP": 1},
-}
-POINTERS = re.compile(r"images|filters(_\d)?|alphas?|output|gradient|target|partials")
-LAST_STRIDES = re.compile(r"(image|filter|gradient)_column|column_\d")
+    "forward_kernel": ("adaptive_fuse", {"SIZE_0": 1, "SIZE_1": 3, "SIZE_2": 5, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED}),
+    "filters_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "NEED_FILTERS": True, "NEED_ALPHA": True, **SHARED}),
+    "images_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "ADD": False, "GROUP": 1, **SHARED}),
+    "level_kernel": ("predict_and_fuse", {"SIZE": 5, "ADD": False, "GROUP": 8, **SHARED}),
+    # A block's first and second convolution, the latter with the most around it, and a head's first.
+    "convolution_kernel": ("ffmef_forward", {
+        "KIND": "MAP", "SECOND": True, "TAIL": "RAW", "IDENTITY": "MAP", "MERGE": False, "MOMENTS": True, **NETWORK}),
+    "convolution_kernel merge": ("ffmef_forward", {
+        "KIND": "LEAKY", "SECOND": False, "TAIL": "RESIDUAL", "IDENTITY": "MAP", "MERGE": True, "MOMENTS": False, **NETWORK}),
+    "convolution_kernel gated": ("ffmef_forward", {
+        "KIND": "GATED", "SECOND": False, "TAIL": "RECTIFY", "IDENTITY": "GATED", "MERGE": False, "MOMENTS": False, **NETWORK}),
+    "convolution_kernel of 16 channels": ("ffmef_forward", {
+        "KIND": "LEAKY", "SECOND": False, "TAIL": "RESIDUAL", "IDENTITY": "MAP", "MERGE": True, "MOMENTS": False, **NETWORK,
+        "C": 16}),
+    "point_kernel moments": ("ffmef_forward", {"BASE": "RECTIFIED", "SKIP": "MAP", "STORE": False, **NETWORK}),
+    "point_kernel": ("ffmef_forward", {"BASE": "RECTIFIED", "SKIP": "STEM", "STORE": True, **NETWORK}),
+    "norm_kernel": ("ffmef_forward", {"NORMED": 4, "BLOCK": 1024, **NETWORK}),
+    "attention_kernel": ("ffmef_forward", {"IMAGES": 2, **NETWORK}),
+    "head_kernel": ("ffmef_forward", {"ADD": True, "SIZE": 5, "GROUPS": 4, "GROUP": 8, "IMAGES": 2, **NETWORK}),
+    "head_kernel of 7 x 7": ("ffmef_forward", {"ADD": True, "SIZE": 7, "GROUPS": 7, "GROUP": 8, "IMAGES": 2, **NETWORK}),
+}  # fmt: skip
+INTEGERS = re.compile(
+    r"(image|filter|gradient|hidden)_(batch|image|channel|tap|map|row|column)|(batch|image|tap|row|column)_\d"
+    r"|count|channels|height|width|groups|size_class|maps"
+)
+LAST_STRIDES = re.compile(r"(image|filter|gradient|hidden)_column|column_\d")
 
 
 def compile_kernel(name: str, architecture: int) -> dict[str, int]:
@@ -31,17 +54,23 @@ def compile_kernel(name: str, architecture: int) -> dict[str, int]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from ffmef.kernels import adaptive_fuse as kernels
-
-    kernel = getattr(kernels, name)
-    constants = {**SHARED, **KERNELS[name], "DTYPE": tl.float32}
+    module_name, constants = KERNELS[name]
+    kernels = importlib.import_module(f"ffmef.kernels.{module_name}")
+    kernel = getattr(kernels, name.split()[0])
+    # A constant given by name is the module's own; the type is Triton's.
+    for key, value in constants.items():
+        if isinstance(value, str):
+            value = getattr(tl, value) if key == "DTYPE" else getattr(kernels, value).value
+            constants = constants | {key: value}
+    unspecialised = getattr(kernels, "UNSPECIALISED", ())
     signature, values, attributes = {}, {}, {}
     for place, argument in enumerate(kernel.arg_names):
         if argument in constants or LAST_STRIDES.fullmatch(argument):
             signature[argument], values[(place,)] = "constexpr", constants.get(argument, 1)
             continue
-        signature[argument] = "*fp32" if POINTERS.fullmatch(argument) else "i32"
-        if argument not in kernels.UNSPECIALISED:
+        integer = INTEGERS.fullmatch(argument) and not (module_name == "ffmef_forward" and argument == "maps")
+        signature[argument] = "i32" if integer else "*fp32"
+        if argument not in unspecialised:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     options = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
@@ -65,7 +94,7 @@ def main() -> int:
     for architecture in map(int, sys.argv[1:] or ARCHITECTURES):
         for name in KERNELS:
             usage = compile_kernel(name, architecture)
-            print(f"sm_{architecture:<4} {name:<26} " + "  ".join(f"{key} {value}" for key, value in usage.items()))
+            print(f"sm_{architecture:<4} {name:<34} " + "  ".join(f"{key} {value}" for key, value in usage.items()))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffmef import cli, ops
+from ffmef import _loader, cli, ops
 from ffmef.commands import selftest
 
 
@@ -53,3 +53,21 @@ def test_an_unknown_backend_is_named(capsys: pytest.CaptureFixture[str]) -> None
 def test_floor_is_the_traffic_of_the_paper_s_operator() -> None:
     # (1 + 9 + 25) taps of two images and three pictures, 4 bytes each: 280 + 12.
     assert selftest.bytes_moved(1, 1, 4) == 292
+
+
+@pytest.mark.skipif(_loader.cpu_missing is not None, reason=str(_loader.cpu_missing))
+def test_the_network_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, wrong = selftest.check_others("cpu", "cpu", interpreted=True)
+    assert not wrong and lines == ["  1 of 1 problems of predict_and_fuse and ffmef_forward right and repeatable"]
+    right = ops.ffmef_forward
+    monkeypatch.setattr(ops, "ffmef_forward", lambda *args, **options: right(*args, **options) + 2e-4)
+    lines, wrong = selftest.check_others("cpu", "cpu", interpreted=True)
+    assert wrong and "FAILED ffmef_forward 3 x 5: error" in lines[1]
+
+
+def test_a_wrong_prediction_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops.predict_and_fuse
+    problem = selftest.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))
+    assert selftest.prediction_error(problem, "cpu", "reference") <= 1
+    monkeypatch.setattr(ops, "predict_and_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
+    assert selftest.prediction_error(problem, "cpu", "reference") > 1

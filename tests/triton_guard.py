@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,6 @@ def load(text: str, folder: Path) -> ModuleType:
     path = folder / "changed_kernels.py"
     path.write_text(text)
     spec = importlib.util.spec_from_file_location("changed_kernels", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -55,9 +55,11 @@ def engine_line() -> str:
     """Say which networks the whole-network operator serves here."""
     from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported
 
-    reason = unsupported(CHANNELS[0], KERNEL_SIZES[0])
-    if reason is not None:
-        return f"eager for every network: {reason}"
+    names = {"cpu": "the CPU", "cuda": "GPUs"}
+    reasons = {name: unsupported(CHANNELS[0], KERNEL_SIZES[0], device) for device, name in names.items()}
+    served = [device for device, reason in reasons.items() if reason is None]
+    if not served:
+        return "eager for every network: " + "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
     sets = ", ".join("{" + ",".join(map(str, sizes)) + "}" for sizes in KERNEL_SIZES)
     channels = ", ".join(map(str, CHANNELS))
-    return f"fused on the CPU without gradients for FFMEF of {channels} channels and filter sets {sets}; eager otherwise"
+    return f"fused on {' and '.join(served)} without gradients for FFMEF of {channels} channels and filter sets {sets}; eager otherwise"

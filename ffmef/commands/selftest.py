@@ -181,6 +181,95 @@ def check(backend: str, device: str, problems: list[Problem]) -> Tally:
     return tally
 
 
+def predictions(interpreted: bool) -> list[Problem]:
+    """Return the problems of predict_and_fuse: every dtype, with and without vectors, maps taken in turns."""
+    problems = []
+    for dtype in TOLERANCE:
+        problems += [
+            Problem(dtype, "zeros", 2, 2, 1, 37, 144, (1, 3, 5)),
+            Problem(dtype, "reflect", 1, 3, 3, 19, 67, (3, 7)),
+            Problem(dtype, "replicate", 1, 2, 1, 4, 9, (9, 1)),
+            Problem(dtype, "zeros", 1, 2, 1, 5, 9, (3,)),
+        ]
+    return problems[3::4] if interpreted else problems
+
+
+def prediction_error(problem: Problem, device: str, backend: str) -> float:
+    """Return predict_and_fuse's largest error in units of what is allowed; infinity where it changes when run again."""
+    import torch
+
+    from ffmef.ops import predict_and_fuse, reference
+
+    images, hidden, alphas, _ = inputs(problem, "cpu")
+    random = torch.Generator().manual_seed(11)
+    weight = [torch.randn(k * k, k * k, generator=random, dtype=torch.float64).to(images.dtype) for k in problem.sizes]
+    bias = [torch.randn(k * k, generator=random, dtype=torch.float64).to(images.dtype) for k in problem.sizes]
+
+    def run() -> torch.Tensor:
+        there = [[t.to(device) for t in tensors] for tensors in (hidden, weight, bias)]
+        return predict_and_fuse(*there, images.to(device), alphas.to(device), padding_mode=problem.padding, backend=backend).cpu()
+
+    def expected(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        wide = [[change(t.double()) for t in tensors] for tensors in (hidden, weight, bias)]
+        filters = [torch.einsum("ji,bnihw->bnjhw", w, h) + b.view(1, 1, -1, 1, 1) for h, w, b in zip(*wide, strict=True)]
+        return reference.adaptive_fuse(change(images.double()), filters, change(alphas.double()), problem.padding)
+
+    with torch.inference_mode():
+        found = run()
+        if not bool(found.isfinite().all()) or not torch.equal(found, run()):
+            return float("inf")
+        error = ((found.double() - expected(torch.clone)).abs() - SMALLEST.get(problem.dtype, 0.0)).clamp_min(0)
+        slack = 2.0 if problem.dtype == "bfloat16" and os.environ.get("TRITON_INTERPRET") == "1" else 1.0
+        return float((error / expected(torch.abs)).nan_to_num(nan=0.0).max()) / TOLERANCE[problem.dtype] / slack
+
+
+NETWORK_TOLERANCE = 1e-4  # of luminance, whose range is 1
+
+
+def network_error(height: int, width: int, device: str, backend: str) -> float:
+    """Return the whole network's largest error in units of what is allowed, against float64 layers on the CPU."""
+    import torch
+
+    from ffmef.models import FFMEF
+    from ffmef.ops import ffmef_forward
+
+    torch.manual_seed(5)
+    model = FFMEF(engine="eager").eval()
+    luminance = torch.rand(1, 2, height, width)
+    with torch.inference_mode():
+        parameters = [p.to(device) for p in model.parameters()]
+        found = ffmef_forward(luminance.to(device), parameters, backend=backend).cpu()
+        if not torch.equal(found, ffmef_forward(luminance.to(device), parameters, backend=backend).cpu()):
+            return float("inf")
+        expected = model.double()(luminance.double())
+        scale = max(1.0, float(expected.abs().max()))  # random weights may leave the range of pictures
+        return float((found - expected).abs().max()) / scale / NETWORK_TOLERANCE
+
+
+def check_others(backend: str, device: str, interpreted: bool) -> tuple[list[str], bool]:
+    """Return lines on the operators beside adaptive_fuse that ``backend`` has, and whether one of them failed."""
+    checks: list[tuple[str, Callable[[], float]]] = []
+    if backend in ("triton", "cuda"):
+        for problem in predictions(interpreted):
+            checks.append((f"predict_and_fuse {problem}", lambda p=problem: prediction_error(p, device, backend)))
+    if backend in ("triton", "cpu"):
+        for size in ((3, 5),) if interpreted else ((1, 2), (67, 150), (300, 401)):
+            checks.append((f"ffmef_forward {size[0]} x {size[1]}", lambda s=size: network_error(*s, device, backend)))
+    failures = []
+    for name, error_of_check in checks:
+        try:
+            error = error_of_check()
+            if not error <= 1:
+                failures.append(f"{name}: error {error:.3g} times what is allowed, or another result when run again")
+        except RuntimeError as failure:
+            failures.append(f"{name}: {str(failure).splitlines()[0]}")
+    if not checks:
+        return [], False
+    passed = len(checks) - len(failures)
+    lines = [f"  {passed} of {len(checks)} problems of predict_and_fuse and ffmef_forward right and repeatable"]
+    return lines + [f"  FAILED {failure}" for failure in failures], bool(failures)
+
+
 def usable_backends(device: str, wanted: str | None) -> list[str]:
     """Return the backends to check, or raise InputError with the reason why there is none."""
     import torch
@@ -311,6 +400,10 @@ def run(args: argparse.Namespace) -> int:
         )
         for failure in tally.failures[:20]:
             print(f"  FAILED {failure}")
+        lines, wrong = check_others(backend, args.device, interpreted)
+        failed |= wrong
+        if lines:
+            print("\n".join(lines))
         if args.device == "cuda":
             print(f"  captured in a CUDA graph: {graph_capture(backend)}")
         if not args.quick and not interpreted and backend != "reference":

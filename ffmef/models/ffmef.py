@@ -33,8 +33,8 @@ class FFMEF(nn.Module):
         kernel_sizes: odd filter sides in ascending order; the paper's table 2 has (1,), (1, 3), (3, 5), (1, 3, 5) and
             (1, 3, 5, 7).
         backend: of :func:`ffmef.ops.adaptive_fuse`.
-        engine: "fused" runs the whole network in one operator (:func:`ffmef.ops.ffmef_forward`, evaluation mode on the
-            CPU without gradients), "eager" runs it layer by layer; "auto" takes "fused" wherever it can, except where
+        engine: "fused" runs the whole network in one operator (:func:`ffmef.ops.ffmef_forward`, evaluation mode without
+            gradients), "eager" runs it layer by layer; "auto" takes "fused" wherever it can, except where
             ``backend`` is given. The engine runs no hooks of submodules.
         recompute: train in a fraction of the memory: filters never exist (:func:`ffmef.ops.predict_and_fuse`), and
             the backward pass computes activations again instead of keeping them. ``backend`` is not used then.
@@ -109,7 +109,9 @@ class FFMEF(nn.Module):
             return "the model is in training mode (model.eval() changes it)"
         if luminance.shape[2] * luminance.shape[3] == 1:
             return "InstanceNorm needs more than one pixel"
-        return unsupported(self.channels, self.kernel_sizes) or unsupported_tensors(luminance, parameters)
+        return unsupported(self.channels, self.kernel_sizes, luminance.device.type) or unsupported_tensors(
+            luminance, parameters
+        )
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""

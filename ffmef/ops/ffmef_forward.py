@@ -1,21 +1,23 @@
-"""The whole FFMEF network in one operator, for inference on the CPU; docs/engine.md explains how it works."""
+"""The whole FFMEF network in one operator, for inference on CPU and GPU; docs/engine.md explains how it works."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ffmef import _loader
-from ffmef.ops.library import carries_tangent, define, library, operator
+from ffmef.ops.library import carries_tangent, define, implement, library, operator
+from ffmef.ops.selection import check_backend
 
 CHANNELS = (4, 8, 16)
 KERNEL_SIZES = ((1,), (1, 3), (3, 5), (1, 3, 5), (1, 3, 5, 7))
 
 
-def unsupported(channels: int, kernel_sizes: Sequence[int]) -> str | None:
-    """Return why the operator cannot run a network of this architecture here, or None.
+def unsupported(channels: int, kernel_sizes: Sequence[int], device: str = "cpu") -> str | None:
+    """Return why the operator cannot run a network of this architecture on "cpu" or "cuda" here, or None.
 
     Example:
         >>> unsupported(6, (1, 3, 5))
@@ -25,27 +27,36 @@ def unsupported(channels: int, kernel_sizes: Sequence[int]) -> str | None:
         return f"channels must be 4, 8 or 16, got {channels}"
     if tuple(kernel_sizes) not in KERNEL_SIZES:
         return f"kernel_sizes must be one of {', '.join(map(str, KERNEL_SIZES))}, got {tuple(kernel_sizes)}"
+    if device == "cuda":
+        return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
     return _loader.cpu_missing
 
 
 def unsupported_tensors(luminance: Tensor, parameters: Sequence[Tensor]) -> str | None:
     """Return why the operator cannot run these tensors, or None."""
+    if luminance.device.type not in ("cpu", "cuda"):
+        return f"luminance must be on the CPU or a CUDA GPU, got {luminance.device}"
     for name, tensor in (("luminance", luminance), *(("the parameters", p) for p in parameters)):
-        if tensor.device.type != "cpu":
-            return f"{name} must be on the CPU, got {tensor.device}"
+        if tensor.device != luminance.device:
+            return f"{name} must be on {luminance.device} like luminance, got {tensor.device}"
         if tensor.dtype != torch.float32:
             return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
     if torch.is_grad_enabled() and (luminance.requires_grad or any(p.requires_grad for p in parameters)):
         return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
     if carries_tangent(luminance, *parameters):
         return "forward-mode derivatives are enabled"
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled(luminance.device.type):
         return "autocast is enabled, and the engine computes in float32"
     return None
 
 
 def ffmef_forward(
-    luminance: Tensor, parameters: Sequence[Tensor], channels: int = 4, kernel_sizes: Sequence[int] = (1, 3, 5)
+    luminance: Tensor,
+    parameters: Sequence[Tensor],
+    channels: int = 4,
+    kernel_sizes: Sequence[int] = (1, 3, 5),
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """Fuse two luminance images by the FFMEF network, without its filters or k*k maps ever reaching memory.
 
@@ -53,13 +64,15 @@ def ffmef_forward(
     operator by itself where it can.
 
     Args:
-        luminance: (B, 2, H, W) in [0, 1], float32, on the CPU, any strides; the darker exposure first.
+        luminance: (B, 2, H, W) in [0, 1], float32, on the CPU or a GPU, any strides; the darker exposure first.
         parameters: what ``model.parameters()`` yields, in that order; float32.
         channels: c of the network: 4, 8 or 16.
         kernel_sizes: one of the filter sets of the paper's table 2.
+        backend: "cpu" or "triton"; None takes the one that the tensors' device has.
 
     Returns:
-        (B, 1, H, W), unclamped. The bits do not depend on the number of threads; they do depend on the instruction set.
+        (B, 1, H, W), unclamped. The bits are the same from run to run and do not depend on the number of threads; they do
+        depend on the instruction set or the GPU.
 
     Raises:
         ValueError: shapes or the architecture are not supported; the message names the argument, the rule and the value.
@@ -77,13 +90,16 @@ def ffmef_forward(
         raise ValueError(f"luminance must be (B, 2, H, W), got shape {tuple(luminance.shape)}")
     if luminance.shape[2] * luminance.shape[3] == 1:
         raise ValueError("luminance must have more than one pixel for InstanceNorm, got 1 x 1")
-    reason = unsupported(channels, kernel_sizes)
+    check_backend(backend, luminance.device)
+    if backend in ("reference", "cuda"):
+        raise RuntimeError(f"backend {backend!r} is not available: ffmef_forward has no kernel for it")
+    reason = unsupported(channels, kernel_sizes, "cuda" if backend == "triton" else luminance.device.type)
     if reason is not None:
         raise ValueError(reason)
     reason = unsupported_tensors(luminance, parameters)
     if reason is not None:
         raise RuntimeError(reason)
-    return operator("ffmef_forward")(luminance, parameters, channels, list(kernel_sizes))
+    return operator("ffmef_forward_triton" if backend == "triton" else "ffmef_forward")(luminance, parameters, channels, list(kernel_sizes))
 
 
 def _fake(luminance, parameters, channels, kernel_sizes):
@@ -94,6 +110,19 @@ def _no_gradient(ctx, grad):
     raise RuntimeError("ffmef_forward has no gradient; set the model's engine to 'eager'")
 
 
-define("ffmef_forward(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor")
-torch.library.register_fake("ffmef::ffmef_forward", _fake, lib=library)
-torch.library.register_autograd("ffmef::ffmef_forward", _no_gradient, lib=library)
+def _triton(*arguments):
+    # Imported at the first call: importing triton takes longer than importing ffmef.
+    from ffmef.kernels import ffmef_forward as kernels
+
+    return kernels.forward(*arguments)
+
+
+_SCHEMA = "(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor"
+define("ffmef_forward" + _SCHEMA)
+library.define("ffmef_forward_triton" + _SCHEMA)
+implement("ffmef_forward", _triton, "CUDA")
+for _key in ("CPU", "CUDA"):
+    implement("ffmef_forward_triton", _triton, _key)
+for _name in ("ffmef_forward", "ffmef_forward_triton"):
+    torch.library.register_fake(f"ffmef::{_name}", _fake, lib=library)
+    torch.library.register_autograd(f"ffmef::{_name}", _no_gradient, lib=library)
