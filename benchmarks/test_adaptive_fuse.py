@@ -1,4 +1,4 @@
-"""The fusion operator: our backends against unfold, shift-and-add, both compiled, and the floor."""
+"""The fusion operator: our backends against unfold, shift-and-add, both compiled, and the floor; coarse filters too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks import formulations, harness
 from ffmef import measure, ops
@@ -250,4 +251,95 @@ def test_adaptive_fuse(case, compare, mode, device):
         bytes_moved=case.bytes_moved,
         checked=case.provider != "floor",
         compiler="eager" if mode == "smoke" else "inductor",
+    )
+
+
+# --- filters on a coarser grid ---------------------------------------------------------------------------------------
+
+CELL = 8  # pixels along a side
+
+
+@dataclass(frozen=True)
+class CoarseCase:
+    """One filter for each cell: interpolated in the kernels (a backend's name) or, before them, by torch."""
+
+    provider: str
+    size: str = "551x707"
+    step: str = "forward"
+    threads: int = 1
+
+    def __str__(self) -> str:
+        return f"coarse-{self.step}-{self.size}-cell{CELL}-t{self.threads}-{self.provider}"
+
+    @property
+    def subject(self) -> str:
+        return f"adaptive_fuse {str(self).removesuffix('-' + self.provider)}"
+
+    @property
+    def memory_needed(self) -> int:
+        batch, height, width = SIZES[self.size]
+        return 8 * 70 * 4 * batch * height * width  # interpolated filters, unfold's columns and their gradients
+
+
+INTERPOLATED = "interpolate-"  # the filters, by torch, to full resolution; then the provider named behind it
+
+
+def coarse_cases(mode: str) -> list[CoarseCase]:
+    native = native_backends()
+    providers = [f"{INTERPOLATED}unfold", *(f"{INTERPOLATED}{name}" for name in native), *native]
+    sizes = {"smoke": ("tiny",), "full": ("551x707", "1080p", "12mp")}.get(mode, ("551x707", "1080p"))
+    threads = sorted({1, os.cpu_count()}) if mode == "full" else [1]
+    return [CoarseCase(*c) for c in itertools.product(providers, sizes, ("forward", "both"), threads)]
+
+
+def interpolate_first(function: Callable) -> Callable:
+    def run(images: Tensor, filters: list[Tensor], alphas: Tensor) -> Tensor:
+        sizes = images.shape[-2:]
+        fine = [
+            F.interpolate(level.flatten(0, 1), sizes, mode="bilinear", align_corners=False).unflatten(0, level.shape[:2])
+            for level in filters
+        ]
+        return function(images, fine, alphas)
+
+    return run
+
+
+def coarse_inputs(case: CoarseCase, device: str, seed: int) -> Inputs:
+    inputs = Inputs.random(Case(BASELINE, case.size), device, seed)
+    return replace(inputs, filters=[level[..., ::CELL, ::CELL].contiguous() for level in inputs.filters])
+
+
+@pytest.mark.cases(of=coarse_cases)
+def test_coarse_filters(case, compare, device):
+    if case.memory_needed > 0.7 * (measure.available_memory() or float("inf")):
+        pytest.skip(f"needs about {case.memory_needed / 2**30:.0f} GiB of free memory")
+    name = case.provider.removeprefix(INTERPOLATED)
+    function = FORMULATIONS[name] if name in FORMULATIONS else named(name)
+    if name != case.provider:
+        function = interpolate_first(function)
+    small = coarse_inputs(replace(case, size="tiny"), device, seed=1)
+    wide = Inputs(small.images.double(), [f.double() for f in small.filters], small.alphas.double(), small.grad.double())
+    for result, value in zip(make_run(function, case.step, small)(), make_run(named("reference"), case.step, wide)(), strict=True):
+        assert (result.double() - value).abs().max() <= TOLERANCE[torch.float32] * value.abs().max().clamp_min(1e-3)
+    inputs = coarse_inputs(case, device, seed=0)
+    baseline = make_run(interpolate_first(formulations.unfold), case.step, inputs)
+    batch, height, width = SIZES[case.size]
+    compare(
+        make_run(function, case.step, inputs),
+        subject=case.subject,
+        provider=case.provider,
+        threads=case.threads,
+        baseline=None if name == BASELINE else baseline,
+        baseline_name=f"{INTERPOLATED}unfold",
+        floor=None,
+        operator="adaptive_fuse",
+        step=case.step,
+        batch=batch,
+        height=height,
+        width=width,
+        cell=CELL,
+        images=2,
+        kernel_sizes=[1, 3, 5],
+        dtype="float32",
+        checked=True,
     )

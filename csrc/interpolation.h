@@ -54,11 +54,14 @@ static inline FFMEF_HOST_DEVICE Span<Int> span_of(const Interpolation<Int>& axis
   return {first, cell == axis.size - 1 || last > fine_size ? fine_size : last};
 }
 
-// The share of a cell in a pixel.
+// The share of a cell in a pixel: a tent over the cell's centre, exact before one rounding.
 template <class Real, class Int>
 static inline FFMEF_HOST_DEVICE Real share_of(const Interpolation<Int>& axis, Int cell, Int pixel) {
-  const Tap<Int, Real> tap = tap_of<Real>(axis, pixel);
-  return tap.first == cell ? Real(1) - tap.share : tap.second == cell ? tap.share : Real(0);
+  const Int unit = 2 * axis.pixels, last = unit * (axis.size - 1);
+  Int place = (2 * pixel + 1) * axis.cells - axis.pixels;
+  place = place < 0 ? 0 : place > last ? last : place;
+  const Int distance = place < unit * cell ? unit * cell - place : place - unit * cell;
+  return distance < unit ? Real(unit - distance) / Real(unit) : Real(0);
 }
 
 }  // namespace ffmef

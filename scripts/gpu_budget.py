@@ -94,7 +94,10 @@ def block_shape(name: str) -> tuple[int, int]:
     arguments = name[name.find("<") + 1 : name.rfind(">")].split(", ") if "<" in name else ["float"]
     wide = 8 if arguments[0] == "double" else 4
     if not name.startswith(("fuse_tiled", "filters_gradient_tiled")):
-        sums = 0 if name.startswith("fuse_direct") else 8 * 8 if name.startswith("sum_level") else 3 * 8 * wide
+        if name.startswith("cells_gradient"):
+            return 256, 8 * wide
+        without = ("fuse_direct", "fuse_coarse", "images_gradient_coarse")
+        sums = 0 if name.startswith(without) else 8 * 8 if name.startswith("sum_level") else 3 * 8 * wide
         return 256, sums
     vector, channels = int(arguments[1]), int(arguments[2])
     threads, width = (128 if vector == 8 else 256), (32 if vector == 1 else 64)

@@ -19,9 +19,12 @@ SHARED = {"PADDING": 2, "WIDE": False, "DTYPE": "float32", **TILE}
 NETWORK = {"C": 4, **TILE}
 # A kernel's name in the table: its module in ffmef.kernels, the function, and its constants.
 KERNELS = {
-    "forward_kernel": ("adaptive_fuse", {"SIZE_0": 1, "SIZE_1": 3, "SIZE_2": 5, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED}),
+    "forward_kernel": ("adaptive_fuse", {"COARSE": False, "SIZE_0": 1, "SIZE_1": 3, "SIZE_2": 5, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED}),
     "filters_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "NEED_FILTERS": True, "NEED_ALPHA": True, **SHARED}),
-    "images_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "ADD": False, "GROUP": 1, **SHARED}),
+    "cells_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "NEED_FILTERS": True, "NEED_ALPHA": True, **SHARED}),
+    "forward_kernel of cells": ("adaptive_fuse", {
+        "COARSE": True, "SIZE_0": 5, "SIZE_1": 0, "SIZE_2": 0, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED}),
+    "images_gradient_kernel": ("adaptive_fuse", {"COARSE": False, "SIZE": 5, "ADD": False, "GROUP": 1, **SHARED}),
     "level_kernel": ("predict_and_fuse", {"SIZE": 5, "ADD": False, "GROUP": 8, **SHARED}),
     # A block's first and second convolution, the latter with the most around it, and a head's first.
     "convolution_kernel": ("ffmef_forward", {
@@ -42,7 +45,7 @@ KERNELS = {
 }  # fmt: skip
 INTEGERS = re.compile(
     r"(image|filter|gradient|hidden)_(batch|image|channel|tap|map|row|column)|(batch|image|tap|row|column)_\d"
-    r"|count|channels|height|width|groups|size_class|maps"
+    r"|count|channels|height|width|groups|size_class|maps|cells_down|cells_across|fine_height|fine_width|most_rows|most_columns"
 )
 LAST_STRIDES = re.compile(r"(image|filter|gradient|hidden)_column|column_\d")
 

@@ -87,9 +87,9 @@ def _result_kinds(case: Case, backward: bool) -> list[Kind]:
     kinds: list[Kind] = []
     if case.need_images:
         kinds.append(((case.batch, case.images, case.channels, *plane), case.dtype))
-    for size, needed in zip(case.sizes, case.filters_needed):
+    for size, grid, needed in zip(case.sizes, case.grid_of_levels, case.filters_needed):
         if needed:
-            kinds.append(((case.batch, case.images, size * size, *plane), case.dtype))
+            kinds.append(((case.batch, case.images, size * size, *grid), case.dtype))
     if case.need_alphas:
         kinds.append(((len(case.sizes),), reference.accumulator(case.dtype)))
     return kinds

@@ -23,6 +23,7 @@ class Case:
     height: int = 9
     width: int = 20
     sizes: tuple[int, ...] = (1, 3, 5)
+    grids: tuple[tuple[int, int] | None, ...] | None = None  # of each level's filters; None is the images' own
     padding: str = "zeros"
     dtype: torch.dtype = torch.float32
     layout: str = "contiguous"
@@ -34,6 +35,11 @@ class Case:
     @property
     def filters_needed(self) -> tuple[bool, ...]:
         return self.need_filters if self.need_filters is not None else (True,) * len(self.sizes)
+
+
+    @property
+    def grid_of_levels(self) -> list[tuple[int, int]]:
+        return [grid or (self.height, self.width) for grid in self.grids or (None,) * len(self.sizes)]
 
 
 @dataclass
@@ -84,7 +90,10 @@ def make_tensors(case: Case) -> Tensors:
 
     batch, count, height, width = case.batch, case.images, case.height, case.width
     images = lay_out(normal(batch, count, case.channels, height, width), case.layout)
-    filters = [lay_out(normal(batch, count, size * size, height, width), case.layout) for size in case.sizes]
+    filters = [
+        lay_out(normal(batch, count, size * size, *grid), case.layout)
+        for size, grid in zip(case.sizes, case.grid_of_levels, strict=True)
+    ]
     alphas = normal(len(case.sizes)).to(reference.accumulator(case.dtype))
     gradient = normal(batch, case.channels, height, width)
     if case.layout == "expanded":  # as the gradient of a sum arrives
@@ -153,6 +162,49 @@ def relative_error(result: torch.Tensor, expected: Expected) -> float:
 
 PADDINGS = ("zeros", "replicate", "reflect")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def coarse_matrix() -> list[Case]:
+    """Return cases with filters on coarser grids: whole and broken ratios, one cell, mixed with full levels."""
+    cases = []
+    for padding in PADDINGS:
+        cases += [
+            Case(f"coarse, {padding}", grids=((3, 5), (2, 4), None), padding=padding, batch=2),
+            Case(f"coarse, odd, {padding}", height=11, width=37, sizes=(3, 5), grids=((4, 9), (11, 2)), padding=padding),
+            Case(f"coarse, small, {padding}", height=2, width=3, sizes=(7, 1), grids=((1, 2), (2, 1)), padding=padding),
+        ]
+    for dtype in DTYPES:
+        short = str(dtype).removeprefix("torch.")
+        cases += [
+            Case(f"coarse, {short}, three channels", dtype=dtype, channels=3, sizes=(3, 1), grids=((3, 7), None)),
+            Case(f"coarse, {short}, nine taps", dtype=dtype, sizes=(9,), grids=((2, 3),), height=7, width=8, channels=5),
+        ]
+    cases += [
+        Case("coarse, one cell", grids=((1, 1),) * 3, images=1),
+        Case("coarse, one pixel", height=1, width=1, sizes=(3,), grids=((1, 1),)),
+        Case("coarse, nearly full", height=8, width=40, sizes=(3,), grids=((7, 39),)),
+        Case("coarse, many tiles of cells", height=20, width=80, sizes=(3,), grids=((18, 70),)),
+        Case("coarse, strided", grids=((3, 5), None, (9, 4)), layout="every second", channels=2),
+        Case("coarse, transposed", grids=((3, 5), (2, 4), (1, 20)), layout="transposed", padding="reflect"),
+        Case("coarse, expanded", grids=((3, 5), (2, 4), None), layout="expanded", batch=3),
+        Case("coarse, seventeen levels", sizes=(1, 3) * 8 + (5,), height=5, width=8, grids=((2, 3), None) * 8 + ((1, 8),)),
+        Case("coarse, no batch", batch=0, sizes=(3,), grids=((3, 5),)),
+    ]
+    return cases
+
+
+def coarse_backward_matrix() -> list[Case]:
+    """Return the cases of their gradients, and the choices of what is asked for."""
+    base = Case("", height=7, width=13, sizes=(3, 1, 5), grids=((2, 5), None, (3, 13)), padding="reflect")
+    none, some = (False, False, False), (True, False, False)
+    return [
+        *coarse_matrix(),
+        replace(base, name="coarse, images only", need_filters=none, need_alphas=False),
+        replace(base, name="coarse, filters only", need_images=False, need_alphas=False),
+        replace(base, name="coarse, alphas only", need_images=False, need_filters=none),
+        replace(base, name="coarse, some filters and alphas", need_images=False, need_filters=some),
+        replace(base, name="coarse, some filters", need_images=False, need_filters=(False, True, True), need_alphas=False),
+    ]
 
 
 def matrix() -> list[Case]:

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from cuda_emulation import CUDA_INCLUDE, ROOT, build, needs_emulator, run, worst
-from gpu_cases import TOLERANCE, Case, backward_matrix, matrix
+from gpu_cases import TOLERANCE, Case, backward_matrix, coarse_backward_matrix, coarse_matrix, matrix
+
+FORWARD = matrix() + coarse_matrix()
+BACKWARD = backward_matrix() + coarse_backward_matrix()
 
 pytestmark = needs_emulator
 
@@ -22,21 +25,20 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def forward_results(program: Path) -> dict[str, list[torch.Tensor]]:
-    return {case.name: result for case, result in zip(matrix(), run(program, matrix(), backward=False))}
+    return {case.name: result for case, result in zip(FORWARD, run(program, FORWARD, backward=False))}
 
 
 @pytest.fixture(scope="module")
 def backward_results(program: Path) -> dict[str, list[torch.Tensor]]:
-    cases = backward_matrix()
-    return {case.name: result for case, result in zip(cases, run(program, cases, backward=True))}
+    return {case.name: result for case, result in zip(BACKWARD, run(program, BACKWARD, backward=True))}
 
 
-@pytest.mark.parametrize("case", matrix(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.name)
 def test_forward_equals_float64_reference(case: Case, forward_results: dict[str, list[torch.Tensor]]) -> None:
     assert worst(case, forward_results[case.name], backward=False) <= TOLERANCE[case.dtype]
 
 
-@pytest.mark.parametrize("case", backward_matrix(), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: case.name)
 def test_backward_equals_float64_reference(case: Case, backward_results: dict[str, list[torch.Tensor]]) -> None:
     assert worst(case, backward_results[case.name], backward=True) <= TOLERANCE[case.dtype]
 
@@ -58,7 +60,7 @@ def test_empty_images(program: Path) -> None:
 
 
 def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
-    cases = [case for case in backward_matrix() if case.name.startswith("many tiles")]
+    cases = [case for case in BACKWARD if "many tiles" in case.name]
     first, second = run(program, cases, backward=True), run(program, cases + cases, backward=True)
     for results, again, once_more in zip(first, second, second[len(cases) :]):
         for part, part_again, part_once_more in zip(results, again, once_more):

@@ -109,6 +109,31 @@ BACKWARD = [
 ]
 
 
+# Every pixel that a cell reaches is a step of the interpreter's, so these are few and small.
+COARSE = [
+    Case("triton, coarse and full", height=5, width=9, sizes=(1, 3), grids=((2, 3), None), padding="reflect"),
+    Case("triton, two grids", height=4, width=6, sizes=(3, 1), grids=((4, 2), (1, 1)), padding="replicate", images=1),
+    Case("triton, coarse, channels", height=4, width=5, channels=3, sizes=(3,), grids=((2, 3),), images=1),
+    Case("triton, coarse, small", height=2, width=3, sizes=(5,), grids=((1, 2),), padding="reflect", images=1),
+    Case("triton, tiles of cells", height=10, width=20, sizes=(1,), grids=((9, 18),), images=1),
+    Case("triton, coarse, float16", height=4, width=6, dtype=HALF, sizes=(1, 3), grids=((2, 3), None), images=1),
+    Case("triton, coarse, bfloat16", height=4, width=6, dtype=BRAIN, sizes=(1,), grids=((2, 3),)),
+    Case("triton, coarse, float64", height=4, width=6, dtype=DOUBLE, sizes=(1,), grids=((3, 4),)),
+    Case("triton, coarse, strided", height=4, width=6, layout="every second", sizes=(1,), grids=((2, 4),)),
+    Case("triton, coarse, expanded", height=4, width=6, layout="expanded", batch=2, sizes=(1,), grids=((2, 4),)),
+    Case("triton, coarse, alternating", height=3, width=5, sizes=(1,) * 6, grids=(None, (2, 2)) * 3, images=1),
+]
+COARSE_BACKWARD = [
+    *COARSE,
+    Case("triton, coarse, filters only", height=4, width=5, sizes=(1, 1), grids=((2, 3), None), need_images=False,
+         need_alphas=False),
+    Case("triton, coarse, alphas only", height=4, width=5, sizes=(1,), grids=((2, 3),), need_images=False,
+         need_filters=(False,)),
+]  # fmt: skip
+FORWARD += COARSE
+BACKWARD += COARSE_BACKWARD
+
+
 @inside
 @pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.name)
 def test_forward_equals_float64_reference(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,12 +172,18 @@ class Mutant:
 MUTANTS = [
     Mutant("no mask on the store", "tl.store(target, result.to(output.dtype.element_ty), mask=mask)",
            "tl.store(target, result.to(output.dtype.element_ty))"),
-    Mutant("no mask of the filters", "        mask=inside, other=0.0,\n", ""),
+    Mutant("no mask of the filters", "value = tl.load(source, mask=mask, other=0.0).to(DTYPE)", "value = tl.load(source).to(DTYPE)"),
     Mutant("flipped taps", "row, row_shown = _padded(y + tap // SIZE - SIZE // 2, height, PADDING)\n    column, c",
            "row, row_shown = _padded(y - tap // SIZE + SIZE // 2, height, PADDING)\n    column, c"),
     Mutant("the next level's alpha", "tl.load(alphas + 1)", "tl.load(alphas)"),
     Mutant("one bounce only", "phase = ((position % period) + period) % period", "phase = position"),
     Mutant("places outside shown anywhere", "first | (shown & (index == own))", "first | shown", backward=True),
+    Mutant("cells taken as pixels", "upper, lower = filters + top", "upper, lower = filters + 0 * top"),
+    Mutant("the right cell twice", "near, far = left[None, :]", "near, far = right[None, :]"),
+    Mutant("rows of cells not shared out", "value += down[:, None] * (", "value += 0 * down[:, None] * (", backward=True),
+    Mutant("a pixel too many", "reached = inside & ((y < last_row)[:, None] & (x < last_column)[None, :])",
+           "reached = inside & (y < last_row)[:, None]", backward=True),
+    Mutant("gradient of one row of pixels", "for k in range(most_rows):", "for k in range(1):", backward=True),
     Mutant("later levels replace the gradient", '"ADD": l > 0', '"ADD": False', backward=True),
 ]  # fmt: skip
 MUTANT_CASE = Case("triton, mutants", height=4, width=11, sizes=(1, 3), padding="reflect", images=1)
@@ -165,5 +196,5 @@ def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pyt
     text = SOURCE.read_text()
     assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
     kernels = load(text.replace(mutant.right, mutant.wrong), tmp_path)
-    case = BOUNCING if "bounce" in mutant.name else MUTANT_CASE
+    case = BOUNCING if "bounce" in mutant.name else COARSE[0] if "cell" in mutant.name or "pixel" in mutant.name else MUTANT_CASE
     assert worst(kernels, case, mutant.backward, SMALL, monkeypatch) > 1

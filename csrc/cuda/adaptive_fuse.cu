@@ -2,6 +2,7 @@
 // `nvcc -cubin -arch=sm_75 csrc/cuda/adaptive_fuse.cu` compiles it alone.
 #include "adaptive_fuse.h"
 #include "adaptive_fuse.cuh"
+#include "adaptive_fuse_coarse.cuh"
 #include "launch.cuh"
 
 #include <algorithm>
@@ -54,6 +55,25 @@ __global__ void __launch_bounds__(kReduceThreads)
     sum_level_partials_kernel(const Accumulate<T>* partials, int64_t count, Accumulate<T>* alphas_gradient) {
   FFMEF_DYNAMIC_SHARED(shared);
   sum_level_partials<T>(partials, count, alphas_gradient, reinterpret_cast<double*>(shared));
+}
+
+template <class T, class Index>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
+    fuse_coarse_kernel(const __grid_constant__ CoarseProblem<T> q) {
+  fuse_coarse<T, Index>(q);
+}
+
+template <class T, class Index>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
+    images_gradient_coarse_kernel(const __grid_constant__ CoarseProblem<T> q) {
+  images_gradient_coarse<T, Index>(q);
+}
+
+template <class T, class Index>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
+    cells_gradient_kernel(const __grid_constant__ CoarseProblem<T> q) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  cells_gradient<T, Index>(q, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 // ---- choice of kernel ---------------------------------------------------------------------------------------------------
@@ -257,6 +277,138 @@ cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cud
   return cudaGetLastError();
 }
 
+// ---- calls with filters on coarser grids ----------------------------------------------------------------------------------
+
+bool is_coarse(const ffmef_fusion& f, int level) {
+  return f.filter_grids != nullptr && (f.filter_grids[level][0] != f.height || f.filter_grids[level][1] != f.width);
+}
+
+bool any_coarse(const ffmef_fusion& f) {
+  for (int l = 0; l < f.level_count; ++l)
+    if (is_coarse(f, l)) return true;
+  return false;
+}
+
+// Whether csrc/interpolation.h can compute with int.
+bool places_fit_32_bits(const ffmef_fusion& f) {
+  for (int l = 0; l < f.level_count; ++l)
+    if (is_coarse(f, l) && (!fits_32_bits(2 * f.height * (f.filter_grids[l][0] + 2)) ||
+                            !fits_32_bits(2 * f.width * (f.filter_grids[l][1] + 2))))
+      return false;
+  return true;
+}
+
+template <class T> CoarseProblem<T> make_coarse_problem(const ffmef_fusion& f, int first_level, int level_count) {
+  CoarseProblem<T> q = {};
+  q.all = make_problem<T>(f, first_level, level_count);
+  for (int l = 0; l < level_count; ++l) {
+    const bool coarse = is_coarse(f, first_level + l);
+    q.grids[l] = {coarse ? static_cast<int>(f.filter_grids[first_level + l][0]) : q.all.height,
+                  coarse ? static_cast<int>(f.filter_grids[first_level + l][1]) : q.all.width, coarse};
+  }
+  return q;
+}
+
+template <class T> int64_t blocks_over(CoarseProblem<T>& q, int64_t height, int64_t width, int64_t planes) {
+  q.tiles_across = static_cast<int>(divide_up(width, Tile<T, 1>::kWidth));
+  q.tiles_down = static_cast<int>(divide_up(height, Tile<T, 1>::kHeight));
+  return planes * q.tiles_across * q.tiles_down;
+}
+
+template <class T> cudaError_t forward_coarse(const ffmef_fusion& f, void* output, cudaStream_t stream) {
+  for (int first = 0; first < f.level_count; first += kLevelsPerLaunch) {
+    CoarseProblem<T> q = make_coarse_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
+    q.all.output = static_cast<T*>(output);
+    const int64_t blocks = blocks_over(q, f.height, f.width, f.batch * divide_up(f.channels, kChannelsAtOnce));
+    const cudaError_t error = launch(places_fit_32_bits(f) ? fuse_coarse_kernel<T, int> : fuse_coarse_kernel<T, int64_t>,
+                                     blocks, Tile<T, 1>::kThreads, 0, stream, q);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+// The same call with one of its levels only.
+ffmef_fusion one_level(const ffmef_fusion& f, int level, size_t alpha_bytes) {
+  ffmef_fusion one = f;
+  one.level_count = 1;
+  one.sizes = f.sizes + level;
+  one.filters = f.filters + level;
+  one.filter_strides = f.filter_strides + level;
+  one.filter_grids = is_coarse(f, level) ? f.filter_grids + level : nullptr;
+  one.alphas = static_cast<const char*>(f.alphas) + level * f.alpha_stride * static_cast<int64_t>(alpha_bytes);
+  return one;
+}
+
+ffmef_fusion_gradients gradients_of_one_level(const ffmef_fusion_gradients& g, int level, size_t alpha_bytes) {
+  ffmef_fusion_gradients one = g;
+  one.images = nullptr;
+  one.filters = g.filters == nullptr ? nullptr : g.filters + level;
+  one.alphas = g.alphas == nullptr ? nullptr : static_cast<char*>(g.alphas) + level * alpha_bytes;
+  return one;
+}
+
+template <class T> int64_t blocks_of_cells(const ffmef_fusion& one) {
+  CoarseProblem<T> q = {};
+  const int64_t planes = one.batch * one.image_count * one.sizes[0] * one.sizes[0];
+  return blocks_over(q, one.filter_grids[0][0], one.filter_grids[0][1], planes);
+}
+
+template <class T> int64_t coarse_workspace_bytes(const ffmef_fusion& f, const ffmef_fusion_gradients& g) {
+  constexpr size_t kWide = sizeof(Accumulate<T>);
+  int64_t bytes = 0;
+  for (int l = 0; g.alphas != nullptr && l < f.level_count; ++l) {
+    const ffmef_fusion one = one_level(f, l, kWide);
+    bytes = std::max(bytes, is_coarse(f, l) ? blocks_of_cells<T>(one) * static_cast<int64_t>(kWide)
+                                            : workspace_bytes<T>(one, gradients_of_one_level(g, l, kWide)));
+  }
+  return bytes;
+}
+
+template <class T>
+cudaError_t backward_coarse(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cudaStream_t stream) {
+  constexpr size_t kWide = sizeof(Accumulate<T>);
+  const int64_t* s = g.output_strides;
+  const ImageView<T> gradient = {static_cast<const T*>(g.output), s[0], 0, s[1], s[2], s[3]};
+  const bool narrow_places = places_fit_32_bits(f);
+  cudaError_t error = cudaSuccess;
+  for (int first = 0; g.images != nullptr && first < f.level_count; first += kLevelsPerLaunch) {
+    CoarseProblem<T> q = make_coarse_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
+    q.all.gradient = gradient;
+    q.all.images_gradient = static_cast<T*>(g.images);
+    const int64_t planes = f.batch * f.image_count * divide_up(f.channels, kChannelsAtOnce);
+    error = launch(narrow_places ? images_gradient_coarse_kernel<T, int> : images_gradient_coarse_kernel<T, int64_t>,
+                   blocks_over(q, f.height, f.width, planes), Tile<T, 1>::kThreads, 0, stream, q);
+    if (error != cudaSuccess) return error;
+  }
+  for (int l = 0; l < f.level_count; ++l) {
+    const ffmef_fusion one = one_level(f, l, kWide);
+    const ffmef_fusion_gradients own = gradients_of_one_level(g, l, kWide);
+    T* const target = own.filters == nullptr ? nullptr : static_cast<T*>(own.filters[0]);
+    if (target == nullptr && own.alphas == nullptr) continue;
+    if (!is_coarse(f, l)) {
+      error = backward<T>(one, own, stream);
+      if (error != cudaSuccess) return error;
+      continue;
+    }
+    CoarseProblem<T> q = make_coarse_problem<T>(one, 0, 1);
+    q.all.gradient = gradient;
+    q.all.levels[0].gradient = target;
+    q.all.partials = own.alphas == nullptr ? nullptr : static_cast<Accumulate<T>*>(g.workspace);
+    const int64_t blocks = blocks_over(q, q.grids[0].down, q.grids[0].across,
+                                       f.batch * f.image_count * one.sizes[0] * one.sizes[0]);
+    error = launch(narrow_places ? cells_gradient_kernel<T, int> : cells_gradient_kernel<T, int64_t>, blocks,
+                   Tile<T, 1>::kThreads, kWide * (Tile<T, 1>::kThreads / kWarp), stream, q);
+    if (error != cudaSuccess) return error;
+    if (own.alphas == nullptr) continue;
+    const Accumulate<T>* partials = q.all.partials;
+    FFMEF_LAUNCH(sum_level_partials_kernel<T>, 1u, kReduceThreads, sizeof(double) * (kReduceThreads / kWarp), stream,
+                 partials, blocks, static_cast<Accumulate<T>*>(own.alphas));
+    error = cudaGetLastError();
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
 }  // namespace
 }  // namespace ffmef::cuda
 
@@ -264,21 +416,27 @@ cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cud
 
 extern "C" int ffmef_cuda_adaptive_fuse(const ffmef_fusion* fusion, void* output, void* stream) {
   return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int {
-    return ffmef::cuda::forward<decltype(zero)>(*fusion, output, static_cast<cudaStream_t>(stream));
+    using T = decltype(zero);
+    const auto run = ffmef::cuda::any_coarse(*fusion) ? ffmef::cuda::forward_coarse<T> : ffmef::cuda::forward<T>;
+    return run(*fusion, output, static_cast<cudaStream_t>(stream));
   });
 }
 
 extern "C" int64_t ffmef_cuda_adaptive_fuse_workspace(const ffmef_fusion* fusion,
                                                       const ffmef_fusion_gradients* gradients) {
   return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int64_t {
-    return ffmef::cuda::workspace_bytes<decltype(zero)>(*fusion, *gradients);
+    using T = decltype(zero);
+    const auto bytes = ffmef::cuda::any_coarse(*fusion) ? ffmef::cuda::coarse_workspace_bytes<T> : ffmef::cuda::workspace_bytes<T>;
+    return bytes(*fusion, *gradients);
   });
 }
 
 extern "C" int ffmef_cuda_adaptive_fuse_backward(const ffmef_fusion* fusion, const ffmef_fusion_gradients* gradients,
                                                  void* stream) {
   return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int {
-    return ffmef::cuda::backward<decltype(zero)>(*fusion, *gradients, static_cast<cudaStream_t>(stream));
+    using T = decltype(zero);
+    const auto run = ffmef::cuda::any_coarse(*fusion) ? ffmef::cuda::backward_coarse<T> : ffmef::cuda::backward<T>;
+    return run(*fusion, *gradients, static_cast<cudaStream_t>(stream));
   });
 }
 

@@ -27,6 +27,8 @@ typedef struct {
   const int64_t (*filter_strides)[5];
   const void* alphas;                 /* (levels,); float64 with float64 images, else float32 */
   int64_t alpha_stride;
+  const int64_t (*filter_grids)[2]; /* rows and columns of each level's filters where some are on a coarser grid that
+                                       spans the images, 1 to those of the images; null where none is */
 } ffmef_fusion;
 
 /* What is null is not computed. All are contiguous. */

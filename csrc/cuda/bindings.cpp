@@ -67,6 +67,7 @@ struct Call {
   std::vector<int> sizes;
   std::vector<const void*> filters;
   std::vector<std::array<int64_t, 5>> strides;
+  std::vector<std::array<int64_t, 2>> grids;
   Tensor alphas;
   ffmef_fusion fusion = {};
 
@@ -92,20 +93,24 @@ struct Call {
       const Tensor& f = levels[l];
       STD_TORCH_CHECK(f.is_cuda() && f.get_device_index() == images.get_device_index() && f.dim() == 5 &&
                           f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
-                          f.size(1) == images.size(1) && f.size(3) == images.size(3) && f.size(4) == images.size(4),
-                      "filters[", l, "] must be (B, N, k*k, H, W) of the images' sizes, dtype and device");
+                          f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
+                      "filters[", l, "] must be (B, N, k*k, h, w) of the images' dtype, device and sizes or a coarser grid's");
       sizes.push_back(side_of(f.size(2), "filters", l));
       filters.push_back(f.const_data_ptr());
       strides.push_back({f.stride(0), f.stride(1), f.stride(2), f.stride(3), f.stride(4)});
+      grids.push_back({f.size(3), f.size(4)});
     }
     fusion.level_count = static_cast<int>(levels.size());
     fusion.sizes = sizes.data();
     fusion.filters = filters.data();
     fusion.filter_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
+    fusion.filter_grids = reinterpret_cast<const int64_t(*)[2]>(grids.data());
     fusion.alphas = alphas.const_data_ptr();
     fusion.alpha_stride = alphas.stride(0);
   }
   Call(const Call&) = delete;
+
+  static bool fits(int64_t cells, int64_t pixels) { return cells == pixels || (cells > 0 && cells < pixels); }
 };
 
 Tensor adaptive_fuse_cuda(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,

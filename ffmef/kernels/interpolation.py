@@ -43,5 +43,7 @@ def span_of(cell, size, cells, pixels, fine_size):
 @triton.jit
 def share_of(cell, pixel, size, cells, pixels, DTYPE: tl.constexpr):
     """Return the share of a cell in a pixel, zero outside :func:`span_of`; cells and pixels broadcast."""
-    first, second, share = tap_of(pixel, size, cells, pixels, DTYPE)
-    return tl.where(first == cell, 1 - share, tl.where(second == cell, share, 0.0))
+    unit = 2 * pixels
+    place = tl.minimum(tl.maximum((2 * pixel + 1) * cells - pixels, 0), unit * (size - 1))
+    distance = tl.abs(place - unit * cell)
+    return tl.maximum(unit - distance, 0).to(DTYPE) / tl.cast(unit, DTYPE)

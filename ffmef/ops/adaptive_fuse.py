@@ -421,9 +421,6 @@ def _triton(function: str):
         # Imported at the first call: importing triton takes longer than importing ffmef.
         from ffmef.kernels import adaptive_fuse as kernels
 
-        images, filters = args[:2] if function == "forward" else args[1:3]
-        if any(level.shape[3:] != images.shape[3:] for level in filters):
-            raise RuntimeError("adaptive_fuse has no Triton kernel for filters on a coarser grid")
         return getattr(kernels, function)(*args)
 
     return launch

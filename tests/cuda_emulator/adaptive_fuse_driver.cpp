@@ -106,13 +106,14 @@ void run(Case& c, std::ofstream& results, bool entries) {
   const int64_t* shape = c.images.shape;
   std::vector<int> sizes;
   std::vector<const void*> filters;
-  std::vector<int64_t> strides;
+  std::vector<int64_t> strides, grids;
   for (auto& level : c.filters) {
     int size = 1;
     while (size * size < level.shape[2]) ++size;
     sizes.push_back(size);
     filters.push_back(level.pointer);
     strides.insert(strides.end(), level.strides, level.strides + 5);
+    grids.insert(grids.end(), level.shape + 3, level.shape + 5);
   }
   ffmef_fusion fusion = {};
   fusion.dtype = static_cast<int>(c.dtype);
@@ -128,6 +129,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
   fusion.sizes = sizes.data();
   fusion.filters = filters.data();
   fusion.filter_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
+  fusion.filter_grids = reinterpret_cast<const int64_t(*)[2]>(grids.data());
   fusion.alphas = c.alphas.pointer;
   fusion.alpha_stride = c.alphas.strides[0];
 
@@ -148,7 +150,8 @@ void run(Case& c, std::ofstream& results, bool entries) {
     std::vector<void*> filter_gradients(c.filters.size(), nullptr);
     for (size_t l = 0; l < c.filters.size(); ++l)
       if (c.need_filters[l])
-        filter_gradients[l] = new_output(shape[0] * shape[1] * sizes[l] * sizes[l] * shape[3] * shape[4], element);
+        filter_gradients[l] =
+            new_output(shape[0] * shape[1] * sizes[l] * sizes[l] * grids[2 * l] * grids[2 * l + 1], element);
     gradients.filters = filter_gradients.data();
     if (c.need_alphas) gradients.alphas = new_output(fusion.level_count, c.dtype == FFMEF_FLOAT64 ? 8 : 4);
     Memory workspace(static_cast<size_t>(ffmef_cuda_adaptive_fuse_workspace(&fusion, &gradients)));
