@@ -22,13 +22,17 @@ CORE = [
     Case("core, smaller than the filter", width=2, height=3, sizes=(7, 1), padding="reflect"),
     Case("core, off a 16-byte boundary", layout="offset", width=16, height=5),
     Case("core, seventeen levels", sizes=(1, 3) * 8 + (5,), height=3, width=8),
+    Case("core, coarse and full", width=20, height=9, sizes=(3, 1), grids=((3, 7), None), padding="reflect", channels=2),
+    Case("core, cells in several tiles", width=40, height=12, sizes=(3,), grids=((10, 35),), images=1),
 ]
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
 FEW_BLOCKS = [
     Case("few blocks, vectors", width=68, height=9, sizes=(1, 3)),
     Case("few blocks, channels", width=12, height=5, channels=3, sizes=(3,)),
     Case("few blocks, nine taps", width=7, height=3, sizes=(9,), images=1),
+    Case("few blocks, coarse", width=7, height=5, sizes=(3,), grids=((2, 3),), images=1),
 ]
+COARSE = "cuda/adaptive_fuse_coarse.cuh"
 ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
 
 
@@ -89,6 +93,16 @@ MUTANTS = [
            file="cuda/adaptive_fuse.cu"),
     Mutant("vectors without alignment", "if (!aligned(f.filters[l]) || s[4] != 1) return false;", "",
            file="cuda/adaptive_fuse.cu", flags=("-fsanitize=undefined", "-fno-sanitize-recover=all")),
+    Mutant("cells taken as pixels", "return {down.first * level.row,", "return {row * level.row,", file=COARSE),
+    Mutant("the right cell's share for the left", "const A near_share = A(1) - at.across;", "const A near_share = at.across;",
+           file=COARSE),
+    Mutant("a pixel too few of a cell", "y < down.last; ++y", "y < down.last - 1; ++y", file=COARSE),
+    Mutant("cells outside the grid", "if (at.row < grid.down && at.column < grid.across) {", "if (at.row < grid.down) {",
+           file=COARSE),
+    Mutant("cells' share of alpha at another tap", "image * level.image + tap * level.tap +",
+           "image * level.image +", file=COARSE),
+    Mutant("interpolation from the corner", "(2 * pixel + 1) * axis.cells - axis.pixels, unit", "2 * pixel * axis.cells, unit",
+           file="interpolation.h"),
 ]
 
 
