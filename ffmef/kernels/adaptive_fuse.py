@@ -106,7 +106,7 @@ def _fuse_level(
     PADDING: tl.constexpr,
 ):  # fmt: skip
     total = tl.zeros_like(result)
-    if SIZE <= 7:
+    if SIZE <= 7 and not COARSE:  # four loads a tap of cells are enough in flight without unrolling
         for tap in tl.static_range(SIZE * SIZE):
             total = _response(
                 total, image, channel, image_channel, image_row, image_column, filters, filter_tap, filter_row,
