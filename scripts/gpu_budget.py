@@ -1,8 +1,8 @@
 """Compiles the CUDA kernels for every architecture and prints what each needs: registers, spills, loads, occupancy.
 
-    python scripts/gpu_budget.py            # float32, all architectures
-    python scripts/gpu_budget.py --all      # all dtypes too: minutes
-    python scripts/gpu_budget.py --update   # rewrite tests/gpu_budget.json
+    python scripts/gpu_budget.py [ARCHITECTURE ...]   # float32
+    python scripts/gpu_budget.py --all                # all dtypes: minutes
+    python scripts/gpu_budget.py --all --update       # rewrite tests/gpu_budget.json
 
 No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/test_gpu_budget.py holds the
 kernels to the numbers in tests/gpu_budget.json.
@@ -25,8 +25,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = ROOT / "tests/gpu_budget.json"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-OPERATORS = ("adaptive_fuse",)  # csrc/cuda/OPERATOR.cu
+OPERATORS = ("adaptive_fuse", "predict_and_fuse")  # csrc/cuda/OPERATOR.cu
 HALO, LARGEST_RADIUS = 4, 2  # of a tile, for the filter sizes 1, 3 and 5
+HEAD_WEIGHTS = 8192  # bytes of shared memory in which predict_and_fuse keeps weights
 FLOAT32_ONLY = "-DFFMEF_CUDA_ONLY_FLOAT32"
 ELEMENT = {"float": 4, "double": 8, "__half": 2, "__nv_bfloat16": 2}
 
@@ -93,6 +94,11 @@ def block_shape(name: str) -> tuple[int, int]:
     """Return a block's threads and its bytes of dynamic shared memory for three levels of sizes 1, 3 and 5."""
     arguments = name[name.find("<") + 1 : name.rfind(">")].split(", ") if "<" in name else ["float"]
     wide = 8 if arguments[0] == "double" else 4
+    if name.startswith("predict_and_fuse"):
+        vector = int(arguments[1]) if "tiled" in name else 0
+        rows, width = (16, 64) if vector == 4 else (8, 32)
+        tile = (rows + 2 * LARGEST_RADIUS) * (width + 2 * HALO) * wide
+        return 256, tile + HEAD_WEIGHTS if vector else 0
     if not name.startswith(("fuse_tiled", "filters_gradient_tiled")):
         if name.startswith("cells_gradient"):
             return 256, 8 * wide
@@ -150,15 +156,18 @@ def _usage(architecture: int, report: str, code: str, occupancy_program: Path) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("architectures", nargs="*", type=int, default=ARCHITECTURES, metavar="ARCHITECTURE")
     parser.add_argument("--all", action="store_true", help="all dtypes")
     parser.add_argument("--update", action="store_true", help="rewrite tests/gpu_budget.json")
     args = parser.parse_args()
     if missing():
         print(f"gpu_budget: {missing()}", file=sys.stderr)
         return 2
+    if args.update and not (args.all and set(args.architectures) == set(ARCHITECTURES)):
+        parser.error("--update needs --all and every architecture")
     flags = () if args.all else (FLOAT32_ONLY,)
     table: dict[str, dict[str, dict[str, float]]] = {}
-    for architecture in ARCHITECTURES:
+    for architecture in args.architectures:
         for name, usage in sorted(measure(architecture, flags).items()):
             table.setdefault(name, {})[str(architecture)] = asdict(usage)
             print(f"sm_{architecture:<4} {name:<44} " + "  ".join(f"{k} {v:g}" for k, v in asdict(usage).items()))

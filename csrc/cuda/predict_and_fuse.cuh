@@ -35,7 +35,7 @@ template <class T> struct Prediction {
 
 // Pixels of a thread: no more than let the window of a 5 x 5 filter stay in registers.
 template <class T> constexpr int kHeadVector = sizeof(Accumulate<T>) == 4 ? 4 : 1;
-template <int K, int V> constexpr bool kKeepsWindow = K * (V + K - 1) <= 49;
+template <int K, int V, class A> constexpr bool kKeepsWindow = K * (V + K - 1) * sizeof(A) <= 200;
 
 // Taps of one hidden map's filter in shared memory, padded so that 16 bytes are read at once.
 template <int K, class A> constexpr int kTapPitch = K == 1 ? 1 : (K * K * sizeof(A) + 15) / 16 * 16 / sizeof(A);
@@ -70,7 +70,7 @@ __device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch,
                                          const T* hidden, int64_t map_stride, int count, bool with_bias,
                                          Accumulate<T> (&result)[V]) {
   using A = Accumulate<T>;
-  constexpr bool kKept = kKeepsWindow<K, V>;
+  constexpr bool kKept = kKeepsWindow<K, V, A>;
   A window[kKept ? K : 1][V + K - 1];
 #pragma unroll
   for (int i = 0; kKept && i < K; ++i) load_window<K / 2, V>(origin + i * pitch, window[i]);
