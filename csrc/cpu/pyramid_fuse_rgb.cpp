@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "memory.h"
 #include "pyramid_fuse.h"
 #include "team.h"
 
@@ -32,6 +33,19 @@ template <class F> void parallel_rows_of_planes(Team& team, int64_t planes, int6
     for (int64_t n = begin / rows; n * rows < end; ++n)
       f(n, begin > n * rows ? begin - n * rows : 0, end < (n + 1) * rows ? end - n * rows : rows);
   });
+}
+
+// A result in large pages: touching small ones for the first time is a tenth of the time.
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  Tensor result = torch::stable::new_empty(like, sizes, dtype);
+  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+std::unique_ptr<float[]> new_plane(int64_t size) {
+  std::unique_ptr<float[]> plane(new float[size_t(size)]);
+  hint_huge_pages(plane.get(), size * int64_t(sizeof(float)));
+  return plane;
 }
 
 // Contiguous pictures of one size; the public function explains mistakes.
@@ -59,7 +73,7 @@ struct Pictures {
 Tensor half_luminance_cpu(const std::vector<Tensor>& pictures_) {
   const Pictures pictures(pictures_);
   const int64_t down = half_of(pictures.height), across = half_of(pictures.width);
-  Tensor half = torch::stable::new_empty(pictures_[0], {pictures.count(), down, across}, ScalarType::Float);
+  Tensor half = new_result(pictures_[0], {pictures.count(), down, across}, ScalarType::Float);
   const PyramidFuseRgbKernels& kernels = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
   float* out = static_cast<float*>(half.data_ptr());
   Team::run([&](Team& team) {
@@ -87,7 +101,7 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
   STD_TORCH_CHECK(weights.size(1) == count && weights.size(2) == down && weights.size(3) == across && base.dim() == 3 &&
                       base.size(0) == count && base.size(1) == down && base.size(2) == across,
                   "weights must be (L, N, ceil(H / scale), ceil(W / scale)) and base the same without L");
-  Tensor out = torch::stable::new_empty(pictures_[0], {height, width, 3});
+  Tensor out = new_result(pictures_[0], {height, width, 3}, ScalarType::Byte);
   uint8_t* data = static_cast<uint8_t*>(out.data_ptr());
 
   Team::run([&](Team& team) {
@@ -99,8 +113,8 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
       const int64_t h = half_of(heights.back()), w = half_of(widths.back());
       heights.push_back(h);
       widths.push_back(w);
-      fused[level].reset(new float[size_t(h * w)]);
-      if (level > 1) coarse[level].reset(new float[size_t(count * h * w)]);
+      fused[level] = new_plane(h * w);
+      if (level > 1) coarse[level] = new_plane(count * h * w);
       float* plane = level > 1 ? coarse[level].get() : static_cast<float*>(half.data_ptr());
       if (level > 1)
         parallel_rows_of_planes(team, count, h, 2 * widths[level - 1], [&](int64_t n, int64_t begin, int64_t end) {
