@@ -159,6 +159,21 @@ def test_a_native_library_that_does_not_load_is_said_and_replaced(tmp_path):
 
 
 @needs_sources
+@pytest.mark.parametrize("name", ["_cpu.so", "_cuda.so"])
+def test_native_libraries_do_not_name_folders_of_the_build(name):
+    """Messages of failed checks name their source file, which must not tell where the wheel was made."""
+    library = ROOT / "ffmef" / name
+    if not library.is_file():
+        pytest.skip(f"{name} was not built here")
+    import torch
+
+    content = library.read_bytes()
+    assert b"torch/csrc/stable/" in content, "the check looks for what is no longer there"
+    for folder in (ROOT, Path(torch.__file__).resolve().parent):
+        assert str(folder).encode() not in content
+
+
+@needs_sources
 def test_cmake_names_every_native_source():
     """CMakeLists.txt is the one list of what is compiled: no source lies beside it unbuilt."""
     text = (ROOT / "CMakeLists.txt").read_text()
