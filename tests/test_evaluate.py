@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +158,40 @@ def test_processes_give_the_same(bench):
     assert table(bench) == alone
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_workers_end_with_a_killed_run(bench):
+    arguments = ["evaluate", str(bench / "data"), "--fused", str(bench / "mean"), "-o", str(bench / "out"), *OPTIONS]
+    code = (
+        "import os, sys, multiprocessing\nfrom ffmef import cli\nfrom ffmef.evaluation import runner\n"
+        "def outcomes(tasks, jobs):\n"
+        "    for outcome in original(tasks, jobs):\n"
+        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "original, runner._outcomes = runner._outcomes, outcomes\n"
+        "if __name__ == '__main__':\n    cli.main(sys.argv[1:])\n"
+    )
+    script = bench / "run.py"
+    script.write_text(code)
+    result = subprocess.run([sys.executable, str(script), *arguments, "--jobs", "2"], capture_output=True, text=True)
+    assert result.returncode == -9
+    workers = [int(pid) for pid in result.stdout.split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 30
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlive the run"
+        time.sleep(0.1)
+    assert run(bench, fused=["mean"]) == 0 and len(table(bench)) == 3
+
+
+def is_running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
+
+
 def test_save_as_source(bench):
     assert run(bench, "--save-as", "source", fused=["mean"]) == 0
     as_source = {row["pair"]: row for row in table(bench)}
@@ -282,6 +320,21 @@ def test_fuses_with_weights(bench, monkeypatch, capsys):
     monkeypatch.setattr(scoring, "score", None)
     assert run(bench, "--weights", str(path), fused=[]) == 0
     assert run(bench, "--weights", str(path), "--weights", str(path), fused=[]) == 2
+
+
+def test_weights_of_one_name_are_told_apart(bench, capsys):
+    from ffmef import models
+
+    for folder in ("first", "second"):
+        (bench / folder).mkdir()
+        models.save(models.FFMEF(), bench / folder / "mef.safetensors")
+    first, second = (str(bench / folder / "mef.safetensors") for folder in ("first", "second"))
+    given = ["--weights", first, "--weights", "mef", "--weights", second]
+    assert run(bench, *given, "--metrics", "EN", fused=[]) == 0
+    assert [row["method"] for row in table(bench)][:3] == ["first/mef", "mef", "second/mef"]
+    assert (bench / "out" / "fused" / "first_mef" / "one.png").exists()
+    assert run(bench, "--weights", "mef", "--weights", "mef", fused=[]) == 2
+    assert "different names, got mef twice" in capsys.readouterr().err
 
 
 def test_without_weights_the_default_ones_fuse(bench):

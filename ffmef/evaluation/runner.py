@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from pathlib import Path
 
@@ -96,13 +96,10 @@ def evaluate(
         for pair in pairs:
             if pair.name in pictures:
                 tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
-    for given in weights or ([] if methods else [pipeline.default_weights(task)]):
-        method = Path(given).stem
-        if method in methods:
-            raise InputError(f"--weights and --fused must have different names, got {method} twice")
-        models.load(given or pipeline.default_weights(task))  # what is wrong with the weights is wrong with every pair
+    for method, given in _names_of_weights(weights or ([] if methods else [pipeline.default_weights(task)]), methods):
+        models.load(given)  # what is wrong with the weights is wrong with every pair
         methods[method] = {}
-        identity = _weights_identity(given or pipeline.default_weights(task))
+        identity = _weights_identity(given)
         for pair in pairs:
             tasks.append(_task(pair, method, output, task, names, save_as, weights=given, identity=identity))
 
@@ -141,6 +138,21 @@ def evaluate(
     return result
 
 
+def _names_of_weights(weights: list[str], taken: Iterable[str]) -> list[tuple[str, str]]:
+    """Return each weights' method name: the file's, with its folder's before it where that alone is not unique."""
+    stems = [*taken, *(Path(given).stem for given in weights)]
+    named = []
+    for given in weights:
+        path = Path(given)
+        unique = stems.count(path.stem) == 1 or not path.is_file()
+        named.append(path.stem if unique else f"{path.resolve().parent.name}/{path.stem}")
+    names = [*taken, *named]
+    for name in named:
+        if names.count(name) > 1:
+            raise InputError(f"--weights and --fused must have different names, got {name} twice")
+    return list(zip(named, weights, strict=True))
+
+
 def _weights_identity(weights: str) -> str:
     path = Path(weights)
     return scoring.fingerprint(path) if path.is_file() else f"{weights}, ffmef {__version__}"
@@ -167,7 +179,7 @@ def _outcomes(tasks: list[scoring.Task], jobs: int) -> Iterator[tuple[scoring.Ta
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, scoring.limit_threads) as pool:
+    with futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, scoring.start_worker) as pool:
         pending = {pool.submit(scoring.score, item): item for item in tasks}
         try:
             for future in futures.as_completed(pending):

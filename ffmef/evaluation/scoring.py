@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,11 +113,17 @@ def replace_metrics(task: Task, metrics: tuple[str, ...]) -> Task:
     return replace(task, metrics=metrics)
 
 
-def limit_threads() -> None:
-    """Let a worker use one thread, since there are as many workers as jobs."""
+def start_worker() -> None:
+    """Let a worker use one thread, since there are as many workers as jobs, and end with the run that started it."""
     import cv2
     import torch
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)  # a killed run cannot tell its workers to stop, and they would wait for ever
 
