@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ffmef import metrics
-from ffmef.metrics import _edge_windows
+from ffmef.metrics import _edge_windows, _windows
 
 
 def scene(height=47, width=50, seed=0):
@@ -435,9 +435,16 @@ def test_flat_areas():
     assert metrics.vif(a, b, f) == pytest.approx(by_channel(naive_vif, a, b, f), rel=1e-9)
 
 
-def test_qw_strips_are_the_whole(monkeypatch):
-    monkeypatch.setattr("ffmef.metrics._windows.STRIP_PIXELS", 1)  # strips of 16 rows, the last one short
-    assert metrics.qw(A, B, F) == pytest.approx(by_channel(naive_qw), rel=1e-10)
+@pytest.mark.parametrize("rows", [1, 67])
+def test_strips_are_the_whole(monkeypatch, rows):
+    args = scene(210, 45, seed=5)
+    names = ["QABF", "QP", "QC", "QW", "QY", "SSIM", "QCB", "VIF"]
+    whole = metrics.compute(*args, names)
+    monkeypatch.setattr("ffmef.metrics._windows.STRIP_PIXELS", rows * 45)
+    for name, value in metrics.compute(*args, names).items():
+        assert value == pytest.approx(whole[name], rel=1e-9 if name in ("QC", "QY") else 1e-12), name
+    cuts = [kept for _, kept in _windows.strips(210, 45, 8, inside=True)]
+    assert len(cuts) > 2 and all((rows.stop - rows.start) % 2 == 0 for rows, _ in cuts[:-1])
 
 
 def test_qy_between_agreement_and_disagreement():

@@ -1,5 +1,6 @@
 """The native transforms of phase congruency against NumPy's; the maps are stored in float32."""
 
+import math
 import os
 import subprocess
 import sys
@@ -41,6 +42,17 @@ def differences():
 def test_native_is_numpy():
     for case, difference in differences():
         assert difference < (2e-7 if case[1] else 1e-6), case
+
+
+@pytest.mark.parametrize("size", [(47, 50), (6, 5)])
+def test_noise_gains_are_sums_over_the_filters_in_space(size):
+    bank = _phase_congruency.filter_bank(*size)
+    for orientation, gain in enumerate(bank.noise_gains):
+        filters = [bank.radial(scale) * bank.angular(orientation) for scale in range(4)]
+        space = [np.fft.ifft2(values).real * math.sqrt(size[0] * size[1]) for values in filters]
+        energy = 2 * sum((values**2).sum() for values in space)
+        energy += 4 * sum((space[s] * space[t]).sum() for s in range(4) for t in range(s + 1, 4))
+        assert gain == pytest.approx(energy / math.log(2) / (filters[0] ** 2).sum(), rel=1e-10)
 
 
 @needs_library

@@ -1,4 +1,7 @@
-"""Averages that a paper states for a whole benchmark, to stand beside measured ones."""
+"""Averages that a paper states for a whole benchmark, to stand beside measured ones.
+
+Only MEFB has a row: what the paper states for MFIFB and VIFB was not at hand, and nothing here is from memory.
+"""
 
 from __future__ import annotations
 

@@ -38,6 +38,19 @@ class Report:
         defined = [value for value in values if value is not None and math.isfinite(value)]
         return (math.fsum(defined) / len(defined) if defined else None), len(defined)
 
+    def fewer_pairs(self) -> list[str]:
+        """Return a sentence for each method with averages that do not cover all pairs."""
+        sentences = []
+        for method in self.methods:
+            counts = {name: self.average(method, name)[1] for name in self.metrics}
+            fewer = {name: count for name, count in counts.items() if count < len(self.pairs)}
+            if len(set(counts.values())) == 1 and fewer:
+                sentences.append(f"Averages of {method} over {counts[self.metrics[0]]} of {len(self.pairs)} pairs.")
+            elif fewer:
+                listed = ", ".join(f"{name} {count}" for name, count in fewer.items())
+                sentences.append(f"Averages of {method} over fewer pairs: {listed}.")
+        return sentences
+
     def rows(self) -> list[tuple[str, dict[str, float | None]]]:
         """Return the published rows and each method's averages."""
         own = [(method, {name: self.average(method, name)[0] for name in self.metrics}) for method in self.methods]
@@ -138,12 +151,7 @@ def markdown(report: Report) -> str:
             cells.append(f"**{text}**" if text == show(leading[name]) != show(None) else text)
         lines.append(f"| {method.replace('|', '/')} | " + " | ".join(cells) + " |")
     lines += ["", f"Fused pictures scored as {report.save_as}. Arrows point to better values, the best are bold."]
-    for method in report.methods:
-        counts = {name: report.average(method, name)[1] for name in report.metrics}
-        fewer = ", ".join(f"{name} {count}" for name, count in counts.items() if count < len(report.pairs))
-        if fewer:
-            lines.append(f"Averages of {method} over fewer pairs: {fewer}.")
-    lines += report.remarks
+    lines += report.fewer_pairs() + report.remarks
     if report.failures:
         lines += ["", "## Not scored", ""]
         lines += [f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}" for f in report.failures]

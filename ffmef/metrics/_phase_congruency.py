@@ -12,7 +12,7 @@ SCALES, ORIENTATIONS = 4, 6
 SHORTEST_WAVELENGTH, WAVELENGTH_RATIO = 3.0, 2.1
 BANDWIDTH = 0.55  # of a log-Gabor filter, as the ratio of its deviation to its centre frequency
 ANGULAR_DEVIATION = math.pi / ORIENTATIONS / 1.2
-LOW_PASS_CUTOFF, LOW_PASS_POWER = 0.45, 30
+LOW_PASS_CUTOFF, LOW_PASS_ORDER = 0.45, 15
 NOISE_DEVIATIONS, NOISE_DIVISOR = 2.0, 1.7
 SPREAD_CUTOFF, SPREAD_SLOPE = 0.5, 10.0
 EPSILON = 1e-4
@@ -70,7 +70,7 @@ def filter_bank(height: int, width: int) -> FilterBank:
     np.exp(offset, out=ratio)
     # The low pass has its own grid, and for odd lengths the toolkit moves its centre to the last element.
     x, y = (np.fft.fftshift((np.arange(length) - length // 2) / length) for length in (width, height))
-    first /= 1 + ((x * x + (y * y)[:, None]) / LOW_PASS_CUTOFF**2) ** (LOW_PASS_POWER // 2)
+    first /= 1 + ((x * x + (y * y)[:, None]) / LOW_PASS_CUTOFF**2) ** LOW_PASS_ORDER
     first[0, 0] = 0
     bank = FilterBank(radial_factors, decay, direction, [])
     return bank._replace(noise_gains=_noise_gains(bank))

@@ -35,8 +35,8 @@ def strips(height: int, width: int, margin: int, inside: bool) -> Iterator[tuple
     of them. If ``inside`` only places at least ``margin`` away from the picture's border are kept.
     """
     frame = margin if inside else 0
-    rows = max(8 * margin, STRIP_PIXELS // width, 2)
-    rows -= rows % 2
+    rows = max(8 * margin, STRIP_PIXELS // width)
+    rows -= rows % 2  # so that every second row is the same with and without strips
     for top in range(frame, height - frame, rows):
         bottom = min(top + rows, height - frame)
         start, stop = max(top - margin, 0), min(bottom + margin, height)
