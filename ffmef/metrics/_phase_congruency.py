@@ -21,8 +21,8 @@ EPSILON = 1e-4
 class FilterBank(NamedTuple):
     """Factors of the filters of one size, in the layout of the Fourier transform.
 
-    With ``first, ratio = radial_factors`` the radial factor of a scale s is ``first * ratio**s * decay[s]``: a log-Gabor
-    function of scaled radius is a Gaussian in the logarithm, which a shift multiplies by an exponential.
+    With ``first, ratio = radial_factors`` the radial factor of a scale s is ``first * ratio**s * decay[s]``: a
+    log-Gabor function of scaled radius is a Gaussian in the logarithm, which a shift multiplies by an exponential.
     """
 
     radial_factors: np.ndarray

@@ -118,9 +118,9 @@ def ag(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     .. math:: \frac{1}{(H-1)(W-1)} \sum \sqrt{\frac{F_x^2 + F_y^2}{2}}
 
-    Central differences, one-sided at the border; the sum runs over all HW pixels. Higher is better; from 0, for a constant
-    picture, to about 255; NaN for sides under 2 pixels. Mean over R, G and B; the grey version of a colour picture fused from grey
-    sources. Source: Cui, Feng, Xu, Li, Chen, Optics Communications 2015.
+    Central differences, one-sided at the border; the sum runs over all HW pixels. Higher is better; from 0, for a
+    constant picture, to about 255; NaN for sides under 2 pixels. Mean over R, G and B; the grey version of a colour
+    picture fused from grey sources. Source: Cui, Feng, Xu, Li, Chen, Optics Communications 2015.
 
     Args:
         a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch (all metrics take these).
@@ -144,8 +144,8 @@ def ei(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     .. math:: \operatorname{mean} \sqrt{(S_x * F)^2 + (S_y * F)^2}
 
-    Higher is better; from 0, for a constant picture, to 1443. Always defined. Mean over R, G and B. Source: Rajalingam, Priya, 2018.
-    Arguments and errors as for :func:`ag`.
+    Higher is better; from 0, for a constant picture, to 1443. Always defined. Mean over R, G and B. Source: Rajalingam,
+    Priya, 2018. Arguments and errors as for :func:`ag`.
 
     Example:
         >>> import numpy as np
@@ -178,8 +178,8 @@ def sf(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "me
 
     .. math:: \sqrt{\tfrac1{HW} \sum (F_{y,x} - F_{y,x-1})^2 + \tfrac1{HW} \sum (F_{y,x} - F_{y-1,x})^2}
 
-    Divided by the number of pixels, not of differences. Higher is better; 0, for a constant picture, to 361. Always defined.
-    ``convention`` "mefb" takes the mean over R, G and B; "vifb" puts the three channels side by side, as that
+    Divided by the number of pixels, not of differences. Higher is better; 0, for a constant picture, to 361. Always
+    defined. ``convention`` "mefb" takes the mean over R, G and B; "vifb" puts the three channels side by side, as that
     toolkit does, so that differences run across the seams. Source: Eskicioglu, Fisher, IEEE Transactions on
     Communications 1995. Arguments and errors as for :func:`ag`.
 
@@ -226,8 +226,8 @@ def qp(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
     Correlations in 11 x 11 Gaussian windows (sigma 1.5) where the sources' phase congruency exceeds 0.1; "max" takes
     each pixel from the source with the larger one. Phase congruency is Kovesi's, 4 scales and 6 orientations, as the
     toolkit changed it; its maps are kept in float32. Higher is better; at most about 1, near 1 for identical pictures
-    (only the sources' maps are masked). NaN where no pixel exceeds 0.1 and for sides under 2 pixels. Mean over R, G and B. Source: Zhao, Laganiere, Liu, 2007; Liu et al., IEEE TPAMI 2012. Arguments and
-    errors as for :func:`ag`.
+    (only the sources' maps are masked). NaN where no pixel exceeds 0.1 and for sides under 2 pixels. Mean over R, G and
+    B. Source: Zhao, Laganiere, Liu, 2007; Liu et al., IEEE TPAMI 2012. Arguments and errors as for :func:`ag`.
 
     Example:
         >>> import numpy as np

@@ -224,8 +224,9 @@ def rmse(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "
         e_X = \frac{\sqrt{\sum (X-F)^2}}{HW} \text{ (toolkit)}, \quad
         \sqrt{\frac{\sum (X-F)^2}{HW}} \text{ (standard)}
 
-    Lower is better; 0, where all three pictures are equal, to 255. Mean over R, G and B. Source: the VIFB toolkit (Zhang, Ye,
-    Xiao, CVPR workshops 2020). Arguments and errors as for :func:`ce`; ``convention`` is "toolkit" or "standard".
+    Lower is better; 0, where all three pictures are equal, to 255. Mean over R, G and B. Source: the VIFB toolkit
+    (Zhang, Ye, Xiao, CVPR workshops 2020). Arguments and errors as for :func:`ce`; ``convention`` is "toolkit" or
+    "standard".
 
     Example:
         >>> import numpy as np
@@ -262,9 +263,9 @@ def te(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "to
 
     With h the joint histogram of stretched channels. In the standard form m is the marginal of the source and n that
     of the fused picture; the toolkit swaps them, so its values are huge and hardly mean anything, and terms whose
-    product is 0 are left out. Higher is better; 100 to 100 000 on photographs, about 1 to 10 in the standard form. NaN where a channel is constant and not zero. Mean over R, G and B.
-    Source: Cvejic, Canagarajah, Bull, Electronics Letters 2006. Arguments and errors as for :func:`ce`;
-    ``convention`` is "toolkit" or "standard".
+    product is 0 are left out. Higher is better; 0 upwards in the standard form, 100 to 100 000 on photographs in the
+    toolkit's. NaN where a channel is constant and not zero. Mean over R, G and B. Source: Cvejic, Canagarajah, Bull,
+    Electronics Letters 2006. Arguments and errors as for :func:`ce`; ``convention`` is "toolkit" or "standard".
 
     Example:
         >>> import numpy as np

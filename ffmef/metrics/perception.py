@@ -147,9 +147,8 @@ def qcb(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
     Channels stretched to 0..255 are filtered by a difference of Gaussians in the Fourier domain;
     :math:`C = |G_2 * x / G_4 * x - 1|`, masked: :math:`C' = C^3 / (C^2 + 10^{-4})`. Higher is better; 0 to 1. NaN
     where a channel is constant and not zero, or any pixel is 0/0. Mean over R, G and B. Large black areas leave
-    values near 1e-13 whose quotients are rounding: programs that differ in nothing but their Fourier transform scatter by
-    1e-7 there. Source: Chen, Blum,
-    Image and Vision Computing 2009.
+    values near 1e-13 whose quotients are rounding: programs that differ in nothing but their Fourier transform scatter
+    by 1e-7 there. Source: Chen, Blum, Image and Vision Computing 2009.
 
     Args:
         a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch (all metrics take these).
@@ -175,9 +174,9 @@ def qcv(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     Over 16 x 16 blocks of channels stretched to 0..255: :math:`\lambda` the sum of Sobel lengths to the power 5, D
     the mean square of the difference after the contrast sensitivity
-    :math:`2.6 (0.0192 + 0.144 r) e^{-(0.144 r)^{1.1}}`; incomplete blocks are filled with zeros. Lower is better; 0 upwards.
-    NaN where a channel is constant and not zero or both sources are all zero. Mean over R, G and B. Source: Chen,
-    Varshney, Information Fusion 2007. Arguments and errors as for :func:`qcb`.
+    :math:`2.6 (0.0192 + 0.144 r) e^{-(0.144 r)^{1.1}}`; incomplete blocks are filled with zeros. Lower is better; 0
+    upwards. NaN where a channel is constant and not zero or both sources are all zero. Mean over R, G and B. Source:
+    Chen, Varshney, Information Fusion 2007. Arguments and errors as for :func:`qcb`.
 
     Example:
         >>> import numpy as np

@@ -147,8 +147,8 @@ def qy(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     7 x 7 Gaussian windows (sigma 1.5) inside the picture, :math:`\lambda = \sigma_A^2 / (\sigma_A^2 + \sigma_B^2)`,
     undefined windows left out. The constants of SSIM are nearly 0 (2e-16), so windows of clipped areas are decided by
-    rounding and values compare to about 1e-4 only. Higher is better; -1 to 1. NaN for sides under 7 pixels. Mean over R, G and
-    B. Source: Yang, Zhang, Wang, Xydeas, 2008. Arguments and errors as for :func:`mef_ssim`.
+    rounding and values compare to about 1e-4 only. Higher is better; -1 to 1. NaN for sides under 7 pixels. Mean over
+    R, G and B. Source: Yang, Zhang, Wang, Xydeas, 2008. Arguments and errors as for :func:`mef_ssim`.
 
     Example:
         >>> import numpy as np
@@ -166,8 +166,8 @@ def qc(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
         s = \frac{\sigma_{AF}}{\sigma_{AF} + \sigma_{BF}}
 
     As the toolkit has it, the score (not s) is 0 where s < 0 and 1 where s > 1. Windows, constants, undefined windows
-    and the caution on clipped areas as for :func:`qy`. Higher is better; -1 to 1. NaN for sides under 7 pixels. Mean over R, G
-    and B. Source: Cvejic, Loza, Bull, Canagarajah, 2005. Arguments and errors as for :func:`mef_ssim`.
+    and the caution on clipped areas as for :func:`qy`. Higher is better; -1 to 1. NaN for sides under 7 pixels. Mean
+    over R, G and B. Source: Cvejic, Loza, Bull, Canagarajah, 2005. Arguments and errors as for :func:`mef_ssim`.
 
     Example:
         >>> import numpy as np
