@@ -41,6 +41,16 @@ static inline FFMEF_HOST_DEVICE Tap<Int, Real> tap_of(const Interpolation<Int>& 
   return {first, rest == 0 ? first : first + 1, Real(rest) / Real(unit)};
 }
 
+// The same for cells of 2^shift pixels, without a division: GPUs have no instruction for it.
+template <class Real, class Int>
+static inline FFMEF_HOST_DEVICE Tap<Int, Real> tap_of_power(Int size, int shift, Int pixel) {
+  const Int place = 2 * pixel + 1 - (Int(1) << shift), unit = Int(2) << shift;
+  if (place <= 0) return {0, 0, Real(0)};
+  const Int first = place >> (shift + 1), rest = place & (unit - 1);
+  if (first >= size - 1) return {size - 1, size - 1, Real(0)};
+  return {first, rest == 0 ? first : first + 1, Real(rest) * (Real(1) / Real(unit))};
+}
+
 // The pixels [first, last) in which a cell has a share.
 template <class Int> struct Span {
   Int first, last;
@@ -62,6 +72,12 @@ static inline FFMEF_HOST_DEVICE Real share_of(const Interpolation<Int>& axis, In
   place = place < 0 ? 0 : place > last ? last : place;
   const Int distance = place < unit * cell ? unit * cell - place : place - unit * cell;
   return distance < unit ? Real(unit - distance) / Real(unit) : Real(0);
+}
+
+template <class Real, class Int>
+static inline FFMEF_HOST_DEVICE Real share_of_power(Int size, int shift, Int cell, Int pixel) {
+  const Tap<Int, Real> tap = tap_of_power<Real>(size, shift, pixel);
+  return tap.first == cell ? Real(1) - tap.share : tap.second == cell ? tap.share : Real(0);
 }
 
 }  // namespace ffmef

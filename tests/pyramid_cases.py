@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from ffmef.commands import selftest
-from ffmef.ops import reference
 from gpu_cases import DTYPES, Expected, lay_out
 
 TOLERANCE = {getattr(torch, name): share for name, share in selftest.TOLERANCE.items()}
@@ -65,21 +64,6 @@ def make_tensors(case: Case) -> Tensors:
     return Tensors(images, weights, base, gradient)
 
 
-def fused(images: torch.Tensor, weights: torch.Tensor, base: torch.Tensor, scale: int, sign: int) -> torch.Tensor:
-    """Return the definition of pyramid_fuse; with sign = 1 bands add what they subtract, so that magnitudes add up."""
-    bands = weights.shape[1]
-    levels = [images]
-    for _ in range(bands):
-        levels.append(reference.halve(levels[-1]))
-    out = (reference.expand(base, scale >> bands, *levels[-1].shape[-2:]).unsqueeze(2) * levels[-1]).sum(1)
-    for level in reversed(range(bands)):
-        size = levels[level].shape[-2:]
-        band = levels[level] + sign * reference.expand(levels[level + 1], 2, *size)
-        fine = reference.expand(weights[:, level], scale >> level, *size).unsqueeze(2)
-        out = reference.expand(out, 2, *size) + (fine * band).sum(1)
-    return out
-
-
 def _expected(case: Case, backward: bool) -> list[Expected]:
     if case.batch == 0:
         all_shapes = shapes(case)
@@ -89,7 +73,7 @@ def _expected(case: Case, backward: bool) -> list[Expected]:
     for sign, change in ((-1, torch.clone), (1, torch.abs)):
         t = make_tensors(case)
         leaves = [change(x.double().contiguous()).requires_grad_() for x in (t.images, t.weights, t.base)]
-        output = fused(*leaves, case.scale, sign)
+        output = selftest.pyramid_terms(*leaves, case.scale, sign)
         if backward:
             # Without bands nothing is taken of weights, whose gradient is then empty.
             grads = torch.autograd.grad(output, leaves, change(t.gradient.double()), allow_unused=True)

@@ -86,6 +86,7 @@ template <class S, class W> void set_grid(Problem<S, W>& p, const ffmef_pyramid&
   p.width = levels_size(static_cast<int>(f.width), first_band);
   p.bands = bands;
   p.scale = f.scale >> first_band;
+  while ((1 << p.scale_shift) < p.scale) ++p.scale_shift;
   p.cells_down = static_cast<int>(divide_up(f.height, f.scale));
   p.cells_across = static_cast<int>(divide_up(f.width, f.scale));
 }

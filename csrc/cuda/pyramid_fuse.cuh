@@ -19,7 +19,7 @@ namespace ffmef::cuda::pyramid {
 constexpr int kBandsPerLaunch = 3;
 constexpr int kMargin = 1 << kBandsPerLaunch;
 constexpr int kPatch = 4;            // a thread's pixels of the finest level: 4 x 4, so that they give four means
-constexpr int kSmoothFactor = 8;     // from this cell size on, one set of four cells serves a patch
+constexpr int kSmoothShift = 3;      // from cells of 8 pixels on, one set of four cells serves a patch
 
 // S is the type of images and results, W of weights and base: they differ where a launch works on the sums of another.
 template <class S, class W> struct Problem {
@@ -42,7 +42,7 @@ template <class S, class W> struct Problem {
   int64_t weights_gradient_batch;
   W* base_gradient;
   int batch, image_count, channels, height, width;
-  int bands, scale;           // scale: pixels of this launch's finest level along a side of a cell
+  int bands, scale, scale_shift;  // scale = 2^scale_shift: pixels of this launch's finest level along a side of a cell
   int cells_down, cells_across;
   int tiles_down, tiles_across;
 };
@@ -117,6 +117,21 @@ __device__ __forceinline__ void each_place(const Level<A>& level, const Place& t
   for (int i = static_cast<int>(threadIdx.x); i < count; i += Shape::kThreads) {
     const int row = first_row + i / across, column = first_column + i % across;
     if (level.has(row, column)) visit(row, column);
+  }
+}
+
+// The same, each thread on one column, so that what depends on the column is computed once. For levels that are narrow
+// against the number of threads.
+template <class Shape, class A, class Visit>
+__device__ __forceinline__ void each_place_by_column(const Level<A>& level, const Place& tile, int number, int around,
+                                                     const Visit& visit) {
+  const int across = (Shape::kColumns >> number) + 2 * around, down = (Shape::kRows >> number) + 2 * around;
+  const int lines = Shape::kThreads / across, thread = static_cast<int>(threadIdx.x);
+  const int column = (tile.column >> number) - around + thread % across;
+  if (thread >= lines * across || column < 0 || column >= level.width) return;
+  for (int i = thread / across; i < down; i += lines) {
+    const int row = (tile.row >> number) - around + i;
+    if (row >= 0 && row < level.height) visit(row, column);
   }
 }
 
@@ -210,12 +225,12 @@ template <class A> __device__ __forceinline__ A share_of_mean(int row, int colum
 template <class W> struct Cells {
   const W* data;
   int64_t row, column;  // strides
-  int down, across, factor;
+  int down, across, shift;  // of 2^shift pixels
 
   using A = Accumulate<W>;
   __device__ __forceinline__ A cell(int i, int j) const { return widen(data[i * row + j * column]); }
-  __device__ __forceinline__ Tap<int, A> row_tap(int i) const { return tap_of<A>(with_cells_of(factor, down), i); }
-  __device__ __forceinline__ Tap<int, A> column_tap(int j) const { return tap_of<A>(with_cells_of(factor, across), j); }
+  __device__ __forceinline__ Tap<int, A> row_tap(int i) const { return tap_of_power<A>(down, shift, i); }
+  __device__ __forceinline__ Tap<int, A> column_tap(int j) const { return tap_of_power<A>(across, shift, j); }
   __device__ __forceinline__ A between(const Tap<int, A>& r, const Tap<int, A>& c) const {
     const A upper = mix(cell(r.first, c.first), cell(r.first, c.second), c.share);
     return mix(upper, mix(cell(r.second, c.first), cell(r.second, c.second), c.share), r.share);
@@ -228,21 +243,21 @@ template <class S, class W>
 __device__ __forceinline__ Cells<W> cells_of(const Problem<S, W>& p, int batch, int level, int image) {
   if (level == p.bands)
     return {p.base + batch * p.base_strides[0] + image * p.base_strides[1], p.base_strides[2], p.base_strides[3],
-            p.cells_down, p.cells_across, p.scale >> level};
+            p.cells_down, p.cells_across, p.scale_shift - level};
   return {p.weights + batch * p.weight_strides[0] + level * p.weight_strides[1] + image * p.weight_strides[2],
-          p.weight_strides[3], p.weight_strides[4], p.cells_down, p.cells_across, p.scale >> level};
+          p.weight_strides[3], p.weight_strides[4], p.cells_down, p.cells_across, p.scale_shift - level};
 }
 
 // Calls visit(i, j, weight) for the pixels of a patch.
 template <class W, class Visit>
 __device__ __forceinline__ void each_weight(const Cells<W>& cells, int row, int column, const Visit& visit) {
   using A = Accumulate<W>;
-  if (cells.factor >= kSmoothFactor) {
+  if (cells.shift >= kSmoothShift) {
     // No centre of a cell lies inside the patch.
     const Tap<int, A> r = cells.row_tap(row), c = cells.column_tap(column);
     const A upper_left = cells.cell(r.first, c.first), upper_right = cells.cell(r.first, c.second);
     const A lower_left = cells.cell(r.second, c.first), lower_right = cells.cell(r.second, c.second);
-    const A step = A(1) / A(cells.factor);
+    const A step = A(1) / A(1 << cells.shift);
 #pragma unroll
     for (int i = 0; i < kPatch; ++i) {
       const A down = r.share + A(i) * step;
@@ -252,11 +267,15 @@ __device__ __forceinline__ void each_weight(const Cells<W>& cells, int row, int 
     }
     return;
   }
+  // Small cells are rare: one pixel after another, so that they cost the others no registers.
+#pragma unroll 1
+  for (int pixel = 0; pixel < kPatch * kPatch; ++pixel) {
+    const A weight = cells.at(row + pixel / kPatch, column + pixel % kPatch);
 #pragma unroll
-  for (int i = 0; i < kPatch; ++i) {
-    const Tap<int, A> r = cells.row_tap(row + i);
+    for (int i = 0; i < kPatch; ++i)
 #pragma unroll
-    for (int j = 0; j < kPatch; ++j) visit(i, j, cells.between(r, cells.column_tap(column + j)));
+      for (int j = 0; j < kPatch; ++j)
+        if (pixel == i * kPatch + j) visit(i, j, weight);
   }
 }
 
@@ -420,7 +439,7 @@ __device__ __forceinline__ void fuse(const Problem<S, W>& p, Accumulate<S>* shar
       const Level<A> level = level_of<Shape>(p, tile, images, l), sum = level_of<Shape>(p, tile, sums, l);
       const Level<A> below = level_of<Shape>(p, tile, images, l + 1 <= p.bands ? l + 1 : l);
       const Cells<W> cells = cells_of(p, batch, l, n);
-      each_place<Shape>(level, tile, l, 1, [&](int row, int column) {
+      each_place_by_column<Shape>(level, tile, l, 1, [&](int row, int column) {
         const A value = level.at(row, column) - (l < p.bands ? expanded_at(below, row, column) : A(0));
         sum.at(row, column) = (n > 0 ? sum.at(row, column) : A(0)) + cells.at(row, column) * value;
       });
@@ -430,15 +449,15 @@ __device__ __forceinline__ void fuse(const Problem<S, W>& p, Accumulate<S>* shar
   if (p.bands > 0 && p.base == nullptr) {
     const Level<A> sum = level_of<Shape>(p, tile, sums, p.bands);
     const A* source = p.coarse + static_cast<int64_t>(tile.plane) * sum.height * sum.width;
-    each_place<Shape>(sum, tile, p.bands, 1, [&](int row, int column) {
+    each_place_by_column<Shape>(sum, tile, p.bands, 1, [&](int row, int column) {
       sum.at(row, column) = source[static_cast<int64_t>(row) * sum.width + column];
     });
   }
   for (int l = p.bands - 1; l >= 1; --l) {
     __syncthreads();
     const Level<A> sum = level_of<Shape>(p, tile, sums, l), below = level_of<Shape>(p, tile, sums, l + 1);
-    each_place<Shape>(sum, tile, l, 1,
-                      [&](int row, int column) { sum.at(row, column) += expanded_at(below, row, column); });
+    each_place_by_column<Shape>(sum, tile, l, 1,
+                                [&](int row, int column) { sum.at(row, column) += expanded_at(below, row, column); });
   }
   __syncthreads();
   if (!own.inside) return;
@@ -502,7 +521,7 @@ template <class Shape> __host__ __device__ __forceinline__ int weights_gradient_
 template <class Shape, class A, class P>
 __device__ __forceinline__ void collect(const P& p, const Place& tile, const Level<A>& products, int level, A* row_sums,
                                         A* partials, bool add) {
-  const int factor = p.scale >> level, across = cells_along(Shape::kColumns, p.scale);
+  const int factor = p.scale >> level, shift = p.scale_shift - level, across = cells_along(Shape::kColumns, p.scale);
   const int down = cells_along(Shape::kRows, p.scale);
   const int start_row = tile.row >> level, start_column = tile.column >> level;
   const int rows = Shape::kRows >> level, columns = Shape::kColumns >> level;
@@ -517,7 +536,7 @@ __device__ __forceinline__ void collect(const P& p, const Place& tile, const Lev
     if (row < products.height && cell >= 0 && cell < p.cells_across) {
       const Span<int> span = shared_part(span_of(horizontal, cell, products.width), start_column, columns);
       for (int column = span.first; column < span.last; ++column)
-        sum += share_of<A>(horizontal, cell, column) * products.at(row, column);
+        sum += share_of_power<A>(p.cells_across, shift, cell, column) * products.at(row, column);
     }
     row_sums[i] = sum;
   }
@@ -528,7 +547,7 @@ __device__ __forceinline__ void collect(const P& p, const Place& tile, const Lev
     if (cell >= 0 && cell < p.cells_down) {
       const Span<int> span = shared_part(span_of(vertical, cell, products.height), start_row, rows);
       for (int row = span.first; row < span.last; ++row)
-        sum += share_of<A>(vertical, cell, row) * row_sums[(row - start_row) * across + i % across];
+        sum += share_of_power<A>(p.cells_down, shift, cell, row) * row_sums[(row - start_row) * across + i % across];
     }
     partials[i] = sum;
   }

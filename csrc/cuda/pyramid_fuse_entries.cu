@@ -30,6 +30,7 @@ __device__ __forceinline__ Entry entry(int batch, int image_count, int channels,
   p.width = width;
   p.bands = bands;
   p.scale = scale;
+  while ((1 << p.scale_shift) < scale) ++p.scale_shift;
   p.cells_down = (height + scale - 1) / scale;
   p.cells_across = (width + scale - 1) / scale;
   p.tiles_down = (height + tile_rows - 1) / tile_rows;

@@ -1,4 +1,4 @@
-"""Check the operator's kernels on this machine against float64, time them, and print one page for a report."""
+"""Check the operators' kernels on this machine against float64, time them, and print one page for a report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TIMED_SIZES = ((512, 512), (1080, 1920), (3000, 4000))
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of the matrix."""
+    """One row of adaptive_fuse's matrix."""
 
     dtype: str
     padding: str
@@ -42,6 +42,83 @@ class Problem:
     def __str__(self) -> str:
         shape = f"{self.batch}x{self.images}x{self.channels}x{self.height}x{self.width}"
         return f"{self.dtype} {self.padding} {shape} k={','.join(map(str, self.sizes))} {self.layout}"
+
+    def tensors(self, normal: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return images, filters and alphas, and a gradient of the output."""
+        import torch
+
+        images = lay_out(normal(self.batch, self.images, self.channels, self.height, self.width), self.layout)
+        shapes = [(self.batch, self.images, k * k, self.height, self.width) for k in self.sizes]
+        filters = [lay_out(normal(*shape), self.layout) for shape in shapes]
+        alphas = normal(len(self.sizes)).to(torch.promote_types(images.dtype, torch.float32))
+        return [images, *filters, alphas], normal(self.batch, self.channels, self.height, self.width)
+
+    def run(self, leaves: list[torch.Tensor], backend: str) -> torch.Tensor:
+        from ffmef import ops
+
+        return ops.adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], padding_mode=self.padding, backend=backend)
+
+    def define(self, leaves: list[torch.Tensor], magnitudes: bool) -> torch.Tensor:
+        from ffmef.ops import reference
+
+        return reference.adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], self.padding)
+
+
+@dataclass(frozen=True)
+class PyramidProblem:
+    """One row of pyramid_fuse's matrix."""
+
+    dtype: str
+    batch: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    bands: int
+    scale: int
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        shape = f"{self.batch}x{self.images}x{self.channels}x{self.height}x{self.width}"
+        return f"pyramid {self.dtype} {shape} bands={self.bands} scale={self.scale} {self.layout}"
+
+    def tensors(self, normal: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return images, weights and base, and a gradient of the output."""
+        cells = (-(-self.height // self.scale), -(-self.width // self.scale))
+        images = lay_out(normal(self.batch, self.images, self.channels, self.height, self.width), self.layout)
+        weights = lay_out(normal(self.batch, self.bands, self.images, *cells), self.layout)
+        base = lay_out(normal(self.batch, self.images, *cells), self.layout)
+        return [images, weights, base], normal(self.batch, self.channels, self.height, self.width)
+
+    def run(self, leaves: list[torch.Tensor], backend: str) -> torch.Tensor:
+        from ffmef import ops
+
+        return ops.pyramid_fuse(*leaves, scale=self.scale, backend=backend)
+
+    def define(self, leaves: list[torch.Tensor], magnitudes: bool) -> torch.Tensor:
+        return pyramid_terms(*leaves, self.scale, 1 if magnitudes else -1)
+
+
+def pyramid_terms(
+    images: torch.Tensor, weights: torch.Tensor, base: torch.Tensor, scale: int, sign: int
+) -> torch.Tensor:
+    """Return the definition of pyramid_fuse; with sign 1 its bands add what they subtract, so that magnitudes add up."""
+    from ffmef.ops.reference import expand, halve
+
+    bands = weights.shape[1]
+    levels = [images]
+    for _ in range(bands):
+        levels.append(halve(levels[-1]))
+    out = (expand(base, scale >> bands, *levels[-1].shape[-2:]).unsqueeze(2) * levels[-1]).sum(1)
+    for level in reversed(range(bands)):
+        size = levels[level].shape[-2:]
+        band = levels[level] + sign * expand(levels[level + 1], 2, *size)
+        fine = expand(weights[:, level], scale >> level, *size).unsqueeze(2)
+        out = expand(out, 2, *size) + (fine * band).sum(1)
+    return out
+
+
+AnyProblem = Problem | PyramidProblem
 
 
 @dataclass
@@ -59,7 +136,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the matrix and no timing")
 
 
-def matrix(quick: bool) -> list[Problem]:
+def matrix(quick: bool) -> list[AnyProblem]:
     """Return the problems: every dtype, padding, path of the kernels and memory layout."""
     problems = []
     for dtype in TOLERANCE:
@@ -80,13 +157,26 @@ def matrix(quick: bool) -> list[Problem]:
             Problem(dtype, "zeros", 1, 2, 1, 5, 24, (1, 3) * 8 + (5,)),
         ]
     problems.append(Problem("float32", "replicate", 1, 1, 1, 12, 16, (31,)))
+    for dtype in TOLERANCE:
+        problems += [
+            PyramidProblem(dtype, 2, 2, 1, 77, 144, 3, 8),
+            PyramidProblem(dtype, 1, 3, 2, 37, 67, 3, 16),
+            PyramidProblem(dtype, 1, 2, 1, 35, 39, 2, 4, "slice"),
+            PyramidProblem(dtype, 2, 2, 3, 9, 24, 1, 2, "expanded"),
+            PyramidProblem(dtype, 1, 2, 1, 5, 7, 1, 2, "transposed"),
+            PyramidProblem(dtype, 1, 2, 1, 70, 45, 5, 32),
+            PyramidProblem(dtype, 1, 1, 1, 9, 33, 0, 1),
+            PyramidProblem(dtype, 1, 2, 1, 1, 1, 3, 8),
+        ]
     return problems[2::12] if quick else problems
 
 
-def interpretable(problems: list[Problem]) -> list[Problem]:
+def interpretable(problems: list[AnyProblem]) -> list[AnyProblem]:
     """Return some small problems: in Triton's interpreter every tap of a tile takes tens of milliseconds."""
-    small = [p for p in problems if p.height * p.width <= 400 and sum(k * k for k in p.sizes) <= 35]
-    return [p for p in small if p.padding == "zeros" or max(p.sizes) <= 3][::3]
+    small = [p for p in problems if isinstance(p, Problem) and p.height * p.width <= 400]
+    small = [p for p in small if sum(k * k for k in p.sizes) <= 35 and (p.padding == "zeros" or max(p.sizes) <= 3)]
+    tiny = [p for p in problems if isinstance(p, PyramidProblem) and p.height * p.width <= 40]
+    return small[::3] + tiny
 
 
 def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
@@ -102,8 +192,8 @@ def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     return tensor
 
 
-def inputs(problem: Problem, device: str) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor]:
-    """Return images, filters, alphas and a gradient of the output; the same values on every call and device."""
+def inputs(problem: AnyProblem, device: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return the operator's tensors and a gradient of its output; the same values on every call and device."""
     import torch
 
     random = torch.Generator().manual_seed(7)
@@ -112,39 +202,34 @@ def inputs(problem: Problem, device: str) -> tuple[torch.Tensor, list[torch.Tens
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
 
-    p = problem
-    images = lay_out(normal(p.batch, p.images, p.channels, p.height, p.width), p.layout)
-    filters = [lay_out(normal(p.batch, p.images, k * k, p.height, p.width), p.layout) for k in p.sizes]
-    alphas = normal(len(p.sizes)).to(torch.promote_types(dtype, torch.float32))
-    return images, filters, alphas, normal(p.batch, p.channels, p.height, p.width)
+    return problem.tensors(normal)
 
 
-def results(problem: Problem, device: str, backend: str) -> list[torch.Tensor]:
-    """Return the output and the gradients of images, filters and alphas, on the CPU."""
+def results(problem: AnyProblem, device: str, backend: str) -> list[torch.Tensor]:
+    """Return the output and the gradients of all tensors, on the CPU."""
     import torch
 
-    from ffmef.ops import adaptive_fuse
-
-    images, filters, alphas, gradient = inputs(problem, device)
-    leaves = [leaf.detach().requires_grad_() for leaf in (images, *filters, alphas)]
-    output = adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], padding_mode=problem.padding, backend=backend)
+    tensors, gradient = inputs(problem, device)
+    leaves = [leaf.detach().requires_grad_() for leaf in tensors]
+    output = problem.run(leaves, backend)
     return [part.detach().cpu() for part in (output, *torch.autograd.grad(output, leaves, gradient))]
 
 
-def references(problem: Problem, magnitudes: bool) -> list[torch.Tensor]:
-    """Return the same in float64 from plain torch, of the values or of their magnitudes."""
+def references(problem: AnyProblem, magnitudes: bool) -> list[torch.Tensor]:
+    """Return the same in float64 from plain torch, of the values or of their terms' magnitudes."""
     import torch
 
-    from ffmef.ops import reference
-
-    images, filters, alphas, gradient = inputs(problem, "cpu")
+    tensors, gradient = inputs(problem, "cpu")
     change = torch.abs if magnitudes else torch.clone
-    leaves = [change(leaf.double()).contiguous().requires_grad_() for leaf in (images, *filters, alphas)]
-    output = reference.adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], problem.padding)
-    return [part.detach() for part in (output, *torch.autograd.grad(output, leaves, change(gradient.double())))]
+    leaves = [change(leaf.double()).contiguous().requires_grad_() for leaf in tensors]
+    output = problem.define(leaves, magnitudes)
+    # Weights of no band have no part in the output.
+    grads = torch.autograd.grad(output, leaves, change(gradient.double()), allow_unused=True)
+    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+    return [part.detach() for part in (output, *grads)]
 
 
-def error_of(problem: Problem, found: list[torch.Tensor]) -> float:
+def error_of(problem: AnyProblem, found: list[torch.Tensor]) -> float:
     """Return the largest error of any element in units of what is allowed."""
     worst = 0.0
     values, magnitudes = references(problem, False), references(problem, True)
@@ -155,11 +240,12 @@ def error_of(problem: Problem, found: list[torch.Tensor]) -> float:
             return float("inf")
         error = ((part.double() - value).abs() - SMALLEST.get(problem.dtype, 0.0)).clamp_min(0)
         share = (error / magnitude).nan_to_num(nan=0.0, posinf=float("inf"))
-        worst = max(worst, float(share.max()) / TOLERANCE[problem.dtype] / slack)
+        if share.numel():
+            worst = max(worst, float(share.max()) / TOLERANCE[problem.dtype] / slack)
     return worst
 
 
-def check(backend: str, device: str, problems: list[Problem]) -> Tally:
+def check(backend: str, device: str, problems: list[AnyProblem]) -> Tally:
     """Run the matrix; a problem passes if it is right and the same when run again."""
     import torch
 
@@ -297,7 +383,7 @@ def graph_capture(backend: str) -> str:
     from ffmef.ops import adaptive_fuse
 
     problem = Problem("float32", "zeros", 1, 2, 1, 64, 128, FILTER_SIZES)
-    images, filters, alphas, _ = inputs(problem, "cuda")
+    (images, *filters, alphas), _ = inputs(problem, "cuda")
     adaptive_fuse(images, filters, alphas, backend=backend)  # what is compiled or tuned at first use
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -1,0 +1,110 @@
+"""Sanitizers over the emulated CUDA kernels of pyramid_fuse, and faults planted in a copy of them: each has to be found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cuda_emulation import Failed, Mutant, build, needs_emulator, plant
+from pyramid_cases import TOLERANCE, Case
+from pyramid_emulation import run, worst
+
+pytestmark = [*needs_emulator, pytest.mark.slow]
+
+# Few cases that reach every kernel, in one type: sanitizers and mutants compile and run the kernels once each.
+CORE = [
+    Case("core, vectors", height=40, width=72, images=3),
+    Case("core, odd", height=37, width=41, channels=2, batch=2),
+    Case("core, small cells", height=35, width=39, bands=2, scale=4),
+    Case("core, two problems", height=45, width=50, bands=5, scale=32, channels=2),
+    Case("core, aligned slices", height=16, width=36, layout="aligned slice"),
+    Case("core, off a 16-byte boundary", height=9, width=16, layout="offset"),
+    Case("core, one pixel", height=1, width=1),
+]
+# The thread sanitizer is slow to make threads: the fewest blocks that can race.
+FEW_BLOCKS = [
+    Case("few blocks", height=36, width=68),
+    Case("few blocks, two problems", height=20, width=36, bands=4, scale=16, channels=2),
+]
+ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
+
+
+def fails(program: Path, cases: list[Case]) -> str:
+    """Return why the cases, forward or backward, fail on this program; an empty string if they pass."""
+    for backward in (False, True):
+        try:
+            results = run(program, cases, backward)
+        except Failed as failure:
+            return str(failure)
+        for case, result in zip(cases, results):
+            if (error := worst(case, result, backward)) > TOLERANCE[case.dtype]:
+                return f"{case.name}, {'backward' if backward else 'forward'}: relative error {error:.1e}"
+    return ""
+
+
+@pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
+    flags = (ONE_TYPE, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    program = build(tmp_path, *flags, operator="pyramid_fuse")
+    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
+
+
+KERNELS, LAUNCHES = "cuda/pyramid_fuse.cuh", "cuda/pyramid_fuse.cu"
+THREAD = ("-g", "-fsanitize=thread")
+ADDRESS = ("-g", "-fsanitize=address")
+UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+BETWEEN_IMAGES = "if (n > 0) __syncthreads();"
+MUTANTS = [
+    Mutant("no barrier after the means", "put_means(around, row, column, p.bands, first, second);\n  }\n  __syncthreads();",
+           "put_means(around, row, column, p.bands, first, second);\n  }", KERNELS),
+    Mutant("no barrier after level 3", "mean_at(second, row, column); });\n  __syncthreads();",
+           "mean_at(second, row, column); });", KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no barrier between images", BETWEEN_IMAGES, "", KERNELS, flags=THREAD, sign="data race", count=2),
+    Mutant("no barrier between images, gradient", BETWEEN_IMAGES, "", KERNELS, flags=THREAD, sign="data race", nth=1, count=2),
+    Mutant("no barrier between levels", "for (int l = p.bands - 1; l >= 1; --l) {\n    __syncthreads();",
+           "for (int l = p.bands - 1; l >= 1; --l) {", KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no barrier between levels of the gradient", "adjoint_at(fine, coarse, row, column); });\n    __syncthreads();",
+           "adjoint_at(fine, coarse, row, column); });", KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no barrier before the products", "__syncthreads();  // the products take", "// the products take", KERNELS,
+           flags=THREAD, sign="data race"),
+    Mutant("no barrier after sums along rows", "row_sums[i] = sum;\n  }\n  __syncthreads();", "row_sums[i] = sum;\n  }", KERNELS,
+           flags=THREAD, sign="data race"),
+    Mutant("a barrier for some threads", "if (!own.inside) continue;", "if (!own.inside) return;", KERNELS, sign="barrier"),
+    Mutant("blocks that write the same sums", "static_cast<int64_t>(blockIdx.x) * p.image_count", "int64_t(0) * p.image_count",
+           KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no bound of rows", "if (row + i >= height) break;", "", KERNELS),
+    Mutant("no bound of columns", "if (column + j < width) line[j] = narrow<S>(values[i][j]);",
+           "line[j] = narrow<S>(values[i][j]);", KERNELS),
+    Mutant("no bound of places", "if (level.has(row, column)) visit(row, column);", "visit(row, column);", KERNELS,
+           flags=ADDRESS, sign="AddressSanitizer"),
+    Mutant("rows past the picture read", "plane + clamped(row + i, height) * row_stride", "plane + (row + i) * row_stride", KERNELS,
+           flags=ADDRESS, sign="AddressSanitizer"),
+    Mutant("too little shared memory", "Shape::size(0) + 2 * Shape::kLevels + Shape::kRows * cells",
+           "Shape::size(0) + 2 * Shape::kLevels + Shape::kRows / 2 * cells", KERNELS, flags=ADDRESS, sign="AddressSanitizer"),
+    Mutant("vectors without alignment", "width % kPatch != 0 || !aligned(data, alignof(Four<S>))", "width % kPatch != 0",
+           LAUNCHES, flags=UNDEFINED, sign="alignment"),
+    Mutant("wrong tap", "clamped(row & 1 ? r + 1 : r - 1, coarse.height)", "clamped(r + 1, coarse.height)", KERNELS),
+    Mutant("wrong tap of a patch", "fine[2] = A(0.25) * coarse[1]", "fine[2] = A(0.25) * coarse[0]", KERNELS),
+    Mutant("wrong tap of the gradient", "shares[1] = i > 0 ? A(0.75) : A(1);", "shares[1] = A(0.75);", KERNELS),
+    Mutant("another band's weights", "level * p.weight_strides[1] + ", "", KERNELS),
+    Mutant("the first bands' weights below", "static_cast<const W*>(f.weights) + first_band * w[1]",
+           "static_cast<const W*>(f.weights)", LAUNCHES),
+    Mutant("wrong scale", "p.weight_strides[4], p.cells_down, p.cells_across, p.scale >> level}",
+           "p.weight_strides[4], p.cells_down, p.cells_across, p.scale}", KERNELS),
+    Mutant("one set of cells for a patch with a centre", "kSmoothFactor = 8;", "kSmoothFactor = 4;", KERNELS),
+    Mutant("odd border not repeated", "if (row / 2 + 1 >= first.height) means[1][0] = means[0][0], means[1][1] = means[0][1];",
+           "", KERNELS),
+    Mutant("odd border's gradient halved", "(last_row ? A(1) : A(0.5))", "A(0.5)", KERNELS),
+    Mutant("borders of level 3 not repeated", "place = place < last ? place : last;", "(void)last;", KERNELS),
+    Mutant("the last tile's sums left out", "j <= (columns.last - 1) / Shape::kColumns", "j < (columns.last - 1) / Shape::kColumns",
+           KERNELS),
+    Mutant("later channels replace the sums", "A sum = add ? partials[i] : A(0);", "A sum = A(0);", KERNELS),
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
+    program = plant(mutant, tmp_path, ONE_TYPE, operator="pyramid_fuse")
+    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
+    assert reason and mutant.sign in reason
