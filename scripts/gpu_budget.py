@@ -3,6 +3,7 @@
     python scripts/gpu_budget.py [ARCHITECTURE ...]   # float32
     python scripts/gpu_budget.py --all                # all dtypes: minutes
     python scripts/gpu_budget.py --all --update       # rewrite tests/gpu_budget.json
+    python scripts/gpu_budget.py --operator pyramid_fuse   # which has no budget yet
 
 No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/test_gpu_budget.py holds the
 kernels to the numbers in tests/gpu_budget.json.
@@ -86,12 +87,31 @@ def readable_names(mangled: list[str]) -> dict[str, str]:
     names = {}
     for symbol, line in zip(mangled, lines, strict=True):
         short = re.sub(r"\(ffmef::cuda::.*\)$|ffmef::cuda::|\(anonymous namespace\)::|^void ", "", line)
-        names[symbol] = re.sub(r"\(.*$", "", short).replace("_kernel", "")
+        names[symbol] = re.sub(r"\(.*$", "", short).replace("_kernel", "").replace("pyramid::Tile", "Tile")
     return names
+
+
+def pyramid_block_shape(name: str) -> tuple[int, int]:
+    """Return a block's threads and its bytes of dynamic shared memory for three bands and cells of 8 x 8 pixels."""
+    found = re.search(r"Tile<(\d+), (\d+)>", name)
+    if found is None or name.startswith("pyramid::sum_tiles"):
+        return 256, 0
+    rows, columns = map(int, found.groups())
+    sizes = [((rows + 16) >> level) * ((columns + 16) >> level) for level in range(4)]  # with a margin of 8 pixels
+    elements = 2 * sum(sizes[1:])
+    if name.startswith("pyramid::weights_gradient"):
+        elements = sizes[0] + 2 * sum(sizes[1:]) + rows * (columns // 8 + 2)
+    if name.startswith("pyramid::images_gradient"):
+        around = [1, 1, 1, 0]
+        products = [((rows >> level) + 2 * a) * ((columns >> level) + 2 * a) for level, a in enumerate(around)]
+        elements = sum(sizes) + sum(products)
+    return rows * columns // 16, elements * (8 if "double" in name else 4)
 
 
 def block_shape(name: str) -> tuple[int, int]:
     """Return a block's threads and its bytes of dynamic shared memory for three levels of sizes 1, 3 and 5."""
+    if name.startswith("pyramid::"):
+        return pyramid_block_shape(name)
     arguments = name[name.find("<") + 1 : name.rfind(">")].split(", ") if "<" in name else ["float"]
     wide = 8 if arguments[0] == "double" else 4
     if name.startswith("predict_and_fuse"):
@@ -112,14 +132,16 @@ def block_shape(name: str) -> tuple[int, int]:
     return threads, tile + (3 * threads // 32 * wide if name.startswith("filters") else 0)
 
 
-def measure(architecture: int, flags: tuple[str, ...] = (FLOAT32_ONLY,)) -> dict[str, Usage]:
-    """Compile every operator's kernels for one architecture and return their usage by name."""
+def measure(
+    architecture: int, flags: tuple[str, ...] = (FLOAT32_ONLY,), operators: tuple[str, ...] = OPERATORS
+) -> dict[str, Usage]:
+    """Compile the operators' kernels for one architecture and return their usage by name."""
     usage: dict[str, Usage] = {}
     with tempfile.TemporaryDirectory() as folder:
         occupancy_program = Path(folder, "occupancy")
         include = find_nvcc().parents[1] / "include"
         _run("g++", "-w", "-I", include, ROOT / "tests/cuda_emulator/occupancy.cpp", "-o", occupancy_program)
-        for operator in OPERATORS:
+        for operator in operators:
             cubin = Path(folder, f"{operator}.cubin")
             options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]
             report = _run(find_nvcc(), "-cubin", *options, ROOT / f"csrc/cuda/{operator}.cu", "-o", cubin)
@@ -158,17 +180,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("architectures", nargs="*", type=int, default=ARCHITECTURES, metavar="ARCHITECTURE")
     parser.add_argument("--all", action="store_true", help="all dtypes")
+    parser.add_argument("--operator", help="one operator, such as pyramid_fuse, which has no budget yet (default: those that have)")
     parser.add_argument("--update", action="store_true", help="rewrite tests/gpu_budget.json")
     args = parser.parse_args()
     if missing():
         print(f"gpu_budget: {missing()}", file=sys.stderr)
         return 2
-    if args.update and not (args.all and set(args.architectures) == set(ARCHITECTURES)):
-        parser.error("--update needs --all and every architecture")
+    if args.update and (args.operator or not args.all or set(args.architectures) != set(ARCHITECTURES)):
+        parser.error("--update needs --all, every operator and every architecture")
     flags = () if args.all else (FLOAT32_ONLY,)
+    operators = (args.operator,) if args.operator else OPERATORS
     table: dict[str, dict[str, dict[str, float]]] = {}
     for architecture in args.architectures:
-        for name, usage in sorted(measure(architecture, flags).items()):
+        for name, usage in sorted(measure(architecture, flags, operators).items()):
             table.setdefault(name, {})[str(architecture)] = asdict(usage)
             print(f"sm_{architecture:<4} {name:<44} " + "  ".join(f"{k} {v:g}" for k, v in asdict(usage).items()))
     if args.update:

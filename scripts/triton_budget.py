@@ -43,11 +43,19 @@ KERNELS = {
     "head_kernel": ("ffmef_forward", {"ADD": True, "SIZE": 5, "GROUPS": 4, "GROUP": 8, "IMAGES": 2, **NETWORK}),
     "head_kernel of 7 x 7": ("ffmef_forward", {"ADD": True, "SIZE": 7, "GROUPS": 7, "GROUP": 8, "IMAGES": 2, **NETWORK}),
 }  # fmt: skip
+# pyramid_fuse: the finest of three bands with cells of 8 x 8 pixels, and a level between.
+PYRAMID_KERNELS = {
+    "halve_kernel of a pyramid": ("pyramid_fuse", SHARED),
+    "fuse_kernel of a pyramid": ("pyramid_fuse", {"FACTOR": 8, "HAS_BELOW": True, **SHARED}),
+    "adjoint_kernel of a pyramid": ("pyramid_fuse", SHARED),
+    "weights_gradient_kernel of a pyramid": ("pyramid_fuse", {"FACTOR": 8, "HAS_BELOW": True, "CELLS": 8, **SHARED}),
+    "images_gradient_kernel of a pyramid": ("pyramid_fuse", {"FACTOR": 4, "HAS_FINER": True, "HAS_BELOW": True, **SHARED}),
+}
 INTEGERS = re.compile(
-    r"(image|filter|gradient|hidden)_(batch|image|channel|tap|map|row|column)|(batch|image|tap|row|column)_\d"
-    r"|count|channels|height|width|groups|size_class|maps|cells_down|cells_across|fine_height|fine_width|most_rows|most_columns"
+    r"(image|filter|gradient|hidden|cell|fine|fine_cell|output)_(batch|image|channel|tap|map|row|column)|(batch|image|tap|row|column)_\d"
+    r"|count|channels|height|width|groups|size_class|maps|(fine|below)_(height|width)|cells_(down|across)|most_rows|most_columns"
 )
-LAST_STRIDES = re.compile(r"(image|filter|gradient|hidden)_column|column_\d")
+LAST_STRIDES = re.compile(r"(image|filter|gradient|hidden|cell|fine|fine_cell)_column|column_\d")
 
 
 def compile_kernel(name: str, architecture: int) -> dict[str, int]:
@@ -57,7 +65,7 @@ def compile_kernel(name: str, architecture: int) -> dict[str, int]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    module_name, constants = KERNELS[name]
+    module_name, constants = (KERNELS | PYRAMID_KERNELS)[name]
     kernels = importlib.import_module(f"ffmef.kernels.{module_name}")
     kernel = getattr(kernels, name.split()[0])
     # A constant given by name is the module's own; the type is Triton's.
@@ -95,9 +103,9 @@ def compile_kernel(name: str, architecture: int) -> dict[str, int]:
 
 def main() -> int:
     for architecture in map(int, sys.argv[1:] or ARCHITECTURES):
-        for name in KERNELS:
+        for name in KERNELS | PYRAMID_KERNELS:
             usage = compile_kernel(name, architecture)
-            print(f"sm_{architecture:<4} {name:<34} " + "  ".join(f"{key} {value}" for key, value in usage.items()))
+            print(f"sm_{architecture:<4} {name:<37} " + "  ".join(f"{key} {value}" for key, value in usage.items()))
     return 0
 
 

@@ -286,7 +286,7 @@ def prediction_error(problem: Problem, device: str, backend: str) -> float:
 
     from ffmef.ops import predict_and_fuse, reference
 
-    images, hidden, alphas, _ = inputs(problem, "cpu")
+    (images, *hidden, alphas), _ = inputs(problem, "cpu")
     random = torch.Generator().manual_seed(11)
     weight = [torch.randn(k * k, k * k, generator=random, dtype=torch.float64).to(images.dtype) for k in problem.sizes]
     bias = [torch.randn(k * k, generator=random, dtype=torch.float64).to(images.dtype) for k in problem.sizes]
