@@ -50,11 +50,19 @@ def check(axis: tuple[int, int, int, int], taps: np.ndarray, spans: np.ndarray, 
 PROGRAM = """
 #include "interpolation.h"
 #include <cstdio>
+#include <cstdlib>
 template <class Int> void print(Int size, Int cells, Int pixels, Int fine) {
   const ffmef::Interpolation<Int> axis{size, cells, pixels};
   for (Int y = 0; y < fine; ++y) {
     const auto tap = ffmef::tap_of<double>(axis, y);
     std::printf("%lld %lld %.17g ", (long long)tap.first, (long long)tap.second, tap.share);
+    if (cells != 1 || (pixels & (pixels - 1)) != 0) continue;
+    int shift = 0;
+    while ((Int(1) << shift) < pixels) ++shift;
+    const auto same = ffmef::tap_of_power<double>(size, shift, y);
+    if (same.first != tap.first || same.second != tap.second || same.share != tap.share) std::abort();
+    for (Int i = 0; i < size; ++i)
+      if (ffmef::share_of_power<double>(size, shift, i, y) != ffmef::share_of<double>(axis, i, y)) std::abort();
   }
   for (Int i = 0; i < size; ++i) {
     const auto span = ffmef::span_of(axis, i, fine);
