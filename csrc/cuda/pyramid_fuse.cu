@@ -200,6 +200,10 @@ template <class T> struct Workspace {
   }
 };
 
+template <class T> int64_t backward_workspace(const ffmef_pyramid& f, const ffmef_pyramid_gradients& g) {
+  return Workspace<T>(split<T>(f), g).elements * static_cast<int64_t>(sizeof(Accumulate<T>));
+}
+
 template <class S, class W> cudaError_t launch_weights_gradient(Problem<S, W>& p, cudaStream_t stream) {
   using Shape = Backward<S>;
   const int64_t blocks = set_tiles<Shape>(p, p.batch);
@@ -282,11 +286,8 @@ extern "C" int64_t ffmef_cuda_pyramid_fuse_workspace(const ffmef_pyramid* pyrami
 
 extern "C" int64_t ffmef_cuda_pyramid_fuse_backward_workspace(const ffmef_pyramid* pyramid,
                                                               const ffmef_pyramid_gradients* gradients) {
-  using namespace ffmef::cuda;
-  return with_dtype(pyramid->dtype, [&](auto zero) -> int64_t {
-    using T = decltype(zero);
-    const int64_t elements = pyramid::Workspace<T>(pyramid::split<T>(*pyramid), *gradients).elements;
-    return elements * static_cast<int64_t>(sizeof(Accumulate<T>));
+  return ffmef::cuda::with_dtype(pyramid->dtype, [&](auto zero) -> int64_t {
+    return ffmef::cuda::pyramid::backward_workspace<decltype(zero)>(*pyramid, *gradients);
   });
 }
 
