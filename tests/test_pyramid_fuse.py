@@ -93,6 +93,15 @@ def test_equal_weights_return_the_mean(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_batch_fuses_to_an_empty_batch(backend):
+    inputs = [tensor.requires_grad_() for tensor in arguments(9, 11, batch=0, channels=2)]
+    out = pyramid_fuse(*inputs, backend=backend)
+    assert out.shape == (0, 2, 9, 11)
+    out.sum().backward()
+    assert [tensor.grad.shape for tensor in inputs] == [tensor.shape for tensor in inputs]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype,tolerance", [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_dtypes(backend, dtype, tolerance):
     exact = arguments(45, 70, batch=2, channels=2, dtype=dtype)

@@ -151,6 +151,8 @@ def adaptive_fuse_backward(
 def halve(images: Tensor) -> Tensor:
     """Return the means of 2 x 2 pixels: (..., H, W) -> (..., ceil(H / 2), ceil(W / 2)), an odd border repeated."""
     height, width = images.shape[-2:]
+    if images.numel() == 0:  # which torch's pooling and interpolation do not take
+        return images[..., ::2, ::2]
     flat = images.reshape(1, -1, height, width)
     return F.avg_pool2d(F.pad(flat, (0, width % 2, 0, height % 2), mode="replicate"), 2).unflatten(1, images.shape[:-2])[0]
 
@@ -162,6 +164,8 @@ def expand(coarse: Tensor, factor: int, height: int, width: int) -> Tensor:
     """
     if factor == 1:
         return coarse[..., :height, :width]
+    if coarse.numel() == 0:
+        return coarse[..., :1, :1].expand(*coarse.shape[:-2], height, width)
     flat = coarse.reshape(1, -1, *coarse.shape[-2:])
     fine = F.interpolate(flat, scale_factor=float(factor), mode="bilinear", align_corners=False)
     return fine[..., :height, :width].unflatten(1, coarse.shape[:-2])[0]
@@ -201,6 +205,8 @@ def _halve_adjoint(grad: Tensor, height: int, width: int) -> Tensor:
 def _expand_adjoint(grad: Tensor, factor: int, height: int, width: int) -> Tensor:
     if factor == 1:
         return F.pad(grad, (0, width - grad.shape[-1], 0, height - grad.shape[-2]))
+    if grad.numel() == 0:
+        return grad.new_zeros(*grad.shape[:-2], height, width)
     full = F.pad(grad, (0, factor * width - grad.shape[-1], 0, factor * height - grad.shape[-2]))
     flat = full.reshape(1, -1, *full.shape[-2:])
     size = [factor * height, factor * width]
