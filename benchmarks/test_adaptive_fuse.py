@@ -110,6 +110,7 @@ def cases(mode: str) -> list[Case]:
     shapes += [replace(base, dtype=dtype) for dtype in DTYPES if dtype != base.dtype]
     shapes += [replace(base, images=5), replace(base, step="backward")]
     chosen = [replace(base, step=step, provider=name) for step in ("forward", "both") for name in every]
+    chosen.remove(Case(COMPILED[1], step="both"))  # whose compilation takes minutes
     chosen += [replace(shape, provider=name) for shape in shapes for name in plain]
     return [case for case in dict.fromkeys(chosen) if measurable(case)]
 

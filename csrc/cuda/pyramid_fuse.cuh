@@ -576,8 +576,8 @@ __device__ __forceinline__ void weights_gradient(const Problem<S, W>& p, Accumul
     }
     if (p.partials == nullptr) continue;
     A gradient[kPatch][kPatch];
+    // The products take the place of the gradient; a thread reads and writes there its own patch alone.
     read_patch<Shape>(products, own, gradient);
-    __syncthreads();  // the products take the place of the gradient
 
     for (int n = 0; n < p.image_count; ++n) {
       A values[kPatch][kPatch];
