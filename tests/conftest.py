@@ -14,7 +14,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tensors in operator and model tests, such as cuda")
     parser.addoption("--dtype", action="append", choices=DTYPES, help="only this dtype where a test runs in several; repeatable")
-    parser.addoption("--exhaustive", action="store_true", help="all planted faults and GPU architectures, not a part of them")
+    parser.addoption("--exhaustive", action="store_true", help="all planted faults, not a third of them")
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
