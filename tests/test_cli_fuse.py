@@ -268,3 +268,11 @@ def test_what_the_system_refuses_is_one_line_in_every_command(error, line, monke
     monkeypatch.setattr("ffmef.commands.info.run", refused)
     assert main(["info"]) == 2
     assert capsys.readouterr().err == line
+
+
+def test_python_m_ffmef_is_the_command():
+    command = [sys.executable, "-m", "ffmef"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"ffmef {ffmef.__version__}\n")
+    failed = subprocess.run([*command, "fuse", "no-such.png", "-o", "x.png"], capture_output=True, text=True)
+    assert failed.returncode == 2 and failed.stderr.startswith("ffmef fuse:") and "Traceback" not in failed.stderr
