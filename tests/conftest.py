@@ -14,18 +14,20 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tensors in operator and model tests, such as cuda")
     parser.addoption("--dtype", action="append", choices=DTYPES, help="only this dtype where a test runs in several; repeatable")
-    parser.addoption("--exhaustive", action="store_true", help="all planted faults, not a third of them")
+    parser.addoption("--exhaustive", action="store_true", help="all faults planted in CUDA kernels, not a third of them")
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Plant one fault in three of each file unless all are asked for: most are a compilation each."""
+    """Plant one fault in three of each file's CUDA kernels unless all are asked for: each is a compilation."""
+    from cuda_emulation import Mutant
+
     if config.getoption("exhaustive"):
         return
     skip = pytest.mark.skip(reason="one planted fault in three unless --exhaustive is given")
     planted: dict[Path, int] = {}
     for item in items:
-        if "mutant" in getattr(getattr(item, "callspec", None), "params", ()):
+        if isinstance(getattr(item, "callspec", None) and item.callspec.params.get("mutant"), Mutant):
             planted[item.path] = planted.get(item.path, 0) + 1
             if planted[item.path] % 3 != 1:
                 item.add_marker(skip)

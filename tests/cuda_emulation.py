@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -169,3 +170,15 @@ def plant(mutant: Mutant, folder: Path, *flags: str, operator: str = "adaptive_f
     split = mutant.nth + 1
     file.write_text(mutant.right.join(pieces[:split]) + mutant.wrong + mutant.right.join(pieces[split:]))
     return build(folder, "-w", *flags, *mutant.flags, sources=folder, operator=operator)
+
+
+def check_entries_compile_to_ptx(operator: str, folder: Path) -> None:
+    """Compile an operator's plain entries with nvcc; they must be those that the head of their file lists."""
+    nvcc = CUDA_INCLUDE.parent / "bin/nvcc"
+    if not nvcc.is_file():
+        pytest.skip("no nvcc beside the CUDA headers")
+    ptx = folder / "entries.ptx"
+    source = ROOT / f"csrc/cuda/{operator}_entries.cu"
+    subprocess.run([nvcc, "-ptx", "-std=c++17", "-arch=sm_75", source, "-o", ptx], check=True, capture_output=True)
+    names = re.findall(r"\.visible \.entry (\w+)", ptx.read_text())
+    assert sorted(names) == sorted(re.findall(r"^//   (ffmef_\w+)", source.read_text(), re.MULTILINE))

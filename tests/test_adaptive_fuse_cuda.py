@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
-from cuda_emulation import CUDA_INCLUDE, ROOT, build, needs_emulator, run, worst
+from cuda_emulation import build, check_entries_compile_to_ptx, needs_emulator, run, worst
 from gpu_cases import TOLERANCE, Case, backward_matrix, coarse_backward_matrix, coarse_matrix, matrix
 
 FORWARD = matrix() + coarse_matrix()
@@ -82,11 +80,4 @@ def test_plain_entries(program: Path, backward: bool) -> None:
 
 
 def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
-    nvcc = CUDA_INCLUDE.parent / "bin/nvcc"
-    if not nvcc.is_file():
-        pytest.skip("no nvcc beside the CUDA headers")
-    ptx = tmp_path / "entries.ptx"
-    source = ROOT / "csrc/cuda/adaptive_fuse_entries.cu"
-    subprocess.run([nvcc, "-ptx", "-std=c++17", "-arch=sm_75", source, "-o", ptx], check=True, capture_output=True)
-    names = re.findall(r"\.visible \.entry (\w+)", ptx.read_text())
-    assert sorted(names) == sorted(re.findall(r"^//   (ffmef_\w+)", source.read_text(), re.MULTILINE))
+    check_entries_compile_to_ptx("adaptive_fuse", tmp_path)

@@ -6,11 +6,6 @@ The interpreter has to be chosen before triton is imported, so this file runs it
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,22 +14,26 @@ import torch
 
 from ffmef.ops import adaptive_fuse, backends
 from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors, relative_error
-from triton_guard import guarded_outputs, in_nan, load, watched
+from triton_guard import (
+    Mutant,
+    guarded_outputs,
+    in_nan,
+    inside,
+    needs_triton,
+    outside,
+    plant,
+    run_in_the_interpreter,
+    watched,
+)
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SOURCE = Path(__file__).resolve().parents[1] / "ffmef/kernels/adaptive_fuse.py"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-inside = pytest.mark.skipif(not INTERPRETED, reason="run by test_kernels_in_the_interpreter in a process of its own")
+pytestmark = needs_triton
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@outside
 def test_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def present() -> ModuleType:
@@ -161,14 +160,6 @@ def test_public_function_runs_triton_and_differentiates() -> None:
         assert relative_error(result, expected) <= TOLERANCE[case.dtype]
 
 
-@dataclass(frozen=True)
-class Mutant:
-    name: str
-    right: str
-    wrong: str
-    backward: bool = False
-
-
 MUTANTS = [
     Mutant("no mask on the store", "tl.store(target, result.to(output.dtype.element_ty), mask=mask)",
            "tl.store(target, result.to(output.dtype.element_ty))"),
@@ -193,8 +184,6 @@ BOUNCING = Case("triton, mutants, small", height=2, width=3, sizes=(7, 1), paddi
 @inside
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = SOURCE.read_text()
-    assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
-    kernels = load(text.replace(mutant.right, mutant.wrong), tmp_path)
+    kernels = plant(mutant, SOURCE, tmp_path)
     case = BOUNCING if "bounce" in mutant.name else COARSE[0] if "cell" in mutant.name or "pixel" in mutant.name else MUTANT_CASE
     assert worst(kernels, case, mutant.backward, SMALL, monkeypatch) > 1

@@ -6,9 +6,6 @@ The interpreter has to be chosen before triton is imported, so this file runs it
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,15 +15,21 @@ import torch
 from ffmef.models import FFMEF
 from ffmef.ops import ffmef_forward
 from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported, unsupported_tensors
-from test_adaptive_fuse_triton import Mutant
 from test_ffmef_forward import TOLERANCE, eager64, random_luminance, random_model, worst
-from triton_guard import guarded_outputs, in_nan, load, watched
+from triton_guard import (
+    Mutant,
+    guarded_outputs,
+    in_nan,
+    inside,
+    needs_triton,
+    outside,
+    plant,
+    run_in_the_interpreter,
+    watched,
+)
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SOURCE = Path(__file__).resolve().parents[1] / "ffmef/kernels/ffmef_forward.py"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-inside = pytest.mark.skipif(not INTERPRETED, reason="run by test_kernels_in_the_interpreter in a process of its own")
-outside = pytest.mark.skipif(INTERPRETED, reason="this is the process of the interpreter")
+pytestmark = needs_triton
 
 
 @outside
@@ -34,11 +37,7 @@ outside = pytest.mark.skipif(INTERPRETED, reason="this is the process of the int
 @pytest.mark.parametrize("part", ("network", "planted"))
 def test_kernels_in_the_interpreter(part: str) -> None:
     chosen = part if part == "planted" else "not planted"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", chosen, __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__, "-k", chosen)
 
 
 def use_tile(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
@@ -199,9 +198,7 @@ MUTANTS = [
 @inside
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = SOURCE.read_text()
-    assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
     use_tile(monkeypatch, 4, 16)
-    kernels = load(text.replace(mutant.right, mutant.wrong), tmp_path)
+    kernels = plant(mutant, SOURCE, tmp_path)
     size = (3, 17) if "tile" in mutant.name else (3, 6)
     assert chain_error(kernels, size, 1, monkeypatch) > 1

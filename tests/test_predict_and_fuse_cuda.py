@@ -3,17 +3,14 @@ sanitizers, and faults planted in a copy of the kernels."""
 
 from __future__ import annotations
 
-import re
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from cuda_emulation import (
-    CUDA_INCLUDE, DTYPE_CODES, ROOT, Failed, Mutant, build, encoded_tensor, execute, needs_emulator, numbers, plant,
+    DTYPE_CODES, Failed, Mutant, build, check_entries_compile_to_ptx, encoded_tensor, execute, needs_emulator, numbers, plant,
 )  # fmt: skip
 from gpu_cases import PADDINGS, TOLERANCE, relative_error
 from predict_and_fuse_cases import Case, expected, make_tensors, matrix
@@ -96,14 +93,7 @@ def test_plain_entries(program: Path) -> None:
 
 
 def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
-    nvcc = CUDA_INCLUDE.parent / "bin/nvcc"
-    if not nvcc.is_file():
-        pytest.skip("no nvcc beside the CUDA headers")
-    ptx = tmp_path / "entries.ptx"
-    source = ROOT / "csrc/cuda/predict_and_fuse_entries.cu"
-    subprocess.run([nvcc, "-ptx", "-std=c++17", "-arch=sm_75", source, "-o", ptx], check=True, capture_output=True)
-    names = re.findall(r"\.visible \.entry (\w+)", ptx.read_text())
-    assert sorted(names) == sorted(re.findall(r"^//   (ffmef_\w+)", source.read_text(), re.MULTILINE))
+    check_entries_compile_to_ptx("predict_and_fuse", tmp_path)
 
 
 # ---- sanitizers and planted faults ---------------------------------------------------------------------------------

@@ -5,9 +5,6 @@ The interpreter has to be chosen before triton is imported, so this file runs it
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,23 +15,27 @@ import torch
 from ffmef.ops import predict_and_fuse
 from gpu_cases import TOLERANCE, relative_error
 from predict_and_fuse_cases import Case, expected, make_tensors, two_steps
-from test_adaptive_fuse_triton import Mutant
-from triton_guard import guarded_outputs, in_nan, load, watched
+from triton_guard import (
+    INTERPRETED,
+    Mutant,
+    guarded_outputs,
+    in_nan,
+    inside,
+    needs_triton,
+    outside,
+    plant,
+    run_in_the_interpreter,
+    watched,
+)
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SOURCE = Path(__file__).resolve().parents[1] / "ffmef/kernels/predict_and_fuse.py"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-inside = pytest.mark.skipif(not INTERPRETED, reason="run by test_kernel_in_the_interpreter in a process of its own")
+pytestmark = needs_triton
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@outside
 def test_kernel_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)
@@ -136,9 +137,7 @@ MUTANT_CASE = Case("triton, mutants", height=4, width=11, sizes=(1, 3), maps=(4,
 @inside
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = SOURCE.read_text()
-    assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
-    changed: ModuleType = load(text.replace(mutant.right, mutant.wrong), tmp_path)
+    changed: ModuleType = plant(mutant, SOURCE, tmp_path)
     monkeypatch.setitem(sys.modules, "ffmef.kernels.predict_and_fuse", changed)
     monkeypatch.setattr("ffmef.kernels.predict_and_fuse", changed)
     assert guarded_error(MUTANT_CASE, monkeypatch) > 1

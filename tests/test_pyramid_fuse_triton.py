@@ -6,11 +6,6 @@ The interpreter has to be chosen before triton is imported, so this file runs it
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -20,22 +15,26 @@ import torch
 from ffmef.ops import backends, pyramid_fuse
 from gpu_cases import relative_error
 from pyramid_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors
-from triton_guard import guarded_outputs, in_nan, load, watched
+from triton_guard import (
+    Mutant,
+    guarded_outputs,
+    in_nan,
+    inside,
+    needs_triton,
+    outside,
+    plant,
+    run_in_the_interpreter,
+    watched,
+)
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SOURCE = Path(__file__).resolve().parents[1] / "ffmef/kernels/pyramid_fuse.py"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-inside = pytest.mark.skipif(not INTERPRETED, reason="run by test_kernels_in_the_interpreter in a process of its own")
+pytestmark = needs_triton
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
+@outside
 def test_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout
+    run_in_the_interpreter(__file__)
 
 
 def present() -> ModuleType:
@@ -115,14 +114,6 @@ def test_public_function_runs_triton_and_differentiates() -> None:
         assert relative_error(result, expected) <= TOLERANCE[case.dtype]
 
 
-@dataclass(frozen=True)
-class Mutant:
-    name: str
-    right: str
-    wrong: str
-    backward: bool = False
-
-
 MUTANTS = [
     Mutant("no mask on the store", "tl.store(target, total * 0.25, mask=inside)", "tl.store(target, total * 0.25)"),
     Mutant("no mask of the image", "value = tl.load(pixels, mask=inside, other=0.0).to(DTYPE)\n        if HAS_BELOW:\n            coarse = below + ((batch * count + n)",
@@ -146,7 +137,5 @@ MUTANT_CASE = Case("triton, mutants", height=7, width=9, bands=1, scale=4)
 @inside
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = SOURCE.read_text()
-    assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
-    kernels = load(text.replace(mutant.right, mutant.wrong), tmp_path)
+    kernels = plant(mutant, SOURCE, tmp_path)
     assert worst(kernels, MUTANT_CASE, monkeypatch, (mutant.backward,)) > 1

@@ -1,17 +1,26 @@
-"""Memory in which stray accesses of interpreted Triton kernels show, and kernels made of changed source."""
+"""Triton kernels in the interpreter: a process for it, memory in which stray accesses show, and planted faults."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+
+# The interpreter has to be chosen before triton is imported, so a file of such tests runs itself in another process.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+inside = pytest.mark.skipif(not INTERPRETED, reason="run by this file's other tests in the interpreter's process")
+outside = pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
 
 ZONE = 4096  # elements on both sides of a tensor
 SENTINEL = 7777.0  # around outputs: a NaN written over a NaN would go unseen
@@ -89,10 +98,31 @@ def watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Ite
         yield lambda: strays[0]
 
 
-def load(text: str, folder: Path) -> ModuleType:
-    """Return a module of kernels made of changed source."""
+def run_in_the_interpreter(file: str, *options: str) -> None:
+    """Run the tests of a file, those marked ``inside``, in a process of the interpreter."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, file]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault planted in a copy of the kernels."""
+
+    name: str
+    right: str
+    wrong: str
+    backward: bool = False
+
+
+def plant(mutant: Mutant, source: Path, folder: Path) -> ModuleType:
+    """Return the module of kernels with the fault in it."""
+    text = source.read_text()
+    assert text.count(mutant.right) == 1, "the line that the fault replaces has changed"
     path = folder / "changed_kernels.py"
-    path.write_text(text)
+    path.write_text(text.replace(mutant.right, mutant.wrong))
     spec = importlib.util.spec_from_file_location("changed_kernels", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
