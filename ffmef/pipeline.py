@@ -324,7 +324,7 @@ def _weights_name(task: str, weights: str | None, model: str | None, images: int
 
 def _fuses_rgb(model, images: list[np.ndarray], task: str, device) -> bool:
     """Return whether the model fuses these pictures itself, colour included."""
-    if task == "vif" or not hasattr(model, "fuse_rgb") or model.backend not in (None, "cpu"):
+    if task == "vif" or not hasattr(model, "fuse_rgb") or model.backend not in (None, "cpu") or not model.bands:
         return False
     on_cpu = next(model.parameters()).device.type == "cpu"
     return on_cpu and str(device or "cpu") == "cpu" and all(i.dtype == np.uint8 and i.ndim == 3 for i in images)

@@ -1,8 +1,11 @@
 """Rerun the paper's ablations on the data given: table 2 (filter sets), Fig. 7 (parts of GIF) and Fig. 8 (losses).
 
     python scripts/ablation.py --data TRAINING_PAIRS --pairs TEST_PAIRS -o FOLDER
+    python scripts/ablation.py --photographs PICTURES --pairs TEST_PAIRS -o FOLDER \\
+        --parts pyramid --config configs/pyramid-ablation.toml
 
-trains every variant with the same settings and seed, scores it on the test pairs, and leaves ``ablation.md`` and the
+The second command compares forms of the pyramid model. Either trains every variant with the same settings and seed,
+scores it on the test pairs, and leaves ``ablation.md`` and the
 contact sheets ``ablation-PART.png``. Variants that are finished are not trained again, interrupted ones are resumed.
 """
 
@@ -10,10 +13,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import ffmef
 from ffmef import metrics
@@ -21,13 +29,24 @@ from ffmef.data import find_pairs
 from ffmef.data.pictures import read_rgb, shrink
 from ffmef.errors import InputError
 from ffmef.imaging.io import Picture, write_picture
-from ffmef.models import load
+from ffmef.models import PyramidFFMEF, load
+from ffmef.models.pyramid import SCALE, CoarsePredictor
 from ffmef.training.checkpoint import write_atomically
-from ffmef.training.config import resolve
+from ffmef.training.config import Config, resolve
 from ffmef.training.report import contact_sheet
 from ffmef.training.trainer import Trainer
 
-VARIANTS = {
+def weighted(term: str, factor: float) -> Callable[[Config], dict[str, Any]]:
+    """Return a change that multiplies the weight of one term of the loss on the finished picture."""
+
+    def change(config: Config) -> dict[str, Any]:
+        weights = config.loss_options.get("weights", {})
+        return {"loss_options": {"weights": weights | {term: factor * weights.get(term, 0.0)}}}
+
+    return change
+
+
+VARIANTS: dict[str, dict[str, dict[str, Any] | Callable[[Config], dict[str, Any]]]] = {
     "table2": {
         "{1}": {"model_options": {"kernel_sizes": [1]}},
         "{1, 3}": {"model_options": {"kernel_sizes": [1, 3]}},
@@ -47,16 +66,33 @@ VARIANTS = {
         "PMGI": {"loss": "pmgi"},
         "picture": {"loss": "picture"},
     },
+    "pyramid": {
+        "as configured": {},
+        "second seed": {"seed": 1001},
+        "third seed": {"seed": 1002},
+        "twice as long": lambda config: {"epochs": 2 * config.epochs},
+        "no band": {"model_options": {"bands": 0}},
+        "1 band": {"model_options": {"bands": 1}},
+        "2 bands": {"model_options": {"bands": 2}},
+        "guide of 8 bins": {},
+        "no coarser grids": {"model_options": {"channels": [16]}},
+        "half the channels": {"model_options": {"channels": [8, 8, 16, 16], "stem": 4}},
+        "1.5 times the channels": {"model_options": {"channels": [24, 24, 48, 48], "stem": 12}},
+        "fidelity / 3": weighted("fidelity", 1 / 3),
+        "fidelity x 3": weighted("fidelity", 3.0),
+    },
 }
+PAPER = ("table2", "fig7", "fig8")
 LOWER_IS_BETTER = ("CE", "QCV")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", required=True, metavar="PLACE", help="training pairs or brackets")
+    parser.add_argument("--data", nargs="+", default=[], metavar="PLACE", help="training pairs or brackets")
+    parser.add_argument("--photographs", nargs="+", default=[], metavar="FOLDER", help="for synthetic brackets")
     parser.add_argument("--pairs", required=True, metavar="FOLDER", help="test pairs, NAME/NAME_A.* and NAME/NAME_B.*")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
-    parser.add_argument("--parts", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--parts", nargs="+", choices=VARIANTS, default=PAPER, help="the paper's by default")
     parser.add_argument("--config", metavar="FILE", help="settings for all variants; the paper's by default")
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--metrics", nargs="+", default=["EN", "AG", "QABF", "QW", "MEF_SSIM", "QCV", "VIF"])
@@ -76,17 +112,28 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--metrics must be among {', '.join(metrics.METRICS)}, got {unknown[0]}")
     folder = Path(args.output)
     pairs = {name: [read_rgb(path) for path in paths] for name, paths in find_pairs(args.pairs).items()}
-    settings = {"data": args.data} | ({"epochs": args.epochs} if args.epochs else {})
+    places = {"data": args.data, "photographs": args.photographs}
+    settings: dict[str, Any] = {name: value for name, value in places.items() if value}
+    if args.epochs:
+        settings["epochs"] = args.epochs
+    plain = resolve(args.config, settings)
+    if "pyramid" in args.parts and plain.model != "pyramid":
+        raise InputError(f"--parts pyramid needs settings whose model is pyramid (--config), got {plain.model}")
+    if set(args.parts) & set(PAPER) and plain.model != "ffmef":
+        raise InputError(f"--parts of the paper need settings whose model is ffmef, got {plain.model}")
     scores: dict[str, list[float]] = {}
     pictures: dict[str, list[np.ndarray]] = {}
-    text = ["# Ablations", "", f"{len(pairs)} test pairs, means; trained on {', '.join(args.data)}.", ""]
+    trained_on = ", ".join(plain.data + plain.photographs)
+    text = ["# Ablations", "", f"{len(pairs)} test pairs, means; trained on {trained_on}.", ""]
     for part in args.parts:
         rows = {}
         for name, changes in VARIANTS[part].items():
-            config = resolve(args.config, settings | changes)
+            config = resolve(args.config, settings | (changes(plain) if callable(changes) else changes))
             key = key_of(part, name)
             if key not in scores:
-                scores[key], pictures[key] = evaluate(train(config, folder / key), pairs, args.metrics, args.scenes)
+                model = GuidedPyramid(bins=8) if name.startswith("guide") else None
+                model = train(config, folder / key, model)
+                scores[key], pictures[key] = evaluate(model, pairs, args.metrics, args.scenes)
                 print(key, dict(zip(args.metrics, np.round(scores[key], 4).tolist())), flush=True)
             rows[name] = scores[key]
         text += [f"## {part}", "", *table(rows, args.metrics), ""]
@@ -98,23 +145,73 @@ def run(args: argparse.Namespace) -> None:
 
 
 def key_of(part: str, name: str) -> str:
-    """Return the folder of a variant; the unchanged one is shared by all parts."""
-    if not VARIANTS[part][name]:
+    """Return the folder of a variant; the unchanged one is shared by all parts of the paper."""
+    if part in PAPER and not VARIANTS[part][name]:
         return "default"
     return f"{part}-{''.join(c if c.isalnum() else '_' for c in name).strip('_')}"
 
 
-def train(config, folder: Path) -> Path:
-    """Return the weights of a variant, trained, resumed or found."""
+def train(config: Config, folder: Path, model: nn.Module | None = None) -> nn.Module:
+    """Return a variant's model, trained, resumed or found; ``model`` is one that the settings cannot name."""
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        Trainer(config, folder, resume=(folder / "checkpoint.pt").exists()).run()
-    return weights
+        Trainer(config, folder, resume=(folder / "checkpoint.pt").exists(), model=model).run()
+    if model is None:
+        return load(weights)
+    model.load_state_dict(load_file(weights))
+    return model.eval()
 
 
-def evaluate(weights: Path, pairs: dict, names: list[str], scenes: int) -> tuple[list[float], list[np.ndarray]]:
+class GuidedPyramid(nn.Module):
+    """The pyramid model with coarse weights that also depend on a pixel's mean luminance over the images.
+
+    Each cell has a weight for every bin of luminance, and a pixel takes the mean of the two nearest bins' weights: a
+    bilateral grid, which lets neighbouring pixels of one cell be weighted unlike. In plain torch, to be compared only.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        like = PyramidFFMEF()
+        self.bins, self.bands = bins, like.bands
+        self.predictor = CoarsePredictor(2 * (self.bands + 1) * bins, like.channels, like.stem)
+        nn.init.normal_(self.predictor.head.weight, std=0.002)
+        nn.init.zeros_(self.predictor.head.bias)
+
+    def config(self) -> dict[str, int]:
+        return {"bins": self.bins}
+
+    def forward(self, luminance: Tensor) -> Tensor:
+        batch, count = luminance.shape[:2]
+        height, width = luminance.shape[-2:]
+        whole = F.pad(luminance, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
+        planes = self.predictor(F.avg_pool2d(whole, 2).flatten(0, 1).unsqueeze(1), count)
+        logits, gains = planes.unflatten(0, (batch, count)).unflatten(2, (2, self.bands + 1, self.bins)).unbind(2)
+        weights = logits.softmax(1) * (1 + gains)
+        levels = [whole]
+        for _ in range(self.bands):
+            levels.append(F.avg_pool2d(levels[-1], 2))
+        out = (self._slice(weights[:, :, -1], levels[-1]) * levels[-1]).sum(1, keepdim=True)
+        for level in reversed(range(self.bands)):
+            band = levels[level] - _double(levels[level + 1])
+            out = _double(out) + (self._slice(weights[:, :, level], levels[level]) * band).sum(1, keepdim=True)
+        return out[..., :height, :width]
+
+    def _slice(self, weights: Tensor, pictures: Tensor) -> Tensor:
+        """Weights (B, N, bins, h, w) at each pixel of pictures (B, N, H, W), interpolated in cells and bins."""
+        factor = pictures.shape[-1] // weights.shape[-1]
+        fine = F.interpolate(weights.flatten(0, 1), scale_factor=float(factor), mode="bilinear", align_corners=False)
+        place = pictures.mean(1, keepdim=True).clamp(0, 1) * (self.bins - 1)
+        bins = torch.arange(self.bins, device=pictures.device).view(-1, 1, 1)
+        near = (1 - (place - bins).abs()).clamp(min=0)
+        return (fine.unflatten(0, pictures.shape[:2]) * near.unsqueeze(1)).sum(2)
+
+
+def _double(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def evaluate(model: nn.Module, pairs: dict, names: list[str], scenes: int) -> tuple[list[float], list[np.ndarray]]:
     """Return the mean of each metric over the pairs, and the first few fused pictures."""
-    model = load(weights)
     values, pictures = [], []
     for dark, bright in pairs.values():
         if dark.mean() > bright.mean():

@@ -67,6 +67,17 @@ def test_fused_pictures_are_those_of_the_module():
     assert got.float().std() > 10
 
 
+def test_a_model_without_bands_fuses_by_luminance():
+    from ffmef.pipeline import fuse
+
+    model = PyramidFFMEF(bands=0)
+    pictures = [torch.randint(0, 256, (45, 70, 3), dtype=torch.uint8) for _ in range(2)]
+    arrays = [picture.numpy() for picture in pictures]
+    assert (fuse(arrays, model=model) == fuse(arrays, model=lambda luminance: model(luminance))).all()
+    with pytest.raises(ValueError, match="bands must be at least 1"):
+        model.fuse_rgb(pictures)
+
+
 def test_mistakes_are_named():
     model = model_of()
     parameters = list(model.predictor.parameters())

@@ -356,6 +356,7 @@ def test_mistakes_in_settings(tmp_path, text, message):
         (["--data", "DATA", "--resume"], "checkpoint.pt: no such file, nothing to resume"),
         (["--data", "DATA", "--model-options", '{"channels": 3}'], "model_options: channels must be even"),
         (["--data", "DATA", "--loss-options", '{"depth": 3}'], "loss_options: .*depth"),
+        (["--data", "DATA", "--loss", "mef-ssim", "--size", "40"], "size 40 does not suit the loss mef-ssim: .*least 44"),
         (["--data", "DATA", "--initial", "nowhere.pth"], "nowhere.pth"),
         (["--data", "DATA", "--precision", "16-mixed", "--accelerator", "cpu"], "16-mixed needs a GPU"),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot be read: No such file"),
@@ -375,14 +376,20 @@ def test_a_run_is_not_overwritten(data, whole_run, capsys):
     assert "holds a run already" in capsys.readouterr().err
 
 
-def test_ablation_script(data, tmp_path, monkeypatch, capsys):
-    """Every variant of a part is trained and scored; a second call trains nothing again."""
+def ablation():
+    """Return scripts/ablation.py as a module."""
     import importlib.util
 
     path = Path(__file__).parents[1] / "scripts" / "ablation.py"
     spec = importlib.util.spec_from_file_location("ablation", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_ablation_script(data, tmp_path, monkeypatch, capsys):
+    """Every variant of a part is trained and scored; a second call trains nothing again."""
+    script = ablation()
     (tmp_path / "settings.toml").write_text('size = 16\nbatch_size = 6\naccelerator = "cpu"\nthreads = 1\nepochs = 1\n')
     command = ["--data", str(data), "--pairs", str(data), "-o", str(tmp_path / "out"), "--parts", "fig7"]
     command += ["--config", str(tmp_path / "settings.toml"), "--metrics", "EN", "CE", "--scenes", "2"]
@@ -398,3 +405,45 @@ def test_ablation_script(data, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "ablation.md").read_text() == text
     assert script.main([*command, "--metrics", "XY"]) == 2
     assert "--metrics must be among" in capsys.readouterr().err
+    assert script.main([*command, "--parts", "pyramid"]) == 2
+    assert "settings whose model is pyramid" in capsys.readouterr().err
+
+
+def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
+    """Changes reach the settings and the model, the guided form included, which the settings cannot name."""
+    script = ablation()
+    chosen = ("as configured", "no band", "guide of 8 bins", "fidelity x 3")
+    monkeypatch.setitem(script.VARIANTS, "pyramid", {name: script.VARIANTS["pyramid"][name] for name in chosen})
+    (tmp_path / "settings.toml").write_text(
+        'model = "pyramid"\nloss = "picture"\nloss_options = {weights = {fidelity = 2.0, structure = 1.0}}\n'
+        'size = 48\nbatch_size = 6\naccelerator = "cpu"\nthreads = 1\nepochs = 1\n'
+    )
+    out = tmp_path / "out"
+    command = ["--data", str(data), "--pairs", str(data), "-o", str(out), "--parts", "pyramid", "--metrics", "EN"]
+    assert script.main([*command, "--config", str(tmp_path / "settings.toml"), "--scenes", "1"]) == 0
+    rows = [line for line in (out / "ablation.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows[1:]] == [f"| {name}" for name in chosen]
+    assert resolve(out / "pyramid-fidelity_x_3" / "config.toml", {}).loss_options["weights"]["fidelity"] == 6.0
+    planes = {
+        path.parent.name: len(load_file(path)["predictor.head.bias"]) for path in sorted(out.glob("*/weights.safetensors"))
+    }
+    assert planes == {
+        "pyramid-as_configured": 8,
+        "pyramid-fidelity_x_3": 8,
+        "pyramid-guide_of_8_bins": 64,
+        "pyramid-no_band": 2,
+    }
+
+
+def test_guided_pyramid_with_equal_bins_is_the_pyramid_model():
+    from ffmef.models import PyramidFFMEF
+
+    guided, plain = ablation().GuidedPyramid(bins=3), PyramidFFMEF()
+    with torch.no_grad():
+        plain.predictor.head.weight.normal_(0, 0.5)
+        state = plain.predictor.state_dict()
+        for name in ("head.weight", "head.bias"):  # planes are (share or gain, band, bin)
+            state[name] = state[name].repeat_interleave(3, 0)
+        guided.predictor.load_state_dict(state)
+        luminance = torch.rand(2, 3, 48, 72)
+        torch.testing.assert_close(guided(luminance), plain(luminance))

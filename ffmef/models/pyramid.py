@@ -160,9 +160,15 @@ class PyramidFFMEF(nn.Module):
 
     @torch.inference_mode()
     def fuse_rgb(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Fuse pictures (H, W, 3), uint8, at least 2 in any order, to one of them: all in a single pass over rows."""
+        """Fuse pictures (H, W, 3), uint8, at least 2 in any order, to one of them: all in a single pass over rows.
+
+        Raises:
+            ValueError: fewer pictures, or a model of 0 bands, which has ``forward`` only.
+        """
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
+        if not self.bands:
+            raise ValueError("bands must be at least 1 to fuse RGB in one pass, got 0")
         half = half_luminance(pictures)
         if available(half, self.channels, self.stem):
             parameters = list(self.predictor.parameters())

@@ -61,6 +61,17 @@ def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
         raise InputError(f"loss_options: {error}") from None
 
 
+def _check_size(loss: nn.Module, config: Config) -> None:
+    """Raise where the loss cannot take samples of the size, before any step is made."""
+    rgb = torch.full((1, config.count, 3, config.size, config.size), 0.5)
+    sources = Sources.from_rgb(rgb)
+    try:
+        with torch.no_grad():
+            loss(sources.luminance[:, :1], sources)
+    except ValueError as error:
+        raise InputError(f"size {config.size} does not suit the loss {config.loss}: {error}") from None
+
+
 def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
     """Return the training samples, and the validation scenes as uint8 (N, h, w, 3), no side above 384.
 
@@ -130,12 +141,14 @@ class Trainer:
         config: the settings.
         folder: of the run.
         resume: continue from ``checkpoint.pt`` in the folder.
+        model: a network of your own, copied, in place of the one that the settings name: ``forward`` takes luminance
+            (B, N, H, W) in [0, 1] and returns (B, 1, H, W), ``config()`` its arguments for the weights file.
 
     Raises:
         InputError: a setting or the data cannot be used, or there is nothing to resume.
     """
 
-    def __init__(self, config: Config, folder: str | Path, *, resume: bool = False):
+    def __init__(self, config: Config, folder: str | Path, *, resume: bool = False, model: nn.Module | None = None):
         import os
 
         from lightning_fabric import Fabric
@@ -170,8 +183,9 @@ class Trainer:
             dataset, batch_sampler=self.batches, num_workers=config.workers, generator=torch.Generator()
         )
         self.loss = build_loss(config.loss, config.loss_options)
+        _check_size(self.loss, config)
         torch.manual_seed(config.seed)
-        model = build_model(config.model, config.model_options)
+        model = build_model(config.model, config.model_options) if model is None else copy.deepcopy(model)
         if config.initial:
             load_initial(model, config.initial)
         optimizer = torch.optim.AdamW(
