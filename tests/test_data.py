@@ -132,6 +132,21 @@ def test_bracket_gives_pairs_apart(tmp_path):
     assert impossible == pytest.approx([dark, bright], abs=2)
 
 
+def test_larger_counts_are_half_of_the_samples(tmp_path, photographs):
+    for number, level in enumerate([0, 30, 60, 90, 120, 190]):
+        write(tmp_path / "tower" / f"E{number}.png", picture(level))
+    for number, level in enumerate([10, 90, 190]):
+        write(tmp_path / "yard" / f"E{number}.png", picture(level))
+    real = PictureScenes(find_brackets(tmp_path), largest_count=5, gap=10)
+    synthetic = SyntheticBrackets(photographs, largest_count=4)
+    for scenes, index, most in ((real, 0, 5), (real, 1, 3), (synthetic, 0, 4)):
+        lengths = [len(scenes.sample(index, 16, "whole", np.random.default_rng(seed))) for seed in range(80)]
+        assert set(lengths) == set(range(2, most + 1)) and 25 < lengths.count(2) < 55
+    plain, same = (SyntheticBrackets(photographs, largest_count=most) for most in (0, 2))
+    samples = [scenes.sample(0, 16, "mixed", np.random.default_rng(1)) for scenes in (plain, same)]
+    assert (samples[0] == samples[1]).all()  # seeds of pairs mean what they did
+
+
 def test_jitter_exposes_further(pairs):
     plain = PictureScenes(find_pairs(pairs)).sample(0, 16, "whole", np.random.default_rng(0)).mean((1, 2, 3))
     scenes = PictureScenes(find_pairs(pairs), jitter=1.0)

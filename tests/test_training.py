@@ -338,6 +338,8 @@ def test_settings_file_and_overrides(tmp_path):
         ("epochs = ", "a.toml: "),
         ("loss = 'l1'", "loss must be one of gif, picture, mef-ssim, pmgi, got 'l1'"),
         ("learning_rate = -1", "learning_rate must be positive, got -1.0"),
+        ("largest_count = 3", "batch_size must be 1 where largest_count lets samples differ, got 2"),
+        ("largest_count = 2\ncount = 3\nbatch_size = 1", "largest_count must be at least 3, got 2"),
         ("ema = 1.0", "ema must be at least 0 and below 1, got 1.0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which part of a picture a training sample shows, and the resizing of it."""
+"""How many pictures a training sample has, which part of them it shows, and the resizing of it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,13 @@ def draw_window(height: int, width: int, size: int, recipe: str, rng: np.random.
     else:
         raise ValueError(f"recipe must be one of {RECIPES}, got {recipe!r}")
     return Window(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
+
+
+def draw_count(count: int, largest_count: int, rng: np.random.Generator) -> int:
+    """Draw how many pictures a sample has: half of the samples ``count``, the others more, up to ``largest_count``."""
+    if largest_count <= count or rng.random() < 0.5:
+        return count
+    return int(rng.integers(count + 1, largest_count + 1))
 
 
 def cut(picture: np.ndarray, window: Window, size: int) -> np.ndarray:

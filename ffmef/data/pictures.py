@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffmef.data.crops import cut, draw_window
+from ffmef.data.crops import cut, draw_count, draw_window
 from ffmef.errors import InputError
 from ffmef.imaging.io import read_picture, to_eight_bit
 
@@ -47,6 +47,7 @@ class PictureScenes:
     Args:
         scenes: ``{name: paths}`` as :func:`ffmef.data.find_scenes` returns it.
         count: pictures a sample, N.
+        largest_count: half of the samples have more, up to so many or as many as the scene has; 0: none has.
         order: ``"luminance"``, the darker first; ``"given"``, as the paths are ordered; ``"random"``.
         gap: least difference of mean grey level between neighbours in a sample of a bracket with more than ``count``
             exposures; where a bracket has none, its darkest and brightest are taken.
@@ -63,6 +64,7 @@ class PictureScenes:
         scenes: Mapping[str, Sequence[Path]],
         *,
         count: int = 2,
+        largest_count: int = 0,
         order: str = "luminance",
         gap: float = 40.0,
         jitter: float = 0.0,
@@ -70,7 +72,8 @@ class PictureScenes:
     ):
         if order not in ("luminance", "given", "random"):
             raise ValueError(f"order must be 'luminance', 'given' or 'random', got {order!r}")
-        self.count, self.order, self.gap, self.jitter = count, order, gap, jitter
+        self.count, self.largest_count = count, largest_count
+        self.order, self.gap, self.jitter = order, gap, jitter
         self.names: list[str] = []
         self.skipped: dict[str, str] = {}
         self._pictures: list[list[np.ndarray]] = []
@@ -104,7 +107,8 @@ class PictureScenes:
     def sample(self, index: int, size: int, recipe: str, rng: np.random.Generator) -> np.ndarray:
         """Return uint8 (N, size, size, 3) of scene ``index``."""
         pictures = self._pictures[index]
-        chosen = self._choose(self._levels[index], rng)
+        count = draw_count(self.count, min(self.largest_count, len(pictures)), rng)
+        chosen = self._choose(self._levels[index], count, rng)
         window = draw_window(*pictures[0].shape[:2], size, recipe, rng)
         sample = np.stack([cut(pictures[i], window, size) for i in chosen])
         if self.jitter and rng.random() < self.jitter:
@@ -116,23 +120,24 @@ class PictureScenes:
     def whole(self, index: int) -> np.ndarray:
         """Return the darkest to brightest pictures of scene ``index`` uncut, uint8 (N, H, W, 3)."""
         levels = self._levels[index]
-        chosen = list(range(self.count)) if len(levels) == self.count else self._spread(levels)
+        chosen = list(range(self.count)) if len(levels) == self.count else _spread(levels, self.count)
         return np.stack([self._pictures[index][i] for i in chosen])
 
-    def _choose(self, levels: list[float], rng: np.random.Generator) -> list[int]:
-        if len(levels) == self.count:
-            return list(range(self.count))
+    def _choose(self, levels: list[float], count: int, rng: np.random.Generator) -> list[int]:
+        if len(levels) == count:
+            return list(range(count))
         for _ in range(20):
-            chosen = sorted(rng.choice(len(levels), self.count, replace=False).tolist())
+            chosen = sorted(rng.choice(len(levels), count, replace=False).tolist())
             ordered = sorted(levels[i] for i in chosen)
             if all(b - a >= self.gap for a, b in zip(ordered, ordered[1:])):
                 return chosen
-        return self._spread(levels)
+        return _spread(levels, count)
 
-    def _spread(self, levels: list[float]) -> list[int]:
-        by_level = np.argsort(levels, kind="stable")
-        spread = np.linspace(0, len(levels) - 1, self.count).round().astype(int)
-        return sorted(by_level[spread].tolist())
+
+def _spread(levels: list[float], count: int) -> list[int]:
+    by_level = np.argsort(levels, kind="stable")
+    spread = np.linspace(0, len(levels) - 1, count).round().astype(int)
+    return sorted(by_level[spread].tolist())
 
 
 def _expose_further(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:

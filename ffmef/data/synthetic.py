@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffmef.data.crops import cut, draw_window
+from ffmef.data.crops import cut, draw_count, draw_window
 from ffmef.data.pictures import read_rgb, shrink
 from ffmef.data.scenes import HDR_EXTENSIONS, find_photographs
 from ffmef.errors import InputError
@@ -31,6 +31,7 @@ class SyntheticBrackets:
     Args:
         photographs: a folder, searched with its subfolders, or paths.
         count: pictures a sample, N: the first and last save highlights and shadows, others lie between in even stops.
+        largest_count: half of the samples have more, up to so many; 0: none has.
         order: ``"luminance"``, the darker first, or ``"random"``.
         windows: share of the samples with a second, brighter scene behind an edge.
         jitter: share of the samples whose darkest picture is taken up to 2.5 stops darker still, and of those whose
@@ -51,6 +52,7 @@ class SyntheticBrackets:
         photographs: str | Path | Sequence[Path],
         *,
         count: int = 2,
+        largest_count: int = 0,
         order: str = "luminance",
         windows: float = 0.3,
         jitter: float = 0.0,
@@ -61,7 +63,8 @@ class SyntheticBrackets:
         if count < 2:
             raise ValueError(f"count must be at least 2, got {count}")
         paths = find_photographs(photographs) if isinstance(photographs, (str, Path)) else list(photographs)
-        self.count, self.order, self.windows, self.jitter = count, order, windows, jitter
+        self.count, self.largest_count = count, largest_count
+        self.order, self.windows, self.jitter = order, windows, jitter
         self.names: list[str] = []
         self.skipped: dict[str, str] = {}
         self._light: list[np.ndarray] = []  # uint8 photographs, float32 radiance maps
@@ -114,7 +117,7 @@ class SyntheticBrackets:
         if self.jitter:
             under *= 2 ** (-rng.uniform(0, 2.5) * (rng.random() < self.jitter))
             over *= 2 ** (rng.uniform(0, 3) * (rng.random() < self.jitter))
-        return np.geomspace(under, over, self.count).astype(np.float32)
+        return np.geomspace(under, over, draw_count(self.count, self.largest_count, rng)).astype(np.float32)
 
 
 def _read_light(path: Path, longest_side: int | None) -> np.ndarray:

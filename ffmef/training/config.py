@@ -35,6 +35,7 @@ class Config:
     loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the loss as JSON"})
 
     count: int = field(default=2, metadata={"help": "pictures a sample"})
+    largest_count: int = field(default=0, metadata={"help": "half of the samples have up to so many; 0: none"})
     size: int = field(default=128, metadata={"help": "side of the samples in pixels"})
     recipe: str = field(default="whole", metadata={"help": "whole (paper), release or mixed crops"})
     turns: bool = field(default=False, metadata={"help": "quarter turns besides flips"})
@@ -75,6 +76,10 @@ class Config:
         for name in ("epochs", "batch_size", "size", "step_epochs", "sample_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("count", self.count, 2)
+        if self.largest_count:
+            _at_least("largest_count", self.largest_count, self.count)
+            if self.batch_size != 1:
+                raise InputError(f"batch_size must be 1 where largest_count lets samples differ, got {self.batch_size}")
         for name in ("until", "samples_per_epoch", "warmup", "threads", "workers", "checkpoint_every", "seed"):
             _at_least(name, getattr(self, name), 0)
         if self.threads > 4096:

@@ -86,6 +86,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
     reverse = config.order == "reversed"
     options = {
         "count": config.count,
+        "largest_count": config.largest_count,
         "order": "given" if reverse else config.order,
         "longest_side": config.longest_side,
     }
@@ -103,6 +104,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         part = SyntheticBrackets(
             place,
             count=config.count,
+            largest_count=config.largest_count,
             order=order,
             windows=config.windows,
             jitter=config.jitter,
