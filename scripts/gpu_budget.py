@@ -6,7 +6,7 @@
     python scripts/gpu_budget.py --operator pyramid_fuse --update   # float32; tests/gpu_budget_pyramid_fuse.json
 
 No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/test_gpu_budget.py holds the
-kernels to the numbers in tests/gpu_budget.json; pyramid_fuse has no test of its budget yet.
+kernels to the numbers in tests/gpu_budget.json, tests/test_pyramid_fuse_budget.py those of pyramid_fuse.
 """
 
 from __future__ import annotations
