@@ -9,12 +9,10 @@
 #include <cstdint>
 #include <vector>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "ffmef_forward_network.h"
+#include "scratch.h"
 #include "team.h"
+#include "tensors.h"
 
 namespace ffmef {
 namespace {
@@ -49,25 +47,13 @@ const FfmefForwardKernels& kernels_for(int64_t channels) {
   return FFMEF_KERNELS(ffmef_forward_kernels_16);
 }
 
-// Asks for large pages: the first touch of small ones would be a twentieth of the time.
-void use_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a refusal costs time only
-#endif
-}
-
-// Maps come and go in one block of memory; a slot that was given back serves again.
+// Maps come and go in slots of `floats` each; one that was given back serves again.
 class MapPool {
  public:
   // The extractor's seven, and the three that wait for the other image.
   static constexpr int kSlots = 10;
 
-  MapPool(const Tensor& like, int64_t floats) : memory_(torch::stable::new_empty(like, {kSlots * floats})) {
-    float* data = static_cast<float*>(memory_.data_ptr());
-    use_large_pages(data, kSlots * floats * int64_t(sizeof(float)));
+  MapPool(float* data, int64_t floats) {
     for (int slot = kSlots - 1; slot >= 0; --slot) free_.push_back(data + slot * floats);
   }
   float* take() {
@@ -79,7 +65,6 @@ class MapPool {
   void give_back(float* map) { free_.push_back(map); }
 
  private:
-  Tensor memory_;
   std::vector<float*> free_;
 };
 
@@ -268,19 +253,20 @@ Tensor ffmef_forward_cpu(const Tensor& luminance, const std::vector<Tensor>& par
                   " and these kernel_sizes, got ", int64_t(weights.size()));
 
   const int64_t batch = luminance.size(0), height = luminance.size(2), width = luminance.size(3);
-  Tensor out = torch::stable::new_empty(luminance, {batch, 1, height, width});
+  Tensor out = result_like(luminance, {batch, 1, height, width});
   if (out.numel() == 0) return out;
 
   const Network network(weights.data(), int(channels), kernel_sizes);
   const Geometry geometry = geometry_of(height, width);
-  Tensor planes = torch::stable::new_empty(luminance, {kImages, height * geometry.pitch});
-  MapPool maps(luminance, channels * height * geometry.pitch);
+  const int64_t plane_floats = height * geometry.pitch;
+  const Scratch scratch((kImages + MapPool::kSlots * channels) * plane_floats * int64_t(sizeof(float)));
+  MapPool maps(scratch.floats() + kImages * plane_floats, channels * plane_floats);
   Team::run([&](Team& team) {
     for (int64_t b = 0; b < batch; ++b) {
       ImageView images[kImages];
       ExtractedMaps extracted[kImages];
       for (int64_t n = 0; n < kImages; ++n) {
-        float* plane = static_cast<float*>(planes.data_ptr()) + n * height * geometry.pitch;
+        float* plane = scratch.floats() + n * plane_floats;
         copy_plane(team, plane, geometry,
                    static_cast<const float*>(luminance.data_ptr()) + b * luminance.stride(0) + n * luminance.stride(1),
                    luminance.stride(2), luminance.stride(3));

@@ -1,0 +1,27 @@
+// Scratch memory of a whole call, in large pages, that may serve the next call too.
+//
+// A page that is touched for the first time has to be cleared, and in a virtual machine the host often has to find it
+// first: for large pictures that took as long as the computing. So memory is kept from call to call, but lent: the
+// system takes it back whenever it needs it, and a single call leaves nothing behind.
+#pragma once
+#include <cstdint>
+
+namespace ffmef {
+
+class Scratch {
+ public:
+  // At least `bytes` from a large page's boundary on; what they hold is undefined. Throws std::bad_alloc.
+  explicit Scratch(int64_t bytes);
+  ~Scratch();
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  float* floats() const { return static_cast<float*>(data_); }
+
+ private:
+  void* data_;
+  int64_t bytes_;     // of the memory at hand
+  const int64_t wanted_;
+};
+
+}  // namespace ffmef

@@ -1,0 +1,104 @@
+"""Scratch memory that the engine keeps from call to call and lends to the system meanwhile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ffmef
+from ffmef.ops import backends
+
+pytestmark = [
+    pytest.mark.skipif(backends()["cpu"] is not None, reason=str(backends()["cpu"])),
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc; elsewhere nothing is kept"),
+]
+
+SIZE = (601, 700)  # maps of 70 MB, far more than anything else that comes and goes
+MAPS = 160 * SIZE[0] * SIZE[1]
+
+PROLOGUE = f"""
+import ctypes, resource, torch
+from pathlib import Path
+import ffmef
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = ffmef.models.FFMEF(engine="fused").eval().requires_grad_(False)
+large, small = torch.rand(1, 2, *{SIZE}), torch.rand(1, 2, 40, 50)
+model(small)
+
+def lent():
+    line = next(line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("LazyFree:"))
+    return int(line.split()[1]) * 1024
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+"""
+
+
+def printed(body: str) -> list[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ffmef.__file__).parent.parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", PROLOGUE + body], env=environment, check=True, timeout=120, capture_output=True, text=True
+    )
+    return run.stdout.split()
+
+
+def test_a_single_picture_leaves_nothing_behind():
+    (left,) = printed("before = resident(); out = model(large); print(resident() - before - out.nbytes)")
+    assert int(left) < 0.1 * MAPS
+
+
+def test_from_the_second_call_on_memory_is_kept_and_lent():
+    first, second, third, after_small = map(
+        int,
+        printed("""
+for n in range(3):
+    model(large)
+    print(lent())
+model(small)
+print(lent())
+"""),
+    )
+    assert first < 0.1 * MAPS
+    assert min(second, third, after_small) > 0.9 * MAPS
+
+
+def test_a_larger_call_does_not_keep_the_smaller_block():
+    small, large = map(int, printed("model(small); model(small); print(lent()); model(large); print(lent())"))
+    assert 0 < small < 0.1 * MAPS
+    assert large == 0
+
+
+def test_what_the_system_took_back_is_not_missed():
+    taken, same = printed("""
+expected = model(large)
+model(large)
+taken = 0
+for block in Path("/proc/self/smaps").read_text().split("VmFlags:"):
+    fields = {line.split(":")[0]: line.split() for line in block.splitlines() if ":" in line}
+    if "LazyFree" in fields and int(fields["LazyFree"][1]) > 10000:
+        begin, end = next(line.split()[0] for line in block.splitlines() if "-" in line.split(" ")[0]).split("-")
+        begin, end = int(begin, 16), int(end, 16)
+        MADV_DONTNEED = 4
+        assert ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED) == 0
+        taken += end - begin
+print(taken, torch.equal(model(large), expected))
+""")
+    assert int(taken) > 0.9 * MAPS
+    assert same == "True"
+
+
+def test_too_little_memory_is_python_s_memory_error():
+    (message,) = printed("""
+before = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (before + 30_000_000, resource.RLIM_INFINITY))
+try:
+    model(large)
+except MemoryError:
+    print("MemoryError")
+""")
+    assert message == "MemoryError"
