@@ -1,6 +1,6 @@
 """One training step, from RGB pictures to updated weights: the release's formulation against ours.
 
-"eager" has the fused operator, "trainer" also the convolutions of ``ffmef train``, "recompute" stores no filters.
+"eager" has the fused operator, "trainer" is what ``ffmef train`` does, "recompute" also keeps no activations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import harness, methods, plain_losses
 from ffmef.losses import GIFLoss, Sources
-from ffmef.training.convolutions import use_thin_convolutions
+from ffmef.training.native import use_native_operators
 
 SIZES = {"tiny": (1, 24, 32), "128x128": (2, 128, 128), "320x320": (2, 320, 320), "551x707": (1, 551, 707)}
 BASELINE = "unfold"
@@ -45,14 +45,15 @@ def make_step(provider: str, rgb: torch.Tensor, device: str) -> tuple[torch.nn.M
     """Return the network and a callable that trains it by one step and returns the loss."""
     network = methods.model("eager", unfold=provider == BASELINE, device=device).train().requires_grad_()
     forward = network
-    if provider.startswith("trainer"):
-        use_thin_convolutions(network)
+    trainer = provider.startswith("trainer")
+    if trainer:
+        use_native_operators(network)
         network.recompute = provider.endswith("recompute")
     if provider == "eager, compiled":
         torch.compiler.reset()
         forward = torch.compile(network)
     loss = make_loss(provider)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=trainer)
 
     def step() -> torch.Tensor:
         with torch.enable_grad():

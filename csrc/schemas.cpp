@@ -11,6 +11,10 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def(
       "predict_and_fuse(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, "
       "str padding_mode) -> Tensor");
+  m.def("predict_and_fuse_level(Tensor hidden, Tensor kernels, Tensor padded) -> Tensor");
+  m.def(
+      "predict_and_fuse_level_backward(Tensor grad, Tensor hidden, Tensor kernels, Tensor padded, bool need_hidden, "
+      "bool need_kernels) -> (Tensor, Tensor)");
   m.def("ffmef_forward(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
   m.def("thin_convolution(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("thin_convolution_weight_grad(Tensor input, Tensor grad, int size) -> Tensor");

@@ -152,10 +152,127 @@ def test_the_dispatcher_s_operator():
 def test_backends_are_checked():
     arguments = case()
     assert torch.equal(predict_and_fuse(*arguments, backend="reference"), predict_and_fuse(*arguments))
-    with pytest.raises(RuntimeError, match="backend 'cpu' is not available: predict_and_fuse has no kernel for it"):
-        predict_and_fuse(*arguments, backend="cpu")
     with pytest.raises(ValueError, match="backend must be one of .* got 'metal'"):
         predict_and_fuse(*arguments, backend="metal")
+
+
+# --- the native kernels -------------------------------------------------------------------------------------------
+
+needs_native = pytest.mark.skipif(module._missing is not None, reason=str(module._missing))
+
+
+def compare_native(arguments, padding_mode="zeros", needed=None):
+    """Compare values and gradients with the reference in float64."""
+    single = [[t.float().requires_grad_() for t in a] if isinstance(a, list) else a.float() for a in arguments]
+    double = [[t.detach().double().requires_grad_() for t in a] if isinstance(a, list) else a.double() for a in single]
+    out = predict_and_fuse(*single, padding_mode=padding_mode, backend="cpu")
+    expected = predict_and_fuse(*double, padding_mode=padding_mode, backend="reference")
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
+    target = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    names = ["hidden", "weight", "bias"] if needed is None else needed
+    got, wanted = (
+        torch.autograd.grad(o, [t for name, ts in zip(("hidden", "weight", "bias"), a) if name in names for t in ts], target.to(o))
+        for o, a in ((out, single), (expected, double))
+    )
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4 * float(b.abs().max()) + 1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 63, 64, 65, 130])
+def test_native_at_every_end_of_a_row(width):
+    compare_native(case((1, 3, 5, 7), maps=[1, 9, 25, 6], batch=1, height=5, width=width))
+
+
+@needs_native
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "reflect"])
+@pytest.mark.parametrize("size", [(1, 1), (2, 9), (31, 7), (32, 8), (33, 70), (70, 3), (9, 1100)], ids=str)
+def test_native_over_bands(size, padding_mode):
+    compare_native(case(batch=2, count=3, height=size[0], width=size[1]), padding_mode)
+
+
+@needs_native
+@pytest.mark.parametrize("needed", [["hidden"], ["weight"], ["bias"], ["hidden", "bias"]], ids=str)
+def test_native_gradients_alone(needed):
+    compare_native(case((3, 5), height=40, width=20), needed=needed)
+
+
+@needs_native
+def test_native_of_strides_and_no_images():
+    hidden, weight, bias, images, alphas = case((3,), dtype=torch.float32)
+    turned = [h.transpose(3, 4).contiguous().transpose(3, 4) for h in hidden]
+    grad = torch.ones(1).expand(2, 1, 19, 7)
+    results = []
+    for h in (hidden[0], turned[0]):
+        leaf = h.detach().requires_grad_()
+        out = predict_and_fuse([leaf], weight, bias, images, alphas, backend="cpu")
+        results.append((out, *torch.autograd.grad(out, leaf, grad)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    none = case((3,), count=0, dtype=torch.float32)
+    assert torch.equal(predict_and_fuse(*none, backend="cpu"), torch.zeros(2, 1, 19, 7))
+
+
+@needs_native
+def test_native_threads_do_not_change_the_bits():
+    hidden, weight, bias, images, alphas = case(height=100, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in (*hidden, *weight, *bias)]
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        out = predict_and_fuse(hidden, weight, bias, images, alphas, backend="cpu")
+        results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(torch.equal(one, two) for one, two in zip(*results, strict=True))
+
+
+@needs_native
+def test_native_second_derivatives_are_the_reference_s():
+    results = []
+    for backend in ("cpu", "reference"):
+        hidden, weight, bias, images, alphas = case((3,), dtype=torch.float32, width=20)
+        leaves = [t.requires_grad_() for t in (*hidden, *weight, *bias, images)]
+        out = predict_and_fuse(hidden, weight, bias, images, alphas, backend=backend)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@needs_native
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_native_on_other_instruction_sets(isa):
+    """In a process of its own, because the set is chosen once."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import test_predict_and_fuse as t\n"
+        "t.compare_native(t.case((1, 3, 5, 7), height=35, width=37))\n"
+    )
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "FFMEF_ISA": isa}
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_native
+def test_native_operators_in_the_dispatcher():
+    hidden, weight, bias, images, _ = case((3,), dtype=torch.float32, height=40)
+    kernels, padded = torch.randn(10, 3, 3), torch.randn(2, 2, 42, 9)
+    torch.library.opcheck(torch.ops.ffmef.predict_and_fuse_level.default, (hidden[0], kernels, padded))
+    for need in ((True, True), (False, True), (True, False)):
+        arguments = (torch.randn(2, 40, 7), hidden[0], kernels, padded, *need)
+        torch.library.opcheck(torch.ops.ffmef.predict_and_fuse_level_backward.default, arguments)
+    for wrong in ((hidden[0], kernels[:9], padded), (hidden[0], kernels, padded[:, :, :41]), (hidden[0].double(), kernels, padded)):
+        with pytest.raises(RuntimeError, match="must be"):
+            torch.ops.ffmef.predict_and_fuse_level(*wrong)
+
+
+@needs_native
+def test_what_native_kernels_cannot_run_is_said():
+    for arguments, message in (
+        (case(), "hidden must be float32 on the CPU, got float64"),
+        (case(channels=3, dtype=torch.float32), "images must have one channel, got 3"),
+        (case((9,), dtype=torch.float32), "k must be one of .* got 9"),
+    ):
+        with pytest.raises(RuntimeError, match=f"backend 'cpu' is not available: {message}"):
+            predict_and_fuse(*arguments, backend="cpu")
 
 
 # --- training FFMEF with it ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import nn
 from ffmef.models import FFMEF
 from ffmef.ops import thin_convolution
 from ffmef.ops.thin_convolution import _missing, unsupported
-from ffmef.training.convolutions import use_thin_convolutions
+from ffmef.training.native import use_native_operators
 
 needs_native = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 
@@ -103,7 +103,7 @@ def test_a_network_computes_the_same():
     torch.manual_seed(0)
     plain, thin = FFMEF(kernel_sizes=(1, 3, 5, 7)), FFMEF(kernel_sizes=(1, 3, 5, 7))
     thin.load_state_dict(plain.state_dict())
-    assert use_thin_convolutions(thin) == len([m for m in plain.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))])
+    assert use_native_operators(thin) == len([m for m in plain.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))])
     assert thin.state_dict().keys() == plain.state_dict().keys()
     luminance = torch.rand(2, 2, 20, 24)
     results = []
@@ -115,12 +115,25 @@ def test_a_network_computes_the_same():
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5 * one.abs().max().item() + 1e-7)
 
 
+@needs_native
+def test_training_needs_no_filters(monkeypatch):
+    model = FFMEF()
+    use_native_operators(model)
+    monkeypatch.setattr(model, "predict_filters", None)
+    luminance = torch.rand(1, 2, 9, 8)
+    assert model(luminance).shape == (1, 1, 9, 8)
+    for change in (model.double, model.float().eval):  # double precision and inference need them
+        change()
+        with pytest.raises(TypeError, match="not callable"):
+            model(luminance.to(model.fuse.alphas.dtype))
+
+
 def test_other_convolutions_are_left_alone():
     model = nn.Sequential(
         nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 2), nn.Conv2d(4, 4, 3, padding=1, groups=2),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(128, 4, 1), nn.Conv2d(4, 4, (1, 3), padding=(0, 1)),
     )  # fmt: skip
-    assert use_thin_convolutions(model) == 0
+    assert use_native_operators(model) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 // Direct convolution of few channels: pixels in the vector's lanes, a block of outputs in registers, no column matrix.
 #include "thin_convolution.h"
-#include "vec.h"
 
 #include <cstring>
+
+#include "blocks.h"
+#include "vec.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {
@@ -10,18 +12,6 @@ namespace {
 
 constexpr int kLanes = lanes<float>;
 constexpr int kAhead = 4;  // vectors along a row
-
-// Calls work.template operator()<OUT>(o) for blocks of outputs that share the loaded pixels: fives where they fit, as in
-// a 5 x 5 kernel's 25 taps, else fours, and single ones at the end.
-template <class Work> void in_blocks(int64_t count, const Work& work) {
-  int64_t o = 0;
-  if (count % 5 == 0)
-    for (; o < count; o += 5) work.template operator()<5>(o);
-  for (; o + 4 <= count; o += 4) work.template operator()<4>(o);
-  for (; o < count; ++o) work.template operator()<1>(o);
-}
-
-int64_t round_up(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // Planes with a border of zeros; rows end on a whole vector, so that none is cut.
 struct Padded {

@@ -13,7 +13,7 @@ from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
 from ffmef.nn import AdaptiveFuse
 from ffmef.ops.ffmef_forward import unsupported, unsupported_tensors
 from ffmef.ops.library import operator
-from ffmef.ops.predict_and_fuse import predict_and_fuse
+from ffmef.ops.predict_and_fuse import not_native, predict_and_fuse
 
 IMAGES = 2
 ENGINES = ("auto", "eager", "fused")
@@ -41,6 +41,8 @@ class FFMEF(nn.Module):
 
     Attributes:
         backend, engine, recompute: may be changed at any time.
+        without_filters: compute each head's last convolution and the fusion in one operator
+            (:func:`ffmef.ops.predict_and_fuse`) in training mode, where its native kernels can; ``ffmef train`` sets it.
 
     Example:
         >>> import torch
@@ -72,6 +74,7 @@ class FFMEF(nn.Module):
         self.predictor = SpatialAdaptiveFilterPredictor(channels, self.kernel_sizes, IMAGES)
         self.fuse = AdaptiveFuse(self.kernel_sizes, backend=backend)
         self.recompute = recompute
+        self.without_filters = False
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_normal_(module.weight)
@@ -134,6 +137,21 @@ class FFMEF(nn.Module):
         """(B, 2, H, W) -> the filters of every level, (B, 2, k*k, H, W)."""
         return self.predictor(self.extract(luminance))
 
+    def _needs_no_filters(self, luminance: Tensor) -> bool:
+        return (
+            self.without_filters
+            and self.training
+            and not torch.is_autocast_enabled(luminance.device.type)
+            and all(not_native(luminance, size, channels=1) is None for size in self.kernel_sizes)
+        )
+
+    def _fuse_hidden(self, luminance: Tensor) -> Tensor:
+        """(B, 2, H, W) -> (B, H, W), from the maps before each head's last convolution."""
+        heads = self.predictor.heads
+        hidden = self.predictor.hidden(self.extract(luminance))
+        weight, bias = [head.project.weight for head in heads], [head.project.bias for head in heads]
+        return predict_and_fuse(hidden, weight, bias, luminance, self.fuse.alphas)
+
     def _fuse_without_filters(self, luminance: Tensor) -> Tensor:
         """(B, 2, H, W) -> (B, H, W), a few rows of hidden maps at a time, forwards and backwards."""
 
@@ -172,4 +190,6 @@ class FFMEF(nn.Module):
                 raise RuntimeError(f"engine 'fused' cannot run here: {reason}")
         if self.recompute and torch.is_grad_enabled():
             return self._fuse_without_filters(luminance).unsqueeze(1)
+        if self._needs_no_filters(luminance):
+            return self._fuse_hidden(luminance).unsqueeze(1)
         return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +57,15 @@ class SpatialAdaptiveFilterPredictor(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """L maps (B, N, c, H, W) -> L filters (B, N, k*k, H, W)."""
-        filters = []
-        for attention, head, level in zip(self.attentions, self.heads, maps, strict=True):
+        return self._by_heads(maps, self.heads)
+
+    def hidden(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The same without the heads' last convolution."""
+        return self._by_heads(maps, [head.hidden for head in self.heads])
+
+    def _by_heads(self, maps: Sequence[Tensor], heads: Iterable[Callable[[Tensor], Tensor]]) -> list[Tensor]:
+        results = []
+        for attention, head, level in zip(self.attentions, heads, maps, strict=True):
             attended = attention(level)
-            filters.append(head(attended.flatten(0, 1)).unflatten(0, attended.shape[:2]))
-        return filters
+            results.append(head(attended.flatten(0, 1)).unflatten(0, attended.shape[:2]))
+        return results

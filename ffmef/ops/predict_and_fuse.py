@@ -1,9 +1,10 @@
 """The last 1x1 convolution of a prediction head and F-Fusion in one step, without the filters between them.
 
 Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output for each
-hidden map. On GPUs one kernel computes it for inference. Elsewhere torch does, a few rows at a time, forwards and
-backwards; backwards recomputes it instead of storing it, on GPUs too: its convolutions have the batch or the maps as
-channels, for which torch has tuned kernels, while the forward pass alone is what an application waits for.
+hidden map, which is recomputed backwards instead of being stored. On the CPU native kernels compute both directions, on GPUs
+one computes the forward pass. Elsewhere torch does, a few rows at a time; on GPUs that is no loss backwards: its convolutions
+have the batch or the maps as channels, for which torch has tuned kernels, and the forward pass alone is what an application
+waits for.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from ffmef.ops.reference import accumulator, pad
 from ffmef.ops.selection import check_backend
 
 _SCHEMA = "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode) -> Tensor"
+
+NATIVE_SIZES = (1, 3, 5, 7)
+_missing = _loader.cpu_missing
+if _missing is None and not hasattr(torch.ops.ffmef, "predict_and_fuse_level"):
+    _missing = "the native library is older than this package: build it again"
 
 # Values of all hidden maps' responses that exist at a time.
 _CHUNK_VALUES = 1 << 20
@@ -55,8 +61,8 @@ def predict_and_fuse(
         images: (B, N, C, H, W) or (B, N, H, W).
         alphas: (L,) weights of the levels; ones where None.
         padding_mode: "zeros", "replicate" or "reflect", as in :func:`ffmef.ops.adaptive_fuse`.
-        backend: "reference" (torch's convolutions, anywhere), "triton" or "cuda"; None takes the fastest that can run
-            the tensors.
+        backend: "reference" (torch's convolutions, anywhere), "cpu" (float32 images of one channel, k up to 7), "triton" or
+            "cuda"; None takes the fastest that can run the tensors.
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels.
@@ -66,7 +72,8 @@ def predict_and_fuse(
         RuntimeError: ``backend`` cannot run here; the message says why.
 
     Note:
-        Differentiable to any order in every tensor; derivatives are the reference's on every backend. Under autocast, tensors are promoted to the widest of their dtypes.
+        Differentiable to any order in every tensor; derivatives are the reference's on every backend, but the first of "cpu", whose
+        bits do not depend on the number of threads. Under autocast, tensors are promoted to the widest of their dtypes.
 
     Example:
         >>> import torch
@@ -92,7 +99,7 @@ def predict_and_fuse(
     run = _kernel(backend, images_5d, hidden, weight, bias, alphas)
     with torch.autocast(images.device.type, enabled=False):
         if run is None:
-            out = _composed(hidden, weight, bias, images_5d, alphas, padding_mode)
+            out = _composed(hidden, weight, bias, images_5d, alphas, padding_mode, native=backend != "reference")
         elif not torch.is_grad_enabled():
             out = run(hidden, weight, bias, images_5d, alphas, padding_mode)
         else:
@@ -104,8 +111,10 @@ def _kernel(backend: str | None, images: Tensor, hidden, weight, bias, alphas: T
     """Return the operator that runs this call, or None where torch's convolutions do."""
     check_backend(backend, images.device)
     if backend == "cpu":
-        raise RuntimeError("backend 'cpu' is not available: predict_and_fuse has no kernel for it; 'reference' runs there")
-    if backend == "reference" or backend is None and (images.device.type != "cuda" or not _has_gpu_kernel()):
+        for h, w in zip(hidden, weight, strict=True):
+            if (reason := not_native(h, _side(w), images.shape[2])) is not None:
+                raise RuntimeError(f"backend 'cpu' is not available: {reason}")
+    if backend in ("cpu", "reference") or backend is None and (images.device.type != "cuda" or not _has_gpu_kernel()):
         return None
     if images.dtype not in DTYPES:
         raise ValueError(f"images must be float64, float32, float16 or bfloat16 on GPUs, got {str(images.dtype)[6:]}")
@@ -118,10 +127,22 @@ def _has_gpu_kernel() -> bool:
     return _loader.cuda_missing is None or importlib.util.find_spec("triton") is not None
 
 
-def _composed(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode: str) -> Tensor:
+def not_native(hidden: Tensor, side: int, channels: int) -> str | None:
+    """Return why the native CPU kernels cannot run a level, or None."""
+    if _missing is not None:
+        return _missing
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return f"hidden must be float32 on the CPU, got {str(hidden.dtype)[6:]} on {hidden.device}"
+    if channels != 1:
+        return f"images must have one channel, got {channels}"
+    return None if side in NATIVE_SIZES else f"k must be one of {NATIVE_SIZES}, got {side}"
+
+
+def _composed(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode: str, native: bool = True) -> Tensor:
     out = None
     for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True):
-        level = alpha * _PredictAndFuse.apply(h, w, b, pad(images, _side(w) // 2, padding_mode))
+        run_native = native and not_native(h, _side(w), images.shape[2]) is None
+        level = alpha * _PredictAndFuse.apply(h, w, b, pad(images, _side(w) // 2, padding_mode), run_native)
         out = level if out is None else out + level
     return out
 
@@ -202,18 +223,27 @@ def _chunks(hidden: Tensor, channels: int):
 
 def _responses(weight: Tensor, bias: Tensor, padded: Tensor, top: int, bottom: int) -> Tensor:
     """Return (B, N, C, M + 1, rows, W): the images' convolution that each hidden map is multiplied by, bias last."""
+    window = padded[..., top : bottom + _side(weight) - 1, :]
+    return F.conv2d(window.flatten(0, 2).unsqueeze(1), _kernels(weight, bias)).unflatten(0, padded.shape[:3])
+
+
+def _kernels(weight: Tensor, bias: Tensor) -> Tensor:
+    """Return (M + 1, 1, k, k): what the images are convolved with for each hidden map, and for the bias."""
     side = _side(weight)
-    kernels = torch.cat([weight, bias[:, None]], 1).t().reshape(-1, 1, side, side)
-    window = padded[..., top : bottom + side - 1, :]
-    return F.conv2d(window.flatten(0, 2).unsqueeze(1), kernels).unflatten(0, padded.shape[:3])
+    return torch.cat([weight, bias[:, None]], 1).t().reshape(-1, 1, side, side)
 
 
 class _PredictAndFuse(torch.autograd.Function):
     """One level, alpha 1, images padded already. The backward pass is made of differentiable steps, hence any order."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, padded: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, padded: Tensor, native: bool) -> Tensor:
+        ctx.native = native
+        if native:
+            hidden, padded = hidden.contiguous(), padded.contiguous()
         ctx.save_for_backward(hidden, weight, bias, padded)
+        if native:
+            return operator("predict_and_fuse_level")(hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2)).unsqueeze(1)
         rows = []
         for top, bottom in _chunks(hidden, padded.shape[2]):
             responses = _responses(weight, bias, padded, top, bottom)
@@ -224,7 +254,21 @@ class _PredictAndFuse(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         hidden, weight, bias, padded = ctx.saved_tensors
-        need_hidden, need_weight, need_bias, need_padded = ctx.needs_input_grad
+        need_hidden, need_weight, need_bias, need_padded, _ = ctx.needs_input_grad
+        # A second derivative goes through torch's operators, and so does the images' own.
+        if ctx.native and not need_padded and not torch.is_grad_enabled():
+            hidden_grad, shares = operator("predict_and_fuse_level_backward")(
+                grad.squeeze(1).contiguous(), hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2), need_hidden,
+                need_weight or need_bias,
+            )  # fmt: skip
+            kernel_grad = shares.sum(0).flatten(1).t() if need_weight or need_bias else None
+            return (
+                hidden_grad if need_hidden else None,
+                kernel_grad[:, :-1] if need_weight else None,
+                kernel_grad[:, -1] if need_bias else None,
+                None,
+                None,
+            )
         side, maps = _side(weight), weight.shape[1]
         hidden_rows = []
         kernel_grad = weight.new_zeros(maps + 1, 1, side, side)
@@ -245,14 +289,19 @@ class _PredictAndFuse(torch.autograd.Function):
                 # The convolution's weight gradient, itself a convolution with the batch as its channels.
                 kernel_grad = kernel_grad + F.conv2d(window.transpose(0, 1), received.transpose(0, 1)).transpose(0, 1)
             if need_padded:
-                kernels = torch.cat([weight, bias[:, None]], 1).t().reshape(-1, 1, side, side)
-                back = F.conv_transpose2d(received, kernels).squeeze(1).unflatten(0, padded.shape[:3])
+                back = F.conv_transpose2d(received, _kernels(weight, bias)).squeeze(1).unflatten(0, padded.shape[:3])
                 padded_grad = padded_grad + F.pad(back, (0, 0, top, padded.shape[3] - bottom - side + 1))
         hidden_grad = None
         if need_hidden:
             hidden_grad = torch.cat(hidden_rows, 3) if hidden_rows else torch.zeros_like(hidden)
         kernel_grad = kernel_grad.flatten(1).t()
-        return hidden_grad, kernel_grad[:, :-1] if need_weight else None, kernel_grad[:, -1] if need_bias else None, padded_grad
+        return (
+            hidden_grad,
+            kernel_grad[:, :-1] if need_weight else None,
+            kernel_grad[:, -1] if need_bias else None,
+            padded_grad,
+            None,
+        )
 
 
 def _fake(hidden, weight, bias, images, alphas, padding_mode):
@@ -268,6 +317,21 @@ def _triton(*arguments):
 
 def _no_gradient(ctx, grad):
     raise RuntimeError("this form of predict_and_fuse has no gradient; ffmef.ops.predict_and_fuse has")
+
+
+if _missing is None:
+
+    @torch.library.register_fake("ffmef::predict_and_fuse_level")
+    def _(hidden: Tensor, kernels: Tensor, padded: Tensor) -> Tensor:
+        return hidden.new_empty(hidden.shape[0], *hidden.shape[3:])
+
+    @torch.library.register_fake("ffmef::predict_and_fuse_level_backward")
+    def _(grad: Tensor, hidden: Tensor, kernels: Tensor, padded: Tensor, need_hidden: bool, need_kernels: bool):
+        bands = hidden.shape[0] * ((hidden.shape[3] + 31) // 32)  # as many as the kernels cut
+        return (
+            torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
+            hidden.new_empty(bands, *kernels.shape) if need_kernels else hidden.new_empty(0),
+        )
 
 
 define("predict_and_fuse" + _SCHEMA)

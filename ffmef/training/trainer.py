@@ -19,7 +19,7 @@ from ffmef.errors import InputError
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
 from ffmef.training.checkpoint import load, save, write_atomically
 from ffmef.training.config import Config
-from ffmef.training.convolutions import use_thin_convolutions
+from ffmef.training.native import use_native_operators
 from ffmef.training.report import LossTable, contact_sheet
 from ffmef.training.schedules import rate_factor
 
@@ -190,15 +190,17 @@ class Trainer:
         model = build_model(config.model, config.model_options) if model is None else copy.deepcopy(model)
         if config.initial:
             load_initial(model, config.initial)
+        # One kernel for all parameters; with scaled gradients it would unscale them itself, too late for clipping.
+        fused = config.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
+            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused, foreach=not fused
         )
         self.average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
         self.step = self.epoch = self.batch = 0
         self._sums: dict[str, float] = {}
         if state:
             self._restore(state, model, optimizer)
-        use_thin_convolutions(model)
+        use_native_operators(model)
         self.plain = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         if state and state["scaler"] is not None:

@@ -1,4 +1,4 @@
-"""Lets a network's own modules compute their convolutions by :func:`ffmef.ops.thin_convolution`."""
+"""Lets a network's own modules compute by the native operators for training."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from ffmef.models import FFMEF
 from ffmef.ops.thin_convolution import SIZES, thin_convolution
 
 MOST_CHANNELS = 64  # beyond, the library's blocked convolutions win
 
 
-def use_thin_convolutions(model: nn.Module) -> int:
-    """Change how a model's thin convolutions are computed, not what they compute; return how many were changed.
+def use_native_operators(model: nn.Module) -> int:
+    """Change how a model's layers are computed, not what they compute; return how many convolutions were changed.
 
-    Changed are ``Conv2d`` and ``ConvTranspose2d`` of stride 1 that keep the size of the picture. Weights, their names and
-    copies of the model made before are untouched. On a GPU, or without the native library, torch's convolution serves.
+    Changed are ``Conv2d`` and ``ConvTranspose2d`` of stride 1 and few channels that keep the size of the picture
+    (:func:`ffmef.ops.thin_convolution`), and FFMEF, which fuses without filters. Weights, their names and copies of the
+    model made before are untouched. On a GPU, or without the native library, torch's operators serve.
     """
     changed = 0
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and _is_thin(module):
-            module.forward = partial(_forward, module)
+            module.forward = partial(_convolution, module)
             changed += 1
+        elif isinstance(module, FFMEF):
+            module.without_filters = True
     return changed
 
 
@@ -38,7 +42,7 @@ def _is_thin(module: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     )
 
 
-def _forward(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+def _convolution(module: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
     weight = module.weight
     if isinstance(module, nn.ConvTranspose2d):
         weight = weight.flip(2, 3).transpose(0, 1)
