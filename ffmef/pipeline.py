@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 TASKS = ("mef", "mff", "vif")
 ROLES = ("infrared", "visible")
-# The bundled weights of each model and task.
+# The bundled weights of each model and task, and those that a model has for more than two pictures.
 MODELS = {"ffmef": {"mef": "mef", "mff": "mff", "vif": "vif"}, "pyramid": {"mef": "pyramid"}}
+BRACKETS = {"pyramid": "pyramid-brackets"}
 DEFAULT_MODEL = {"mef": "pyramid", "mff": "ffmef", "vif": "ffmef"}
 
 # Pixels converted at a time: colour then needs a few megabytes, however large the picture.
@@ -53,7 +54,8 @@ def fuse(
             which either may be grey.
         task: ``mef`` (exposures, in any order: they are sorted by mean luminance, the darkest first), ``mff`` (focus,
             kept in the order given) or ``vif`` (infrared and visible).
-        weights: name of bundled weights or path of a weights file; None means those of the model for the task.
+        weights: name of bundled weights or path of a weights file; None means those of the model for the task and the
+            number of pictures.
         backend: a name of ``ffmef.ops.backends()``; None chooses the fastest that is available.
         engine: how FFMEF runs: ``fused`` in one operator, ``eager`` layer by layer, ``auto`` fused where it can.
         model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
@@ -319,7 +321,7 @@ def _weights_name(task: str, weights: str | None, model: str | None, images: int
         raise InputError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
     if task not in MODELS[model]:
         raise InputError(f"model {model!r} must be used for task {', '.join(MODELS[model])}, got {task}")
-    return MODELS[model][task]
+    return BRACKETS[model] if images > 2 and model in BRACKETS else MODELS[model][task]
 
 
 def _fuses_rgb(model, images: list[np.ndarray], task: str, device) -> bool:

@@ -151,6 +151,9 @@ def test_bundled_weights_fuse_by_default():
     assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="pyramid"))
     assert not np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="ffmef"))
     fused = ffmef.fuse(bracket)
+    assert np.array_equal(fused, ffmef.fuse(bracket, weights="pyramid-brackets"))
+    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, weights="pyramid"))
+    assert not np.array_equal(fused, ffmef.fuse(bracket, weights="pyramid"))
     assert np.abs(ffmef.fuse(bracket[::-1]).astype(int) - fused).max() <= 1
     sources = torch.stack([grey_of(picture) for picture in bracket], 1)
     scores = [mef_ssim(sources, grey_of(picture)).item() for picture in (*bracket, fused)]
