@@ -26,6 +26,8 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");
   m.def(
-      "phase_congruency(Tensor spectrum, Tensor radial, Tensor decay, Tensor direction, float angular_deviation, "
-      "Tensor noise_gains, bool always_double) -> Tensor");
+      "phase_congruency(Tensor levels, Tensor tables, Tensor decay, float angular_deviation, Tensor noise_gains, "
+      "bool always_double) -> Tensor");
+  m.def("spectral_filter(Tensor planes, Tensor response) -> Tensor");
+  m.def("window_moments(Tensor maps, Tensor taps, int[] first, int[] second) -> Tensor");
 }

@@ -30,10 +30,11 @@ def picture(height, width):
 def differences():
     for size in SIZES:
         bank = _phase_congruency.filter_bank(*size)
-        for levels in (picture(*size), np.full(size, 9, np.uint8)):
-            for always_double in (False, True):
-                native = _phase_congruency._maps_native(levels, bank, always_double)
-                for own, expected in zip(native, _phase_congruency._maps_numpy(levels, bank), strict=True):
+        pictures = picture(*size), np.full(size, 9, np.uint8)
+        for always_double in (False, True):
+            native = _phase_congruency._maps_native(pictures, _phase_congruency.tiled(bank), always_double)
+            for levels, maps in zip(pictures, native, strict=True):
+                for own, expected in zip(maps, _phase_congruency._maps_numpy(levels, bank), strict=True):
                     assert own.shape == size
                     yield (size, always_double), np.abs(own - expected).max()
 
@@ -60,12 +61,13 @@ def test_pictures_without_noise_are_transformed_in_double():
     """Where most of a channel is flat nothing covers float32's rounding, whose quotients would be edges."""
     size = (60, 80)
     bank = _phase_congruency.filter_bank(*size)
+    tiled = _phase_congruency.tiled(bank)
     rng = np.random.default_rng(0)
     noisy = picture(*size)
     flat = np.full(size, 30, np.uint8)
     flat[20:30, 20:40] = rng.integers(0, 255, (10, 20))
     for levels, flat_enough in ((flat, True), (noisy, False)):
-        chosen, double = (_phase_congruency._maps_native(levels, bank, always) for always in (False, True))
+        chosen, double = (_phase_congruency._maps_native([levels], tiled, always)[0] for always in (False, True))
         assert all(np.array_equal(*pair) for pair in zip(chosen, double, strict=True)) == flat_enough
     for own, expected in zip(chosen, _phase_congruency._maps_numpy(noisy, bank), strict=True):
         np.testing.assert_allclose(own, expected, atol=1e-6)
@@ -84,27 +86,27 @@ def test_narrower_instruction_sets(isa):
 @needs_library
 def test_native_code_is_used_where_it_is_built(monkeypatch):
     size = (16, 157)
-    bank = _phase_congruency.filter_bank(*size)
+    pictures = picture(*size), picture(*size)[::-1].copy()
+    bank = _phase_congruency.tiled(_phase_congruency.filter_bank(*size))
     monkeypatch.setattr(_phase_congruency, "_maps_numpy", None)
-    expected = _phase_congruency._maps_native(picture(*size), bank)
-    np.testing.assert_array_equal(_phase_congruency.maps(picture(*size), bank), expected)
+    expected = _phase_congruency._maps_native(pictures, bank)
+    np.testing.assert_array_equal(list(_phase_congruency.maps(pictures)), expected)
 
 
 @needs_library
 def test_the_operator_keeps_memory_safe():
-    spectrum, radial = torch.zeros(2, 8, 5, dtype=torch.float64), torch.zeros(2, 8, 8, dtype=torch.float64)
-    decay, direction = torch.ones(4, dtype=torch.float64), torch.zeros(8, 8, dtype=torch.float64)
+    levels, tables = torch.zeros(1, 8, 8, dtype=torch.uint8), torch.zeros(3, 2, 1, 8, 16, dtype=torch.float64)
+    decay = torch.ones(4, dtype=torch.float64)
     rest = 0.4, torch.ones(6, dtype=torch.float64), False
     operator = torch.ops.ffmef.phase_congruency
-    assert operator(spectrum, radial, decay, direction, *rest).shape == (3, 8, 8)
-    with pytest.raises(RuntimeError, match="radial must be"):
-        operator(spectrum, radial[:, :7], decay, direction, *rest)
-    with pytest.raises(RuntimeError, match="direction must be"):
-        operator(spectrum, radial, decay, direction[0], *rest)
+    assert operator(levels, tables, decay, *rest).shape == (1, 3, 8, 8)
+    for wrong in (tables[:2], tables[:, :1], tables[:, :, :, :7], tables[..., :15], tables[0], tables.repeat(1, 1, 2, 1, 1)):
+        with pytest.raises(RuntimeError, match="tables must be"):
+            operator(levels, wrong, decay, *rest)
+    with pytest.raises(RuntimeError, match="tables must be contiguous float64"):
+        operator(levels, tables.float(), decay, *rest)
     with pytest.raises(RuntimeError, match="decay must have"):
-        operator(spectrum, radial, torch.ones(9, dtype=torch.float64), direction, *rest)
-    with pytest.raises(RuntimeError, match="spectrum must be contiguous float64"):
-        operator(spectrum.float(), radial, decay, direction, *rest)
-    for wrong in (spectrum[:1], spectrum[:, :7], radial):
-        with pytest.raises(RuntimeError, match="spectrum must be .2, H, W // 2 . 1."):
-            operator(wrong, radial, decay, direction, *rest)
+        operator(levels, tables, torch.ones(9, dtype=torch.float64), *rest)
+    for wrong in (levels[0], levels.float(), levels[:, :, ::2], levels[:0]):
+        with pytest.raises(RuntimeError, match="levels must be contiguous uint8"):
+            operator(wrong, tables, decay, *rest)

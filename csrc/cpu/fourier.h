@@ -110,8 +110,13 @@ template <class T> class InverseTransform {
 
   // Transforms data[0..length) in place, without dividing by the length.
   void run(Complex<T>* data) {
-    Complex<T>* from = data;
-    Complex<T>* to = scratch_.data();
+    const Complex<T>* result = run(data, scratch_.data(), data);
+    if (result != data) std::copy(result, result + length_, data);
+  }
+
+  // The same to one of two places: to the first one, if the number of passes is odd. `from` may be the second one.
+  Complex<T>* run(const Complex<T>* from, Complex<T>* to, Complex<T>* other) {
+    if (passes_.empty()) other[0] = from[0];
     for (const Pass& pass : passes_) {
       if (pass.convolution) convolve(pass, from, to);
       else if (pass.radix == 4) quartets(pass, from, to);
@@ -120,10 +125,12 @@ template <class T> class InverseTransform {
       else if (pass.radix == 5) few<5>(pass, from, to);
       else if (pass.radix == 7) few<7>(pass, from, to);
       else many(pass, from, to);
-      std::swap(from, to);
+      from = to;
+      std::swap(to, other);
     }
-    if (from != data) std::copy(from, from + length_, data);
+    return other;
   }
+  bool odd() const { return passes_.size() % 2 == 1; }
 
  private:
   using V = Vec<T>;
@@ -139,9 +146,10 @@ template <class T> class InverseTransform {
     std::vector<int64_t> powers;   // of a generator g of the numbers modulo the prime
     InverseTransform transform;
     std::vector<T> response;       // transform of the rotations in the order of the powers, over the length
-    std::vector<C> values;
+    std::vector<C> values, others;
 
-    Convolution(int64_t prime, int64_t length) : transform(length), values(size_t(length)) {
+    Convolution(int64_t prime, int64_t length)
+        : transform(length), values(size_t(length)), others(size_t(length)) {
       const int64_t count = prime - 1;
       for (int64_t generator = 2; int64_t(powers.size()) < count; ++generator) {
         powers.clear();
@@ -244,15 +252,23 @@ template <class T> class InverseTransform {
           total = {total.re + sums[j - 1].re, total.im + sums[j - 1].im};
         }
         y[i + m * k] = total;
-        int64_t q = 1;
-        for (; q + kOutputs - 1 <= half; q += kOutputs) outputs<kOutputs, 0>(p, i, k, q, first, sums, differences, y);
-        for (; q <= half; ++q) outputs<1, 0>(p, i, k, q, first, sums, differences, y);
+        // In groups of nearly equal size: one output alone would load as much as a group.
+        int64_t q = 1, groups = (half + kOutputs - 1) / kOutputs;
+        for (; groups > 0; --groups) {
+          const int64_t group = (half + 1 - q + groups - 1) / groups;
+          if (group == 5) outputs<5, 0>(p, i, k, q, first, sums, differences, y);
+          else if (group == 4) outputs<4, 0>(p, i, k, q, first, sums, differences, y);
+          else if (group == 3) outputs<3, 0>(p, i, k, q, first, sums, differences, y);
+          else if (group == 2) outputs<2, 0>(p, i, k, q, first, sums, differences, y);
+          else outputs<1, 0>(p, i, k, q, first, sums, differences, y);
+          q += group;
+        }
       }
   }
 
   // As many outputs at once as the registers hold, so that each sum is loaded once for all of them.
 #if defined(__AVX512F__)
-  static constexpr int kOutputs = 4;
+  static constexpr int kOutputs = 5;
 #else
   static constexpr int kOutputs = 2;
 #endif
@@ -289,19 +305,20 @@ template <class T> class InverseTransform {
   static void convolve(const Pass& p, const C* x, C* y) {
     const int64_t m = p.rest, l = p.before, count = p.radix - 1;
     Convolution& c = *p.convolution;
-    C* values = c.values.data();
     const int64_t length = int64_t(c.values.size());
     for (int64_t k = 0; k < l; ++k)
       for (int64_t i = 0; i < m; ++i) {
         const C first = x[i + m * p.radix * k];
+        C *values = c.values.data(), *others = c.others.data();
         for (int64_t v = 0; v < count; ++v) values[v] = x[i + m * (c.powers[size_t(v)] + p.radix * k)];
         std::fill(values + count, values + length, C{});
-        c.transform.run(values);
+        if (c.transform.run(values, others, values) == others) std::swap(values, others);
         y[i + m * k] = {first.re + values[0].re, first.im + values[0].im};
         for (int64_t t = 0; t < length; ++t) put(values[t], C(values[t]), &c.response[size_t(2 * t)]);
         values[0].re += first.re;  // reaches every output
         values[0].im += first.im;
-        c.transform.run(values);  // elements in the reverse order of the forward transform
+        // Again, which leaves the elements in the reverse order of the forward transform.
+        if (c.transform.run(values, others, values) == others) std::swap(values, others);
         for (int64_t v = 0; v < count; ++v) {
           const int64_t q = c.powers[size_t((count - v) % count)];
           put(y[i + m * (k + l * q)], values[(length - v) % length], &p.twiddles[size_t(2 * (m * q + i))]);

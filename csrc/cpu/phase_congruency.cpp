@@ -18,40 +18,37 @@ const double* data_of(const Tensor& tensor, const char* name) {
   return static_cast<const double*>(tensor.data_ptr());
 }
 
-Tensor phase_congruency_cpu(const Tensor& spectrum, const Tensor& radial, const Tensor& decay, const Tensor& direction,
-                            double angular_deviation, const Tensor& noise_gains, bool always_double) {
-  STD_TORCH_CHECK(direction.dim() == 2 && direction.numel() > 0, "direction must be (H, W)");
-  const int64_t height = direction.size(0), width = direction.size(1);
-  STD_TORCH_CHECK(spectrum.dim() == 3 && spectrum.size(0) == 2 && spectrum.size(1) == height &&
-                      spectrum.size(2) == width / 2 + 1,
-                  "spectrum must be (2, H, W // 2 + 1), real and imaginary part");
-  STD_TORCH_CHECK(radial.dim() == 3 && radial.size(0) == 2 && radial.size(1) == height && radial.size(2) == width,
-                  "radial must be (2, H, W) like direction: the first scale's factor and the ratio of the next");
+Tensor phase_congruency_cpu(const Tensor& levels, const Tensor& tables, const Tensor& decay, double angular_deviation,
+                            const Tensor& noise_gains, bool always_double) {
+  STD_TORCH_CHECK(levels.dim() == 3 && levels.numel() > 0 && levels.scalar_type() == ScalarType::Byte &&
+                      levels.is_contiguous(),
+                  "levels must be contiguous uint8 (P, H, W)");
+  const int64_t pictures = levels.size(0), height = levels.size(1), width = levels.size(2);
+  STD_TORCH_CHECK(tables.dim() == 5 && tables.size(0) == 3 && tables.size(1) == 2 &&
+                      tables.size(2) == phase_congruency_tiles(width) && tables.size(3) == height &&
+                      tables.size(4) == kPhaseCongruencyTile,
+                  "tables must be (3, 2, W // 32 + 1, H, 16): first, ratio and direction of columns and mirrored ones");
   STD_TORCH_CHECK(decay.dim() == 1 && decay.size(0) >= 1 && decay.size(0) <= kMostScales,
                   "decay must have one value for each of 1 to ", kMostScales, " scales");
   STD_TORCH_CHECK(noise_gains.dim() == 1, "noise_gains must have one value for each orientation");
-  const double* re = data_of(spectrum, "spectrum");
-  const double* first = data_of(radial, "radial");
-  const int64_t pixels = height * width;
   const PhaseCongruencyArgs args{height,
                                  width,
-                                 re,
-                                 re + height * (width / 2 + 1),
-                                 first,
-                                 first + pixels,
+                                 data_of(tables, "tables"),
                                  data_of(decay, "decay"),
-                                 data_of(direction, "direction"),
                                  angular_deviation,
                                  data_of(noise_gains, "noise_gains"),
                                  int(decay.size(0)),
                                  int(noise_gains.size(0))};
-  Tensor maps = torch::stable::new_empty(spectrum, {3, height, width}, ScalarType::Float);
-  float* to = static_cast<float*>(maps.data_ptr());
+  Tensor maps = torch::stable::new_empty(levels, {pictures, 3, height, width}, ScalarType::Float);
   const PhaseCongruencyKernels& kernels = FFMEF_KERNELS(phase_congruency_kernels);
-  PhaseCongruencyResult result = PhaseCongruencyResult::rounding_shows;
-  if (!always_double) result = kernels.in_float(args, to);
-  if (result == PhaseCongruencyResult::rounding_shows) result = kernels.in_double(args, to);
-  STD_TORCH_CHECK(result == PhaseCongruencyResult::done, "phase_congruency: out of memory");
+  for (int64_t picture = 0; picture < pictures; ++picture) {
+    const uint8_t* from = static_cast<const uint8_t*>(levels.data_ptr()) + picture * height * width;
+    float* to = static_cast<float*>(maps.data_ptr()) + picture * 3 * height * width;
+    PhaseCongruencyResult result = PhaseCongruencyResult::rounding_shows;
+    if (!always_double) result = kernels.in_float(args, from, to);
+    if (result == PhaseCongruencyResult::rounding_shows) result = kernels.in_double(args, from, to);
+    STD_TORCH_CHECK(result == PhaseCongruencyResult::done, "phase_congruency: out of memory");
+  }
   return maps;
 }
 

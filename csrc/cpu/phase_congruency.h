@@ -1,4 +1,4 @@
-// What the binding of phase congruency hands to its kernel: contiguous float64 planes.
+// What the binding of phase congruency hands to its kernel.
 #pragma once
 #include <cstdint>
 
@@ -6,14 +6,17 @@
 
 namespace ffmef {
 
+constexpr int64_t kPhaseCongruencyTile = 16;  // columns; a multiple of every vector's length
+
+// Tiles of the columns up to the middle one.
+constexpr int64_t phase_congruency_tiles(int64_t width) { return width / 2 / kPhaseCongruencyTile + 1; }
+
 struct PhaseCongruencyArgs {
   int64_t height, width;
-  const double* spectrum_re;  // [H][W / 2 + 1]: the other half is its conjugate mirror image
-  const double* spectrum_im;
-  const double* first;        // [H][W], radial factor of the smallest scale
-  const double* ratio;        // [H][W], what the radial factor is multiplied with from scale to scale ...
-  const double* decay;        // [scales], ... besides this number
-  const double* direction;    // [H][W], angle of the frequency
+  // [table][mirrored][tile][H][kPhaseCongruencyTile]: radial factor of the smallest scale, what it is multiplied with
+  // from scale to scale besides decay, and angle, of the frequencies x = 0, 1, ... or mirrored W - x.
+  const double* tables;
+  const double* decay;        // [scales]
   double angular_deviation;
   const double* noise_gains;  // [orientations]
   int scales, orientations;
@@ -28,9 +31,9 @@ constexpr double kLeastThreshold = 1e-2;
 enum class PhaseCongruencyResult { done, rounding_shows, out_of_memory };
 
 struct PhaseCongruencyKernels {
-  // maps is [3][H][W]: phase congruency, maximum moment, minimum moment.
-  PhaseCongruencyResult (*in_float)(const PhaseCongruencyArgs&, float* maps);
-  PhaseCongruencyResult (*in_double)(const PhaseCongruencyArgs&, float* maps);
+  // Of one picture, [H][W]; maps is [3][H][W]: phase congruency, maximum moment, minimum moment.
+  PhaseCongruencyResult (*in_float)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
+  PhaseCongruencyResult (*in_double)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
 };
 
 FFMEF_DECLARE_KERNELS(PhaseCongruencyKernels, phase_congruency_kernels)

@@ -30,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         import jinja2  # noqa: F401
-        import scipy  # noqa: F401
         import tqdm  # noqa: F401
     except ImportError as error:
         raise InputError(f"needs {error.name}: pip install 'ffmef[metrics]'") from None

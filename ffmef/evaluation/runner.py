@@ -28,7 +28,7 @@ PAGE_PIXELS = 1024
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that may move a digit."""
-    packages = ("torch", "numpy", "scipy", "opencv-python-headless", "pillow")
+    packages = ("torch", "numpy", "opencv-python-headless", "pillow")
     found = {"ffmef": __version__, "python": platform.python_version()}
     for package in packages:
         try:

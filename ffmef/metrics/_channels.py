@@ -114,19 +114,9 @@ class Channel:
         return all(self._stretch_table(name, False) is not None for name in "abf")
 
     @_remembered
-    def stretched(self, name: str) -> np.ndarray:
-        """The channel stretched to 0..255 and rounded."""
-        return self._stretch_table(name, False)[self.levels[name]]
-
-    @_remembered
-    def stretched_spectrum(self, name: str, unit: bool = False) -> np.ndarray:
-        """Real Fourier transform of the stretched channel, see :func:`stretch_table`."""
-        import scipy.fft
-
-        table = self._stretch_table(name, unit)
-        if unit and np.array_equal(table, self._stretch_table(name, False)):
-            return self.stretched_spectrum(name)
-        return scipy.fft.rfft2(table.astype(np.float64)[self.levels[name]])
+    def stretched(self, name: str, unit: bool = False) -> np.ndarray:
+        """The channel stretched to 0..255 and rounded, see :func:`stretch_table`."""
+        return self._stretch_table(name, unit)[self.levels[name]]
 
     @_remembered
     def joint_histogram(self, first: str, second: str) -> np.ndarray:

@@ -37,9 +37,10 @@ def window_codes(edges: np.ndarray) -> np.ndarray:
 
 def scores(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Return the scores of pairs of window codes."""
-    missing = np.unique(np.stack([first, second])[:, np.isnan(_known[first, second])], axis=1)
-    if missing.size:
-        _known[missing[0], missing[1]] = _score(missing[0], missing[1])
+    missing = np.isnan(_known[first, second])
+    if missing.any():
+        pairs = first[missing], second[missing]
+        _known[pairs] = _score(*pairs)
     return _known[first, second]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,26 +17,27 @@ LOW_PASS_CUTOFF, LOW_PASS_ORDER = 0.45, 15
 NOISE_DEVIATIONS, NOISE_DIVISOR = 2.0, 1.7
 SPREAD_CUTOFF, SPREAD_SLOPE = 0.5, 10.0
 EPSILON = 1e-4
+TILE = 16  # columns of the tables' tiles in native code
 
 
 class FilterBank(NamedTuple):
-    """Factors of the filters of one size, in the layout of the Fourier transform.
+    """Factors of the filters of one size, in the layout of the Fourier transform or in native code's tiles.
 
-    With ``first, ratio = radial_factors`` the radial factor of a scale s is ``first * ratio**s * decay[s]``: a
-    log-Gabor function of scaled radius is a Gaussian in the logarithm, which a shift multiplies by an exponential.
+    The tables are ``first, ratio, direction``, the last the angle of each frequency. The radial factor of a scale s is
+    ``first * ratio**s * decay[s]``: a log-Gabor function of scaled radius is a Gaussian in the logarithm, which a shift
+    multiplies by an exponential.
     """
 
-    radial_factors: np.ndarray
+    tables: np.ndarray
     decay: list[float]
-    direction: np.ndarray  # angle of each frequency
     noise_gains: list[float]  # per orientation: squared noise energy for a unit median of the smallest scale
 
     def radial(self, scale: int) -> np.ndarray:
-        first, ratio = self.radial_factors
+        first, ratio, _ = self.tables
         return first * ratio**scale * self.decay[scale]
 
     def angular(self, orientation: int) -> np.ndarray:
-        distance = np.abs(self.direction - orientation * math.pi / ORIENTATIONS)
+        distance = np.abs(self.tables[2] - orientation * math.pi / ORIENTATIONS)
         np.minimum(distance, 2 * math.pi - distance, out=distance)
         distance *= distance
         distance /= -2 * ANGULAR_DEVIATION**2
@@ -51,14 +53,13 @@ def _frequencies(length: int) -> np.ndarray:
     return np.fft.ifftshift(centred)
 
 
-@functools.lru_cache(maxsize=1)
 def filter_bank(height: int, width: int) -> FilterBank:
-    """Return the filters for pictures of one size; the last size's are kept."""
+    """Return the filters for pictures of one size."""
     x, y = _frequencies(width), _frequencies(height)[:, None]
-    direction = np.arctan2(-y, x)
     shape, step = 2 * math.log(BANDWIDTH) ** 2, math.log(WAVELENGTH_RATIO)
     decay = [math.exp(-((scale * step) ** 2) / shape) for scale in range(SCALES)]
-    first, ratio = radial_factors = np.empty((2, height, width))
+    first, ratio, direction = tables = np.empty((3, height, width))
+    np.arctan2(-y, x, out=direction)
     radius = np.sqrt(x * x + y * y, out=ratio)
     radius[0, 0] = 1
     radius *= SHORTEST_WAVELENGTH
@@ -70,10 +71,29 @@ def filter_bank(height: int, width: int) -> FilterBank:
     np.exp(offset, out=ratio)
     # The low pass has its own grid, and for odd lengths the toolkit moves its centre to the last element.
     x, y = (np.fft.fftshift((np.arange(length) - length // 2) / length) for length in (width, height))
-    first /= 1 + ((x * x + (y * y)[:, None]) / LOW_PASS_CUTOFF**2) ** LOW_PASS_ORDER
+    low_pass = (x * x + (y * y)[:, None]) / LOW_PASS_CUTOFF**2
+    low_pass **= LOW_PASS_ORDER
+    low_pass += 1
+    first /= low_pass
     first[0, 0] = 0
-    bank = FilterBank(radial_factors, decay, direction, [])
+    bank = FilterBank(tables, decay, [])
     return bank._replace(noise_gains=_noise_gains(bank))
+
+
+def tiled(bank: FilterBank) -> FilterBank:
+    """Return the bank in the order in which native code reads it: in tiles of columns.
+
+    Frequencies up to the middle of a row come first, then those that mirror them, from W - 0 down.
+    """
+    _, height, width = bank.tables.shape
+    count = width // 2 // TILE + 1
+    columns = np.arange(count * TILE)
+    columns = np.stack([np.minimum(columns, width - 1), (width - columns) % width])
+    tables = np.empty((3, 2, count, height, TILE))
+    for table, own in zip(bank.tables, tables, strict=True):
+        for order, half in zip(columns, own, strict=True):
+            half[:] = table[:, order].reshape(height, count, TILE).swapaxes(0, 1)
+    return bank._replace(tables=tables)
 
 
 def _noise_gains(bank: FilterBank) -> list[float]:
@@ -82,8 +102,11 @@ def _noise_gains(bank: FilterBank) -> list[float]:
     The toolkit sums products of the real parts of the filters in space; by Parseval's theorem these are sums over the
     spectrum of the even parts.
     """
-    first, ratio = bank.radial_factors
-    total = np.polynomial.polynomial.polyval(ratio, bank.decay, tensor=False)
+    first, ratio, _ = bank.tables
+    total = np.full(first.shape, bank.decay[-1])
+    for decay in bank.decay[-2::-1]:
+        total *= ratio
+        total += decay
     total *= first
     gains = []
     for orientation in range(ORIENTATIONS):
@@ -97,45 +120,51 @@ def _noise_gains(bank: FilterBank) -> list[float]:
     return gains
 
 
-def maps(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return phase congruency and its maximum and minimum moment, by native code where the library is built."""
+@functools.lru_cache(maxsize=1)
+def _bank(height: int, width: int, native: bool) -> FilterBank:
+    """The last size's filters are kept."""
+    bank = filter_bank(height, width)
+    return tiled(bank) if native else bank
+
+
+def maps(channels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield phase congruency and its maximum and minimum moment of each uint8 channel of one size.
+
+    By native code where the library is built.
+    """
     import torch
 
     from ffmef import _loader  # noqa: F401  (registers the operators)
 
-    if hasattr(torch.ops.ffmef, "phase_congruency"):
-        return _maps_native(channel, bank)
-    return _maps_numpy(channel, bank)
+    native = hasattr(torch.ops.ffmef, "phase_congruency")
+    bank = _bank(*channels[0].shape, native)
+    if native:
+        yield from map(tuple, _maps_native(channels, bank))
+    else:
+        yield from (_maps_numpy(channel, bank) for channel in channels)
 
 
-def _maps_native(channel: np.ndarray, bank: FilterBank, always_double: bool = False) -> tuple[np.ndarray, ...]:
+def _maps_native(channels: Sequence[np.ndarray], bank: FilterBank, always_double: bool = False) -> np.ndarray:
     """Native code transforms in float32 unless rounding would show, which is where half the channel is flat."""
-    import scipy.fft
     import torch
 
-    spectrum = scipy.fft.rfft2(channel.astype(np.float64))
-    spectrum = np.stack([spectrum.real, spectrum.imag])
-    result = torch.ops.ffmef.phase_congruency(
-        torch.from_numpy(spectrum),
-        torch.from_numpy(bank.radial_factors),
+    return torch.ops.ffmef.phase_congruency(
+        torch.from_numpy(np.stack(channels)),
+        torch.from_numpy(bank.tables),
         torch.tensor(bank.decay, dtype=torch.float64),
-        torch.from_numpy(bank.direction),
         ANGULAR_DEVIATION,
         torch.tensor(bank.noise_gains, dtype=torch.float64),
         always_double,
-    )
-    return tuple(result.numpy())
+    ).numpy()
 
 
 def _maps_numpy(channel: np.ndarray, bank: FilterBank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    import scipy.fft
-
-    spectrum = scipy.fft.fft2(channel.astype(np.float64))
+    spectrum = np.fft.fft2(channel.astype(np.float64))
     congruency, amplitudes = np.zeros(channel.shape), np.zeros(channel.shape)
     xx, yy, xy = np.zeros(channel.shape), np.zeros(channel.shape), np.zeros(channel.shape)
     for orientation in range(ORIENTATIONS):
         partial = spectrum * bank.angular(orientation)
-        responses = [scipy.fft.ifft2(partial * bank.radial(scale), overwrite_x=True) for scale in range(SCALES)]
+        responses = [np.fft.ifft2(partial * bank.radial(scale)) for scale in range(SCALES)]
         moduli = [np.abs(response) for response in responses]
         amplitude, peak = sum(moduli), functools.reduce(np.maximum, moduli)
         even, odd = sum(r.real for r in responses), sum(r.imag for r in responses)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 STRIP_PIXELS = 1 << 16
-SOBEL = (1.0, 2.0, 1.0)
-PREWITT = (1.0, 1.0, 1.0)
-_DIFFERENCE = np.array([-1.0, 0.0, 1.0])
+SOBEL = (1, 2, 1)
+PREWITT = (1, 1, 1)
 
 
 @functools.lru_cache(maxsize=32)
@@ -19,13 +18,6 @@ def gaussian(size: int, sigma: float) -> np.ndarray:
     offsets = np.arange(size) - (size - 1) / 2
     taps = np.exp(-(offsets**2) / (2 * sigma**2))
     return taps / taps.sum()
-
-
-def same(values: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Weighted sum over the window around every pixel, zeros outside the picture."""
-    import cv2
-
-    return cv2.sepFilter2D(values, cv2.CV_64F, taps, taps, borderType=cv2.BORDER_CONSTANT)
 
 
 def strips(height: int, width: int, margin: int, inside: bool) -> Iterator[tuple[slice, tuple[slice, slice]]]:
@@ -43,18 +35,66 @@ def strips(height: int, width: int, margin: int, inside: bool) -> Iterator[tuple
         yield slice(start, stop), (slice(top - start, bottom - start), slice(frame, width - frame))
 
 
-class Moments:
-    """Means, variances and covariances of named maps in the windows around the places to keep."""
+def _weighted(maps: np.ndarray, taps: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Means of float64 maps (M, H, W) in the windows inside them, then covariances of pairs of maps.
 
-    def __init__(self, maps: dict[str, np.ndarray], taps: np.ndarray, kept: tuple[slice, slice]):
-        self._maps, self._taps, self._kept = maps, taps, kept
-        self.mean = {name: same(values, taps)[kept] for name, values in maps.items()}
-        self.variance = {name: self.covariance(name, name) for name in maps}
+    By native code where the library is built.
+    """
+    import torch
+
+    from ffmef import _loader  # noqa: F401  (registers the operators)
+
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    if hasattr(torch.ops.ffmef, "window_moments"):
+        arrays = torch.from_numpy(maps), torch.from_numpy(taps)
+        return torch.ops.ffmef.window_moments(*arrays, first, second).numpy()
+    return _weighted_cv2(maps, taps, pairs)
+
+
+def _weighted_cv2(maps: np.ndarray, taps: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    import cv2
+
+    margin = len(taps) // 2
+    inside = slice(margin, maps.shape[1] - margin), slice(margin, maps.shape[2] - margin)
+    values = [cv2.sepFilter2D(x, cv2.CV_64F, taps, taps)[inside] for x in maps]
+    for a, b in pairs:
+        product = cv2.sepFilter2D(maps[a] * maps[b], cv2.CV_64F, taps, taps)[inside]
+        values.append(product - values[a] * values[b])
+    return np.stack(values)
+
+
+def _strip(maps: Sequence[np.ndarray], rows: slice, kept: tuple[slice, slice], margin: int, inside: bool) -> np.ndarray:
+    """Rows of the maps as float64 (M, h, w); if not ``inside``, with the zeros that windows at the border see."""
+    if inside:
+        return np.stack([values[rows].astype(np.float64) for values in maps])
+    top, bottom = margin - kept[0].start, margin - (rows.stop - rows.start - kept[0].stop)
+    padded = np.zeros((len(maps), top + rows.stop - rows.start + bottom, maps[0].shape[1] + 2 * margin))
+    for own, values in zip(padded, maps, strict=True):
+        own[top : top + rows.stop - rows.start, margin : own.shape[1] - margin] = values[rows]
+    return padded
+
+
+def means(maps: Sequence[np.ndarray], rows: slice, kept: tuple[slice, slice], taps: np.ndarray) -> np.ndarray:
+    """Return the weighted sums of the maps around the places to keep of a strip, zeros outside the picture."""
+    return _weighted(_strip(maps, rows, kept, len(taps) // 2, False), taps, ())
+
+
+class Moments:
+    """Means, variances and covariances of named maps in the windows of one strip.
+
+    Covariances are those of every map with "f", and of the sources if ``of_sources``.
+    """
+
+    def __init__(self, names: Sequence[str], strip: np.ndarray, taps: np.ndarray, of_sources: bool):
+        pairs = [(name, name) for name in names] + [(name, "f") for name in names if name != "f"]
+        pairs += [("a", "b")] * of_sources
+        values = _weighted(strip, taps, [(names.index(x), names.index(y)) for x, y in pairs])
+        self.mean = dict(zip(names, values, strict=False))
+        self._covariance = dict(zip(pairs, values[len(names) :], strict=True))
+        self.variance = {name: self._covariance[name, name] for name in names}
 
     def covariance(self, first: str, second: str) -> np.ndarray:
-        value = same(self._maps[first] * self._maps[second], self._taps)[self._kept]
-        value -= self.mean[first] * self.mean[second]
-        return value
+        return self._covariance[first, second]
 
     def similarity(self, first: str, second: str, c1: float, c2: float, covariance: np.ndarray | None = None):
         """SSIM of two maps in each window."""
@@ -66,42 +106,42 @@ class Moments:
         return value
 
 
-def moments(maps: dict[str, np.ndarray], taps: np.ndarray, *, inside: bool = True) -> Iterator[Moments]:
+def moments(
+    maps: dict[str, np.ndarray], taps: np.ndarray, *, inside: bool = True, of_sources: bool = False
+) -> Iterator[Moments]:
     """Yield the float64 statistics of a picture's windows, strip by strip.
 
     Of the windows that lie inside the picture, or around every pixel with zeros outside.
     """
-    height, width = next(iter(maps.values())).shape
-    for rows, kept in strips(height, width, len(taps) // 2, inside):
-        yield Moments({name: values[rows].astype(np.float64) for name, values in maps.items()}, taps, kept)
+    names, values, margin = list(maps), list(maps.values()), len(taps) // 2
+    for rows, kept in strips(*values[0].shape, margin, inside):
+        yield Moments(names, _strip(values, rows, kept, margin, inside), taps, of_sources)
 
 
-def halved(values: np.ndarray, taps: np.ndarray) -> np.ndarray:
+def halved(maps: dict[str, np.ndarray], taps: np.ndarray) -> dict[str, np.ndarray]:
     """Return every second weighted sum, from the first, over the windows that lie inside the picture."""
-    return np.concatenate(
-        [
-            same(values[rows].astype(np.float64), taps)[kept][::2, ::2]
-            for rows, kept in strips(*values.shape, len(taps) // 2, inside=True)
-        ]
-    )
+    margin, values = len(taps) // 2, list(maps.values())
+    parts = [
+        _weighted(_strip(values, rows, kept, margin, True), taps, ())[:, ::2, ::2]
+        for rows, kept in strips(*values[0].shape, margin, inside=True)
+    ]
+    return dict(zip(maps, np.concatenate(parts, axis=1), strict=True))
 
 
-def derivatives(values: np.ndarray, smoothing: tuple[float, ...], border: str) -> tuple[np.ndarray, np.ndarray]:
+def derivatives(values: np.ndarray, smoothing: tuple[int, int, int], border: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the exact derivatives of a uint8 channel to the right and upward, 3 x 3, as int32.
 
     ``border`` is "zeros" or "replicate".
     """
-    import cv2
-
-    border_type = {"zeros": cv2.BORDER_CONSTANT, "replicate": cv2.BORDER_REPLICATE}[border]
-    smooth = np.array(smoothing)
-    return tuple(
-        cv2.sepFilter2D(values, cv2.CV_16S, x_taps, y_taps, borderType=border_type).astype(np.int32)
-        for x_taps, y_taps in ((_DIFFERENCE, smooth), (smooth, -_DIFFERENCE))
-    )
+    padded = np.pad(values.astype(np.int16), 1, mode={"zeros": "constant", "replicate": "edge"}[border])
+    before, here, after = smoothing
+    rows = before * padded[:-2] + here * padded[1:-1] + after * padded[2:]
+    columns = before * padded[:, :-2] + here * padded[:, 1:-1] + after * padded[:, 2:]
+    dx, dy = rows[:, 2:] - rows[:, :-2], columns[:-2] - columns[2:]
+    return dx.astype(np.int32), dy.astype(np.int32)
 
 
-def magnitude(values: np.ndarray, smoothing: tuple[float, ...], border: str) -> np.ndarray:
+def magnitude(values: np.ndarray, smoothing: tuple[int, int, int], border: str) -> np.ndarray:
     """Return the float64 length of the gradient that :func:`derivatives` gives."""
     dx, dy = derivatives(values, smoothing, border)
     return np.sqrt(dx * dx + dy * dy)

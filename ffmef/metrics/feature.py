@@ -84,8 +84,7 @@ def qabf_of_channel(channel: Channel, tie: float | None = None) -> float:
 def qp_of_channel(channel: Channel) -> float:
     if min(channel.shape) < 2:
         return math.nan
-    bank = _phase_congruency.filter_bank(*channel.shape)
-    maps = {name: _phase_congruency.maps(levels, bank) for name, levels in channel.levels.items()}
+    maps = dict(zip(channel.levels, _phase_congruency.maps(list(channel.levels.values())), strict=True))
     from_a = maps["a"][0] > maps["b"][0]
     masks = {name: maps[name][0] > FEATURE for name in SOURCES}
     masks["max"] = np.where(from_a, masks["a"], masks["b"])

@@ -41,8 +41,25 @@ def _mannos_sakrison(shape: tuple[int, int]) -> np.ndarray:
     return 2.6 * (0.0192 + radius) * np.exp(-(radius**1.1))
 
 
-def _masked_contrast(filtered: np.ndarray, kept: tuple[slice, slice]) -> np.ndarray:
-    narrow, wide = (_windows.same(filtered, taps)[kept] for taps in _BLURS)
+def _filtered(planes: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """Filter float64 planes (P, H, W) by a real response in the layout of a real Fourier transform.
+
+    By native code where the library is built.
+    """
+    import torch
+
+    from ffmef import _loader  # noqa: F401  (registers the operators)
+
+    if hasattr(torch.ops.ffmef, "spectral_filter"):
+        return torch.ops.ffmef.spectral_filter(torch.from_numpy(planes), torch.from_numpy(response)).numpy()
+    return _filtered_numpy(planes, response)
+
+
+def _filtered_numpy(planes: np.ndarray, response: np.ndarray) -> np.ndarray:
+    return np.stack([np.fft.irfft2(np.fft.rfft2(plane) * response, s=plane.shape) for plane in planes])
+
+
+def _masked_contrast(narrow: np.ndarray, wide: np.ndarray) -> np.ndarray:
     contrast = narrow / wide
     contrast -= 1
     np.abs(contrast, out=contrast)
@@ -56,16 +73,13 @@ def _masked_contrast(filtered: np.ndarray, kept: tuple[slice, slice]) -> np.ndar
 def qcb_of_channel(channel: Channel) -> float:
     if not channel.stretchable:
         return math.nan
-    import scipy.fft
-
     sensitivity = _contrast_sensitivity(channel.shape)
-    filtered = {
-        name: scipy.fft.irfft2(channel.stretched_spectrum(name, True) * sensitivity, s=channel.shape) for name in "abf"
-    }
+    filtered = _filtered(np.stack([channel.stretched(name, True) for name in "abf"]).astype(np.float64), sensitivity)
     total = 0.0
     for rows, kept in _windows.strips(*channel.shape, BLUR_REACH, inside=False):
         with np.errstate(invalid="ignore", divide="ignore"):
-            a, b, fused = (_masked_contrast(filtered[name][rows], kept) for name in "abf")
+            blurred = [_windows.means(filtered, rows, kept, taps) for taps in _BLURS]
+            a, b, fused = _masked_contrast(*blurred)
             weight_a, weight_b = a * a, b * b
             weights = weight_a + weight_b
             weight_a *= np.minimum(a, fused) / np.maximum(a, fused)
@@ -85,16 +99,14 @@ def _block_sums(values: np.ndarray) -> np.ndarray:
 def qcv_of_channel(channel: Channel) -> float:
     if not channel.stretchable:
         return math.nan
-    import scipy.fft
-
     sensitivity = _mannos_sakrison(channel.shape)
+    levels = [channel.stretched(name).astype(np.float64) for name in "abf"]
+    differences = _filtered(np.stack([levels[0] - levels[2], levels[1] - levels[2]]), sensitivity)
     distortion = weight = 0.0
-    for source in SOURCES:
+    for source, seen in zip(SOURCES, differences, strict=True):
         dx, dy = _windows.derivatives(channel.stretched(source), _windows.SOBEL, "zeros")
         square = (dx * dx + dy * dy).astype(np.float64)
         saliency = _block_sums(square * square * np.sqrt(square))  # the fifth power of the length
-        difference = channel.stretched_spectrum(source) - channel.stretched_spectrum("f")
-        seen = scipy.fft.irfft2(difference * sensitivity, s=channel.shape)
         distortion += float((saliency * (_block_sums(seen * seen) / BLOCK**2)).sum())
         weight += float(saliency.sum())
     return distortion / weight if weight else math.nan
@@ -130,7 +142,7 @@ def vif_of_channel(channel: Channel) -> float:
         if scale:
             if min(maps["f"].shape) < size:
                 return math.nan
-            maps = {name: _windows.halved(values, taps) for name, values in maps.items()}
+            maps = _windows.halved(maps, taps)
         if min(maps["f"].shape) < size:
             return math.nan
         if weight:

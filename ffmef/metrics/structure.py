@@ -36,7 +36,7 @@ def _mean_over_windows(channel: Channel, taps: np.ndarray, measure: Callable[[_w
     if min(channel.shape) < len(taps):
         return math.nan
     total, count = 0.0, 0
-    for moments in _windows.moments(channel.levels, taps):
+    for moments in _windows.moments(channel.levels, taps, of_sources=True):
         with np.errstate(invalid="ignore", divide="ignore"):
             values = measure(moments)
         defined = ~np.isnan(values)
