@@ -74,7 +74,9 @@ def qcb_of_channel(channel: Channel) -> float:
     if not channel.stretchable:
         return math.nan
     sensitivity = _contrast_sensitivity(channel.shape)
-    filtered = _filtered(np.stack([channel.stretched(name, True) for name in "abf"]).astype(np.float64), sensitivity)
+    # One by one: filtered together they would share rounding, whose quotients count where a picture is black.
+    planes = (channel.stretched(name, True)[None].astype(np.float64) for name in "abf")
+    filtered = np.concatenate([_filtered(plane, sensitivity) for plane in planes])
     total = 0.0
     for rows, kept in _windows.strips(*channel.shape, BLUR_REACH, inside=False):
         with np.errstate(invalid="ignore", divide="ignore"):
