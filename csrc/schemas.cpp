@@ -16,8 +16,14 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
       "predict_and_fuse_level_backward(Tensor grad, Tensor hidden, Tensor kernels, Tensor padded, bool need_hidden, "
       "bool need_kernels) -> (Tensor, Tensor)");
   m.def("ffmef_forward(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
-  m.def("thin_convolution(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
-  m.def("thin_convolution_weight_grad(Tensor input, Tensor grad, int size) -> Tensor");
+  m.def("thin_convolution(Tensor input, Tensor weight, Tensor? bias, float slope) -> Tensor");
+  m.def(
+      "thin_convolution_backward(Tensor grad, Tensor input, Tensor weight, Tensor? out, float slope, bool need_input, "
+      "bool need_weight) -> (Tensor, Tensor, Tensor)");
+  m.def("norm_activation(Tensor input, Tensor weight, Tensor bias, float slope, float eps) -> (Tensor, Tensor)");
+  m.def(
+      "norm_activation_backward(Tensor grad, Tensor input, Tensor weight, Tensor bias, Tensor statistics, float slope) "
+      "-> (Tensor, Tensor)");
   m.def("pyramid_fuse(Tensor images, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def(
       "pyramid_fuse_backward(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "

@@ -129,17 +129,20 @@ def test_killed_run_reaches_the_same_bits(data, whole_run, tmp_path):
     command = [*arguments, "--config", str(file)]
     kills = 0
     for _ in range(2):
+        saved = folder / "checkpoint.pt"
+        before = checkpoint.load(saved)["step"] if saved.exists() else 0
+        file_before = saved.stat().st_ino if saved.exists() else None
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        before = checkpoint.load(folder / "checkpoint.pt")["step"] if (folder / "checkpoint.pt").exists() else 0
         deadline = time.monotonic() + 120
+        # Looking at the file's number takes no time in which the run could end.
         while process.poll() is None and time.monotonic() < deadline:
-            if (folder / "checkpoint.pt").exists() and checkpoint.load(folder / "checkpoint.pt")["step"] > before:
+            if saved.exists() and saved.stat().st_ino != file_before:
                 break
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
         process.stderr.close()
-        assert checkpoint.load(folder / "checkpoint.pt")["step"] > before
+        assert checkpoint.load(saved)["step"] > before
         command = [*arguments, "--resume"]
     assert kills
     # In this process from here on: another start costs seconds.

@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 namespace ffmef {
@@ -22,9 +23,11 @@ const float* floats(const Tensor& tensor, const char* name, int dims) {
   return static_cast<const float*>(tensor.data_ptr());
 }
 
-ThinConvolutionArgs args_of(const Tensor& input, int64_t outputs, int64_t size) {
+ThinConvolutionArgs args_of(const Tensor& input, const Tensor& weight, double slope) {
+  const int64_t size = weight.size(2);
   STD_TORCH_CHECK(size % 2 == 1 && size >= 1 && size <= kMaxThinSize, "the kernel's side must be 1, 3, 5 or 7, got ", size);
-  return {floats(input, "input", 4), input.size(0), input.size(1), outputs, input.size(2), input.size(3), int(size)};
+  STD_TORCH_CHECK(weight.size(1) == input.size(1) && weight.size(3) == size, "weight must be (O, ", input.size(1), ", k, k)");
+  return {input.size(0), input.size(1), weight.size(0), input.size(2), input.size(3), int(size), float(slope)};
 }
 
 template <class Work> void over_batch(const ThinConvolutionArgs& args, const Work& work) {
@@ -35,33 +38,64 @@ template <class Work> void over_batch(const ThinConvolutionArgs& args, const Wor
   });
 }
 
-Tensor thin_convolution_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const float* weights = floats(weight, "weight", 4);
-  const ThinConvolutionArgs args = args_of(input, weight.size(0), weight.size(2));
-  STD_TORCH_CHECK(weight.size(1) == args.inputs && weight.size(3) == args.size, "weight must be (O, ", args.inputs, ", k, k)");
+Tensor thin_convolution_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, double slope) {
+  const float *pixels = floats(input, "input", 4), *weights = floats(weight, "weight", 4);
+  const ThinConvolutionArgs args = args_of(input, weight, slope);
   const float* offsets = bias ? floats(*bias, "bias", 1) : nullptr;
   STD_TORCH_CHECK(!bias || bias->size(0) == args.outputs, "bias must have ", args.outputs, " values");
   Tensor out = torch::stable::new_empty(input, {args.batch, args.outputs, args.height, args.width});
   if (out.numel() == 0) return out;
   float* data = static_cast<float*>(out.data_ptr());
   over_batch(args, [&](float* scratch, int64_t begin, int64_t end) {
-    FFMEF_KERNELS(thin_convolution_kernels).forward(args, weights, offsets, data, scratch, begin, end);
+    FFMEF_KERNELS(thin_convolution_kernels).forward(args, pixels, weights, offsets, data, scratch, begin, end);
   });
   return out;
 }
 
-Tensor thin_convolution_weight_grad_cpu(const Tensor& input, const Tensor& grad, int64_t size) {
-  const float* slopes = floats(grad, "grad", 4);
-  const ThinConvolutionArgs args = args_of(input, grad.size(1), size);
-  STD_TORCH_CHECK(grad.size(0) == args.batch && grad.size(2) == args.height && grad.size(3) == args.width,
-                  "grad must have the batch, height and width of input");
+// The adjoint of a convolution is one with the kernel turned round and its channels swapped.
+std::vector<float> turned(const float* weight, const ThinConvolutionArgs& a) {
+  const int64_t taps = a.size * a.size;
+  std::vector<float> result(size_t(a.outputs * a.inputs * taps));
+  for (int64_t o = 0; o < a.outputs; ++o)
+    for (int64_t i = 0; i < a.inputs; ++i)
+      for (int64_t t = 0; t < taps; ++t) result[size_t((i * a.outputs + o) * taps + taps - 1 - t)] = *weight++;
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> thin_convolution_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& weight,
+                                                                 const std::optional<Tensor>& out, double slope, bool need_input,
+                                                                 bool need_weight) {
+  const float *slopes = floats(grad, "grad", 4), *pixels = floats(input, "input", 4);
+  const ThinConvolutionArgs a = args_of(input, weight, slope);
+  const std::vector<float> adjoint = turned(floats(weight, "weight", 4), a);
+  auto check = [&](const Tensor& tensor, const char* name) {
+    STD_TORCH_CHECK(tensor.size(0) == a.batch && tensor.size(1) == a.outputs && tensor.size(2) == a.height && tensor.size(3) == a.width,
+                    name, " must be (", a.batch, ", ", a.outputs, ", ", a.height, ", ", a.width, ")");
+  };
+  check(grad, "grad");
+  const float* behind = nullptr;
+  if (a.slope != 1) {
+    STD_TORCH_CHECK(out.has_value(), "out must be given where slope is not 1");
+    behind = floats(*out, "out", 4);
+    check(*out, "out");
+  }
+  auto wanted = [&](bool needed, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_zeros(input, needed ? sizes : std::vector<int64_t>{0});
+  };
+  const bool computed = grad.numel() > 0 && input.numel() > 0;
+  Tensor input_grad = need_input && computed ? torch::stable::new_empty(input, {a.batch, a.inputs, a.height, a.width})
+                                             : wanted(need_input, {a.batch, a.inputs, a.height, a.width});
   // One sum for each batch element, added in their order: the result does not depend on the number of threads.
-  Tensor sums = torch::stable::new_zeros(input, {args.batch, args.outputs, args.inputs, size, size});
-  float* data = static_cast<float*>(sums.data_ptr());
-  over_batch(args, [&](float* scratch, int64_t begin, int64_t end) {
-    FFMEF_KERNELS(thin_convolution_kernels).weight_grad(args, slopes, data, scratch, begin, end);
+  Tensor weight_grad = wanted(need_weight, {a.batch, a.outputs, a.inputs, a.size, a.size});
+  Tensor bias_grad = wanted(need_weight, {a.batch, a.outputs});
+  if (!computed) return {input_grad, weight_grad, bias_grad};
+  auto data = [](const Tensor& tensor, bool needed) { return needed ? static_cast<float*>(tensor.data_ptr()) : nullptr; };
+  float *to_input = data(input_grad, need_input), *to_weight = data(weight_grad, need_weight), *to_bias = data(bias_grad, need_weight);
+  over_batch(a, [&](float* scratch, int64_t begin, int64_t end) {
+    FFMEF_KERNELS(thin_convolution_kernels)
+        .backward(a, slopes, pixels, adjoint.data(), behind, to_input, to_weight, to_bias, scratch, begin, end);
   });
-  return sums;
+  return {input_grad, weight_grad, bias_grad};
 }
 
 }  // namespace
@@ -69,5 +103,5 @@ Tensor thin_convolution_weight_grad_cpu(const Tensor& input, const Tensor& grad,
 
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
   m.impl("thin_convolution", TORCH_BOX(&ffmef::thin_convolution_cpu));
-  m.impl("thin_convolution_weight_grad", TORCH_BOX(&ffmef::thin_convolution_weight_grad_cpu));
+  m.impl("thin_convolution_backward", TORCH_BOX(&ffmef::thin_convolution_backward_cpu));
 }

@@ -12,7 +12,7 @@ from ffmef.ops.library import operator
 
 SIZES = (1, 3, 5, 7)
 _missing = _loader.cpu_missing
-if _missing is None and not hasattr(torch.ops.ffmef, "thin_convolution"):
+if _missing is None and not hasattr(torch.ops.ffmef, "thin_convolution_backward"):
     _missing = "the native library is older than this package: build it again"
 
 
@@ -30,25 +30,27 @@ def unsupported(input: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    r"""Convolve pictures of few channels, stride 1, borders of zeros, sizes kept.
+def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, slope: float = 1.0) -> Tensor:
+    r"""Convolve pictures of few channels, stride 1, borders of zeros, sizes kept, and activate the result.
 
-    .. math:: out[b,o,y,x] = bias[o] + \sum_{i,u,v} weight[o,i,u,v] \; input[b,i,y+u-r,x+v-r], \qquad r = (k-1)/2
+    .. math:: z[b,o,y,x] = bias[o] + \sum_{i,u,v} weight[o,i,u,v] \; input[b,i,y+u-r,x+v-r], \qquad r = (k-1)/2
+    .. math:: out = z \text{ where } z > 0, \quad slope \cdot z \text{ elsewhere}
 
-    The same as ``torch.nn.functional.conv2d(input, weight, bias, padding=k // 2)``, which serves where the native kernels
-    cannot. With 4 to 25 channels, as in FFMEF, a library's blocked convolutions mostly move data; here pixels lie in
+    The same as ``leaky_relu(conv2d(input, weight, bias, padding=k // 2), slope)`` of ``torch.nn.functional``, which serves where
+    the native kernels cannot. With 4 to 25 channels, as in FFMEF, a library's blocked convolutions mostly move data; here pixels lie in
     the vector's lanes and nothing is rearranged.
 
     Args:
         input: (B, I, H, W).
         weight: (O, I, k, k), k odd.
         bias: (O,) or None.
+        slope: 1 leaves the sums as they are, 0 is ReLU, numbers between are leaky.
 
     Returns:
         (B, O, H, W), differentiable once in all three. Neither it nor its gradients depend on the number of threads.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit, or ``slope`` is not in [0, 1].
 
     Example:
         >>> import torch
@@ -63,41 +65,57 @@ def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None) 
         raise ValueError(f"weight must have an odd side, got {weight.shape[2]}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({weight.shape[0]},), got shape {tuple(bias.shape)}")
+    if not 0 <= slope <= 1:
+        raise ValueError(f"slope must be from 0 to 1, got {slope}")
     if unsupported(input, weight) is not None:
-        return F.conv2d(input, weight, bias, padding=weight.shape[2] // 2)
-    return _ThinConvolution.apply(input, weight, bias)
+        return activated(F.conv2d(input, weight, bias, padding=weight.shape[2] // 2), slope)
+    return _ThinConvolution.apply(input, weight, bias, slope)
+
+
+def activated(x: Tensor, slope: float) -> Tensor:
+    """Return torch's activation of this slope: none, ReLU or leaky."""
+    if slope == 1:
+        return x
+    return F.relu(x) if slope == 0 else F.leaky_relu(x, slope)
 
 
 if _missing is None:
 
     @torch.library.register_fake("ffmef::thin_convolution")
-    def _(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _(input: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
         return input.new_empty(input.shape[0], weight.shape[0], *input.shape[2:])
 
-    @torch.library.register_fake("ffmef::thin_convolution_weight_grad")
-    def _(input: Tensor, grad: Tensor, size: int) -> Tensor:
-        return input.new_empty(input.shape[0], grad.shape[1], input.shape[1], size, size)
+    @torch.library.register_fake("ffmef::thin_convolution_backward")
+    def _(grad: Tensor, input: Tensor, weight: Tensor, out: Tensor | None, slope: float, need_input: bool, need_weight: bool):
+        none, batch = input.new_empty(0), input.shape[0]
+        return (
+            torch.empty_like(input) if need_input else none,
+            input.new_empty(batch, *weight.shape) if need_weight else torch.empty_like(none),
+            input.new_empty(batch, weight.shape[0]) if need_weight else torch.empty_like(none),
+        )
 
 
 class _ThinConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
         input, weight = input.contiguous(), weight.contiguous()
-        ctx.save_for_backward(input, weight)
-        return operator("thin_convolution")(input, weight, None if bias is None else bias.contiguous())
+        out = operator("thin_convolution")(input, weight, None if bias is None else bias.contiguous(), slope)
+        # A value behind the activation tells the slope at it.
+        ctx.save_for_backward(input, weight, *([] if slope == 1 else [out]))
+        ctx.slope = slope
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        input, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        need_input, need_weight, need_bias = ctx.needs_input_grad
-        input_grad = weight_grad = bias_grad = None
-        if need_input:
-            # The adjoint of a convolution is one with the kernel turned round and its channels swapped.
-            input_grad = operator("thin_convolution")(grad, weight.flip(2, 3).transpose(0, 1).contiguous(), None)
-        if need_weight:
-            weight_grad = operator("thin_convolution_weight_grad")(input, grad, weight.shape[2]).sum(0)
-        if need_bias:
-            bias_grad = grad.sum((0, 2, 3))
-        return input_grad, weight_grad, bias_grad
+        input, weight, *out = ctx.saved_tensors
+        need_input, need_weight, need_bias, _ = ctx.needs_input_grad
+        input_grad, weight_shares, bias_shares = operator("thin_convolution_backward")(
+            grad.contiguous(), input, weight, out[0] if out else None, ctx.slope, need_input, need_weight or need_bias
+        )
+        return (
+            input_grad if need_input else None,
+            weight_shares.sum(0) if need_weight else None,
+            bias_shares.sum(0) if need_bias else None,
+            None,
+        )

@@ -1,0 +1,99 @@
+"""InstanceNorm and activation in one operator, forward and backward, for training on the CPU."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ffmef import _loader
+from ffmef.ops.library import operator
+from ffmef.ops.thin_convolution import activated
+
+_missing = _loader.cpu_missing
+if _missing is None and not hasattr(torch.ops.ffmef, "norm_activation"):
+    _missing = "the native library is older than this package: build it again"
+
+
+def unsupported(input: Tensor, weight: Tensor) -> str | None:
+    """Return why the native kernels cannot run these tensors, or None."""
+    if _missing is not None:
+        return _missing
+    for name, tensor in (("input", input), ("weight", weight)):
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+            return f"{name} must be float32 on the CPU, got {str(tensor.dtype)[6:]} on {tensor.device}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is enabled, and the kernels compute in float32"
+    return None
+
+
+def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float, eps: float = 1e-5) -> Tensor:
+    r"""Normalise the first channels of every picture by their mean and variance, then activate all channels.
+
+    .. math:: z_c = weight_c \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + eps}} + bias_c \;\text{ for } c < M, \qquad z_c = x_c \text{ beyond}
+    .. math:: out = z \text{ where } z > 0, \quad slope \cdot z \text{ elsewhere}
+
+    ``torch.nn.functional.instance_norm`` and ``leaky_relu`` in one operator, which keeps nothing but its input for the
+    backward pass. Torch's operators serve where the native kernels cannot.
+
+    Args:
+        input: (B, C, H, W).
+        weight, bias: (M,), M at most C.
+        slope: 1 leaves the values as they are, 0 is ReLU, numbers between are leaky.
+        eps: added to the variance.
+
+    Returns:
+        (B, C, H, W), differentiable once in all three. Neither it nor its gradients depend on the number of threads.
+
+    Raises:
+        ValueError: the shapes do not fit, ``slope`` is not in [0, 1], or there is one pixel alone.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[[[1.0, 3.0]], [[-5.0, 5.0]]]])
+        >>> norm_activation(x, torch.ones(1), torch.zeros(1), slope=0.5, eps=0.0).tolist()
+        [[[[-0.5, 1.0]], [[-2.5, 5.0]]]]
+    """
+    if input.dim() != 4:
+        raise ValueError(f"input must be (B, C, H, W), got shape {tuple(input.shape)}")
+    if weight.dim() != 1 or weight.shape[0] > input.shape[1]:
+        raise ValueError(f"weight must have one value for each of at most {input.shape[1]} channels, got shape {tuple(weight.shape)}")
+    if bias.shape != weight.shape:
+        raise ValueError(f"bias must be ({weight.shape[0]},) like weight, got shape {tuple(bias.shape)}")
+    if not 0 <= slope <= 1:
+        raise ValueError(f"slope must be from 0 to 1, got {slope}")
+    if input.shape[2] * input.shape[3] == 1:
+        raise ValueError("input must have more than one pixel to be normalised, got 1")
+    if unsupported(input, weight) is None:
+        return _NormActivation.apply(input, weight, bias, slope, eps)
+    normed = F.instance_norm(input[:, : weight.shape[0]], weight=weight, bias=bias, eps=eps)
+    return activated(torch.cat([normed, input[:, weight.shape[0] :]], 1), slope)
+
+
+if _missing is None:
+
+    @torch.library.register_fake("ffmef::norm_activation")
+    def _(input: Tensor, weight: Tensor, bias: Tensor, slope: float, eps: float) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(input), input.new_empty(input.shape[0], weight.shape[0], 2)
+
+    @torch.library.register_fake("ffmef::norm_activation_backward")
+    def _(grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(input), torch.empty_like(statistics)
+
+
+class _NormActivation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor, slope: float, eps: float) -> Tensor:
+        input, weight, bias = input.contiguous(), weight.contiguous(), bias.contiguous()
+        out, statistics = operator("norm_activation")(input, weight, bias, slope, eps)
+        ctx.save_for_backward(input, weight, bias, statistics)
+        ctx.slope = slope
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        input_grad, shares = operator("norm_activation_backward")(grad.contiguous(), *ctx.saved_tensors, ctx.slope)
+        weight_grad, bias_grad = shares.sum(0).unbind(1)
+        return input_grad, weight_grad, bias_grad, None, None
