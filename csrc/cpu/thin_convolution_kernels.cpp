@@ -13,11 +13,12 @@ namespace {
 constexpr int kLanes = lanes<float>;
 constexpr int kAhead = 4;  // vectors along a row
 
-// Planes with a border of zeros; rows end on a whole vector, so that none is cut.
+// Planes with a border of zeros, a whole vector at the sides: rows begin where vectors do, so that loads of them and of the
+// middle taps meet one cache line each, and none is cut at the end.
 struct Padded {
-  int64_t stride, plane;
+  int64_t left, stride, plane;
   Padded(int64_t height, int64_t width, int border)
-      : stride(round_up(width + 2 * border) + kLanes), plane((height + 2 * border) * stride) {}
+      : left(border > 0 ? kLanes : 0), stride(left + round_up(width) + left), plane((height + 2 * border) * stride) {}
 };
 
 // A value behind the activation tells its slope: it is positive where the value before was.
@@ -41,10 +42,11 @@ void pad(const float* from, const float* out, float slope, float* to, int64_t pl
     for (int64_t y = 0; y < height; ++y) {
       float* row = to + (y + border) * size.stride;
       const int64_t at = (c * height + y) * width;
-      for (int x = 0; x < border; ++x) row[x] = 0;
-      if (out == nullptr) std::memcpy(row + border, from + at, sizeof(float) * size_t(width));
-      else slope_row(row + border, from + at, out + at, slope, width);
-      std::memset(row + border + width, 0, sizeof(float) * size_t(size.stride - border - width));
+      std::memset(row, 0, sizeof(float) * size_t(size.left));
+      row += size.left;
+      if (out == nullptr) std::memcpy(row, from + at, sizeof(float) * size_t(width));
+      else slope_row(row, from + at, out + at, slope, width);
+      std::memset(row + width, 0, sizeof(float) * size_t(size.stride - size.left - width));
     }
   }
 }
@@ -90,7 +92,7 @@ void convolve(const float* padded, const Padded& size, int64_t inputs, int64_t o
   in_blocks(outputs, [&]<int OUT>(int64_t o) {
     const float *weights = weight + o * taps, *biases = bias ? bias + o : nullptr;
     for (int64_t y = 0; y < height; ++y) {
-      const float* rows = padded + y * size.stride;
+      const float* rows = padded + y * size.stride + size.left - k / 2;
       float* target = out + o * plane + y * width;
       int64_t x = 0;
       for (; x + kAhead * kLanes <= width; x += kAhead * kLanes)
@@ -143,7 +145,7 @@ void correlate(const ThinConvolutionArgs& a, const float* padded, const Padded& 
   for (int dy = 0; dy < K; ++dy) {
     FloatVec totals[OUT][K] = {};
     for (int64_t y = 0; y < a.height; ++y) {
-      const float* row = padded + (y + dy) * size.stride;
+      const float* row = padded + (y + dy) * size.stride + size.left - K / 2;
       const float* slope = grad + y * grad_size.stride;
       for (int64_t x = 0; x < a.width; x += kLanes) {
         FloatVec slopes[OUT];
@@ -216,7 +218,7 @@ void backward(const ThinConvolutionArgs& args, const float* grad, const float* i
                input_grad + b * a.inputs * plane);
     if (weight_grad == nullptr) continue;
     const Planes pixels = planes_of(a, input + b * a.inputs * plane, nullptr, a.inputs, scratch + a.outputs * slopes.size.plane);
-    slopes.data += a.size / 2 * (slopes.size.stride + 1);  // the planes inside their border; zeros follow each row there, too
+    slopes.data += a.size / 2 * slopes.size.stride + slopes.size.left;  // inside their border; zeros follow each row there, too
     bias_grad_of(a, slopes, bias_grad + b * a.outputs);
     float* target = weight_grad + b * a.outputs * a.inputs * a.size * a.size;
     switch (a.size) {
