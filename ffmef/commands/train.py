@@ -46,9 +46,12 @@ def run(args: argparse.Namespace) -> None:
         file = folder / "config.toml"
     config = resolve(file, overrides)
     try:
+        from ffmef.training.memory import return_large_blocks
         from ffmef.training.trainer import Trainer
     except ImportError as error:
         raise InputError(f"training needs the package {error.name}; install ffmef[train]") from None
+    if config.model_options.get("recompute"):
+        return_large_blocks()  # who trades time for memory once does it here, too
     trainer = Trainer(config, folder, resume=args.resume)
     if trainer.fabric.is_global_zero:
         count = sum(parameter.numel() for parameter in trainer.plain.parameters())
