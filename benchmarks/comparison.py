@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 
 from ffmef import measure
@@ -10,10 +11,11 @@ from ffmef import measure
 EFFORT = {
     # mode: seconds for the rounds of a provider and its baseline, least rounds, most rounds
     "smoke": (0.0, 1, 1),
-    "quick": (1.5, 3, 30),
+    "quick": (1.0, 3, 20),
     "full": (10.0, 3, 100),
 }
-SLOW_ROUND = 6.0  # seconds; a quick run takes a slower round once, a full run one ten times as slow
+# Seconds; a slower round is taken once, and a slower trial is both the warm-up and the measurement of memory.
+SLOW = {"smoke": 2.0, "quick": 2.0, "full": 60.0}
 
 
 class Comparison:
@@ -52,8 +54,8 @@ class Comparison:
 
         ours, theirs, least = measure.Timings(), measure.Timings(), measure.Timings()
         with measure.thread_count(threads):
-            rounds = self.rounds(trial or run, baseline, trials_a_round)
-            peak = measure.peak_memory(trial or run, self.device) if memory else None
+            one_trial, peak = self.warm_up(trial or run, memory)
+            rounds = self.rounds(one_trial * trials_a_round, baseline)
             self.benchmark.group = subject
             self.benchmark.pedantic(measure.timed, (run, ours, self.device), setup=run_others, rounds=rounds)
             kernels = measure.gpu_kernels(run, self.device)
@@ -83,13 +85,25 @@ class Comparison:
         self.benchmark.extra_info.update(record)
         return self.benchmark.extra_info
 
-    def rounds(self, trial: Callable[[], object], baseline: Callable[[], object] | None, trials_a_round: float) -> int:
-        """Warm both up and return how many rounds the mode's budget allows."""
+    def warm_up(self, trial: Callable[[], object], memory: bool) -> tuple[float, dict | None]:
+        """Return the seconds and the peak memory of a trial, by a second call where one does not take too long."""
+        for _ in range(2):
+            peak, started = None, time.perf_counter()
+            if memory:
+                peak = measure.peak_memory(trial, self.device)
+            else:
+                measure.seconds(trial, self.device)
+            took = time.perf_counter() - started
+            if took > SLOW[self.mode]:
+                break
+        return took, peak
+
+    def rounds(self, one_round: float, baseline: Callable[[], object] | None) -> int:
+        """Warm the baseline up and return how many rounds the mode's budget allows."""
         budget, least, most = EFFORT[self.mode]
-        one_round = measure.seconds(trial, self.device) * trials_a_round
         if baseline:
             one_round += measure.seconds(baseline, self.device)
-        if one_round > SLOW_ROUND * (1 if self.mode == "quick" else 10):
+        if one_round > SLOW[self.mode]:
             least = 1
         return measure.rounds_within(budget, one_round, least, most)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from benchmarks.comparison import Comparison
 
 COLUMNS = ["median", "iqr", "rounds"]
 LOAD = pytest.StashKey[float | None]()
+JOURNAL = pytest.StashKey[Path | None]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="every combination and all 100 sizes of MEFB (hours)")
     group.addoption("--smoke", action="store_true", help="tiny sizes, one round: shows that the benchmarks run")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the tensors live (default: cpu)")
+    group.addoption(
+        "--records",
+        type=Path,
+        metavar="FILE.jsonl",
+        help="write each record there as soon as it is measured (default: beside --benchmark-json, as .jsonl)",
+    )
     group.addoption("--mefb", type=Path, help="folder NAME/NAME_A.ext, NAME/NAME_B.ext: time the real pictures")
 
 
@@ -34,6 +44,27 @@ def pytest_configure(config: pytest.Config) -> None:
     if not any(argument.startswith("--benchmark-columns") for argument in given):
         config.option.benchmark_columns = COLUMNS
     config.stash[LOAD] = metadata.load_average()
+    config.stash[JOURNAL] = journal_path(config)
+
+
+def journal_path(config: pytest.Config) -> Path | None:
+    if path := config.getoption("--records"):
+        return path
+    report = config.getoption("--benchmark-json", None)  # a path, or an open file in older releases
+    return report and Path(report.name if hasattr(report, "write") else report).with_suffix(".jsonl")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Begin the journal with what is the same for all of its records."""
+    config = session.config
+    if path := config.stash[JOURNAL]:
+        facts = {
+            "machine_info": metadata.machine(config.getoption("--device")) | {"load_at_start": config.stash[LOAD]},
+            "commit_info": metadata.commit(),
+            "mode": mode_of(config),
+            "datetime": datetime.now(UTC).isoformat(),
+        }
+        path.write_text(json.dumps(facts) + "\n")
 
 
 def mode_of(config: pytest.Config) -> str:
@@ -80,5 +111,10 @@ def without_gradients():
 
 
 @pytest.fixture
-def compare(benchmark, mode: str, device: str) -> Comparison:
-    return Comparison(benchmark, mode, device)
+def compare(benchmark, mode: str, device: str, request: pytest.FixtureRequest) -> Iterator[Comparison]:
+    yield Comparison(benchmark, mode, device)
+    path = request.config.stash[JOURNAL]
+    if path and benchmark.extra_info:  # what is measured stays, whatever ends the run
+        with path.open("a") as journal:
+            record = {"fullname": request.node.nodeid, "extra_info": benchmark.extra_info}
+            journal.write(json.dumps(record) + "\n")

@@ -1,13 +1,14 @@
 """Turn result files into Markdown tables and charts: ``python -m benchmarks.report RESULT.json ... -o FOLDER``.
 
-Result files come from ``pytest benchmarks/ --benchmark-json=RESULT.json``. Of several files the later one wins where
-both hold the same case.
+Result files come from ``pytest benchmarks/ --benchmark-json=RESULT.json``; RESULT.jsonl beside it has the records of a
+run that was interrupted. Of several files the later one wins where both hold the same case.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +18,13 @@ from benchmarks.methods import OURS
 from benchmarks.records import bandwidth, by_subject, memory, merge
 from ffmef.errors import InputError
 
+BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
+CHART_TITLES = {
+    "running_time.png": "Mean time a pair over MEFB's sizes",
+    "roofline.png": "The operator under the memory bandwidth",
+    "time_against_size.png": "Time a pixel against the picture's size",
+    "memory_against_size.png": "Memory a pixel against the picture's size",
+}
 PAPER_CLAIMS = {"DPE-MEF": 0.30, "TransMEF": 0.77}  # share of the rival's running time that the paper saves
 UNFOLD = "FFMEF (unfold)"
 DEFAULTS = (OURS, "PyramidFFMEF", "FFMEF (pictures)", "PyramidFFMEF (pictures)")
@@ -27,29 +35,76 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT.json")
     parser.add_argument("-o", "--output", type=Path, default=Path("report"), metavar="FOLDER", help="default: report")
+    parser.add_argument(
+        "--readme", type=Path, metavar="README.md", help=f"put charts and claims between its lines {BEGIN} and {END}"
+    )
     args = parser.parse_args(argv)
     try:
         runs = [read(path) for path in args.results]
+        around = args.readme and outside_of_marks(args.readme)
     except InputError as error:
         print(f"benchmarks.report: {error}", file=sys.stderr)
         return 2
     records = merge(runs)
     args.output.mkdir(parents=True, exist_ok=True)
     drawn = charts.draw_all(records, args.output)
-    text = "\n\n".join(document(runs, records, drawn)) + "\n"
-    (args.output / "report.md").write_text(text)
+    write(args.output / "report.md", "\n\n".join(document(runs, records, drawn)) + "\n")
+    if around:
+        folder = Path(os.path.relpath(args.output, args.readme.parent)).as_posix()
+        block = "\n\n".join([BEGIN, *summary(runs, records, drawn, folder), END])
+        write(args.readme, around[0] + block + around[1])
     print(args.output / "report.md", *(args.output / name for name in drawn), sep="\n")
     return 0
 
 
-def read(path: Path) -> dict:
-    """Return a result file, or raise naming the file and what is wrong with it."""
+def write(path: Path, text: str) -> None:
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+def outside_of_marks(path: Path) -> tuple[str, str]:
+    """Return what stands before and behind the part of a README that a report writes."""
     try:
-        run = json.loads(path.read_text())
+        before, rest = path.read_text().split(BEGIN)
+        return before, rest.split(END)[1]
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    except (ValueError, IndexError):
+        raise InputError(f"{path} must hold one {BEGIN} and behind it {END}") from None
+
+
+def summary(runs: list[dict], records: list[dict], drawn: list[str], folder: str) -> list[str]:
+    """Return what a README shows of a report in ``folder``: charts, noise, the paper's claims and what we lose."""
+    parts = ["\n".join(f"![{CHART_TITLES[name]}]({folder}/{name})" for name in drawn)]
+    parts.append("\n".join(f"- {line}" for line in dict.fromkeys(line for run in runs for line in run_lines(run))))
+    parts.append(f"{noise(records)} [All tables]({folder}/report.md).")
+    pairs = [record for record in records if record["subject"] == "mefb"]
+    return [*parts, claims(pairs), "Where ours loses:", losses(pairs)] if pairs else parts
+
+
+def run_lines(run: dict) -> list[str]:
+    return [machine_lines(run["machine_info"])[0], run_line(run)]
+
+
+def read(path: Path) -> dict:
+    """Return a result file or the journal of a run, or raise naming the file and what is wrong with it."""
+    try:
+        text = path.read_text()
+        run = journal(text) if path.suffix == ".jsonl" else json.loads(text)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(run, dict) or not {"benchmarks", "machine_info", "commit_info", "mode"} <= run.keys():
         raise InputError(f"{path} is no result file of this suite")
+    return run
+
+
+def journal(text: str) -> dict:
+    """Return the run of a journal: a line of facts, then a record a line; an unfinished last line is left out."""
+    facts, *lines = text.split("\n")
+    run = json.loads(facts)
+    if isinstance(run, dict):
+        run["benchmarks"] = [json.loads(line) for line in lines[:-1]]
     return run
 
 

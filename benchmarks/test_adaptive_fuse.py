@@ -288,7 +288,7 @@ INTERPOLATED = "interpolate-"  # the filters, by torch, to full resolution; then
 def coarse_cases(mode: str) -> list[CoarseCase]:
     native = native_backends()
     providers = [f"{INTERPOLATED}unfold", *(f"{INTERPOLATED}{name}" for name in native), *native]
-    sizes = {"smoke": ("tiny",), "full": ("551x707", "1080p", "12mp")}.get(mode, ("551x707", "1080p"))
+    sizes = {"smoke": ("tiny",), "quick": ("551x707",), "full": ("551x707", "1080p", "12mp")}[mode]
     threads = sorted({1, os.cpu_count()}) if mode == "full" else [1]
     return [CoarseCase(*c) for c in itertools.product(providers, sizes, ("forward", "both"), threads)]
 

@@ -8,6 +8,7 @@ from benchmarks import mefb
 from benchmarks.methods import CPU_ONLY, METHODS, OURS, counts
 
 TINY = [(40, 56)]
+HEAVY_GMAC = 30  # multiply-adds of a 551 x 707 pair, 10^9
 
 
 def cases(mode: str) -> list[str]:
@@ -20,15 +21,24 @@ def work(name: str, size: mefb.Size) -> int:
     return -(-height // 256) * -(-width // 256) if name == "TransMEF" else height * width
 
 
+def classes(name: str) -> int:
+    """Return how many sizes a quick run takes: fewer of what takes seconds a pair, whose time goes with the pixels."""
+    return 2 if (counts(name)[1] or 0) > HEAVY_GMAC else mefb.CLASSES
+
+
 @pytest.fixture(scope="module")
-def pairs(mode, pytestconfig):
-    """The pairs to time, the sizes that they stand for, the pair of the trial, and whether the pictures are real."""
+def real_pictures(pytestconfig):
     folder = pytestconfig.getoption("--mefb")
-    if folder:
-        pictures = mefb.pictures(folder)
-        return pictures, [image.shape[:2] for image, _ in pictures], mefb.bracket(mefb.REFERENCE), True
+    return mefb.pictures(folder) if folder else None
+
+
+@pytest.fixture
+def pairs(case, mode, real_pictures):
+    """The pairs to time, the sizes that they stand for, the pair of the trial, and whether the pictures are real."""
+    if real_pictures:
+        return real_pictures, [image.shape[:2] for image, _ in real_pictures], mefb.bracket(mefb.REFERENCE), True
     every = TINY if mode == "smoke" else mefb.sizes()
-    timed = mefb.sample(every) if mode == "quick" else every
+    timed = mefb.sample(every, classes(case)) if mode == "quick" else every
     reference = mefb.bracket(TINY[0] if mode == "smoke" else mefb.REFERENCE)
     return [mefb.bracket(size) for size in timed], every, reference, False
 

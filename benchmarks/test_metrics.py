@@ -12,6 +12,7 @@ from ffmef import metrics
 
 TABLE_1 = ("EN", "FMI", "NMI", "PSNR", "QNCIE", "AG", "QABF", "CE", "QP", "QW", "MEF_SSIM", "QCB", "QCV", "VIF")
 SIZES = {"all": mefb.REFERENCE, "VIF": mefb.REFERENCE, "QW": mefb.REFERENCE, "FMI": (96, 128)}
+QUICK = SIZES | {"VIF": (192, 256), "QW": (192, 256)}  # the toolkits' forms take seconds a picture
 TOOLKIT = {"VIF": toolkit.vif, "QW": toolkit.qw, "FMI": toolkit.fmi}
 
 
@@ -29,7 +30,8 @@ def cases(mode: str) -> list[Case]:
     forms = [("all", "each alone"), ("all", "ours")] + [
         (name, form) for name in TOOLKIT for form in ("toolkit", "ours")
     ]
-    return [Case(subject, form, (48, 64) if mode == "smoke" else SIZES[subject]) for subject, form in forms]
+    sizes = {"smoke": dict.fromkeys(SIZES, (48, 64)), "quick": QUICK, "full": SIZES}[mode]
+    return [Case(subject, form, sizes[subject]) for subject, form in forms]
 
 
 def each_alone(*pictures: np.ndarray) -> dict[str, float]:
@@ -54,7 +56,8 @@ def test_metrics(case, compare, device):
     values = [forms[name](*pictures) for name in (case.provider, slow)]
     if case.subject == "all":
         values = [list(value.values()) for value in values]
-    np.testing.assert_allclose(*values, rtol=1e-9)
+    # In clipped areas of the made-up scene rounding decides which source VIF takes.
+    np.testing.assert_allclose(*values, rtol=1e-5 if case.subject == "VIF" else 1e-9)
     height, width = case.size
     compare(
         lambda: forms[case.provider](*pictures),

@@ -29,7 +29,10 @@ def cases(mode: str) -> list[Case]:
     if mode == "smoke":
         return [Case(name, "tiny") for name in providers]
     counts = sorted({1, os.cpu_count()})
-    return [Case(name, size, threads) for size in ("551x707", "12mp") for threads in counts for name in providers]
+    shapes = [("551x707", threads) for threads in counts] + [("12mp", 1)]
+    if mode == "full":
+        shapes += [("12mp", threads) for threads in counts[1:]]
+    return [Case(name, *shape) for shape in shapes for name in providers]
 
 
 @pytest.mark.cases(of=cases)

@@ -30,7 +30,9 @@ class Case:
 
 def cases(mode: str) -> list[Case]:
     sizes = {"smoke": ["tiny"], "quick": ["128x128", "320x320"], "full": ["128x128", "320x320", "551x707"]}[mode]
-    providers = [BASELINE, "eager", "trainer", "trainer, recompute"] + (["eager, compiled"] if mode != "smoke" else [])
+    providers = [BASELINE, "eager", "trainer", "trainer, recompute"]
+    if mode == "full":  # compiling forward and backward takes minutes
+        providers.append("eager, compiled")
     return [Case(provider, size) for size in sizes for provider in providers]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,14 @@ def test_every_record_says_what_ran_where(result):
 
 
 def test_the_report_has_every_table_and_chart(result_file, result, tmp_path):
-    done = run("benchmarks.report", str(result_file), "-o", str(tmp_path))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- benchmarks -->\nold\n<!-- /benchmarks -->\nbehind\n")
+    done = run("benchmarks.report", str(result_file), "-o", str(tmp_path / "results"), "--readme", str(readme))
     assert done.returncode == 0, done.stderr
+    shown = readme.read_text()
+    assert shown.startswith("before\n<!-- benchmarks -->") and shown.endswith("<!-- /benchmarks -->\nbehind\n")
+    assert "old" not in shown and "DPE-MEF: 30 % less time" in shown and "Where ours loses:" in shown
+    tmp_path /= "results"
     text = (tmp_path / "report.md").read_text()
     for heading in (
         "## Running time on the sizes of MEFB",
@@ -92,7 +99,24 @@ def test_the_report_has_every_table_and_chart(result_file, result, tmp_path):
         assert f"| {record['extra_info']['provider']} |" in text
     charts = {path.name for path in tmp_path.glob("*.png")}
     assert {"running_time.png", "roofline.png"} <= charts
+    assert all((readme.parent / path).is_file() for path in re.findall(r"\]\((.*?)\)", shown))
     assert all(f"]({name})" in text for name in charts)
+
+
+def test_each_record_is_kept_as_soon_as_it_is_measured(result_file, result, tmp_path):
+    journal = result_file.with_suffix(".jsonl")
+    facts, *records = map(json.loads, journal.read_text().splitlines())
+    assert facts["commit_info"] == result["commit_info"] and facts["mode"] == "smoke"
+    assert [record["extra_info"] for record in records] == [
+        benchmark["extra_info"] for benchmark in result["benchmarks"] if benchmark["extra_info"]
+    ]
+    cut = tmp_path / "cut.jsonl"
+    cut.write_text("".join(journal.read_text().splitlines(keepends=True)[:4]) + '{"fullname": "benchm')
+    done = run("benchmarks.report", str(cut), "-o", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "report.md").read_text()
+    for record in records[:3]:
+        assert f"| {record['extra_info']['provider']} |" in text
 
 
 @pytest.mark.parametrize("text, reason", [("{", "cannot be read"), ("[]", "is no result file")])
@@ -102,3 +126,11 @@ def test_the_report_names_a_file_that_it_cannot_use(tmp_path, text, reason):
     done = run("benchmarks.report", str(broken), "-o", str(tmp_path / "out"))
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and f"broken.json {reason}" in done.stderr
+
+
+def test_the_report_names_a_readme_without_its_marks(result_file, tmp_path):
+    for text in ("nothing", "<!-- /benchmarks --> <!-- benchmarks -->", "<!-- benchmarks --> <!-- benchmarks -->"):
+        (tmp_path / "README.md").write_text(text)
+        done = run("benchmarks.report", str(result_file), "-o", str(tmp_path), "--readme", str(tmp_path / "README.md"))
+        assert done.returncode == 2 and "README.md must hold one <!-- benchmarks -->" in done.stderr
+        assert (tmp_path / "README.md").read_text() == text

@@ -447,6 +447,17 @@ def test_strips_are_the_whole(monkeypatch, rows):
     assert len(cuts) > 2 and all((rows.stop - rows.start) % 2 == 0 for rows, _ in cuts[:-1])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_edges_of_equal_strength(turned):
+    """A step is equally strong on both its sides: the later one is kept, and none at exactly four times the mean."""
+    for width, kept in ((8, 0), (9, 1), (12, 1)):
+        step = np.repeat(np.uint8([[0] * 4 + [200] * (width - 4)]), 6, axis=0)
+        edges = _edge_windows.edge_map(step.T.copy() if turned else step)
+        expected = np.zeros_like(step)
+        expected[:, 4] = kept
+        np.testing.assert_array_equal(edges.T if turned else edges, expected)
+
+
 def test_qy_between_agreement_and_disagreement():
     """Sources whose local similarity lies on both sides of 0.75, and close to it."""
     rng = np.random.default_rng(4)

@@ -24,7 +24,7 @@ def compute(
 ) -> dict[str, float]:
     """Return several metrics of one fused picture; what they have in common is computed once.
 
-    The channels are scored one after the other, which bounds the memory: QP needs about 120 bytes a pixel (150 where
+    The channels are scored one after the other, which bounds the memory: QP needs about 120 bytes a pixel (170 where
     most of a channel is flat), because its filters see the whole picture, any other metric at most 90.
 
     Args:

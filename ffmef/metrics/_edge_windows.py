@@ -55,7 +55,7 @@ def _score(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     def distribution(codes: np.ndarray) -> np.ndarray:
         pixels = (codes[:, None] >> bits & 1).astype(np.float64)
-        pixels[(codes == 0) | (codes == CODES - 1)] = 1
+        pixels[codes == 0] = 1
         return pixels / pixels.sum(1, keepdims=True)
 
     def deviation(mass: np.ndarray) -> np.ndarray:
