@@ -138,7 +138,10 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Copy what CMake installed beside the sources, for editable installs."""
         for library in (Path(self.build_lib) / "ffmef").glob("*.so"):
-            shutil.copy2(library, ROOT / "ffmef" / library.name)
+            # Renamed into place: a process that has the old library loaded would die of one written over it.
+            copy = ROOT / "ffmef" / f"{library.name}.new"
+            shutil.copy2(library, copy)
+            copy.replace(ROOT / "ffmef" / library.name)
 
 
 setup(ext_modules=[Extension("ffmef._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
