@@ -39,8 +39,10 @@ def window_differences():
 def filter_differences():
     for height, width in [*SIZES, (1, 1), (1, 7), (6, 1)]:
         response = np.random.default_rng(width).uniform(0, 1, (height, width // 2 + 1))
-        # Real, and the same where both ends of a column or of the middle one mirror each other.
-        response[:] = (response + response[-np.arange(height)]) / 2
+        # Any real response does whose first column, and the middle one of an even width, mirror themselves; all other
+        # columns differ from their mirror images, which the other half of the plane has.
+        for x in {0, width // 2} if width % 2 == 0 else {0}:
+            response[:, x] = (response[:, x] + response[-np.arange(height), x]) / 2
         for count in (1, 2, 3):
             own = perception._filtered(planes(count, height, width), response)
             expected = perception._filtered_numpy(planes(count, height, width), response)

@@ -21,18 +21,22 @@ def arguments(batch, channels, normed, height, width, mean=0.5):
     return [t.requires_grad_() for t in tensors]
 
 
-def expected(x, weight, bias, slope, eps=1e-5):
+def before_activation(x, weight, bias, eps=1e-5):
     normed = F.instance_norm(x[:, : len(weight)], weight=weight, bias=bias, eps=eps)
-    return F.leaky_relu(torch.cat([normed, x[:, len(weight) :]], 1), slope)
+    return torch.cat([normed, x[:, len(weight) :]], 1)
 
 
-def compare(tensors, slope):
+def expected(x, weight, bias, slope, eps=1e-5):
+    return F.leaky_relu(before_activation(x, weight, bias, eps), slope)
+
+
+def compare(tensors, slope, eps=1e-5):
     double = [t.detach().double().requires_grad_() for t in tensors]
-    got, wanted = norm_activation(*tensors, slope=slope), expected(*double, slope)
+    got, wanted = norm_activation(*tensors, slope=slope, eps=eps), expected(*double, slope, eps)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
     target = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
     # The slope jumps at zero, where rounding decides.
-    target[wanted.detach().abs() < 1e-5] = 0
+    target[before_activation(*double, eps).detach().abs() < 1e-5] = 0
     grads = torch.autograd.grad(got, tensors, target)
     for grad, other in zip(grads, torch.autograd.grad(wanted, double, target.double()), strict=True):
         torch.testing.assert_close(grad.double(), other, rtol=1e-4, atol=1e-4)
@@ -51,6 +55,11 @@ def test_equals_torch(channels, normed, slope):
 @pytest.mark.parametrize("pixels", [2, 3, 7, 15, 16, 17, 4095, 4096, 4097, 9000])
 def test_every_end_of_a_plane(pixels):
     compare(arguments(1, 2, 1, 1, pixels), 0.2)
+
+
+@needs_native
+def test_eps_is_the_caller_s():
+    compare(arguments(2, 3, 2, 5, 9), 0.2, eps=0.5)
 
 
 @needs_native

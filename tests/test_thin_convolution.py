@@ -24,12 +24,13 @@ def arguments(batch, inputs, outputs, height, width, size, bias=True):
 
 
 def compare(tensors, size, slope=1.0):
-    expected = F.leaky_relu(F.conv2d(*(t.double() for t in tensors), padding=size // 2), slope)
+    before = F.conv2d(*(t.double() for t in tensors), padding=size // 2)
+    expected = F.leaky_relu(before, slope)
     got = thin_convolution(*tensors, slope=slope)
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=5e-5)
     target = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))
     # The activation's slope jumps at zero, where rounding decides.
-    target[expected.detach().abs() < 1e-4] = 0
+    target[before.detach().abs() < 1e-4] = 0
     grads = torch.autograd.grad(got, tensors, target)
     for grad, wanted in zip(grads, torch.autograd.grad(expected, tensors, target.double())):
         torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=1e-4)
@@ -49,6 +50,12 @@ def test_equals_torch(inputs, outputs, size):
 def test_every_end_of_a_row(width):
     compare(arguments(1, 3, 5, 4, width, 3), 3)
     compare(arguments(1, 2, 4, 1, width, 5), 5)
+
+
+@needs_native
+@pytest.mark.parametrize("size", [1, 3])
+def test_rows_longer_than_a_partial_sum(size):
+    compare(arguments(1, 2, 2, 3, 4219, size), size, 0.2)
 
 
 @needs_native
