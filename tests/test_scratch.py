@@ -36,6 +36,16 @@ def lent():
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+def mapped():
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+def blocks():
+    for block in Path("/proc/self/smaps").read_text().split("VmFlags:"):
+        fields = {{line.split(":")[0]: line.split() for line in block.splitlines() if ":" in line}}
+        if "LazyFree" in fields and int(fields["LazyFree"][1]) > 10000:
+            begin, end = next(line.split()[0] for line in block.splitlines() if "-" in line.split(" ")[0]).split("-")
+            yield int(begin, 16), int(end, 16)
 """
 
 
@@ -78,18 +88,48 @@ def test_what_the_system_took_back_is_not_missed():
 expected = model(large)
 model(large)
 taken = 0
-for block in Path("/proc/self/smaps").read_text().split("VmFlags:"):
-    fields = {line.split(":")[0]: line.split() for line in block.splitlines() if ":" in line}
-    if "LazyFree" in fields and int(fields["LazyFree"][1]) > 10000:
-        begin, end = next(line.split()[0] for line in block.splitlines() if "-" in line.split(" ")[0]).split("-")
-        begin, end = int(begin, 16), int(end, 16)
-        MADV_DONTNEED = 4
-        assert ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED) == 0
-        taken += end - begin
+for begin, end in blocks():
+    MADV_DONTNEED = 4
+    assert ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), MADV_DONTNEED) == 0
+    taken += end - begin
 print(taken, torch.equal(model(large), expected))
 """)
     assert int(taken) > 0.9 * MAPS
     assert same == "True"
+
+
+def test_the_kept_block_serves_the_next_call():
+    """What is written into its last page, behind all maps, is still there."""
+    (byte,) = printed("""
+model(large); model(large)
+((begin, end),) = blocks()
+last = ctypes.c_ubyte.from_address(end - 1)
+last.value = 90
+model(large)
+print(last.value)
+""")
+    assert int(byte) == 90
+
+
+def test_blocks_are_given_back_whole():
+    """The address space, too: of a large block that a small call used, and of what was cut off to align each."""
+    after_large, after_growing = map(
+        int,
+        printed("""
+before = mapped()
+model(large); model(large); model(small)
+for width in range(51, 81):
+    model(torch.rand(1, 2, 40, width))
+model(torch.rand(1, 2, large.shape[2], large.shape[3] + 20))
+print(mapped() - before)
+before = mapped()
+for height in range(100, 140):
+    model(torch.rand(1, 2, height, 100))
+print(mapped() - before)
+"""),
+    )
+    assert after_large < 0.2 * MAPS
+    assert after_growing < 0.2 * MAPS
 
 
 def test_too_little_memory_is_python_s_memory_error():
