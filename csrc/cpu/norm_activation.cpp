@@ -2,23 +2,13 @@
 #include "norm_activation.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <tuple>
 
+#include "tensors.h"
+
 namespace ffmef {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-const float* floats(const Tensor& tensor, const char* name, int dims) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == dims && tensor.is_contiguous(), name,
-                  " must be contiguous float32 of ", dims, " dimensions");
-  return static_cast<const float*>(tensor.data_ptr());
-}
 
 NormActivationArgs args_of(const Tensor& input, const Tensor& weight, const Tensor& bias, double slope) {
   NormActivationArgs a{floats(input, "input", 4), floats(weight, "weight", 1), floats(bias, "bias", 1), input.size(0), input.size(1),

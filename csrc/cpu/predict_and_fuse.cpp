@@ -2,9 +2,6 @@
 #include "predict_and_fuse.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <memory>
 #include <tuple>
@@ -13,15 +10,6 @@
 
 namespace ffmef {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-const float* floats(const Tensor& tensor, const char* name, int dims) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == dims && tensor.is_contiguous(), name,
-                  " must be contiguous float32 of ", dims, " dimensions");
-  return static_cast<const float*>(tensor.data_ptr());
-}
 
 PredictAndFuseArgs args_of(const Tensor& hidden, const Tensor& kernels, const Tensor& padded) {
   PredictAndFuseArgs a{floats(hidden, "hidden", 5), floats(kernels, "kernels", 3), floats(padded, "padded", 4),

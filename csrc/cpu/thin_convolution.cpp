@@ -2,9 +2,6 @@
 #include "thin_convolution.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdlib>
 #include <memory>
@@ -13,17 +10,10 @@
 #include <tuple>
 #include <vector>
 
+#include "tensors.h"
+
 namespace ffmef {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-const float* floats(const Tensor& tensor, const char* name, int dims) {
-  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == dims && tensor.is_contiguous(), name,
-                  " must be contiguous float32 of ", dims, " dimensions");
-  return static_cast<const float*>(tensor.data_ptr());
-}
 
 ThinConvolutionArgs args_of(const Tensor& input, const Tensor& weight, double slope) {
   const int64_t size = weight.size(2);

@@ -22,6 +22,23 @@ def implement(name: str, function, key: str) -> None:
     library.impl(name, function, key)
 
 
+def native_missing(name: str) -> str | None:
+    """Return why the native library does not offer ``ffmef::name``, or None."""
+    if _loader.cpu_missing is None and not hasattr(torch.ops.ffmef, name):
+        return "the native library is older than this package: build it again"
+    return _loader.cpu_missing
+
+
+def not_plain_float32(**tensors: Tensor) -> str | None:
+    """Return why native kernels of float32 alone cannot run the tensors, or None."""
+    for name, tensor in tensors.items():
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+            return f"{name} must be float32 on the CPU, got {str(tensor.dtype)[6:]} on {tensor.device}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is enabled, and the kernels compute in float32"
+    return None
+
+
 def operator(name: str):
     """Return ``torch.ops.ffmef.name.default``."""
     return getattr(torch.ops.ffmef, name).default

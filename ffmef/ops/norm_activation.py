@@ -7,25 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ffmef import _loader
-from ffmef.ops.library import operator
+from ffmef.ops.library import native_missing, not_plain_float32, operator
 from ffmef.ops.thin_convolution import activated
 
-_missing = _loader.cpu_missing
-if _missing is None and not hasattr(torch.ops.ffmef, "norm_activation"):
-    _missing = "the native library is older than this package: build it again"
+_missing = native_missing("norm_activation")
 
 
 def unsupported(input: Tensor, weight: Tensor) -> str | None:
     """Return why the native kernels cannot run these tensors, or None."""
-    if _missing is not None:
-        return _missing
-    for name, tensor in (("input", input), ("weight", weight)):
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            return f"{name} must be float32 on the CPU, got {str(tensor.dtype)[6:]} on {tensor.device}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is enabled, and the kernels compute in float32"
-    return None
+    return _missing or not_plain_float32(input=input, weight=weight)
 
 
 def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float, eps: float = 1e-5) -> Tensor:

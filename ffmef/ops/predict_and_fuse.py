@@ -18,16 +18,14 @@ from torch.nn import functional as F
 
 from ffmef import _loader
 from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES
-from ffmef.ops.library import carries_tangent, define, implement, library, operator
+from ffmef.ops.library import carries_tangent, define, implement, library, native_missing, operator
 from ffmef.ops.reference import accumulator, pad
 from ffmef.ops.selection import check_backend
 
 _SCHEMA = "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode) -> Tensor"
 
 NATIVE_SIZES = (1, 3, 5, 7)
-_missing = _loader.cpu_missing
-if _missing is None and not hasattr(torch.ops.ffmef, "predict_and_fuse_level"):
-    _missing = "the native library is older than this package: build it again"
+_missing = native_missing("predict_and_fuse_level")
 
 # Values of all hidden maps' responses that exist at a time.
 _CHUNK_VALUES = 1 << 20

@@ -7,24 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ffmef import _loader
-from ffmef.ops.library import operator
+from ffmef.ops.library import native_missing, not_plain_float32, operator
 
 SIZES = (1, 3, 5, 7)
-_missing = _loader.cpu_missing
-if _missing is None and not hasattr(torch.ops.ffmef, "thin_convolution_backward"):
-    _missing = "the native library is older than this package: build it again"
+_missing = native_missing("thin_convolution_backward")
 
 
 def unsupported(input: Tensor, weight: Tensor) -> str | None:
     """Return why the native kernels cannot run these tensors, or None."""
-    if _missing is not None:
-        return _missing
-    for name, tensor in (("input", input), ("weight", weight)):
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            return f"{name} must be float32 on the CPU, got {str(tensor.dtype)[6:]} on {tensor.device}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is enabled, and the kernels compute in float32"
+    if reason := _missing or not_plain_float32(input=input, weight=weight):
+        return reason
     if weight.shape[-1] not in SIZES:
         return f"the kernel's side must be one of {SIZES}, got {weight.shape[-1]}"
     return None
