@@ -12,7 +12,7 @@ PYTEST_FLAGS ?=
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install -q --no-build-isolation
-SOURCES = setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.*)
+SOURCES = setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 .PHONY: demo test build clean
 

@@ -1,7 +1,7 @@
 // Facts about the build for `ffmef info`: no tensors pass here.
 #include <pybind11/pybind11.h>
 
-#include "cpu/isa.h"
+#include "cpu/base/isa.h"
 
 #ifndef FFMEF_TORCH_BUILD_VERSION
 #define FFMEF_TORCH_BUILD_VERSION "unknown"

@@ -2,11 +2,11 @@
 
     python scripts/gpu_budget.py [ARCHITECTURE ...]   # float32
     python scripts/gpu_budget.py --all                # all dtypes: minutes
-    python scripts/gpu_budget.py --all --update       # rewrite tests/gpu_budget.json
-    python scripts/gpu_budget.py --operator pyramid_fuse --update   # float32; tests/gpu_budget_pyramid_fuse.json
+    python scripts/gpu_budget.py --all --update       # rewrite tests/gpu/gpu_budget.json
+    python scripts/gpu_budget.py --operator pyramid_fuse --update   # float32; tests/gpu/gpu_budget_pyramid_fuse.json
 
-No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/test_gpu_budget.py holds the
-kernels to the numbers in tests/gpu_budget.json, tests/test_pyramid_fuse_budget.py those of pyramid_fuse.
+No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/gpu/test_gpu_budget.py holds the
+kernels to the numbers in tests/gpu/gpu_budget.json, tests/gpu/test_pyramid_fuse_budget.py those of pyramid_fuse.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-BUDGET = ROOT / "tests/gpu_budget.json"
+BUDGET = ROOT / "tests/gpu/gpu_budget.json"
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 OPERATORS = ("adaptive_fuse", "predict_and_fuse")  # csrc/cuda/OPERATOR.cu
 HALO, LARGEST_RADIUS = 4, 2  # of a tile, for the filter sizes 1, 3 and 5
@@ -140,7 +140,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         occupancy_program = Path(folder, "occupancy")
         include = find_nvcc().parents[1] / "include"
-        _run("g++", "-w", "-I", include, ROOT / "tests/cuda_emulator/occupancy.cpp", "-o", occupancy_program)
+        _run("g++", "-w", "-I", include, ROOT / "tests/support/cuda_emulator/occupancy.cpp", "-o", occupancy_program)
         for operator in operators:
             cubin = Path(folder, f"{operator}.cubin")
             options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", *flags]

@@ -289,7 +289,7 @@ bool any_coarse(const ffmef_fusion& f) {
   return false;
 }
 
-// Whether csrc/interpolation.h can compute with int.
+// Whether csrc/common/interpolation.h can compute with int.
 bool places_fit_32_bits(const ffmef_fusion& f) {
   for (int l = 0; l < f.level_count; ++l)
     if (is_coarse(f, l) && (!fits_32_bits(2 * f.height * (f.filter_grids[l][0] + 2)) ||

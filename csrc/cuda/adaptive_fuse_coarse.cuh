@@ -7,7 +7,7 @@
 // Index is int where places on the grids fit 32 bits. Coarse filters are few: four of them a tap come from the cache.
 #pragma once
 
-#include "../interpolation.h"
+#include "../common/interpolation.h"
 #include "adaptive_fuse.cuh"
 
 namespace ffmef::cuda {

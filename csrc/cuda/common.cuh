@@ -1,8 +1,8 @@
 // What every kernel of this folder shares: element types, 16-byte accesses, launches.
-// Read by nvcc and, for the tests, by a plain C++ compiler (tests/cuda_emulator); no torch header here.
+// Read by nvcc and, for the tests, by a plain C++ compiler (tests/support/cuda_emulator); no torch header here.
 #pragma once
 
-#include "../geometry.h"
+#include "../common/padding.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -11,7 +11,7 @@
 // it follow, whatever the tile's neighbours do. There are no atomics: one order of summation.
 #pragma once
 
-#include "../interpolation.h"
+#include "../common/interpolation.h"
 #include "common.cuh"
 
 namespace ffmef::cuda::pyramid {

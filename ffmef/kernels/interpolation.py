@@ -1,4 +1,4 @@
-"""Bilinear interpolation between cell centres in Triton, one axis at a time, and its adjoint: csrc/interpolation.h's rules.
+"""Bilinear interpolation between cell centres in Triton, one axis at a time, and its adjoint: csrc/common/interpolation.h's rules.
 
 A coarse axis of ``size`` cells lies under a fine one: ``cells`` cells are as long as ``pixels`` pixels, and both start at
 the same edge. A grid that spans the picture, as ``F.interpolate(..., align_corners=False)`` has it, is ``cells = size``

@@ -1,0 +1,21 @@
+// What the binding of filters in the Fourier domain hands to its kernel: contiguous float64 planes.
+#pragma once
+#include <cstdint>
+
+#include "../base/isa.h"
+
+namespace ffmef {
+
+struct SpectralFilterArgs {
+  int64_t count, height, width;
+  const double* planes;    // [P][H][W]
+  const double* response;  // [H][W / 2 + 1], of the frequencies; real, its mirror image beyond
+};
+
+struct SpectralFilterKernels {
+  bool (*filter)(const SpectralFilterArgs&, double* result);  // [P][H][W]. False: no memory.
+};
+
+FFMEF_DECLARE_KERNELS(SpectralFilterKernels, spectral_filter_kernels)
+
+}  // namespace ffmef

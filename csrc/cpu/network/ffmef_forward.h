@@ -1,0 +1,153 @@
+// What the whole-network operator hands to its kernels: geometry, weights as the kernels like them, and passes.
+//
+// InstanceNorm needs the statistics of the whole image, so the network is a chain of passes with a barrier after each:
+// a pass does everything between two norms and leaves one map behind that is not normalised yet, with its moments.
+// docs/engine.md has the picture.
+#pragma once
+#include <cstdint>
+
+#include "../base/isa.h"
+
+namespace ffmef {
+
+constexpr int kImages = 2;
+constexpr int kMaxChannels = 16;
+// Rows of maps are padded to whole vectors of the widest instruction set.
+constexpr int64_t kPitchUnit = 16;
+// Columns around a tile that are computed again, at least the largest radius of two convolutions in a row (1 + 3).
+constexpr int64_t kHalo = 16;
+
+// One image cut into items: bands of rows of a tile of columns, tile after tile, each from top to bottom. Statistics are
+// taken for each item. The cut depends on the image's size alone, so they do not depend on the number of threads.
+// A thread works through neighbouring items without a seam, so bands are as narrow as an even division wants.
+struct Geometry {
+  int64_t height, width, pitch;
+  int64_t tile_columns, tiles, band_rows, bands;
+  int64_t items() const { return tiles * bands; }
+};
+
+// A map is [row][channel][pitch]: what one output row needs lies together.
+// A convolution's weights are [block of outputs][input][tap, row-major][output of the block].
+struct Convolution {
+  const float* weights;
+  const float* bias;
+};
+
+// How many outputs of a convolution are summed at the same time.
+constexpr int output_block(int outputs) {
+  return outputs <= 4 ? outputs : outputs % 8 == 0 ? 8 : outputs % 7 == 0 ? 7 : outputs % 5 == 0 ? 5 : outputs % 3 == 0 ? 3 : 1;
+}
+
+struct Affine {
+  const float *gamma, *beta;
+};
+
+// An InstanceNorm with its statistics put in: y = scale * x + shift.
+struct Norm {
+  float scale[kMaxChannels], shift[kMaxChannels];
+};
+
+// Count, mean and sum of squared deviations of one channel over one item.
+struct Moments {
+  double count, mean, deviations;
+};
+
+struct PointMixWeights {
+  Convolution conv;  // 1x1, [skip, y] -> c
+  Affine norm;
+  float gain_body, gain_skip;
+};
+
+struct ResidualWeights {
+  Convolution identity, conv_1, conv_2;
+  Affine norm;  // of the first half of conv_1's outputs
+  float gain_body, gain_skip;  // of the mix around it, in the two that merge
+};
+
+struct StepWeights {
+  Convolution conv;
+  Affine norm;
+};
+
+struct HeadWeights {
+  Convolution squeeze, excite;  // attention
+  Convolution conv, expand;
+  Convolution responses;  // project and alpha, as a convolution of luminance to one response for each hidden map
+  Convolution offset;     // project's bias and alpha, as a convolution of luminance to one value
+};
+
+// One image as every pass sees it.
+struct ImageView {
+  Geometry geometry;
+  const float* luminance;  // [row][pitch], zero beyond the width
+  Convolution stem;        // 1x1, luminance -> c
+};
+
+// gain_body * relu(norm(conv([skip, y]))) + gain_skip * y
+struct PointMix {
+  const PointMixWeights* weights;
+  const float* skip;  // a map; null: the stem of luminance
+  const Norm* norm;
+};
+
+// A map that is cheap to compute at every pixel and so is never stored before it has to be.
+struct Mixture {
+  const float* base;  // a map; null: the stem of luminance
+  const Norm* norm;   // base is normalised and rectified first; null: taken as it is
+  int mixes;
+  PointMix mix[2];
+};
+
+// Moments of the convolution inside the mixture's last mix, whose norm is what is being looked for.
+struct PointPass {
+  Mixture mixture;
+};
+
+// Mixture, then the first convolution of a residual block on [beside, mixture].
+struct EntryPass {
+  Mixture mixture;
+  float* mixed;         // null: nobody needs it again
+  const float* beside;  // null: the mixture alone
+  Convolution conv;
+  float* raw;
+};
+
+enum class Tail { none, step, entry, point };
+
+// The rest of a residual block, then what follows up to the next norm.
+struct ResidualPass {
+  const float* raw;
+  const Norm* norm;
+  const ResidualWeights* weights;
+  const float* inputs[2];  // of the block: two maps, one map and null, or two nulls for the stem of luminance
+  bool mixed;              // gain_body * block + gain_skip * inputs[1]
+  float* result;
+  Tail tail;
+  Convolution conv;               // Tail::step: on the result, Tail::entry: on [beside, result]
+  const float* beside;
+  const PointMixWeights* point;   // Tail::point: moments of its convolution on [beside, result]
+  float* tail_raw;
+};
+
+// One level's attention, prediction head and share of F-Fusion, for both images.
+struct HeadPass {
+  ImageView images[kImages];
+  const float* maps[kImages];
+  const HeadWeights* weights;
+  float* out;  // [row][width]
+  bool add;    // to what out holds
+};
+
+// Items [begin, end); moments are [item][channel].
+struct FfmefForwardKernels {
+  void (*point)(const ImageView&, const PointPass&, Moments*, int64_t begin, int64_t end);
+  void (*entry)(const ImageView&, const EntryPass&, Moments*, int64_t begin, int64_t end);
+  void (*residual)(const ImageView&, const ResidualPass&, Moments*, int64_t begin, int64_t end);
+  void (*head)(const HeadPass&, int kernel_size, int64_t begin, int64_t end);
+};
+
+FFMEF_DECLARE_KERNELS(FfmefForwardKernels, ffmef_forward_kernels_4)
+FFMEF_DECLARE_KERNELS(FfmefForwardKernels, ffmef_forward_kernels_8)
+FFMEF_DECLARE_KERNELS(FfmefForwardKernels, ffmef_forward_kernels_16)
+
+}  // namespace ffmef

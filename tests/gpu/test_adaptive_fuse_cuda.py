@@ -1,0 +1,83 @@
+"""The CUDA kernels of adaptive_fuse, executed on the CPU thread by thread (tests/support/cuda_emulator)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cuda_emulation import build, check_entries_compile_to_ptx, needs_emulator, run, worst
+from gpu_cases import TOLERANCE, Case, backward_matrix, coarse_backward_matrix, coarse_matrix, matrix
+
+FORWARD = matrix() + coarse_matrix()
+BACKWARD = backward_matrix() + coarse_backward_matrix()
+
+pytestmark = needs_emulator
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def forward_results(program: Path) -> dict[str, list[torch.Tensor]]:
+    return {case.name: result for case, result in zip(FORWARD, run(program, FORWARD, backward=False))}
+
+
+@pytest.fixture(scope="module")
+def backward_results(program: Path) -> dict[str, list[torch.Tensor]]:
+    return {case.name: result for case, result in zip(BACKWARD, run(program, BACKWARD, backward=True))}
+
+
+@pytest.mark.parametrize("case", FORWARD, ids=lambda case: case.name)
+def test_forward_equals_float64_reference(case: Case, forward_results: dict[str, list[torch.Tensor]]) -> None:
+    assert worst(case, forward_results[case.name], backward=False) <= TOLERANCE[case.dtype]
+
+
+@pytest.mark.parametrize("case", BACKWARD, ids=lambda case: case.name)
+def test_backward_equals_float64_reference(case: Case, backward_results: dict[str, list[torch.Tensor]]) -> None:
+    assert worst(case, backward_results[case.name], backward=True) <= TOLERANCE[case.dtype]
+
+
+FAR_ROWS = 2**29 + 16  # elements: the fifth row starts past 2^31
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+def test_offsets_past_32_bits(program: Path, backward: bool) -> None:
+    cases = [Case("rows far apart", height=5, width=16), Case("rows far apart, odd width", height=5, width=7, channels=3)]
+    for case, results in zip(cases, run(program, cases, backward, far_rows=FAR_ROWS)):
+        assert worst(case, results, backward) <= TOLERANCE[case.dtype]
+
+
+def test_empty_images(program: Path) -> None:
+    (image_grad, filter_grad, alpha_grad), = run(program, [Case("no rows", height=0, sizes=(3,))], backward=True)
+    assert image_grad.numel() == filter_grad.numel() == 0
+    assert alpha_grad.tolist() == [0.0]
+
+
+def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
+    cases = [case for case in BACKWARD if "many tiles" in case.name]
+    first, second = run(program, cases, backward=True), run(program, cases + cases, backward=True)
+    for results, again, once_more in zip(first, second, second[len(cases) :]):
+        for part, part_again, part_once_more in zip(results, again, once_more):
+            assert torch.equal(part, part_again) and torch.equal(part, part_once_more)
+
+
+ENTRY_CASES = [
+    Case("entries, vectors", batch=2, height=19, width=72, sizes=(1, 3, 5), padding="reflect"),
+    Case("entries, odd width", height=11, width=37, sizes=(7, 1), padding="replicate"),
+    Case("entries, channels", height=9, width=24, channels=5, sizes=(3, 3, 1, 5)),
+    Case("entries, channels, odd width", height=9, width=13, channels=2, images=3, sizes=(3,), padding="reflect"),
+]
+
+
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+def test_plain_entries(program: Path, backward: bool) -> None:
+    for case, results in zip(ENTRY_CASES, run(program, ENTRY_CASES, backward, entries=True)):
+        assert worst(case, results, backward) <= TOLERANCE[case.dtype], case.name
+
+
+def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
+    check_entries_compile_to_ptx("adaptive_fuse", tmp_path)

@@ -1,0 +1,92 @@
+"""What the GPU kernels need of a GPU, compiled for every architecture without one, against tests/gpu/gpu_budget.json."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cuda = load_script("gpu_budget")
+triton_script = load_script("triton_budget")
+BUDGET = json.loads(cuda.BUDGET.read_text())
+
+
+# Kernels whose vectors are one pixel in float64, and so the same as those without vectors.
+ONE_VECTOR = ("predict_and_fuse_tiled<double, 4>",)
+# Kernels whose other dtypes are held to no local memory alone.
+FLOAT32_ALONE = ("cells_gradient<", "fuse_coarse<", "images_gradient_coarse<")
+FLOAT32 = {name: budget for name, budget in BUDGET.items() if "<float" in name}
+
+
+def check(usages: dict[str, cuda.Usage], budgets: dict[str, dict[str, float]]) -> None:
+    names = sorted(name for name in usages if name in FLOAT32 or not name.startswith(FLOAT32_ALONE))
+    assert names == sorted(budgets), "kernels and budget differ; run scripts/gpu_budget.py --all --update"
+    for name, usage in usages.items():
+        assert usage.stack == usage.spills == usage.local == 0, f"{name} uses local memory: {usage}"
+    for name, budget in budgets.items():
+        usage = usages[name]
+        assert usage.registers <= budget["registers"], f"{name}: {usage.registers} registers"
+        assert usage.wide_loads >= budget["wide_loads"], f"{name}: {usage.wide_loads} loads of 16 bytes"
+        assert usage.wide_stores >= budget["wide_stores"], f"{name}: {usage.wide_stores} stores of 16 bytes"
+        assert usage.shared <= budget["shared"], f"{name}: {usage.shared} bytes of shared memory"
+        assert usage.occupancy >= budget["occupancy"], f"{name}: occupancy {usage.occupancy}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
+@pytest.mark.parametrize("architecture", cuda.ARCHITECTURES)
+def test_cuda_kernels_keep_their_budget(architecture: int) -> None:
+    check(cuda.measure(architecture), FLOAT32)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
+def test_other_dtypes_keep_their_budget() -> None:
+    # One architecture here: all of them, as scripts/gpu_budget.py --all does, take minutes.
+    check(cuda.measure(80, flags=()), BUDGET)
+
+
+def test_budget_demands_wide_loads_of_the_kernels_that_have_them() -> None:
+    # One load a tap of a row, for the sizes 1, 3 (unrolled), 5 and 7: 1 + 9 + 5 + 7.
+    for name in ("fuse_tiled<float, 4, 1>", "fuse_tiled<float, 4, 4>", "filters_gradient_tiled<float, 4, 1>"):
+        assert BUDGET[name]["wide_loads"] >= 22
+    assert max(row["registers"] for row in FLOAT32.values()) <= 128
+    assert max(row["registers"] for row in BUDGET.values()) <= 168
+    assert BUDGET["fuse_tiled<float, 4, 1>"]["occupancy"] >= 0.37
+    # Four dtypes of every kernel but the coarse ones.
+    alone = [name for name in FLOAT32 if name.startswith(FLOAT32_ALONE)]
+    assert len(BUDGET) == 4 * (len(FLOAT32) - len(alone)) + len(alone) - len(ONE_VECTOR)
+    # Hidden maps are read 16 bytes at a time, and before the map that is used.
+    assert BUDGET["predict_and_fuse_tiled<float, 4>"]["wide_loads"] >= 2 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("architecture", (75, 120))
+def test_triton_kernels_compile_without_local_memory(architecture: int) -> None:
+    for name, (operator, constants) in triton_script.KERNELS.items():
+        usage = triton_script.compile_kernel(name, architecture)
+        assert usage["stack"] == 0, f"{name} uses local memory: {usage}"
+        # predict_and_fuse's holds a 5 x 5 neighbourhood: 208 on sm_75.
+        assert usage["registers"] <= (208 if name == "level_kernel" else 192), f"{name}: {usage}"
+        if name == "forward_kernel":
+            assert usage["wide_loads"] >= 35, f"{name}: {usage}"
+        # Two kernels of the network write sums alone, a pair of numbers a tile or channel.
+        if name != "norm_kernel" and constants.get("STORE", True):
+            assert usage["wide_stores"] >= 1, f"{name}: {usage}"
+        if operator == "ffmef_forward" and "C" in constants and name.startswith("convolution"):
+            assert usage["wide_stores"] >= constants["C"], f"{name}: {usage}"

@@ -1,0 +1,179 @@
+"""The CUDA kernels of predict_and_fuse, executed on the CPU thread by thread (tests/support/cuda_emulator): the matrix,
+sanitizers, and faults planted in a copy of the kernels."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from cuda_emulation import (
+    DTYPE_CODES, Failed, Mutant, build, check_entries_compile_to_ptx, encoded_tensor, execute, needs_emulator, numbers, plant,
+)  # fmt: skip
+from gpu_cases import PADDINGS, TOLERANCE, relative_error
+from predict_and_fuse_cases import Case, expected, make_tensors, matrix
+
+pytestmark = needs_emulator
+OPERATOR = "predict_and_fuse"
+
+
+def encode(case: Case, far_rows: int | None) -> bytes:
+    t = make_tensors(case)
+    data = numbers(DTYPE_CODES[case.dtype], PADDINGS.index(case.padding), case.output_offset, len(t.hidden))
+    data += encoded_tensor(t.images, far_rows)
+    for hidden, weight, bias in zip(t.hidden, t.weight, t.bias):
+        data += encoded_tensor(hidden, far_rows) + encoded_tensor(weight) + encoded_tensor(bias)
+    return data + encoded_tensor(t.alphas)
+
+
+def run(program: Path, cases: list[Case], far_rows: int | None = None, entries: bool = False) -> list[torch.Tensor]:
+    encoded = numbers(len(cases)) + b"".join(encode(case, far_rows) for case in cases)
+    data, results, at = execute(program, encoded, *(["entries"] if entries else [])), [], 0
+    for case in cases:
+        (status,) = struct.unpack_from("<i", data, at)
+        assert status == 0, f"{case.name}: CUDA error {status}"
+        shape = (case.batch, case.channels, case.height, case.width)
+        end = at + 4 + torch.Size(shape).numel() * case.dtype.itemsize
+        values = torch.frombuffer(bytearray(data[at + 4 : end]), dtype=case.dtype) if end > at + 4 else torch.empty(0)
+        results.append(values.reshape(shape))
+        at = end
+    assert at == len(data)
+    return results
+
+
+def error_of(case: Case, result: torch.Tensor) -> float:
+    """Return the largest error in units of what is allowed."""
+    return relative_error(result, expected(case)) / TOLERANCE[case.dtype]
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plain"), operator=OPERATOR)
+
+
+@pytest.fixture(scope="module")
+def results(program: Path) -> dict[str, torch.Tensor]:
+    return {case.name: result for case, result in zip(matrix(), run(program, matrix()))}
+
+
+@pytest.mark.parametrize("case", matrix(), ids=lambda case: case.name)
+def test_equals_float64_reference(case: Case, results: dict[str, torch.Tensor]) -> None:
+    assert error_of(case, results[case.name]) <= 1
+
+
+def test_offsets_past_32_bits(program: Path) -> None:
+    rows = 2**29 + 16  # elements: the fifth row starts past 2^31
+    cases = [
+        Case("rows far apart", height=5, width=16, sizes=(3,), maps=(1,)),
+        Case("rows far apart, odd width", height=5, width=7, channels=3, sizes=(3,), maps=(1,)),
+    ]
+    for case, result in zip(cases, run(program, cases, far_rows=rows)):
+        assert error_of(case, result) <= 1
+
+
+def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
+    cases = [case for case in matrix() if case.name.startswith("many tiles")]
+    first, second = run(program, cases), run(program, cases + cases)
+    for result, again, once_more in zip(first, second, second[len(cases) :]):
+        assert torch.equal(result, again) and torch.equal(result, once_more)
+
+
+ENTRY_CASES = [
+    Case("entries, vectors", batch=2, height=19, width=72, padding="reflect"),
+    Case("entries, odd width", height=11, width=37, sizes=(7, 1), maps=(5, 2), padding="replicate", channels=2),
+    Case("entries, nine taps across", height=9, width=24, channels=5, sizes=(9, 3, 1, 5), maps=(2, 3, 4, 5)),
+]
+
+
+def test_plain_entries(program: Path) -> None:
+    for case, result in zip(ENTRY_CASES, run(program, ENTRY_CASES, entries=True)):
+        assert error_of(case, result) <= 1, case.name
+
+
+def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
+    check_entries_compile_to_ptx("predict_and_fuse", tmp_path)
+
+
+# ---- sanitizers and planted faults ---------------------------------------------------------------------------------
+
+# Few cases that reach every kernel, in one type: sanitizers and mutants compile and run the kernels once each.
+CORE = [
+    Case("core, vectors", width=72, height=19, images=3, sizes=(1, 3, 5)),
+    Case("core, odd width", width=41, height=11, padding="reflect", channels=2, sizes=(3, 7), maps=(4, 3)),
+    Case("core, aligned slices", width=20, height=18, layout="aligned slice", padding="replicate", sizes=(7,), maps=(50,)),
+    Case("core, every second", width=37, height=10, channels=5, layout="every second", sizes=(3,)),
+    Case("core, nine taps", width=36, height=9, sizes=(9, 3), maps=(3, 2), padding="reflect", channels=5,
+         layout="channels last"),
+    Case("core, off a 16-byte boundary", layout="offset", width=16, height=5, sizes=(3,)),
+    Case("core, seventeen levels", sizes=(1, 3) * 8 + (5,), height=3, width=8),
+]
+# The thread sanitizer is slow to make threads: the fewest blocks that can race.
+FEW_BLOCKS = [
+    Case("few blocks, vectors", width=68, height=9, sizes=(1, 3)),
+    Case("few blocks, maps in turns", width=12, height=5, sizes=(5,), maps=(73,), images=1),
+    Case("few blocks, nine taps", width=7, height=3, sizes=(9,), maps=(2,), images=1),
+]
+ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
+THREAD = ("-g", "-fsanitize=thread")
+ADDRESS = ("-g", "-fsanitize=address")
+
+
+def fails(program: Path, cases: list[Case]) -> str:
+    """Return why the cases fail on this program; an empty string if they pass."""
+    try:
+        found = run(program, cases)
+    except Failed as failure:
+        return str(failure)
+    errors = {case.name: error_of(case, result) for case, result in zip(cases, found)}
+    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if error > 1), "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
+    flags = (ONE_TYPE, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all")
+    program = build(tmp_path, *flags, operator=OPERATOR)
+    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
+
+
+KERNELS, LAUNCHES = "cuda/predict_and_fuse.cuh", "cuda/predict_and_fuse.cu"
+MUTANTS = [
+    Mutant("no barrier after the weights", "count, weights);\n          __syncthreads();", "count, weights);", KERNELS),
+    Mutant("no barrier before the weights", "__syncthreads();  // every thread is done with the previous weights", "",
+           KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no barrier between images", "__syncthreads();  // every thread is done with the previous image", "",
+           KERNELS, flags=THREAD, sign="data race"),
+    Mutant("a barrier for some threads", "if (!inside) continue;", "if (!inside) return;", KERNELS, sign="barrier"),
+    Mutant("no bound of rows", "const bool inside = row < p.height && column < p.width;",
+           "const bool inside = column < p.width;", KERNELS),
+    Mutant("no bound of columns", "if (at.row >= p.height || at.column >= p.width) return;",
+           "if (at.row >= p.height) return;", KERNELS),
+    Mutant("no room for the weights", "tile + kWeightsBytes, stream", "tile + kWeightsBytes / 2, stream", LAUNCHES,
+           flags=ADDRESS, sign="AddressSanitizer"),
+    Mutant("one map more is read", "if (m + 1 < maps) load_once", "if (m < maps) load_once", KERNELS, flags=ADDRESS,
+           sign="AddressSanitizer"),
+    Mutant("weights not transposed", "(static_cast<int64_t>(tap) * level.maps + first + m)",
+           "(static_cast<int64_t>(first + m) * K * K + tap)", KERNELS),
+    Mutant("flipped taps", "[t % K + v];", "[K - 1 - t % K + v];", KERNELS),
+    Mutant("no bias", "const bool is_bias = first + m == level.maps;", "const bool is_bias = false;", KERNELS),
+    Mutant("the first turn's maps again", "hidden + first * level.map", "hidden", KERNELS),
+    Mutant("another level's alpha", "const A alpha = p.alphas[l * p.alpha_stride];", "const A alpha = p.alphas[0];", KERNELS,
+           count=2),
+    Mutant("alphas taken as dense", "const A alpha = p.alphas[l * p.alpha_stride];", "const A alpha = p.alphas[l];",
+           KERNELS, nth=1, count=2),
+    Mutant("another channel", "load_tile<Shape, 1>(p, shared, batch, n, channel,", "load_tile<Shape, 1>(p, shared, batch, n, 0,",
+           KERNELS),
+    Mutant("later launches replace the result", "p.add_result = first_level > 0;", "p.add_result = false;", LAUNCHES),
+    Mutant("vectors without alignment", "if (!aligned(f.hidden[l], bytes) || s[4] != 1) return false;", "", LAUNCHES,
+           flags=("-fsanitize=undefined", "-fno-sanitize-recover=all")),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
+    program = plant(mutant, tmp_path, ONE_TYPE, operator=OPERATOR)
+    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
+    assert reason and mutant.sign in reason

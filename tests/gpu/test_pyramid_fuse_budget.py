@@ -1,0 +1,51 @@
+"""What pyramid_fuse's GPU kernels need of a GPU, compiled without one, against tests/gpu/gpu_budget_pyramid_fuse.json."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+
+from test_gpu_budget import cuda, triton_script
+
+BUDGET = json.loads(cuda.BUDGET.with_name("gpu_budget_pyramid_fuse.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
+@pytest.mark.parametrize("architecture", cuda.ARCHITECTURES)
+def test_cuda_kernels_keep_their_budget(architecture: int, request: pytest.FixtureRequest) -> None:
+    if architecture not in (75, 90) and not request.config.getoption("exhaustive"):
+        pytest.skip("two of seven architectures unless --exhaustive is given")
+    usages = cuda.measure(architecture, operators=("pyramid_fuse",))
+    rule = "kernels and budget differ; run scripts/gpu_budget.py --operator pyramid_fuse --update"
+    assert sorted(usages) == sorted(BUDGET), rule
+    for name, usage in usages.items():
+        budget = BUDGET[name]
+        assert usage.stack == usage.spills == usage.local == 0, f"{name} uses local memory: {usage}"
+        assert usage.registers <= budget["registers"], f"{name}: {usage.registers} registers"
+        assert usage.wide_loads >= budget["wide_loads"], f"{name}: {usage.wide_loads} loads of 16 bytes"
+        assert usage.wide_stores >= budget["wide_stores"], f"{name}: {usage.wide_stores} stores of 16 bytes"
+        assert usage.shared <= budget["shared"], f"{name}: {usage.shared} bytes of shared memory"
+        assert usage.occupancy >= budget["occupancy"], f"{name}: occupancy {usage.occupancy}"
+
+
+def test_budget_demands_wide_accesses_of_the_kernels_that_have_them() -> None:
+    for name, row in BUDGET.items():
+        vectors = "true" in name
+        # Four rows of a patch: the thread's own, and one of the margin.
+        assert row["wide_loads"] == (8 if vectors and "images_gradient" not in name else 0), name
+        assert row["wide_stores"] == (4 if vectors and "weights_gradient" not in name else 0), name
+        assert row["registers"] <= 128 and row["shared"] <= 32 << 10, name  # two blocks even of the smallest GPU's 64 KiB
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+def test_triton_kernels_compile_without_local_memory() -> None:
+    for name in triton_script.PYRAMID_KERNELS:
+        usage = triton_script.compile_kernel(name, 75)
+        assert usage["stack"] == 0, f"{name} uses local memory: {usage}"
+        assert usage["registers"] <= 255, f"{name}: {usage}"
+        if not name.startswith("weights_gradient_kernel"):  # its results are a few cells
+            assert usage["wide_stores"] >= 1, f"{name}: {usage}"
