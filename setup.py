@@ -59,7 +59,9 @@ def missing_for_cuda(torch_cuda: str | None, nvcc: Path | None) -> str | None:
         return "no nvcc with its headers was found (set CUDA_HOME); Triton will serve"
     release = re.search(r"release (\d+)", nvcc_answer(nvcc, "--version"))
     if release is None or release[1] != torch_cuda.split(".")[0]:
-        return f"{nvcc} is of CUDA {release[1] if release else 'unknown'}, torch of CUDA {torch_cuda}; Triton will serve"
+        return (
+            f"{nvcc} is of CUDA {release[1] if release else 'unknown'}, torch of CUDA {torch_cuda}; Triton will serve"
+        )
     return None
 
 

@@ -75,7 +75,11 @@ def running_time(records: list[dict], path: Path) -> bool:
 def roofline(records: list[dict], path: Path) -> bool:
     """Bytes a second that each provider of the operator achieves, under the copy and read bandwidth of the same run."""
     cases = [record for record in records if record.get("operator") == "adaptive_fuse" and record["dtype"] == "float32"]
-    cases = [record for record in cases if record["threads"] == 1 and record["step"] in ("forward", "both") and record.get("bytes_moved")]
+    cases = [
+        record
+        for record in cases
+        if record["threads"] == 1 and record["step"] in ("forward", "both") and record.get("bytes_moved")
+    ]
     roofs = {
         record["provider"]: record for record in records if record["subject"] == "bandwidth" and record["threads"] == 1
     }

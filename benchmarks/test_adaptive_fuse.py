@@ -297,7 +297,9 @@ def interpolate_first(function: Callable) -> Callable:
     def run(images: Tensor, filters: list[Tensor], alphas: Tensor) -> Tensor:
         sizes = images.shape[-2:]
         fine = [
-            F.interpolate(level.flatten(0, 1), sizes, mode="bilinear", align_corners=False).unflatten(0, level.shape[:2])
+            F.interpolate(level.flatten(0, 1), sizes, mode="bilinear", align_corners=False).unflatten(
+                0, level.shape[:2]
+            )
             for level in filters
         ]
         return function(images, fine, alphas)
@@ -319,8 +321,12 @@ def test_coarse_filters(case, compare, device):
     if name != case.provider:
         function = interpolate_first(function)
     small = coarse_inputs(replace(case, size="tiny"), device, seed=1)
-    wide = Inputs(small.images.double(), [f.double() for f in small.filters], small.alphas.double(), small.grad.double())
-    for result, value in zip(make_run(function, case.step, small)(), make_run(named("reference"), case.step, wide)(), strict=True):
+    wide = Inputs(
+        small.images.double(), [f.double() for f in small.filters], small.alphas.double(), small.grad.double()
+    )
+    for result, value in zip(
+        make_run(function, case.step, small)(), make_run(named("reference"), case.step, wide)(), strict=True
+    ):
         assert (result.double() - value).abs().max() <= TOLERANCE[torch.float32] * value.abs().max().clamp_min(1e-3)
     inputs = coarse_inputs(case, device, seed=0)
     baseline = make_run(interpolate_first(formulations.unfold), case.step, inputs)

@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(ffmef, m) {
+  m.def("adaptive_fuse(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode) -> Tensor");
   m.def(
-      "adaptive_fuse(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode) -> Tensor");
-  m.def("adaptive_fuse_responses(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode) -> (Tensor, Tensor)");
+      "adaptive_fuse_responses(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode) -> (Tensor, Tensor)");
   m.def(
       "adaptive_fuse_backward(Tensor grad, Tensor images, Tensor[] filters, Tensor alphas, str padding_mode, "
       "bool need_images, int[] need_filters, bool need_alphas) -> (Tensor, Tensor[], Tensor)");

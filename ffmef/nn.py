@@ -67,7 +67,9 @@ class AdaptiveFuse(nn.Module):
         for index, (level, size) in enumerate(zip(filters, self.kernel_sizes, strict=True)):
             # What is no filter at all, the operator explains.
             if isinstance(level, Tensor) and level.dim() == 5 and level.shape[2] != size * size:
-                raise ValueError(f"filters[{index}] must have {size * size} taps for kernel size {size}, got {level.shape[2]}")
+                raise ValueError(
+                    f"filters[{index}] must have {size * size} taps for kernel size {size}, got {level.shape[2]}"
+                )
         return adaptive_fuse(images, filters, self.alphas, padding_mode=self.padding_mode, backend=self.backend)
 
     def extra_repr(self) -> str:

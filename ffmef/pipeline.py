@@ -393,7 +393,9 @@ def _ready_model(path: Path, stamp: tuple, backend: str | None, engine: str, pla
         except ValueError as error:
             raise InputError(str(error)) from None
         if engine == "fused" and (backend is not None or place.type != "cpu"):
-            raise InputError(f"engine 'fused' runs on the CPU and chooses no backend, got backend {backend}, device {place}")
+            raise InputError(
+                f"engine 'fused' runs on the CPU and chooses no backend, got backend {backend}, device {place}"
+            )
     elif engine != "auto":
         raise InputError(f"engine must be auto for the model {type(model).__name__}, got {engine!r}")
     return model

@@ -36,6 +36,7 @@ from ffmef.training.config import Config, resolve
 from ffmef.training.report import contact_sheet
 from ffmef.training.trainer import Trainer
 
+
 def weighted(term: str, factor: float) -> Callable[[Config], dict[str, Any]]:
     """Return a change that multiplies the weight of one term of the loss on the finished picture."""
 
@@ -137,8 +138,10 @@ def run(args: argparse.Namespace) -> None:
                 print(key, dict(zip(args.metrics, np.round(scores[key], 4).tolist())), flush=True)
             rows[name] = scores[key]
         text += [f"## {part}", "", *table(rows, args.metrics), ""]
-        sheet = [[shrink(p, 320) for p in (*pair, *(pictures[key_of(part, name)][i] for name in rows))]
-                 for i, pair in enumerate(list(pairs.values())[: args.scenes])]
+        sheet = [
+            [shrink(p, 320) for p in (*pair, *(pictures[key_of(part, name)][i] for name in rows))]
+            for i, pair in enumerate(list(pairs.values())[: args.scenes])
+        ]
         write_picture(folder / f"ablation-{part}.png", Picture(contact_sheet(sheet)))
         text += [f"Columns of `ablation-{part}.png`: the two sources, {', '.join(rows)}.", ""]
     write_atomically(folder / "ablation.md", "\n".join(text).encode())

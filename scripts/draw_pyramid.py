@@ -1,6 +1,6 @@
 """Draws docs/pyramid.png: two exposures, their fusion, and the weights that the network predicts.
 
-    python scripts/draw_pyramid.py [UNDER OVER] [-o docs/pyramid.png]
+python scripts/draw_pyramid.py [UNDER OVER] [-o docs/pyramid.png]
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ WIDTH = 400
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("pictures", nargs="*", default=[EXAMPLES / "courtyard_under.jpg", EXAMPLES / "courtyard_over.jpg"])
+    parser.add_argument(
+        "pictures", nargs="*", default=[EXAMPLES / "courtyard_under.jpg", EXAMPLES / "courtyard_over.jpg"]
+    )
     parser.add_argument("-o", "--output", default="docs/pyramid.png")
     args = parser.parse_args()
     pictures = [torch.from_numpy(read_picture(path).pixels.copy()) for path in args.pictures]

@@ -1,6 +1,6 @@
 """Compiles the Triton kernels for every architecture without a GPU and prints registers, spills and wide loads.
 
-    python scripts/triton_budget.py [ARCHITECTURE ...]
+python scripts/triton_budget.py [ARCHITECTURE ...]
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ PYRAMID_KERNELS = {
     "fuse_kernel of a pyramid": ("pyramid_fuse", {"FACTOR": 8, "HAS_BELOW": True, **SHARED}),
     "adjoint_kernel of a pyramid": ("pyramid_fuse", SHARED),
     "weights_gradient_kernel of a pyramid": ("pyramid_fuse", {"FACTOR": 8, "HAS_BELOW": True, "CELLS": 8, **SHARED}),
-    "images_gradient_kernel of a pyramid": ("pyramid_fuse", {"FACTOR": 4, "HAS_FINER": True, "HAS_BELOW": True, **SHARED}),
+    "images_gradient_kernel of a pyramid": (
+        "pyramid_fuse",
+        {"FACTOR": 4, "HAS_FINER": True, "HAS_BELOW": True, **SHARED},
+    ),
 }
 INTEGERS = re.compile(
     r"(image|filter|gradient|hidden|cell|fine|fine_cell|output)_(batch|image|channel|tap|map|row|column)|(batch|image|tap|row|column)_\d"

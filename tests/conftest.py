@@ -13,8 +13,12 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="device of the tensors in operator and model tests, such as cuda")
-    parser.addoption("--dtype", action="append", choices=DTYPES, help="only this dtype where a test runs in several; repeatable")
-    parser.addoption("--exhaustive", action="store_true", help="all faults planted in CUDA kernels, not a third of them")
+    parser.addoption(
+        "--dtype", action="append", choices=DTYPES, help="only this dtype where a test runs in several; repeatable"
+    )
+    parser.addoption(
+        "--exhaustive", action="store_true", help="all faults planted in CUDA kernels, not a third of them"
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
@@ -44,7 +48,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = metafunc.config.getoption("dtype") or DTYPES
         metafunc.parametrize("dtype", [getattr(torch, name) for name in names], ids=names)
     device = metafunc.config.getoption("device")
-    for fixture, names in (("backend", ("reference", "cpu", "triton", "cuda")), ("kernel_backend", ("cpu", "triton", "cuda"))):
+    for fixture, names in (
+        ("backend", ("reference", "cpu", "triton", "cuda")),
+        ("kernel_backend", ("cpu", "triton", "cuda")),
+    ):
         if fixture in metafunc.fixturenames and fixture not in _own_parameters(metafunc):
             metafunc.parametrize(fixture, [_backend(name, device) for name in names])
 

@@ -15,7 +15,12 @@ import ffmef.models
 import ffmef.nn
 import ffmef.ops
 
-MODULES = ["ffmef", *sorted(m.name for m in pkgutil.walk_packages(ffmef.__path__, "ffmef.") if not m.name.rsplit(".")[-1].startswith("_"))]
+MODULES = [
+    "ffmef",
+    *sorted(
+        m.name for m in pkgutil.walk_packages(ffmef.__path__, "ffmef.") if not m.name.rsplit(".")[-1].startswith("_")
+    ),
+]
 
 
 def _import(name: str):
@@ -45,4 +50,6 @@ def test_public_functions_have_examples(module):
         if inspect.isfunction(value) or inspect.isclass(value):
             assert inspect.getdoc(value), f"{module.__name__}.{name} has no documentation"
             if name not in ("HierarchicalRepresentationExtractor", "SpatialAdaptiveFilterPredictor"):  # parts of FFMEF
-                assert doctest.DocTestFinder(recurse=False).find(value)[0].examples, f"{module.__name__}.{name} has no example"
+                assert doctest.DocTestFinder(recurse=False).find(value)[0].examples, (
+                    f"{module.__name__}.{name} has no example"
+                )

@@ -16,11 +16,21 @@ import ffmef
 from ffmef import _loader
 
 ROOT = Path(ffmef.__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "CMakeLists.txt", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md", "constraints.txt")
+SOURCES = (
+    "setup.py",
+    "pyproject.toml",
+    "CMakeLists.txt",
+    "README.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "CHANGELOG.md",
+    "constraints.txt",
+)
 # Programs that pip installed lie beside the interpreter, whose folder need not be on the path.
 BUILD_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 needs_sources = pytest.mark.skipif(
-    not all((ROOT / name).is_file() for name in SOURCES) or not (ROOT / "csrc").is_dir(), reason="the sources are not beside the package"
+    not all((ROOT / name).is_file() for name in SOURCES) or not (ROOT / "csrc").is_dir(),
+    reason="the sources are not beside the package",
 )
 FUSE = """
 import sys
@@ -37,7 +47,9 @@ print({name: reason for name, reason in ffmef.ops.backends().items() if name in 
 
 def _run(*command: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "FFMEF_ISA")}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(
+        [*map(str, command)], cwd=cwd, env={**env, **environment}, capture_output=True, text=True, timeout=1800
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done
 
@@ -58,12 +70,26 @@ def _environment(folder: Path) -> tuple[Path, dict[str, str]]:
     python = folder / "bin" / "python"
     site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
     # A .pth file inside these folders, such as that of an editable installation, is not followed from here.
-    (site / "outer.pth").write_text("\n".join(path for path in sys.path if path.endswith(("site-packages", "dist-packages"))))
+    (site / "outer.pth").write_text(
+        "\n".join(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))
+    )
     return python, {"PATH": str(folder / "bin"), "CXX": "", "HOME": str(folder), "OMP_NUM_THREADS": "1"}
 
 
 def _install(python: Path, wheel: Path, variables: dict[str, str]) -> None:
-    _run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--disable-pip-version-check", "--ignore-installed", wheel, **variables)
+    _run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--ignore-installed",
+        wheel,
+        **variables,
+    )
 
 
 def _fuses(python: Path, folder: Path, variables: dict[str, str]) -> dict[str, str | None]:
@@ -82,7 +108,10 @@ def _fuses(python: Path, folder: Path, variables: dict[str, str]) -> dict[str, s
 @needs_sources
 @pytest.mark.slow
 @pytest.mark.skipif(_loader.cpu_missing is not None, reason=f"no native build here: {_loader.cpu_missing}")
-@pytest.mark.skipif(not all(shutil.which(name, path=BUILD_PATH) for name in ("cmake", "c++")), reason="cmake and a C++ compiler are needed")
+@pytest.mark.skipif(
+    not all(shutil.which(name, path=BUILD_PATH) for name in ("cmake", "c++")),
+    reason="cmake and a C++ compiler are needed",
+)
 def test_wheel_with_native_code_runs_without_compilers(tmp_path):
     """Built from a source distribution, so that this too is complete."""
     sources = _sources(tmp_path / "sources")
@@ -118,8 +147,11 @@ def test_install_without_compilers_serves_by_the_reference(tmp_path):
     reasons = _fuses(python, tmp_path, variables)
     assert reasons == {"reference": None, "cpu": "the native library was not built (no C++ compiler at install time?)"}
     warned = _run(
-        python, "-c", "import torch, ffmef\nx = torch.ones(1, 1, 4, 5)\nfor _ in range(3): print(ffmef.ops.adaptive_fuse(x, [x[:, :, None]]).sum().item())",
-        cwd=tmp_path, **variables,
+        python,
+        "-c",
+        "import torch, ffmef\nx = torch.ones(1, 1, 4, 5)\nfor _ in range(3): print(ffmef.ops.adaptive_fuse(x, [x[:, :, None]]).sum().item())",
+        cwd=tmp_path,
+        **variables,
     )
     assert warned.stdout.split() == ["20.0"] * 3
     assert warned.stderr.count("ffmef runs its plain torch reference, which is slow") == 1

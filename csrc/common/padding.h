@@ -18,8 +18,7 @@ constexpr int kMaxFilterSize = 31;
 // The image coordinate that a padded coordinate reads, or -1 for a zero.
 // Reflection bounces with period 2 (size - 1), so that images smaller than the filter work.
 // Int is int64_t on the CPU; GPUs count rows and columns in 32 bits.
-template <class Int = int64_t>
-static inline FFMEF_HOST_DEVICE Int padded_index(Int position, Int size, Padding mode) {
+template <class Int = int64_t> static inline FFMEF_HOST_DEVICE Int padded_index(Int position, Int size, Padding mode) {
   if (position >= 0 && position < size) return position;
   if (mode == Padding::zeros) return -1;
   if (mode == Padding::replicate) return position < 0 ? 0 : size - 1;

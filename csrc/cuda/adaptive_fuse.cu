@@ -1,7 +1,7 @@
 // Kernels of adaptive_fuse as __global__ functions, the choice among them, and their launches.
 // `nvcc -cubin -arch=sm_75 csrc/cuda/adaptive_fuse.cu` compiles it alone.
-#include "adaptive_fuse.h"
 #include "adaptive_fuse.cuh"
+#include "adaptive_fuse.h"
 #include "adaptive_fuse_coarse.cuh"
 #include "launch.cuh"
 
@@ -23,8 +23,7 @@ __global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, 
   fuse_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
-template <class T>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
+template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
     fuse_direct_kernel(const __grid_constant__ Problem<T> p) {
   fuse_direct<T>(p);
 }
@@ -36,8 +35,7 @@ __global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, 
   filters_gradient_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
-template <class T>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
+template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
     filters_gradient_direct_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   filters_gradient_direct<T>(p, reinterpret_cast<Accumulate<T>*>(shared));
@@ -50,8 +48,7 @@ __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 
   images_gradient<T, Index, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
-template <class T>
-__global__ void __launch_bounds__(kReduceThreads)
+template <class T> __global__ void __launch_bounds__(kReduceThreads)
     sum_level_partials_kernel(const Accumulate<T>* partials, int64_t count, Accumulate<T>* alphas_gradient) {
   FFMEF_DYNAMIC_SHARED(shared);
   sum_level_partials<T>(partials, count, alphas_gradient, reinterpret_cast<double*>(shared));
@@ -84,7 +81,13 @@ template <class T> Problem<T> make_problem(const ffmef_fusion& f, int first_leve
   p.images = {static_cast<const T*>(f.images), s[0], s[1], s[2], s[3], s[4]};
   for (int l = 0; l < level_count; ++l) {
     const int64_t* t = f.filter_strides[first_level + l];
-    p.levels[l] = {static_cast<const T*>(f.filters[first_level + l]), nullptr, t[0], t[1], t[2], t[3], t[4],
+    p.levels[l] = {static_cast<const T*>(f.filters[first_level + l]),
+                   nullptr,
+                   t[0],
+                   t[1],
+                   t[2],
+                   t[3],
+                   t[4],
                    f.sizes[first_level + l]};
     p.halo_rows = std::max(p.halo_rows, f.sizes[first_level + l] / 2);
   }
@@ -227,14 +230,12 @@ cudaError_t launch_filters_gradient(const BackwardPlan& plan, Problem<T>& p, cud
                 tile_bytes<Shape, C>(p) + sums_bytes<Shape>(p), stream, p);
 }
 
-template <class T>
-cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cudaStream_t stream) {
+template <class T> cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cudaStream_t stream) {
   constexpr int V = kVector<T>, C = kChannelsAtOnce;
   const BackwardPlan plan = plan_backward<T>(f, g);
   Accumulate<T>* const workspace = static_cast<Accumulate<T>*>(g.workspace);
-  const bool narrow_index =
-      filters_fit_32_bits(f) &&
-      fits_32_bits((f.height - 1) * g.output_strides[2] + (f.width - 1) * g.output_strides[3]);
+  const bool narrow_index = filters_fit_32_bits(f) &&
+                            fits_32_bits((f.height - 1) * g.output_strides[2] + (f.width - 1) * g.output_strides[3]);
   cudaError_t error = cudaSuccess;
 
   for (int first = 0; first < f.level_count && error == cudaSuccess; first += kLevelsPerLaunch) {
@@ -273,7 +274,8 @@ cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cud
 
   const int64_t blocks = plan.partials_with_images ? plan.images_blocks : plan.filters_blocks;
   FFMEF_LAUNCH(sum_level_partials_kernel<T>, static_cast<unsigned>(f.level_count), kReduceThreads,
-               sizeof(double) * (kReduceThreads / kWarp), stream, workspace, blocks, static_cast<Accumulate<T>*>(g.alphas));
+               sizeof(double) * (kReduceThreads / kWarp), stream, workspace, blocks,
+               static_cast<Accumulate<T>*>(g.alphas));
   return cudaGetLastError();
 }
 
@@ -320,8 +322,9 @@ template <class T> cudaError_t forward_coarse(const ffmef_fusion& f, void* outpu
     CoarseProblem<T> q = make_coarse_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
     q.all.output = static_cast<T*>(output);
     const int64_t blocks = blocks_over(q, f.height, f.width, f.batch * divide_up(f.channels, kChannelsAtOnce));
-    const cudaError_t error = launch(places_fit_32_bits(f) ? fuse_coarse_kernel<T, int> : fuse_coarse_kernel<T, int64_t>,
-                                     blocks, Tile<T, 1>::kThreads, 0, stream, q);
+    const cudaError_t error =
+        launch(places_fit_32_bits(f) ? fuse_coarse_kernel<T, int> : fuse_coarse_kernel<T, int64_t>, blocks,
+               Tile<T, 1>::kThreads, 0, stream, q);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -394,8 +397,8 @@ cudaError_t backward_coarse(const ffmef_fusion& f, const ffmef_fusion_gradients&
     q.all.gradient = gradient;
     q.all.levels[0].gradient = target;
     q.all.partials = own.alphas == nullptr ? nullptr : static_cast<Accumulate<T>*>(g.workspace);
-    const int64_t blocks = blocks_over(q, q.grids[0].down, q.grids[0].across,
-                                       f.batch * f.image_count * one.sizes[0] * one.sizes[0]);
+    const int64_t blocks =
+        blocks_over(q, q.grids[0].down, q.grids[0].across, f.batch * f.image_count * one.sizes[0] * one.sizes[0]);
     error = launch(narrow_places ? cells_gradient_kernel<T, int> : cells_gradient_kernel<T, int64_t>, blocks,
                    Tile<T, 1>::kThreads, kWide * (Tile<T, 1>::kThreads / kWarp), stream, q);
     if (error != cudaSuccess) return error;
@@ -426,7 +429,8 @@ extern "C" int64_t ffmef_cuda_adaptive_fuse_workspace(const ffmef_fusion* fusion
                                                       const ffmef_fusion_gradients* gradients) {
   return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int64_t {
     using T = decltype(zero);
-    const auto bytes = ffmef::cuda::any_coarse(*fusion) ? ffmef::cuda::coarse_workspace_bytes<T> : ffmef::cuda::workspace_bytes<T>;
+    const auto bytes =
+        ffmef::cuda::any_coarse(*fusion) ? ffmef::cuda::coarse_workspace_bytes<T> : ffmef::cuda::workspace_bytes<T>;
     return bytes(*fusion, *gradients);
   });
 }

@@ -42,7 +42,7 @@ template <class T> struct Problem {
   Accumulate<T>* partials;  // (levels, blocks) sums of the alpha gradient, or null
   int level_count, batch, image_count, channels, height, width;
   Padding padding;
-  int halo_rows;    // largest k / 2
+  int halo_rows;  // largest k / 2
   int tiles_across, tiles_down;
   bool add_result;  // a further launch of a problem with more than kLevelsPerLaunch levels
 };
@@ -67,11 +67,11 @@ template <class Shape, int V, class AnyProblem>
 __device__ __forceinline__ Position position_of_thread(const AnyProblem& p) {
   const unsigned block = blockIdx.x, rest = block / static_cast<unsigned>(p.tiles_across);
   const int thread = static_cast<int>(threadIdx.x);
-  return {static_cast<int>(rest / static_cast<unsigned>(p.tiles_down)),
-          static_cast<int>(rest % static_cast<unsigned>(p.tiles_down)) * Shape::kHeight +
-              thread / Shape::kThreadsAcross,
-          static_cast<int>(block % static_cast<unsigned>(p.tiles_across)) * Shape::kWidth +
-              thread % Shape::kThreadsAcross * V};
+  return {
+      static_cast<int>(rest / static_cast<unsigned>(p.tiles_down)),
+      static_cast<int>(rest % static_cast<unsigned>(p.tiles_down)) * Shape::kHeight + thread / Shape::kThreadsAcross,
+      static_cast<int>(block % static_cast<unsigned>(p.tiles_across)) * Shape::kWidth +
+          thread % Shape::kThreadsAcross * V};
 }
 
 // Fills C planes of shared memory with one image's channels around the block's tile, padding resolved.
@@ -141,7 +141,7 @@ template <int K, int V, int C, class T>
 __device__ __forceinline__ void fuse_level(const Accumulate<T>* tile, int plane, int pitch, const T* filters,
                                            int tap_stride, Accumulate<T> alpha, Accumulate<T> (&result)[C][V]) {
   Accumulate<T> sum[C][V] = {};
-#pragma unroll kRowsUnrolled<K>
+#pragma unroll kRowsUnrolled < K>
   for (int i = 0; i < K; ++i) {
     Accumulate<T> window[C][V + K - 1];
 #pragma unroll
@@ -171,8 +171,7 @@ __device__ __forceinline__ void store_result(T* target, bool add, Accumulate<T> 
   store<V>(target, values);
 }
 
-template <class T, int V, int C>
-__device__ __forceinline__ void fuse_tiled(const Problem<T>& p, Accumulate<T>* tile) {
+template <class T, int V, int C> __device__ __forceinline__ void fuse_tiled(const Problem<T>& p, Accumulate<T>* tile) {
   using Shape = Tile<T, V>;
   const int groups = (p.channels + C - 1) / C;
   const Position at = position_of_thread<Shape, V>(p);
@@ -223,8 +222,8 @@ template <class T> __device__ __forceinline__ void fuse_direct(const Problem<T>&
     const T* image = p.images.data + batch * p.images.batch + n * p.images.image + first_channel * p.images.channel;
     for (int l = 0; l < p.level_count; ++l) {
       const LevelView<T>& level = p.levels[l];
-      const T* filters = level.filters + batch * level.batch + n * level.image + at.row * level.row +
-                         at.column * level.column;
+      const T* filters =
+          level.filters + batch * level.batch + n * level.image + at.row * level.row + at.column * level.column;
       const int radius = level.size / 2;
       Accumulate<T> sum[C] = {};
       for (int i = -radius; i <= radius; ++i) {
@@ -293,9 +292,8 @@ template <int Threads, class A> struct LevelSums {
 constexpr int kReduceThreads = 256;
 
 // One block a level. float64 costs nothing at this size and makes the result independent of the picture's size.
-template <class T>
-__device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials, int64_t count,
-                                                   Accumulate<T>* alphas_gradient, double* sums) {
+template <class T> __device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials, int64_t count,
+                                                                      Accumulate<T>* alphas_gradient, double* sums) {
   double sum = 0;
   for (int64_t i = threadIdx.x; i < count; i += kReduceThreads) sum += partials[blockIdx.x * count + i];
   const LevelSums<kReduceThreads, double> level_sums{sums};
@@ -311,11 +309,12 @@ __device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials
 // ---- gradient of the filters: alpha_l * g * shifted image ------------------------------------------------------------
 
 template <int K, int V, int C, class T>
-__device__ __forceinline__ Accumulate<T> filters_gradient_level(
-    const Accumulate<T>* tile, int plane, int pitch, const Accumulate<T> (&gradient)[C][V], Accumulate<T> alpha,
-    T* target, int target_stride, const T* filters, int tap_stride) {
+__device__ __forceinline__ Accumulate<T> filters_gradient_level(const Accumulate<T>* tile, int plane, int pitch,
+                                                                const Accumulate<T> (&gradient)[C][V],
+                                                                Accumulate<T> alpha, T* target, int target_stride,
+                                                                const T* filters, int tap_stride) {
   Accumulate<T> sum = 0;
-#pragma unroll kRowsUnrolled<K>
+#pragma unroll kRowsUnrolled < K>
   for (int i = 0; i < K; ++i) {
     Accumulate<T> window[C][V + K - 1];
 #pragma unroll
@@ -361,8 +360,8 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
 #pragma unroll
     for (int c = 0; c < C; ++c) {
       if (c >= p.channels) break;
-      const T* source = p.gradient.data + batch * p.gradient.batch + c * p.gradient.channel +
-                        at.row * p.gradient.row + at.column * p.gradient.column;
+      const T* source = p.gradient.data + batch * p.gradient.batch + c * p.gradient.channel + at.row * p.gradient.row +
+                        at.column * p.gradient.column;
 #pragma unroll
       for (int v = 0; v < V; ++v) gradient[c][v] = widen(source[v * p.gradient.column]);
     }
@@ -381,10 +380,11 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
         const int pixel = at.row * p.width + at.column;
         const int64_t plane_of_target = (static_cast<int64_t>(batch) * p.image_count + n) * level.size * level.size;
         T* target = level.gradient == nullptr ? nullptr : level.gradient + plane_of_target * pixels + pixel;
-        const T* filters = p.partials == nullptr
-                               ? nullptr
-                               : level.filters + batch * level.batch + n * level.image +
-                                     (at.row * static_cast<int>(level.row) + at.column * static_cast<int>(level.column));
+        const T* filters =
+            p.partials == nullptr
+                ? nullptr
+                : level.filters + batch * level.batch + n * level.image +
+                      (at.row * static_cast<int>(level.row) + at.column * static_cast<int>(level.column));
         const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
         with_size<false>(level.size, [&](auto size) {
           constexpr int K = decltype(size)::value;
@@ -408,8 +408,8 @@ template <class T> __device__ __forceinline__ void filters_gradient_direct(const
   if (p.partials != nullptr) level_sums.clear(p.level_count);
 
   const T* source = p.images.data + batch * p.images.batch + image * p.images.image;
-  const T* gradient = p.gradient.data + batch * p.gradient.batch + at.row * p.gradient.row +
-                      at.column * p.gradient.column;
+  const T* gradient =
+      p.gradient.data + batch * p.gradient.batch + at.row * p.gradient.row + at.column * p.gradient.column;
   const int64_t pixels = static_cast<int64_t>(p.height) * p.width;
   for (int l = 0; l < p.level_count; ++l) {
     const LevelView<T>& level = p.levels[l];
@@ -419,8 +419,8 @@ template <class T> __device__ __forceinline__ void filters_gradient_direct(const
       const int radius = level.size / 2;
       const int64_t first_plane = static_cast<int64_t>(at.plane) * level.size * level.size;
       const int64_t first = first_plane * pixels + static_cast<int64_t>(at.row) * p.width + at.column;
-      const T* filters = level.filters + batch * level.batch + image * level.image + at.row * level.row +
-                         at.column * level.column;
+      const T* filters =
+          level.filters + batch * level.batch + image * level.image + at.row * level.row + at.column * level.column;
       const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       int tap = 0;
       for (int i = -radius; i <= radius; ++i) {
@@ -477,13 +477,14 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   const int size = K > 0 ? K : level.size, radius = size / 2;
   const Index tap_stride = static_cast<Index>(level.tap), row_stride = static_cast<Index>(level.row),
               column_stride = static_cast<Index>(level.column);
-  const Index gradient_row = static_cast<Index>(p.gradient.row), gradient_column = static_cast<Index>(p.gradient.column);
+  const Index gradient_row = static_cast<Index>(p.gradient.row),
+              gradient_column = static_cast<Index>(p.gradient.column);
   const Places rows{at.row, p.height, radius, p.padding}, columns{at.column, p.width, radius, p.padding};
   for (int r = 0; r < rows.count(); ++r) {
     if (!rows.shows(r)) continue;
     for (int s = 0; s < columns.count(); ++s) {
       if (!columns.shows(s)) continue;
-#pragma unroll kRowsUnrolled<K>
+#pragma unroll kRowsUnrolled < K>
       for (int i = 0; i < size; ++i) {
         const int row = rows[r] + radius - i;  // the output that sees this place through tap row i
         if (row < 0 || row >= p.height) continue;

@@ -22,10 +22,10 @@ typedef struct {
   const void* images;
   int64_t image_strides[5]; /* batch, image, channel, row, column */
   int level_count;
-  const int* sizes;            /* k of each level, odd */
-  const void* const* filters;  /* (batch, image, k * k, row, column) each */
+  const int* sizes;           /* k of each level, odd */
+  const void* const* filters; /* (batch, image, k * k, row, column) each */
   const int64_t (*filter_strides)[5];
-  const void* alphas;                 /* (levels,); float64 with float64 images, else float32 */
+  const void* alphas; /* (levels,); float64 with float64 images, else float32 */
   int64_t alpha_stride;
   const int64_t (*filter_grids)[2]; /* rows and columns of each level's filters where some are on a coarser grid that
                                        spans the images, 1 to those of the images; null where none is */
@@ -38,7 +38,7 @@ typedef struct {
   void* images;
   void* const* filters; /* array of level_count pointers, or null */
   void* alphas;         /* (levels,), of the dtype of alphas */
-  void* workspace; /* ffmef_cuda_adaptive_fuse_workspace bytes, aligned to 8; needed for the gradient of alphas */
+  void* workspace;      /* ffmef_cuda_adaptive_fuse_workspace bytes, aligned to 8; needed for the gradient of alphas */
 } ffmef_fusion_gradients;
 
 int ffmef_cuda_adaptive_fuse(const ffmef_fusion* fusion, void* output, void* stream);

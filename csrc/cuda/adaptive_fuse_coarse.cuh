@@ -38,8 +38,12 @@ __device__ __forceinline__ Reading<Accumulate<T>> reading_at(const CoarseProblem
   if (!grid.coarse) return {row * level.row, 0, column * level.column, 0, A(0), A(0), false};
   const Tap<Index, A> down = tap_of<A>(spanning<Index>(grid.down, q.all.height), static_cast<Index>(row));
   const Tap<Index, A> across = tap_of<A>(spanning<Index>(grid.across, q.all.width), static_cast<Index>(column));
-  return {down.first * level.row,      down.second * level.row, across.first * level.column,
-          across.second * level.column, down.share,             across.share,
+  return {down.first * level.row,
+          down.second * level.row,
+          across.first * level.column,
+          across.second * level.column,
+          down.share,
+          across.share,
           true};
 }
 

@@ -43,8 +43,8 @@ __device__ __forceinline__ void fill(Problem<float>& p, const EntryLevels& level
       const int size = levels.sizes[l];
       if (size == 0) continue;
       const int64_t image = static_cast<int64_t>(size) * size * pixels;
-      p.levels[p.level_count++] = {levels.filters[l], levels.gradients[l], n.image_count * image, image, pixels, columns,
-                                   1, size};
+      p.levels[p.level_count++] = {
+          levels.filters[l], levels.gradients[l], n.image_count * image, image, pixels, columns, 1, size};
       p.halo_rows = p.halo_rows > size / 2 ? p.halo_rows : size / 2;
     }
     p.alphas = alphas;
@@ -65,7 +65,8 @@ __device__ __forceinline__ void fill(Problem<float>& p, const EntryLevels& level
   __syncthreads();
 }
 
-template <int V> constexpr int kTileFloats = kBuffers<1> * (Tile<float, V>::kHeight + 2 * kEntryRadius) * Tile<float, V>::kPitch;
+template <int V> constexpr int kTileFloats =
+    kBuffers<1> * (Tile<float, V>::kHeight + 2 * kEntryRadius) * Tile<float, V>::kPitch;
 constexpr int kSumFloats = kEntryLevels * 256 / kWarp;
 
 }  // namespace
@@ -88,7 +89,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
-    ffmef_adaptive_fuse_f32_vectors(const float* images, FFMEF_LEVELS, const float* alphas, float* output, FFMEF_SIZES) {
+    ffmef_adaptive_fuse_f32_vectors(const float* images, FFMEF_LEVELS, const float* alphas, float* output,
+                                    FFMEF_SIZES) {
   using namespace ffmef::cuda;
   __shared__ Problem<float> problem;
   __align__(16) __shared__ float tile[kTileFloats<4>];
@@ -108,9 +110,10 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   fuse_direct<float>(problem);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) ffmef_adaptive_fuse_filters_gradient_f32(
-    const float* gradient, const float* images, FFMEF_LEVELS, const float* alphas, float* gradient_0, float* gradient_1,
-    float* gradient_2, float* gradient_3, float* partials, FFMEF_SIZES) {
+extern "C" __global__ void __launch_bounds__(256, 2)
+    ffmef_adaptive_fuse_filters_gradient_f32(const float* gradient, const float* images, FFMEF_LEVELS,
+                                             const float* alphas, float* gradient_0, float* gradient_1,
+                                             float* gradient_2, float* gradient_3, float* partials, FFMEF_SIZES) {
   using namespace ffmef::cuda;
   __shared__ Problem<float> problem;
   __shared__ float sums[kSumFloats];
@@ -123,9 +126,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) ffmef_adaptive_fuse_filters
   filters_gradient_direct<float>(problem, sums);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) ffmef_adaptive_fuse_filters_gradient_f32_vectors(
-    const float* gradient, const float* images, FFMEF_LEVELS, const float* alphas, float* gradient_0, float* gradient_1,
-    float* gradient_2, float* gradient_3, float* partials, FFMEF_SIZES) {
+extern "C" __global__ void __launch_bounds__(256, 2)
+    ffmef_adaptive_fuse_filters_gradient_f32_vectors(const float* gradient, const float* images, FFMEF_LEVELS,
+                                                     const float* alphas, float* gradient_0, float* gradient_1,
+                                                     float* gradient_2, float* gradient_3, float* partials,
+                                                     FFMEF_SIZES) {
   using namespace ffmef::cuda;
   __shared__ Problem<float> problem;
   __align__(16) __shared__ float tile[kTileFloats<4> + kSumFloats];
@@ -138,9 +143,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) ffmef_adaptive_fuse_filters
   filters_gradient_tiled<float, 4, 1>(problem, tile);
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) ffmef_adaptive_fuse_images_gradient_f32(
-    const float* gradient, const float* images, FFMEF_LEVELS, const float* alphas, float* images_gradient_output,
-    float* partials, FFMEF_SIZES) {
+extern "C" __global__ void __launch_bounds__(256, 2)
+    ffmef_adaptive_fuse_images_gradient_f32(const float* gradient, const float* images, FFMEF_LEVELS,
+                                            const float* alphas, float* images_gradient_output, float* partials,
+                                            FFMEF_SIZES) {
   using namespace ffmef::cuda;
   __shared__ Problem<float> problem;
   __shared__ float sums[kSumFloats];

@@ -91,10 +91,11 @@ struct Call {
     for (int axis = 0; axis < 5; ++axis) fusion.image_strides[axis] = images.stride(axis);
     for (size_t l = 0; l < levels.size(); ++l) {
       const Tensor& f = levels[l];
-      STD_TORCH_CHECK(f.is_cuda() && f.get_device_index() == images.get_device_index() && f.dim() == 5 &&
-                          f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
-                          f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
-                      "filters[", l, "] must be (B, N, k*k, h, w) of the images' dtype, device and sizes or a coarser grid's");
+      STD_TORCH_CHECK(
+          f.is_cuda() && f.get_device_index() == images.get_device_index() && f.dim() == 5 &&
+              f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) && f.size(1) == images.size(1) &&
+              fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
+          "filters[", l, "] must be (B, N, k*k, h, w) of the images' dtype, device and sizes or a coarser grid's");
       sizes.push_back(side_of(f.size(2), "filters", l));
       filters.push_back(f.const_data_ptr());
       strides.push_back({f.stride(0), f.stride(1), f.stride(2), f.stride(3), f.stride(4)});
@@ -103,8 +104,8 @@ struct Call {
     fusion.level_count = static_cast<int>(levels.size());
     fusion.sizes = sizes.data();
     fusion.filters = filters.data();
-    fusion.filter_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
-    fusion.filter_grids = reinterpret_cast<const int64_t(*)[2]>(grids.data());
+    fusion.filter_strides = reinterpret_cast<const int64_t (*)[5]>(strides.data());
+    fusion.filter_grids = reinterpret_cast<const int64_t (*)[2]>(grids.data());
     fusion.alphas = alphas.const_data_ptr();
     fusion.alpha_stride = alphas.stride(0);
   }
@@ -144,9 +145,10 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
   std::vector<void*> filter_grad_data;
   for (size_t l = 0; l < filters.size(); ++l) {
     const Tensor& level = filters[l];
-    filter_grads.push_back(need_filters[l] ? torch::stable::new_empty(level, {level.size(0), level.size(1), level.size(2),
-                                                                              level.size(3), level.size(4)})
-                                           : torch::stable::new_empty(level, {0}));
+    filter_grads.push_back(need_filters[l]
+                               ? torch::stable::new_empty(
+                                     level, {level.size(0), level.size(1), level.size(2), level.size(3), level.size(4)})
+                               : torch::stable::new_empty(level, {0}));
     filter_grad_data.push_back(need_filters[l] ? filter_grads[l].mutable_data_ptr() : nullptr);
   }
 
@@ -174,8 +176,8 @@ Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vecto
       given_alphas, images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
   const size_t levels = hidden.size();
   STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
-  STD_TORCH_CHECK(weight.size() == levels && bias.size() == levels, "weight and bias must have a tensor for each of the ",
-                  levels, " levels of hidden");
+  STD_TORCH_CHECK(weight.size() == levels && bias.size() == levels,
+                  "weight and bias must have a tensor for each of the ", levels, " levels of hidden");
   const auto fits = [&](const Tensor& t) {
     return t.is_cuda() && t.get_device_index() == images.get_device_index() && t.scalar_type() == images.scalar_type();
   };
@@ -218,7 +220,7 @@ Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vecto
   p.sizes = sizes.data();
   p.maps = maps.data();
   p.hidden = hidden_data.data();
-  p.hidden_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
+  p.hidden_strides = reinterpret_cast<const int64_t (*)[5]>(strides.data());
   p.weight = weight_data.data();
   p.bias = bias_data.data();
   p.alphas = alphas.const_data_ptr();
@@ -245,21 +247,24 @@ ffmef_pyramid pyramid_of(const Tensor& images, const Tensor& weights, const Tens
   p.height = images.size(3);
   p.width = images.size(4);
   const int64_t bands = weights.size(1);
-  STD_TORCH_CHECK(scale >= 1 && scale <= 64 && (scale & (scale - 1)) == 0 && bands < 7 && (int64_t(1) << bands) <= scale,
-                  "scale must be a power of two from 2^L to 64, got ", scale);
+  STD_TORCH_CHECK(
+      scale >= 1 && scale <= 64 && (scale & (scale - 1)) == 0 && bands < 7 && (int64_t(1) << bands) <= scale,
+      "scale must be a power of two from 2^L to 64, got ", scale);
   STD_TORCH_CHECK(p.image_count > 0 && p.channels > 0 && p.height > 0 && p.width > 0, "images must not be empty");
   const int64_t down = (p.height + scale - 1) / scale, across = (p.width + scale - 1) / scale;
   STD_TORCH_CHECK(weights.size(0) == p.batch && weights.size(2) == p.image_count && weights.size(3) == down &&
                       weights.size(4) == across,
                   "weights must be (B, L, N, ceil(H / scale), ceil(W / scale))");
-  STD_TORCH_CHECK(base.size(0) == p.batch && base.size(1) == p.image_count && base.size(2) == down && base.size(3) == across,
-                  "base must be (B, N, ceil(H / scale), ceil(W / scale))");
+  STD_TORCH_CHECK(
+      base.size(0) == p.batch && base.size(1) == p.image_count && base.size(2) == down && base.size(3) == across,
+      "base must be (B, N, ceil(H / scale), ceil(W / scale))");
   p.bands = static_cast<int>(bands);
   p.scale = static_cast<int>(scale);
   p.images = images.const_data_ptr();
   p.weights = weights.const_data_ptr();
   p.base = base.const_data_ptr();
-  for (int axis = 0; axis < 5; ++axis) p.image_strides[axis] = images.stride(axis), p.weight_strides[axis] = weights.stride(axis);
+  for (int axis = 0; axis < 5; ++axis)
+    p.image_strides[axis] = images.stride(axis), p.weight_strides[axis] = weights.stride(axis);
   for (int axis = 0; axis < 4; ++axis) p.base_strides[axis] = base.stride(axis);
   return p;
 }
@@ -269,8 +274,9 @@ Tensor pyramid_fuse_cuda(const Tensor& images, const Tensor& weights, const Tens
   const ffmef_pyramid p = pyramid_of(images, weights, base, scale);
   Tensor output = torch::stable::new_empty(images, {p.batch, p.channels, p.height, p.width});
   Tensor workspace = workspace_of(images, ffmef_cuda_pyramid_fuse_workspace(&p));
-  check_launch(ffmef_cuda_pyramid_fuse(&p, output.mutable_data_ptr(), workspace.mutable_data_ptr(), current_stream(images)),
-               "pyramid_fuse");
+  check_launch(
+      ffmef_cuda_pyramid_fuse(&p, output.mutable_data_ptr(), workspace.mutable_data_ptr(), current_stream(images)),
+      "pyramid_fuse");
   return output;
 }
 
@@ -298,7 +304,8 @@ std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cuda(const Tensor& grad
   g.weights = need_weights ? weight_grad.mutable_data_ptr() : nullptr;
   g.base = need_base ? base_grad.mutable_data_ptr() : nullptr;
   Tensor workspace = workspace_of(images, ffmef_cuda_pyramid_fuse_backward_workspace(&p, &g));
-  check_launch(ffmef_cuda_pyramid_fuse_backward(&p, &g, workspace.mutable_data_ptr(), current_stream(images)), "pyramid_fuse");
+  check_launch(ffmef_cuda_pyramid_fuse_backward(&p, &g, workspace.mutable_data_ptr(), current_stream(images)),
+               "pyramid_fuse");
   return {image_grad, weight_grad, base_grad};
 }
 

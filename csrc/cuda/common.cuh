@@ -21,8 +21,12 @@
 namespace ffmef::cuda {
 
 // Half precision is accumulated in float32, float64 in float64.
-template <class T> struct AccumulateIn { using type = float; };
-template <> struct AccumulateIn<double> { using type = double; };
+template <class T> struct AccumulateIn {
+  using type = float;
+};
+template <> struct AccumulateIn<double> {
+  using type = double;
+};
 template <class T> using Accumulate = typename AccumulateIn<T>::type;
 
 __device__ __forceinline__ float widen(float value) { return value; }
@@ -43,12 +47,15 @@ template <class T> constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
 // What one load or store of so many bytes moves.
 template <size_t Bytes> struct RawBytes;
-template <> struct RawBytes<8> { using type = uint2; };
-template <> struct RawBytes<16> { using type = uint4; };
+template <> struct RawBytes<8> {
+  using type = uint2;
+};
+template <> struct RawBytes<16> {
+  using type = uint4;
+};
 
 // Reads V neighbouring values that will not be used again (they should not push the images out of the cache).
-template <int V, class T>
-__device__ __forceinline__ void load_once(const T* source, Accumulate<T> (&values)[V]) {
+template <int V, class T> __device__ __forceinline__ void load_once(const T* source, Accumulate<T> (&values)[V]) {
   if constexpr (V == 1) {
     values[0] = widen(__ldcs(source));
   } else {
@@ -61,8 +68,7 @@ __device__ __forceinline__ void load_once(const T* source, Accumulate<T> (&value
   }
 }
 
-template <int V, class T>
-__device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V]) {
+template <int V, class T> __device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V]) {
   if constexpr (V == 1) {
     target[0] = narrow<T>(values[0]);
   } else {

@@ -16,11 +16,12 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline bool fits_32_bits(int64_t largest_offset) { return largest_offset <= INT_MAX; }
 
-inline bool aligned(const void* pointer, size_t bytes = 16) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+inline bool aligned(const void* pointer, size_t bytes = 16) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
 
-template <class Kernel, class Problem>
-cudaError_t launch(Kernel kernel, int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
-                   const Problem& p) {
+template <class Kernel, class Problem> cudaError_t launch(Kernel kernel, int64_t blocks, int threads,
+                                                          size_t shared_bytes, cudaStream_t stream, const Problem& p) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
   FFMEF_LAUNCH(kernel, static_cast<unsigned>(blocks), threads, shared_bytes, stream, p);

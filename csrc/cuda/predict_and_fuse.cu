@@ -1,8 +1,8 @@
 // Kernels of predict_and_fuse as __global__ functions, the choice between them, and their launches.
 // `nvcc -cubin -arch=sm_75 csrc/cuda/predict_and_fuse.cu` compiles it alone.
-#include "predict_and_fuse.h"
-#include "predict_and_fuse.cuh"
 #include "launch.cuh"
+#include "predict_and_fuse.cuh"
+#include "predict_and_fuse.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -11,15 +11,13 @@ namespace ffmef::cuda {
 namespace {
 
 // Two blocks on a multiprocessor: arithmetic bounds these kernels, and registers hold what a filter sees.
-template <class T, int V>
-__global__ void __launch_bounds__(Tile<T, V>::kThreads, 2)
+template <class T, int V> __global__ void __launch_bounds__(Tile<T, V>::kThreads, 2)
     predict_and_fuse_tiled_kernel(const __grid_constant__ Prediction<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   predict_and_fuse_tiled<T, V>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
-template <class T>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads, 2)
+template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, 2)
     predict_and_fuse_direct_kernel(const __grid_constant__ Prediction<T> p) {
   predict_and_fuse_direct<T>(p);
 }
@@ -31,8 +29,9 @@ template <class T> Prediction<T> make_prediction(const ffmef_prediction& f, int 
   for (int i = 0; i < level_count; ++i) {
     const int l = first_level + i;
     const int64_t* t = f.hidden_strides[l];
-    p.levels[i] = {static_cast<const T*>(f.hidden[l]), t[0], t[1], t[2], t[3], t[4], static_cast<const T*>(f.weight[l]),
-                   static_cast<const T*>(f.bias[l]), f.sizes[l], f.maps[l]};
+    p.levels[i] = {
+        static_cast<const T*>(f.hidden[l]), t[0],       t[1],     t[2], t[3], t[4], static_cast<const T*>(f.weight[l]),
+        static_cast<const T*>(f.bias[l]),   f.sizes[l], f.maps[l]};
     p.halo_rows = std::max(p.halo_rows, f.sizes[l] / 2);
   }
   p.alphas = static_cast<const Accumulate<T>*>(f.alphas) + first_level * f.alpha_stride;
@@ -82,8 +81,8 @@ template <class Shape, class T> int64_t set_tiles(Prediction<T>& p) {
 template <class T, int V> cudaError_t launch_tiled(Prediction<T>& p, cudaStream_t stream) {
   using Shape = Tile<T, V>;
   const size_t tile = sizeof(Accumulate<T>) * (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
-  return launch(predict_and_fuse_tiled_kernel<T, V>, set_tiles<Shape>(p) * p.batch * p.channels,
-                           Shape::kThreads, tile + kWeightsBytes, stream, p);
+  return launch(predict_and_fuse_tiled_kernel<T, V>, set_tiles<Shape>(p) * p.batch * p.channels, Shape::kThreads,
+                tile + kWeightsBytes, stream, p);
 }
 
 template <class T> cudaError_t predict(const ffmef_prediction& f, void* output, cudaStream_t stream) {

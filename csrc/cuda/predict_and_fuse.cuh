@@ -44,9 +44,9 @@ constexpr int kWeightsBytes = 8 << 10;  // of shared memory: more maps than fit 
 template <int K, class A> constexpr int kMapsAtOnce = kWeightsBytes / static_cast<int>(sizeof(A)) / kTapPitch<K, A>;
 
 // Fills shared memory with the weights of maps [first, first + count), times alpha; map M is the bias.
-template <int K, int Threads, class T>
-__device__ __forceinline__ void load_weights(const HeadView<T>& level, Accumulate<T> alpha, int first, int count,
-                                             Accumulate<T>* weights) {
+template <int K, int Threads, class T> __device__ __forceinline__ void load_weights(const HeadView<T>& level,
+                                                                                    Accumulate<T> alpha, int first,
+                                                                                    int count, Accumulate<T>* weights) {
   for (int i = static_cast<int>(threadIdx.x); i < count * K * K; i += Threads) {
     const int tap = i / count, m = i % count;
     const bool is_bias = first + m == level.maps;
@@ -65,10 +65,10 @@ template <int Group, class A> __device__ __forceinline__ void load_taps(const A*
 }
 
 // Adds what `count` maps contribute to V pixels: each map's value times its filter's response to the tile at `origin`.
-template <int K, int V, class T>
-__device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch, const Accumulate<T>* weights,
-                                         const T* hidden, int64_t map_stride, int count, bool with_bias,
-                                         Accumulate<T> (&result)[V]) {
+template <int K, int V, class T> __device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch,
+                                                                          const Accumulate<T>* weights, const T* hidden,
+                                                                          int64_t map_stride, int count, bool with_bias,
+                                                                          Accumulate<T> (&result)[V]) {
   using A = Accumulate<T>;
   constexpr bool kKept = kKeepsWindow<K, V, A>;
   A window[kKept ? K : 1][V + K - 1];
@@ -120,8 +120,9 @@ __device__ __forceinline__ void predict_and_fuse_tiled(const Prediction<T>& p, A
   const int batch = static_cast<int>(block / static_cast<unsigned>(p.tiles_across * p.tiles_down));
   const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross;
   const int tile_column = static_cast<int>(threadIdx.x) % Shape::kThreadsAcross * V;
-  const int first_row = static_cast<int>(block / static_cast<unsigned>(p.tiles_across) %
-                                         static_cast<unsigned>(p.tiles_down)) * Shape::kHeight;
+  const int first_row =
+      static_cast<int>(block / static_cast<unsigned>(p.tiles_across) % static_cast<unsigned>(p.tiles_down)) *
+      Shape::kHeight;
   const int first_column = static_cast<int>(block % static_cast<unsigned>(p.tiles_across)) * Shape::kWidth;
   const int row = first_row + tile_row, column = first_column + tile_column;
   const bool inside = row < p.height && column < p.width;
@@ -169,8 +170,8 @@ template <class T> __device__ __forceinline__ void predict_and_fuse_direct(const
     const T* image = p.images.data + batch * p.images.batch + n * p.images.image + first_channel * p.images.channel;
     for (int l = 0; l < p.level_count; ++l) {
       const HeadView<T>& level = p.levels[l];
-      const T* hidden = level.hidden + batch * level.batch + n * level.image + at.row * level.row +
-                        at.column * level.column;
+      const T* hidden =
+          level.hidden + batch * level.batch + n * level.image + at.row * level.row + at.column * level.column;
       const int radius = level.size / 2;
       A sum[C] = {};
       int64_t tap = 0;
@@ -186,8 +187,7 @@ template <class T> __device__ __forceinline__ void predict_and_fuse_direct(const
 #pragma unroll
           for (int c = 0; c < C; ++c) {
             // Zero padding is a value like others: a filter that is not finite must show.
-            if (first_channel + c < p.channels)
-              sum[c] += filter * (shown ? widen(pixel[c * p.images.channel]) : A(0));
+            if (first_channel + c < p.channels) sum[c] += filter * (shown ? widen(pixel[c * p.images.channel]) : A(0));
           }
         }
       }

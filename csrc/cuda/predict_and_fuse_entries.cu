@@ -20,10 +20,10 @@ struct HeadEntryLevels {
 };
 
 // The table of levels is indexed at run time, so it goes to shared memory rather than to each thread's own.
-__device__ __forceinline__ void fill_prediction(Prediction<float>& p, const float* images, const HeadEntryLevels& levels,
-                                                const float* alphas, float* output, int batch, int image_count,
-                                                int channels, int height, int width, int padding, int tile_width,
-                                                int tile_height) {
+__device__ __forceinline__ void fill_prediction(Prediction<float>& p, const float* images,
+                                                const HeadEntryLevels& levels, const float* alphas, float* output,
+                                                int batch, int image_count, int channels, int height, int width,
+                                                int padding, int tile_width, int tile_height) {
   if (threadIdx.x == 0) {
     const int64_t pixels = static_cast<int64_t>(height) * width;
     p.images = {images, image_count * channels * pixels, channels * pixels, pixels, width, 1};
@@ -32,8 +32,8 @@ __device__ __forceinline__ void fill_prediction(Prediction<float>& p, const floa
     for (int l = 0; l < kHeadEntryLevels; ++l) {
       if (levels.sizes[l] == 0) continue;
       const int64_t image = levels.maps[l] * pixels;
-      p.levels[p.level_count++] = {levels.hidden[l], image_count * image, image,           pixels,          width,
-                                   1,                levels.weight[l],    levels.bias[l], levels.sizes[l], levels.maps[l]};
+      p.levels[p.level_count++] = {levels.hidden[l], image_count * image, image,           pixels,        width, 1,
+                                   levels.weight[l], levels.bias[l],      levels.sizes[l], levels.maps[l]};
       p.halo_rows = p.halo_rows > levels.sizes[l] / 2 ? p.halo_rows : levels.sizes[l] / 2;
     }
     p.alphas = alphas;
@@ -52,8 +52,8 @@ __device__ __forceinline__ void fill_prediction(Prediction<float>& p, const floa
   __syncthreads();
 }
 
-template <int V>
-constexpr int kHeadEntryFloats = (Tile<float, V>::kHeight + 2 * kHeadEntryRadius) * Tile<float, V>::kPitch + kWeightsBytes / 4;
+template <int V> constexpr int kHeadEntryFloats =
+    (Tile<float, V>::kHeight + 2 * kHeadEntryRadius) * Tile<float, V>::kPitch + kWeightsBytes / 4;
 
 }  // namespace
 }  // namespace ffmef::cuda

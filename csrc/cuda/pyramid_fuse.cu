@@ -1,8 +1,8 @@
 // Kernels of pyramid_fuse as __global__ functions, the choice among them, and their launches.
 // `nvcc -cubin -arch=sm_75 csrc/cuda/pyramid_fuse.cu` compiles it alone.
-#include "pyramid_fuse.h"
 #include "launch.cuh"
 #include "pyramid_fuse.cuh"
+#include "pyramid_fuse.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -48,15 +48,15 @@ __device__ __forceinline__ int64_t index_of_thread() {
 }
 
 template <class Shape, class S, class W>
-__global__ void __launch_bounds__(kCellThreads, resident_blocks(kCellThreads, 64)) sum_tiles_kernel(const __grid_constant__ Problem<S, W> p) {
+__global__ void __launch_bounds__(kCellThreads, resident_blocks(kCellThreads, 64))
+    sum_tiles_kernel(const __grid_constant__ Problem<S, W> p) {
   const int64_t grid = static_cast<int64_t>(p.cells_down) * p.cells_across;
   const int64_t index = index_of_thread();
   if (index < grid * p.image_count * (p.bands + 1) * p.batch)
     sum_tiles<Shape>(p, index, p.weights_gradient != nullptr, p.base_gradient != nullptr);
 }
 
-template <class S, class W>
-__global__ void __launch_bounds__(kCellThreads, resident_blocks(kCellThreads, 64))
+template <class S, class W> __global__ void __launch_bounds__(kCellThreads, resident_blocks(kCellThreads, 64))
     reduce_kernel(const __grid_constant__ Problem<S, W> p, int64_t count, Accumulate<S>* target) {
   const int64_t index = index_of_thread();
   if (index < count) reduce(p, index, target);
@@ -140,8 +140,8 @@ template <class Shape, class S, class W> cudaError_t launch_fuse(Problem<S, W>& 
   const int64_t blocks = set_tiles<Shape>(p, static_cast<int64_t>(p.batch) * p.channels);
   const size_t shared = sizeof(Accumulate<S>) * kFuseElements<Shape>;
   const bool vectors = images_allow_vectors(p) && allows_vectors<S>(p.output, p.width, nullptr, 0);
-  return launch(vectors ? fuse_kernel<Shape, true, S, W> : fuse_kernel<Shape, false, S, W>, blocks, Shape::kThreads, shared,
-                stream, p);
+  return launch(vectors ? fuse_kernel<Shape, true, S, W> : fuse_kernel<Shape, false, S, W>, blocks, Shape::kThreads,
+                shared, stream, p);
 }
 
 template <class S, class W> cudaError_t fuse_problem(Problem<S, W>& p, cudaStream_t stream) {
@@ -293,7 +293,8 @@ extern "C" int64_t ffmef_cuda_pyramid_fuse_backward_workspace(const ffmef_pyrami
 
 extern "C" int ffmef_cuda_pyramid_fuse(const ffmef_pyramid* pyramid, void* output, void* workspace, void* stream) {
   return ffmef::cuda::with_dtype(pyramid->dtype, [&](auto zero) -> int {
-    return ffmef::cuda::pyramid::forward<decltype(zero)>(*pyramid, output, workspace, static_cast<cudaStream_t>(stream));
+    return ffmef::cuda::pyramid::forward<decltype(zero)>(*pyramid, output, workspace,
+                                                         static_cast<cudaStream_t>(stream));
   });
 }
 

@@ -18,15 +18,15 @@ namespace ffmef::cuda::pyramid {
 
 constexpr int kBandsPerLaunch = 3;
 constexpr int kMargin = 1 << kBandsPerLaunch;
-constexpr int kPatch = 4;            // a thread's pixels of the finest level: 4 x 4, so that they give four means
-constexpr int kSmoothShift = 3;      // from cells of 8 pixels on, one set of four cells serves a patch
+constexpr int kPatch = 4;        // a thread's pixels of the finest level: 4 x 4, so that they give four means
+constexpr int kSmoothShift = 3;  // from cells of 8 pixels on, one set of four cells serves a patch
 
 // S is the type of images and results, W of weights and base: they differ where a launch works on the sums of another.
 template <class S, class W> struct Problem {
   using A = Accumulate<S>;
   const S* images;
-  int64_t image_strides[5];   // batch, image, channel, row, column
-  const S* gradient;          // of the output
+  int64_t image_strides[5];  // batch, image, channel, row, column
+  const S* gradient;         // of the output
   int64_t gradient_strides[4];
   const W* weights;           // of this launch's first band
   int64_t weight_strides[5];  // batch, band, image, row, column
@@ -37,8 +37,8 @@ template <class S, class W> struct Problem {
   const A *coarse, *coarse_images_gradient;
   A* coarse_gradient;
   S *output, *images_gradient;
-  A* partials;                // (tiles, images, bands + 1, cells of a tile)
-  W* weights_gradient;        // (batch, band, image, row, column), from this launch's first band on
+  A* partials;          // (tiles, images, bands + 1, cells of a tile)
+  W* weights_gradient;  // (batch, band, image, row, column), from this launch's first band on
   int64_t weights_gradient_batch;
   W* base_gradient;
   int batch, image_count, channels, height, width;
@@ -58,7 +58,9 @@ template <int Rows, int Columns> struct Tile {
 
   // The same for planes that need one place around the tile's own only, and none at level 3.
   static __host__ __device__ constexpr int narrow_margin(int level) { return level < kBandsPerLaunch ? 1 : 0; }
-  static __host__ __device__ constexpr int narrow_pitch(int level) { return (Columns >> level) + 2 * narrow_margin(level); }
+  static __host__ __device__ constexpr int narrow_pitch(int level) {
+    return (Columns >> level) + 2 * narrow_margin(level);
+  }
   static __host__ __device__ constexpr int narrow_size(int level) {
     return ((Rows >> level) + 2 * narrow_margin(level)) * narrow_pitch(level);
   }
@@ -96,16 +98,24 @@ __host__ __device__ __forceinline__ int levels_size(int size, int level) { retur
 template <class Shape, class A, class P>
 __device__ __forceinline__ Level<A> level_of(const P& p, const Place& tile, A* memory, int level, int first_level = 1) {
   for (int l = first_level; l < level; ++l) memory += Shape::size(l);
-  return {memory, Shape::pitch(level), (tile.row - kMargin) >> level, (tile.column - kMargin) >> level,
-          levels_size(p.height, level), levels_size(p.width, level)};
+  return {memory,
+          Shape::pitch(level),
+          (tile.row - kMargin) >> level,
+          (tile.column - kMargin) >> level,
+          levels_size(p.height, level),
+          levels_size(p.width, level)};
 }
 
 template <class Shape, class A, class P>
 __device__ __forceinline__ Level<A> narrow_level_of(const P& p, const Place& tile, A* memory, int level) {
   for (int l = 0; l < level; ++l) memory += Shape::narrow_size(l);
   const int margin = Shape::narrow_margin(level);
-  return {memory, Shape::narrow_pitch(level), (tile.row >> level) - margin, (tile.column >> level) - margin,
-          levels_size(p.height, level), levels_size(p.width, level)};
+  return {memory,
+          Shape::narrow_pitch(level),
+          (tile.row >> level) - margin,
+          (tile.column >> level) - margin,
+          levels_size(p.height, level),
+          levels_size(p.width, level)};
 }
 
 // Calls visit(row, column) for the places of level `level` on the tile and `around` it, inside the picture.
@@ -224,7 +234,7 @@ template <class A> __device__ __forceinline__ A share_of_mean(int row, int colum
 // The cells of one batch element, band and image under one level.
 template <class W> struct Cells {
   const W* data;
-  int64_t row, column;  // strides
+  int64_t row, column;      // strides
   int down, across, shift;  // of 2^shift pixels
 
   using A = Accumulate<W>;
@@ -242,10 +252,18 @@ template <class W> struct Cells {
 template <class S, class W>
 __device__ __forceinline__ Cells<W> cells_of(const Problem<S, W>& p, int batch, int level, int image) {
   if (level == p.bands)
-    return {p.base + batch * p.base_strides[0] + image * p.base_strides[1], p.base_strides[2], p.base_strides[3],
-            p.cells_down, p.cells_across, p.scale_shift - level};
+    return {p.base + batch * p.base_strides[0] + image * p.base_strides[1],
+            p.base_strides[2],
+            p.base_strides[3],
+            p.cells_down,
+            p.cells_across,
+            p.scale_shift - level};
   return {p.weights + batch * p.weight_strides[0] + level * p.weight_strides[1] + image * p.weight_strides[2],
-          p.weight_strides[3], p.weight_strides[4], p.cells_down, p.cells_across, p.scale_shift - level};
+          p.weight_strides[3],
+          p.weight_strides[4],
+          p.cells_down,
+          p.cells_across,
+          p.scale_shift - level};
 }
 
 // Calls visit(i, j, weight) for the pixels of a patch.
@@ -288,8 +306,8 @@ template <class S> struct alignas(sizeof(S) < 8 ? 4 * sizeof(S) : 16) Four {
 
 // Reads a patch; places beyond the picture repeat its border.
 template <bool Vectors, class S>
-__device__ __forceinline__ void load_patch(const S* plane, int64_t row_stride, int64_t column_stride, int height, int width,
-                                           int row, int column, Accumulate<S> (&values)[kPatch][kPatch]) {
+__device__ __forceinline__ void load_patch(const S* plane, int64_t row_stride, int64_t column_stride, int height,
+                                           int width, int row, int column, Accumulate<S> (&values)[kPatch][kPatch]) {
 #pragma unroll
   for (int i = 0; i < kPatch; ++i) {
     const S* line = plane + clamped(row + i, height) * row_stride;
@@ -361,9 +379,8 @@ template <class Shape, class P> __device__ __forceinline__ Patch patch_of_thread
 }
 
 // Writes a patch's four means, and their mean, to levels 1 and 2.
-template <class A>
-__device__ __forceinline__ void put_means(const A (&values)[kPatch][kPatch], int row, int column, int bands,
-                                          const Level<A>& first, const Level<A>& second) {
+template <class A> __device__ __forceinline__ void put_means(const A (&values)[kPatch][kPatch], int row, int column,
+                                                             int bands, const Level<A>& first, const Level<A>& second) {
   A means[2][2];
 #pragma unroll
   for (int i = 0; i < 2; ++i)
@@ -405,7 +422,8 @@ __device__ __forceinline__ void load_pyramid(const Problem<S, W>& p, const Place
   __syncthreads();
   if (p.bands < kBandsPerLaunch) return;
   const Level<A> third = level_of<Shape>(p, tile, memory, 3);
-  each_place<Shape>(third, tile, 3, 1, [&](int row, int column) { third.at(row, column) = mean_at(second, row, column); });
+  each_place<Shape>(third, tile, 3, 1,
+                    [&](int row, int column) { third.at(row, column) = mean_at(second, row, column); });
   __syncthreads();
 }
 
@@ -518,14 +536,15 @@ template <class Shape> __host__ __device__ __forceinline__ int weights_gradient_
 }
 
 // Adds a level's products to the tile's cells: along rows first, then down.
-template <class Shape, class A, class P>
-__device__ __forceinline__ void collect(const P& p, const Place& tile, const Level<A>& products, int level, A* row_sums,
-                                        A* partials, bool add) {
+template <class Shape, class A, class P> __device__ __forceinline__ void collect(const P& p, const Place& tile,
+                                                                                 const Level<A>& products, int level,
+                                                                                 A* row_sums, A* partials, bool add) {
   const int factor = p.scale >> level, shift = p.scale_shift - level, across = cells_along(Shape::kColumns, p.scale);
   const int down = cells_along(Shape::kRows, p.scale);
   const int start_row = tile.row >> level, start_column = tile.column >> level;
   const int rows = Shape::kRows >> level, columns = Shape::kColumns >> level;
-  const Interpolation<int> vertical = with_cells_of(factor, p.cells_down), horizontal = with_cells_of(factor, p.cells_across);
+  const Interpolation<int> vertical = with_cells_of(factor, p.cells_down),
+                           horizontal = with_cells_of(factor, p.cells_across);
   const int top = first_cell(start_row, factor), left = first_cell(start_column, factor);
   const auto shared_part = [](const Span<int>& span, int start, int size) -> Span<int> {
     return {span.first > start ? span.first : start, span.last < start + size ? span.last : start + size};
@@ -615,9 +634,11 @@ __device__ __forceinline__ void weights_gradient(const Problem<S, W>& p, Accumul
 template <class Shape, class S, class W>
 __device__ __forceinline__ void sum_tiles(const Problem<S, W>& p, int64_t index, bool with_weights, bool with_base) {
   using A = Accumulate<S>;
-  const int column = static_cast<int>(index % p.cells_across), row = static_cast<int>(index / p.cells_across % p.cells_down);
+  const int column = static_cast<int>(index % p.cells_across),
+            row = static_cast<int>(index / p.cells_across % p.cells_down);
   const int64_t plane = index / p.cells_across / p.cells_down;
-  const int n = static_cast<int>(plane % p.image_count), level = static_cast<int>(plane / p.image_count % (p.bands + 1));
+  const int n = static_cast<int>(plane % p.image_count),
+            level = static_cast<int>(plane / p.image_count % (p.bands + 1));
   const int batch = static_cast<int>(plane / p.image_count / (p.bands + 1));
   if (level < p.bands ? !with_weights : !with_base) return;
   const int across = cells_along(Shape::kColumns, p.scale), down = cells_along(Shape::kRows, p.scale);
@@ -633,10 +654,11 @@ __device__ __forceinline__ void sum_tiles(const Problem<S, W>& p, int64_t index,
       const int64_t tile = (static_cast<int64_t>(batch) * p.tiles_down + i) * p.tiles_across + j;
       sum += p.partials[((tile * p.image_count + n) * (p.bands + 1) + level) * cells + y * across + x];
     }
-  const int64_t grid = static_cast<int64_t>(p.cells_down) * p.cells_across, cell = static_cast<int64_t>(row) * p.cells_across + column;
+  const int64_t grid = static_cast<int64_t>(p.cells_down) * p.cells_across,
+                cell = static_cast<int64_t>(row) * p.cells_across + column;
   if (level < p.bands)
-    p.weights_gradient[batch * p.weights_gradient_batch + (static_cast<int64_t>(level) * p.image_count + n) * grid + cell] =
-        narrow<W>(sum);
+    p.weights_gradient[batch * p.weights_gradient_batch + (static_cast<int64_t>(level) * p.image_count + n) * grid +
+                       cell] = narrow<W>(sum);
   else
     p.base_gradient[(static_cast<int64_t>(batch) * p.image_count + n) * grid + cell] = narrow<W>(sum);
 }
@@ -659,7 +681,8 @@ __device__ __forceinline__ void images_gradient(const Problem<S, W>& p, Accumula
     if (n > 0) __syncthreads();  // every thread is done with the image before
     const int64_t plane = (static_cast<int64_t>(batch) * p.image_count + n) * p.channels + channel;
     for (int l = 0; l <= p.bands; ++l) {
-      const Level<A> gradient = level_of<Shape>(p, tile, gradients, l, 0), product = narrow_level_of<Shape>(p, tile, products, l);
+      const Level<A> gradient = level_of<Shape>(p, tile, gradients, l, 0),
+                     product = narrow_level_of<Shape>(p, tile, products, l);
       if (l == p.bands && p.base == nullptr) {
         const A* source = p.coarse_images_gradient + plane * product.height * product.width;
         each_place<Shape>(product, tile, l, 0, [&](int row, int column) {
@@ -676,17 +699,20 @@ __device__ __forceinline__ void images_gradient(const Problem<S, W>& p, Accumula
     // From the lowest level up, a level's product turns into the gradient of the images' level, less what the band above
     // took of it by interpolation.
     for (int l = p.bands; l >= 1; --l) {
-      const Level<A> finer = narrow_level_of<Shape>(p, tile, products, l - 1), level = narrow_level_of<Shape>(p, tile, products, l);
+      const Level<A> finer = narrow_level_of<Shape>(p, tile, products, l - 1),
+                     level = narrow_level_of<Shape>(p, tile, products, l);
       const Level<A> below = narrow_level_of<Shape>(p, tile, products, l + 1 <= p.bands ? l + 1 : l);
       each_place<Shape>(level, tile, l, 0, [&](int row, int column) {
         A value = level.at(row, column) - adjoint_at(finer, level, row, column);
-        if (l < p.bands) value += share_of_mean<A>(row, column, level.height, level.width) * below.at(row / 2, column / 2);
+        if (l < p.bands)
+          value += share_of_mean<A>(row, column, level.height, level.width) * below.at(row / 2, column / 2);
         level.at(row, column) = value;
       });
       __syncthreads();
     }
     if (!own.inside) continue;
-    const Level<A> product = narrow_level_of<Shape>(p, tile, products, 0), below = narrow_level_of<Shape>(p, tile, products, 1);
+    const Level<A> product = narrow_level_of<Shape>(p, tile, products, 0),
+                   below = narrow_level_of<Shape>(p, tile, products, 1);
     A values[kPatch][kPatch];
     read_patch<Shape>(product, own, values);
     if (p.bands > 0) {
@@ -699,7 +725,8 @@ __device__ __forceinline__ void images_gradient(const Problem<S, W>& p, Accumula
             values[i][j] += share_of_mean<A>(row, column, p.height, p.width) * below.at(row / 2, column / 2);
         }
     }
-    store_patch<Vectors>(p.images_gradient + plane * p.height * p.width, p.height, p.width, own.row, own.column, values);
+    store_patch<Vectors>(p.images_gradient + plane * p.height * p.width, p.height, p.width, own.row, own.column,
+                         values);
   }
 }
 

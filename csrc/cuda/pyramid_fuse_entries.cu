@@ -19,8 +19,8 @@ using EntryTile = Tile<32, 64>;
 using Entry = Problem<float, float>;
 constexpr int kMostColumns = EntryTile::kColumns + 2;  // cells of a tile's row, where a cell is a pixel
 
-__device__ __forceinline__ Entry entry(int batch, int image_count, int channels, int height, int width, int bands, int scale,
-                                       int tile_rows, int tile_columns) {
+__device__ __forceinline__ Entry entry(int batch, int image_count, int channels, int height, int width, int bands,
+                                       int scale, int tile_rows, int tile_columns) {
   Entry p = {};
   const int64_t pixels = static_cast<int64_t>(height) * width;
   p.batch = batch;
@@ -57,7 +57,8 @@ __device__ __forceinline__ Entry entry(int batch, int image_count, int channels,
   ffmef::cuda::pyramid::entry(batch, image_count, channels, height, width, bands, scale, Shape::kRows, Shape::kColumns)
 
 extern "C" __global__ void __launch_bounds__(64)
-    ffmef_pyramid_fuse_f32(const float* images, const float* weights, const float* base, float* output, FFMEF_PYRAMID_SIZES) {
+    ffmef_pyramid_fuse_f32(const float* images, const float* weights, const float* base, float* output,
+                           FFMEF_PYRAMID_SIZES) {
   using namespace ffmef::cuda::pyramid;
   using Shape = Tile<32, 32>;
   __align__(16) __shared__ float shared[kFuseElements<Shape>];
@@ -66,8 +67,9 @@ extern "C" __global__ void __launch_bounds__(64)
   fuse<Shape, false>(p, shared);
 }
 
-extern "C" __global__ void __launch_bounds__(256) ffmef_pyramid_fuse_f32_vectors(
-    const float* images, const float* weights, const float* base, float* output, FFMEF_PYRAMID_SIZES) {
+extern "C" __global__ void __launch_bounds__(256)
+    ffmef_pyramid_fuse_f32_vectors(const float* images, const float* weights, const float* base, float* output,
+                                   FFMEF_PYRAMID_SIZES) {
   using namespace ffmef::cuda::pyramid;
   using Shape = Tile<64, 64>;
   __align__(16) __shared__ float shared[kFuseElements<Shape>];
@@ -76,8 +78,9 @@ extern "C" __global__ void __launch_bounds__(256) ffmef_pyramid_fuse_f32_vectors
   fuse<Shape, true>(p, shared);
 }
 
-extern "C" __global__ void __launch_bounds__(128) ffmef_pyramid_fuse_weights_gradient_f32(
-    const float* gradient, const float* images, float* partials, FFMEF_PYRAMID_SIZES) {
+extern "C" __global__ void __launch_bounds__(128)
+    ffmef_pyramid_fuse_weights_gradient_f32(const float* gradient, const float* images, float* partials,
+                                            FFMEF_PYRAMID_SIZES) {
   using namespace ffmef::cuda::pyramid;
   __align__(16) __shared__ float shared[EntryTile::size(0) + 2 * EntryTile::kLevels + EntryTile::kRows * kMostColumns];
   Entry p = FFMEF_PYRAMID_ENTRY(EntryTile);
@@ -85,8 +88,9 @@ extern "C" __global__ void __launch_bounds__(128) ffmef_pyramid_fuse_weights_gra
   weights_gradient<EntryTile, false>(p, shared);
 }
 
-extern "C" __global__ void __launch_bounds__(256) ffmef_pyramid_fuse_sum_tiles_f32(
-    float* partials, float* weights_gradient, float* base_gradient, FFMEF_PYRAMID_SIZES) {
+extern "C" __global__ void __launch_bounds__(256)
+    ffmef_pyramid_fuse_sum_tiles_f32(float* partials, float* weights_gradient, float* base_gradient,
+                                     FFMEF_PYRAMID_SIZES) {
   using namespace ffmef::cuda::pyramid;
   Entry p = FFMEF_PYRAMID_ENTRY(EntryTile);
   p.partials = partials, p.weights_gradient = weights_gradient, p.base_gradient = base_gradient;
@@ -95,8 +99,9 @@ extern "C" __global__ void __launch_bounds__(256) ffmef_pyramid_fuse_sum_tiles_f
     sum_tiles<EntryTile>(p, index, true, true);
 }
 
-extern "C" __global__ void __launch_bounds__(128) ffmef_pyramid_fuse_images_gradient_f32(
-    const float* gradient, const float* weights, const float* base, float* images_gradient_output, FFMEF_PYRAMID_SIZES) {
+extern "C" __global__ void __launch_bounds__(128)
+    ffmef_pyramid_fuse_images_gradient_f32(const float* gradient, const float* weights, const float* base,
+                                           float* images_gradient_output, FFMEF_PYRAMID_SIZES) {
   using namespace ffmef::cuda::pyramid;
   __align__(16) __shared__ float shared[kImagesGradientElements<EntryTile>];
   Entry p = FFMEF_PYRAMID_ENTRY(EntryTile);

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task", default="mef", help="mef: exposures (default); mff: foci; vif: infrared and visible")
     add("--infrared", metavar="PICTURE", help="for --task vif")
     add("--visible", metavar="PICTURE", help="for --task vif; the colours are taken from it")
-    add("--model", metavar="NAME", help="ffmef: two pictures; pyramid: any number of exposures (default: see docs/pyramid.md)")
+    add(
+        "--model",
+        metavar="NAME",
+        help="ffmef: two pictures; pyramid: any number of exposures (default: see docs/pyramid.md)",
+    )
     add("--weights", metavar="NAME|PATH", help="bundled weights or a file (default: those of the model for the task)")
     add("--backend", metavar="NAME", help="see 'ffmef info' (default: the fastest that is available)")
     add("--engine", default="auto", help="fused: the network in one operator; eager: layer by layer; auto (default)")

@@ -45,7 +45,10 @@ def lines() -> list[str]:
         except ImportError as error:
             report.append(f"native library: loaded; its build facts are missing: {error}")
     report.append("backends:")
-    report += [f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}" for name, reason in ops.backends().items()]
+    report += [
+        f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}"
+        for name, reason in ops.backends().items()
+    ]
     report.append("engine: " + engine_line())
     report.append(f"weights: {', '.join(models.available()) or 'none bundled'}")
     return report

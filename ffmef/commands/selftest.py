@@ -293,11 +293,15 @@ def prediction_error(problem: Problem, device: str, backend: str) -> float:
 
     def run() -> torch.Tensor:
         there = [[t.to(device) for t in tensors] for tensors in (hidden, weight, bias)]
-        return predict_and_fuse(*there, images.to(device), alphas.to(device), padding_mode=problem.padding, backend=backend).cpu()
+        return predict_and_fuse(
+            *there, images.to(device), alphas.to(device), padding_mode=problem.padding, backend=backend
+        ).cpu()
 
     def expected(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         wide = [[change(t.double()) for t in tensors] for tensors in (hidden, weight, bias)]
-        filters = [torch.einsum("ji,bnihw->bnjhw", w, h) + b.view(1, 1, -1, 1, 1) for h, w, b in zip(*wide, strict=True)]
+        filters = [
+            torch.einsum("ji,bnihw->bnjhw", w, h) + b.view(1, 1, -1, 1, 1) for h, w, b in zip(*wide, strict=True)
+        ]
         return reference.adaptive_fuse(change(images.double()), filters, change(alphas.double()), problem.padding)
 
     with torch.inference_mode():
@@ -472,7 +476,9 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(info.lines()))
     if args.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        print(f"GPU: {properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB")
+        print(
+            f"GPU: {properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+        )
     failed = False
     for backend in chosen:
         interpreted = backend == "triton" and args.device == "cpu"

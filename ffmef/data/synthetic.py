@@ -89,9 +89,9 @@ class SyntheticBrackets:
             scene = _behind_window(scene, other, rng)
         gamma, bend = rng.uniform(1.9, 2.4), rng.uniform(0.0, 0.5)
         full_well, read_noise = 10 ** rng.uniform(3.0, 4.5), rng.uniform(0.0005, 0.003)
-        sample = np.stack([
-            _take(scene * gain, gamma, bend, full_well, read_noise, rng) for gain in self._gains(scene, rng)
-        ])
+        sample = np.stack(
+            [_take(scene * gain, gamma, bend, full_well, read_noise, rng) for gain in self._gains(scene, rng)]
+        )
         if self.order == "random":
             rng.shuffle(sample)
         return sample

@@ -69,9 +69,7 @@ def find_pairs(dataset: Path) -> tuple[list[Pair], list[Failure]]:
     return pairs, failures
 
 
-def find_fused(
-    folders: Iterable[Path], pairs: list[Pair]
-) -> tuple[dict[str, dict[str, Path]], list[Failure]]:
+def find_fused(folders: Iterable[Path], pairs: list[Pair]) -> tuple[dict[str, dict[str, Path]], list[Failure]]:
     """Return the fused pictures by method and pair: NAME_METHOD.ext, or NAME.ext of the method named like its folder.
 
     Pictures of other pairs are passed over. A method that lacks a pair is a failure of that pair.

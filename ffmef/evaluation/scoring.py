@@ -126,4 +126,3 @@ def start_worker() -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)  # a killed run cannot tell its workers to stop, and they would wait for ever
-

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 Array = TypeVar("Array", np.ndarray, "torch.Tensor")
 
 
-
 def luminance(rgb: Array, *, axis: int | None = None) -> Array:
     """Return the studio-swing luminance of an RGB picture.
 

@@ -418,7 +418,13 @@ def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_m
             arguments = shared | stride_arguments("image", images, IMAGE_AXES)
             for number in range(LEVELS):
                 arguments |= _in_level(levels[number] if number < len(levels) else None, number, levels[0])
-            arguments |= {"images": images, "alphas": alphas[chosen[0] :], "output": output, "groups": groups, "GROUP": group}
+            arguments |= {
+                "images": images,
+                "alphas": alphas[chosen[0] :],
+                "output": output,
+                "groups": groups,
+                "GROUP": group,
+            }
             arguments |= _grid(levels[0], images) | {"ADD": number_of_launch > 0}
             arguments["WIDE"] = arguments["WIDE"] or needs_64_bits(*levels)
             key = ("GROUP", "COARSE", *(f"SIZE_{number}" for number in range(LEVELS)))
@@ -452,17 +458,25 @@ def backward(
     programs = most_programs(height, width, batch * count) if need_alphas else 1
     with on_device(images):
         for l, level in enumerate(filters):
-            arguments = shared | stride_arguments("gradient", grad, GRADIENT_AXES) | stride_arguments("filter", level, FILTER_AXES)
+            arguments = (
+                shared
+                | stride_arguments("gradient", grad, GRADIENT_AXES)
+                | stride_arguments("filter", level, FILTER_AXES)
+            )
             arguments |= {"gradient": grad, "filters": level, "alpha": wide_alphas[l:]}
             grid = _grid(level, images)
             arguments |= {"SIZE": math.isqrt(level.shape[2]), "WIDE": grid["WIDE"] or needs_64_bits(grad)}
             if grid["COARSE"] and (need_filters[l] or need_alphas):
-                alpha_sum = _cells_gradient(level, images, arguments, filter_grads[l], bool(need_filters[l]), need_alphas)
+                alpha_sum = _cells_gradient(
+                    level, images, arguments, filter_grads[l], bool(need_filters[l]), need_alphas
+                )
                 if need_alphas:
                     alpha_grad[l] = alpha_sum
             elif need_filters[l] or need_alphas:
                 partials = wide_alphas.new_zeros(programs)
-                own = arguments | stride_arguments("image", images, IMAGE_AXES) | {"images": images, "partials": partials}
+                own = (
+                    arguments | stride_arguments("image", images, IMAGE_AXES) | {"images": images, "partials": partials}
+                )
                 own |= {"target": filter_grads[l] if need_filters[l] else level}
                 own |= {"NEED_FILTERS": bool(need_filters[l]), "NEED_ALPHA": need_alphas}
                 key = ("SIZE", "NEED_FILTERS", "NEED_ALPHA")

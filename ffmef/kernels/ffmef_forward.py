@@ -84,7 +84,9 @@ def _convolve(
 
 
 @triton.jit
-def _store_moments(values, partials, plane, y, x, height, width, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _store_moments(
+    values, partials, plane, y, x, height, width, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Write the mean and the sum of squared deviations of every channel over the tile."""
     inside = _shown(y, x, height, width)[None, :, :]
     count = tl.sum(inside.to(tl.float32))
@@ -112,7 +114,9 @@ def convolution_kernel(
     total = tl.zeros((C, ROWS, COLUMNS), tl.float32) + tl.load(bias + channel)[:, None, None]
     total = _convolve(total, first, norms, gates, stem, weights, plane, y, x, height, width, KIND, 3, C, C, C)
     if SECOND:
-        total = _convolve(total, second, norms, gates, stem, weights + C * 9 * C, plane, y, x, height, width, MAP, 3, C, C, C)
+        total = _convolve(
+            total, second, norms, gates, stem, weights + C * 9 * C, plane, y, x, height, width, MAP, 3, C, C, C
+        )
     if TAIL == RECTIFY:
         total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if TAIL == RESIDUAL:
@@ -343,7 +347,10 @@ def layout(channels: int, kernel_sizes: tuple[int, ...]) -> Layout:
     for level in range(len(kernel_sizes)):
         convolution(f"squeeze_{level}", c, IMAGES * c, 1)
         convolution(f"excite_{level}", IMAGES, c, 1)
-    heads = [(take(c, c, 3, 3), take(c), take(k * k, c, k, k), take(k * k), take(k * k, k * k), take(k * k)) for k in kernel_sizes]
+    heads = [
+        (take(c, c, 3, 3), take(c), take(k * k, c, k, k), take(k * k), take(k * k, k * k), take(k * k))
+        for k in kernel_sizes
+    ]
     alphas = take(len(kernel_sizes))
     one, zero = at, at + 1
     for level, (size, head) in enumerate(zip(kernel_sizes, heads, strict=True)):
@@ -415,7 +422,9 @@ class _Network:
     def norm(self, partials: Tensor, affine: str, normed: int) -> Tensor:
         norms = self.luminance.new_empty((self.planes, self.channels, 2))
         block = min(triton.next_power_of_2(self.tiles), TILES_AT_ONCE)
-        self.run(norm_kernel, self.planes * self.channels, partials, self.weights(affine), norms, NORMED=normed, BLOCK=block)
+        self.run(
+            norm_kernel, self.planes * self.channels, partials, self.weights(affine), norms, NORMED=normed, BLOCK=block
+        )
         return norms
 
     def convolve(
@@ -489,7 +498,9 @@ class _Network:
 
     def fuse_level(self, level: int, size: int, maps: Tensor, output: Tensor) -> None:
         gates = self.luminance.new_empty((self.planes, self.height, self.width))
-        attention = [self.weights(f"{part}_{level}.{kind}") for part in ("squeeze", "excite") for kind in ("weight", "bias")]
+        attention = [
+            self.weights(f"{part}_{level}.{kind}") for part in ("squeeze", "excite") for kind in ("weight", "bias")
+        ]
         self.run(attention_kernel, self.tiles * self.batch, maps, *attention, gates, IMAGES=IMAGES)
         features, _ = self.convolve(f"features_{level}", _Map(maps, GATED), gates=gates, tail=RECTIFY, moments=False)
         groups, group = groups_of(size)
@@ -500,7 +511,9 @@ class _Network:
         )  # fmt: skip
 
 
-def network_of(luminance: Tensor, parameters: Sequence[Tensor], channels: int, kernel_sizes: tuple[int, ...]) -> _Network:
+def network_of(
+    luminance: Tensor, parameters: Sequence[Tensor], channels: int, kernel_sizes: tuple[int, ...]
+) -> _Network:
     """Return the launches for luminance with the parameters packed as the kernels read them."""
     plan = layout(channels, kernel_sizes)
     if (held := sum(p.numel() for p in parameters)) != plan.parameters:

@@ -87,9 +87,7 @@ def stride_arguments(prefix: str, tensor: Tensor, axes: Sequence[str]) -> dict[s
 
 def needs_64_bits(*tensors: Tensor) -> bool:
     """Return whether offsets inside a plane need 64 bits; those of planes and taps always have them."""
-    return any(
-        (t.shape[-2] - 1) * t.stride(-2) + (t.shape[-1] - 1) * t.stride(-1) > INT32_MAX for t in tensors
-    )
+    return any((t.shape[-2] - 1) * t.stride(-2) + (t.shape[-1] - 1) * t.stride(-1) > INT32_MAX for t in tensors)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -97,7 +97,13 @@ def forward(
         for l, (h, w, b) in enumerate(zip(hidden, weight, bias, strict=True)):
             arguments = common | stride_arguments("image", images, IMAGE_AXES)
             arguments |= stride_arguments("hidden", h, ("batch", "image", "map", "row", "column"))
-            arguments |= {"hidden": h, "weight": w.contiguous(), "bias": b.contiguous(), "alpha": alphas[l:], "images": images}
+            arguments |= {
+                "hidden": h,
+                "weight": w.contiguous(),
+                "bias": b.contiguous(),
+                "alpha": alphas[l:],
+                "images": images,
+            }
             arguments |= {"output": output, "maps": h.shape[2], "SIZE": math.isqrt(w.shape[0]), "ADD": l > 0}
             arguments["GROUP"] = min(triton.next_power_of_2(h.shape[2] + 1), MAPS)
             arguments["WIDE"] = needs_64_bits(images, h)

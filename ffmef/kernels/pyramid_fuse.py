@@ -311,7 +311,9 @@ def forward(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor
         for level in reversed(range(pyramid.bands + 1)):
             fine, cells = pyramid.levels[level], pyramid.cells[level]
             has_below = fused is not None
-            out = images.new_empty((batch, channels, *pyramid.size(level)), dtype=images.dtype if level == 0 else pyramid.wide)
+            out = images.new_empty(
+                (batch, channels, *pyramid.size(level)), dtype=images.dtype if level == 0 else pyramid.wide
+            )
             arguments = pyramid.at(level, fine) | stride_arguments("image", fine, IMAGE_AXES)
             arguments |= stride_arguments("cell", cells, CELL_AXES) | {"images": fine, "cells": cells, "output": out}
             arguments |= {"below": pyramid.levels[level + 1] if has_below else fine, "HAS_BELOW": has_below}

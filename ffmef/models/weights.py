@@ -64,7 +64,7 @@ def _translate(key: str) -> str | None:
             names = {"conv_2.0": "conv_2"}
         for old, new in names.items():
             if rest == old or rest.startswith(old + "."):
-                return f"{ours}.{new}{rest[len(old):]}"
+                return f"{ours}.{new}{rest[len(old) :]}"
         return f"{ours}.{rest}"
     return None
 
@@ -242,11 +242,15 @@ def _load_authors(path: Path) -> nn.Module:
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # whatever damaged bytes lead to; torch's own words invite to load without protection
-        raise InputError(f"{path} is not a weight file: neither safetensors nor a checkpoint of tensors alone") from None
+        raise InputError(
+            f"{path} is not a weight file: neither safetensors nor a checkpoint of tensors alone"
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
-    if not isinstance(state, dict) or not state or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     ):
         raise InputError(f"{path} is not a weight file: it must hold a dictionary of named tensors")
     return _build(FFMEF, {}, _from_authors(state, path), path)

@@ -168,7 +168,9 @@ def _validate(
         if level.shape[1] != count:
             raise ValueError(f"{name} must have {count} images like images, got {level.shape[1]}")
         if not any(level.shape[2] == taps for taps in _SIDES):
-            raise ValueError(f"{name} must have k*k taps with k odd and at most {MAX_FILTER_SIZE}, got {level.shape[2]}")
+            raise ValueError(
+                f"{name} must have k*k taps with k odd and at most {MAX_FILTER_SIZE}, got {level.shape[2]}"
+            )
         if not (_fits(level.shape[3], height) and _fits(level.shape[4], width)):
             raise ValueError(
                 f"{name} must have height and width {height} x {width} like images, or of a coarser grid of at least 1 x 1, "
@@ -184,7 +186,9 @@ def _validate(
         alphas = _as_tensor(alphas, reference.accumulator(images.dtype), images.device)
     _check_tensor("alphas", alphas)
     if alphas.dim() != 1 or alphas.shape[0] != len(filters):
-        raise ValueError(f"alphas must be ({len(filters)},), one weight for each level, got shape {tuple(alphas.shape)}")
+        raise ValueError(
+            f"alphas must be ({len(filters)},), one weight for each level, got shape {tuple(alphas.shape)}"
+        )
     if alphas.device != images.device:
         raise ValueError(f"alphas must be on {images.device} like images, got {alphas.device}")
     return images, filters, alphas
@@ -295,16 +299,24 @@ def _register(name: str) -> None:
             if alpha_tangent is not None:
                 d_grad = _add(d_grad, forward_op(images, filters, alpha_tangent, mode))
         if image_tangent is not None:
-            _, f, a = backward_op(grad, image_tangent, filters, alphas, mode, False, [int(n) for n in need_filters], need_alphas)
+            _, f, a = backward_op(
+                grad, image_tangent, filters, alphas, mode, False, [int(n) for n in need_filters], need_alphas
+            )
             d_filters = [_add(d, x) if n else None for d, x, n in zip(d_filters, f, need_filters, strict=True)]
             d_alphas = _add(d_alphas, a) if need_alphas else None
         if some:
-            i, _, a = backward_op(grad, images, [tangents[l] for l in some], alphas[some], mode, need_images, [0] * len(some), need_alphas)
+            i, _, a = backward_op(
+                grad, images, [tangents[l] for l in some], alphas[some], mode, need_images, [0] * len(some), need_alphas
+            )
             d_images = _add(d_images, i) if need_images else None
             if need_alphas:
-                d_alphas = _add(d_alphas, alphas.new_zeros(alphas.shape).index_put((torch.tensor(some, device=alphas.device),), a))
+                d_alphas = _add(
+                    d_alphas, alphas.new_zeros(alphas.shape).index_put((torch.tensor(some, device=alphas.device),), a)
+                )
         if alpha_tangent is not None:
-            i, f, _ = backward_op(grad, images, filters, alpha_tangent, mode, need_images, [int(n) for n in need_filters], False)
+            i, f, _ = backward_op(
+                grad, images, filters, alpha_tangent, mode, need_images, [int(n) for n in need_filters], False
+            )
             d_images = _add(d_images, i) if need_images else None
             d_filters = [_add(d, x) if n else None for d, x, n in zip(d_filters, f, need_filters, strict=True)]
         return d_grad, d_images, d_filters, d_alphas, None, None, None, None
@@ -324,7 +336,9 @@ def _register(name: str) -> None:
             out = forward_op(i.flatten(0, 1), scaled(f, a), torch.ones_like(a[0]), padding_mode)
         return out.unflatten(0, (size, -1)), 0
 
-    def vmap_backward(info, in_dims, grad, images, filters, alphas, padding_mode, need_images, need_filters, need_alphas):
+    def vmap_backward(
+        info, in_dims, grad, images, filters, alphas, padding_mode, need_images, need_filters, need_alphas
+    ):
         size = info.batch_size
         g = _to_front(size, grad, in_dims[0])
         i, f, a = _unmapped(size, in_dims[1:4], images, filters, alphas)
@@ -339,7 +353,9 @@ def _register(name: str) -> None:
         ]
         if need_alphas:  # one number for each sample, which the operator's own sum over the batch would mix
             responses = [forward_op(flat_i, [x.flatten(0, 1)], ones[:1], padding_mode) for x in f]
-            alpha_grad = torch.stack([(r * flat_g).unflatten(0, (size, -1)).flatten(1).sum(1) for r in responses], 1).to(a.dtype)
+            alpha_grad = torch.stack(
+                [(r * flat_g).unflatten(0, (size, -1)).flatten(1).sum(1) for r in responses], 1
+            ).to(a.dtype)
         else:
             alpha_grad = a.new_empty((size, 0))
         return (image_grad, filter_grads, alpha_grad), (0, [0] * len(filters), 0)
@@ -383,7 +399,9 @@ def _register_responses() -> None:
             one = alphas.new_ones(1)
             for l, (level, needed) in enumerate(zip(filters, need_filters, strict=True)):
                 level_grad = response_grads[l].to(images.dtype)
-                i, f, _ = backward_op(level_grad, images, [level], one, ctx.padding_mode, need_images, [int(needed)], False)
+                i, f, _ = backward_op(
+                    level_grad, images, [level], one, ctx.padding_mode, need_images, [int(needed)], False
+                )
                 image_grad = _add(image_grad, i) if need_images else None
                 filter_grads[l] = _add(filter_grads[l], f[0]) if needed else None
         return (

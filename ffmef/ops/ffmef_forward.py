@@ -99,7 +99,9 @@ def ffmef_forward(
     reason = unsupported_tensors(luminance, parameters)
     if reason is not None:
         raise RuntimeError(reason)
-    return operator("ffmef_forward_triton" if backend == "triton" else "ffmef_forward")(luminance, parameters, channels, list(kernel_sizes))
+    return operator("ffmef_forward_triton" if backend == "triton" else "ffmef_forward")(
+        luminance, parameters, channels, list(kernel_sizes)
+    )
 
 
 def _fake(luminance, parameters, channels, kernel_sizes):

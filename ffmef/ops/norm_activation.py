@@ -48,7 +48,9 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
     if input.dim() != 4:
         raise ValueError(f"input must be (B, C, H, W), got shape {tuple(input.shape)}")
     if weight.dim() != 1 or weight.shape[0] > input.shape[1]:
-        raise ValueError(f"weight must have one value for each of at most {input.shape[1]} channels, got shape {tuple(weight.shape)}")
+        raise ValueError(
+            f"weight must have one value for each of at most {input.shape[1]} channels, got shape {tuple(weight.shape)}"
+        )
     if bias.shape != weight.shape:
         raise ValueError(f"bias must be ({weight.shape[0]},) like weight, got shape {tuple(bias.shape)}")
     if not 0 <= slope <= 1:
@@ -68,7 +70,9 @@ if _missing is None:
         return torch.empty_like(input), input.new_empty(input.shape[0], weight.shape[0], 2)
 
     @torch.library.register_fake("ffmef::norm_activation_backward")
-    def _(grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+    def _(
+        grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor, statistics: Tensor, slope: float
+    ) -> tuple[Tensor, Tensor]:
         return torch.empty_like(input), torch.empty_like(statistics)
 
 

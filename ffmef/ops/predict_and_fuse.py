@@ -165,7 +165,9 @@ class _ByKernel(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         with torch.enable_grad():
             # Aliases, so that one tensor given twice has two gradients.
-            leaves = [t.view_as(t) if again else t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
+            leaves = [
+                t.view_as(t) if again else t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)
+            ]
             out = _composed(*_ByKernel.arguments(leaves, ctx.levels), ctx.padding_mode)
         wanted = [leaf for leaf, n in zip(leaves, needed, strict=True) if n]
         found = iter(torch.autograd.grad(out, wanted, grad, create_graph=again))
@@ -198,9 +200,13 @@ def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> Non
             )
         side = _side(w)
         if side * side != w.shape[0] or side % 2 == 0 or side > MAX_FILTER_SIZE:
-            raise ValueError(f"weight[{l}] must have k*k rows with k odd and at most {MAX_FILTER_SIZE}, got {w.shape[0]}")
+            raise ValueError(
+                f"weight[{l}] must have k*k rows with k odd and at most {MAX_FILTER_SIZE}, got {w.shape[0]}"
+            )
         if w.dim() != 2 or w.shape[1] != h.shape[2]:
-            raise ValueError(f"weight[{l}] must have {h.shape[2]} columns like hidden's maps, got shape {tuple(w.shape)}")
+            raise ValueError(
+                f"weight[{l}] must have {h.shape[2]} columns like hidden's maps, got shape {tuple(w.shape)}"
+            )
         if tuple(b.shape) != (w.shape[0],):
             raise ValueError(f"bias[{l}] must be ({w.shape[0]},) like weight's rows, got shape {tuple(b.shape)}")
         for name, tensor in (("hidden", h), ("weight", w), ("bias", b)):
@@ -241,7 +247,9 @@ class _PredictAndFuse(torch.autograd.Function):
             hidden, padded = hidden.contiguous(), padded.contiguous()
         ctx.save_for_backward(hidden, weight, bias, padded)
         if native:
-            return operator("predict_and_fuse_level")(hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2)).unsqueeze(1)
+            return operator("predict_and_fuse_level")(
+                hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2)
+            ).unsqueeze(1)
         rows = []
         for top, bottom in _chunks(hidden, padded.shape[2]):
             responses = _responses(weight, bias, padded, top, bottom)

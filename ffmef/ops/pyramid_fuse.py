@@ -121,7 +121,9 @@ def _validate(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> tupl
         raise ValueError(f"scale must be a power of two from {1 << bands} (2^L) to {MAX_SCALE}, got {scale}")
     cells = (-(-height // scale), -(-width // scale))
     if tuple(weights.shape) != (batch, bands, count, *cells):
-        raise ValueError(f"weights must be {(batch, bands, count, *cells)} for these images, got {tuple(weights.shape)}")
+        raise ValueError(
+            f"weights must be {(batch, bands, count, *cells)} for these images, got {tuple(weights.shape)}"
+        )
     if tuple(base.shape) != (batch, count, *cells):
         raise ValueError(f"base must be {(batch, count, *cells)} for these images, got {tuple(base.shape)}")
     return images, weights, base

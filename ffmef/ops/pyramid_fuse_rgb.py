@@ -36,7 +36,9 @@ def half_luminance(pictures: Sequence[Tensor]) -> Tensor:
     return operator("half_luminance")(_checked(pictures))
 
 
-def pyramid_fuse_rgb(pictures: Sequence[Tensor], half: Tensor, weights: Tensor, base: Tensor, *, scale: int = 8) -> Tensor:
+def pyramid_fuse_rgb(
+    pictures: Sequence[Tensor], half: Tensor, weights: Tensor, base: Tensor, *, scale: int = 8
+) -> Tensor:
     r"""Fuse 8-bit RGB pictures: :func:`ffmef.ops.pyramid_fuse` of their luminance, with the merged chroma.
 
     The fused luminance is clamped to [0, 1]; chroma is merged by ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|``
@@ -92,7 +94,9 @@ def _reference_half_luminance(pictures: list[Tensor]) -> Tensor:
     return reference.halve(colour.luminance(torch.stack([p.movedim(-1, 0) for p in pictures])) / 255)
 
 
-def _reference_pyramid_fuse_rgb(pictures: list[Tensor], half: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor:
+def _reference_pyramid_fuse_rgb(
+    pictures: list[Tensor], half: Tensor, weights: Tensor, base: Tensor, scale: int
+) -> Tensor:
     ycbcr = colour.rgb_to_ycbcr(torch.stack([p.movedim(-1, 0) for p in pictures]))
     fused = reference.pyramid_fuse(ycbcr[None, :, :1] / 255, weights[None], base[None], scale)[0].clamp(0, 1) * 255
     rgb = colour.ycbcr_to_rgb(torch.cat([fused, colour.merge_chroma(list(ycbcr[:, 1:]))]))

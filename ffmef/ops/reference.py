@@ -140,7 +140,11 @@ def adaptive_fuse_backward(
             )
             padded_grad = folded.narrow(dim, 0, images.shape[dim])
         image_grad = image_grad + padded_grad
-    alpha_grad = torch.stack(alpha_grads) if need_alphas and alpha_grads else alphas.new_zeros(len(filters) if need_alphas else 0)
+    alpha_grad = (
+        torch.stack(alpha_grads)
+        if need_alphas and alpha_grads
+        else alphas.new_zeros(len(filters) if need_alphas else 0)
+    )
     return (
         image_grad.to(images.dtype) if need_images else images.new_empty(0),
         filter_grads,
@@ -154,7 +158,9 @@ def halve(images: Tensor) -> Tensor:
     if images.numel() == 0:  # which torch's pooling and interpolation do not take
         return images[..., ::2, ::2]
     flat = images.reshape(1, -1, height, width)
-    return F.avg_pool2d(F.pad(flat, (0, width % 2, 0, height % 2), mode="replicate"), 2).unflatten(1, images.shape[:-2])[0]
+    return F.avg_pool2d(F.pad(flat, (0, width % 2, 0, height % 2), mode="replicate"), 2).unflatten(
+        1, images.shape[:-2]
+    )[0]
 
 
 def expand(coarse: Tensor, factor: int, height: int, width: int) -> Tensor:
@@ -248,7 +254,10 @@ def pyramid_fuse_backward(
         image_grad = band_grads[level] + _halve_adjoint(coarse, *levels[level].shape[-2:])
     return (
         image_grad.to(images.dtype) if need_images else images.new_empty(0),
-        torch.stack(weight_grads, 1).to(weights.dtype) if need_weights and bands
-        else weights.new_zeros(weights.shape) if need_weights else weights.new_empty(0),
+        torch.stack(weight_grads, 1).to(weights.dtype)
+        if need_weights and bands
+        else weights.new_zeros(weights.shape)
+        if need_weights
+        else weights.new_empty(0),
         base_grad.to(base.dtype) if need_base else base.new_empty(0),
     )

@@ -78,7 +78,15 @@ if _missing is None:
         return input.new_empty(input.shape[0], weight.shape[0], *input.shape[2:])
 
     @torch.library.register_fake("ffmef::thin_convolution_backward")
-    def _(grad: Tensor, input: Tensor, weight: Tensor, out: Tensor | None, slope: float, need_input: bool, need_weight: bool):
+    def _(
+        grad: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        out: Tensor | None,
+        slope: float,
+        need_input: bool,
+        need_weight: bool,
+    ):
         none, batch = input.new_empty(0), input.shape[0]
         return (
             torch.empty_like(input) if need_input else none,

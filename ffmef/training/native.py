@@ -32,7 +32,9 @@ def use_native_operators(model: nn.Module) -> int:
         elif isinstance(module, FFMEF):
             module.without_filters = True
         for kind, method, function in _BLOCKS:
-            if isinstance(module, kind) and all(_is_thin(m) for m in module.children() if not isinstance(m, nn.InstanceNorm2d)):
+            if isinstance(module, kind) and all(
+                _is_thin(m) for m in module.children() if not isinstance(m, nn.InstanceNorm2d)
+            ):
                 setattr(module, method, partial(function, module))
     return changed
 

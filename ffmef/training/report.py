@@ -74,6 +74,6 @@ def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
         cells = [np.pad(p, ((0, height - p.shape[0]), (0, gap), (0, 0)), constant_values=255) for p in row]
         lines.append(np.concatenate(cells, 1))
     width = max(line.shape[1] for line in lines)
-    return np.concatenate([
-        np.pad(line, ((0, gap), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines
-    ])
+    return np.concatenate(
+        [np.pad(line, ((0, gap), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines]
+    )

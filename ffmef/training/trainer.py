@@ -96,7 +96,9 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
             scenes = {name: paths[::-1] for name, paths in scenes.items()}
         # By name, so that a scene present in two folders is on one side of the split only.
         kept_out = {name for name in scenes if _fraction(name, config.seed) < config.validation}
-        parts.append(PictureScenes({n: p for n, p in scenes.items() if n not in kept_out}, jitter=config.jitter, **options))
+        parts.append(
+            PictureScenes({n: p for n, p in scenes.items() if n not in kept_out}, jitter=config.jitter, **options)
+        )
         chosen = PictureScenes({n: scenes[n] for n in sorted(kept_out)}, **{**options, "longest_side": 384})
         held_out += [chosen.whole(index) for index in range(len(chosen))]
     order = config.order if config.order in ("luminance", "random") else "luminance"
@@ -193,7 +195,11 @@ class Trainer:
         # One kernel for all parameters; with scaled gradients it would unscale them itself, too late for clipping.
         fused = config.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused, foreach=not fused
+            model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=fused,
+            foreach=not fused,
         )
         self.average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
         self.step = self.epoch = self.batch = 0
@@ -364,7 +370,9 @@ class Trainer:
                 events.add_image("samples", picture, self.step, dataformats="HWC")
                 self._write_picture(self.folder / "samples" / f"epoch-{self.epoch + 1:04d}.png", picture)
             elif (self.epoch + 1) % self.config.sample_every == 0:
-                samples = [self.dataset[0, number].numpy().transpose(0, 2, 3, 1) for number in range(min(4, len(self.dataset)))]
+                samples = [
+                    self.dataset[0, number].numpy().transpose(0, 2, 3, 1) for number in range(min(4, len(self.dataset)))
+                ]
                 picture = contact_sheet([[*scene, self._fuse(scene)[0]] for scene in samples])
                 events.add_image("samples", picture, self.step, dataformats="HWC")
                 self._write_picture(self.folder / "samples" / f"epoch-{self.epoch + 1:04d}.png", picture)
@@ -447,4 +455,6 @@ def load_initial(model: nn.Module, name_or_path: str) -> None:
     try:
         model.load_state_dict(ffmef.models.load(name_or_path).state_dict())
     except RuntimeError as error:
-        raise InputError(f"initial: {name_or_path} does not fit the model: {' '.join(str(error).split())[:160]}") from None
+        raise InputError(
+            f"initial: {name_or_path} does not fit the model: {' '.join(str(error).split())[:160]}"
+        ) from None

@@ -200,8 +200,16 @@ GOOD = np.zeros((4, 5, 3), np.uint8)
         ([GOOD, GOOD], {"weights": "mef"}, "weights, backend and engine must be left alone where model is given"),
         ([GOOD, GOOD], {"backend": "cpu"}, "weights, backend and engine must be left alone where model is given"),
         ([GOOD, GOOD], {"engine": "eager"}, "weights, backend and engine must be left alone where model is given"),
-        ([GOOD, GOOD], {"engine": "steam", "model": None, "weights": "mef"}, "engine must be one of auto, eager, fused, got 'steam'"),
-        ([GOOD, GOOD], {"engine": "fused", "model": None, "weights": "mef", "backend": "cpu"}, "engine 'fused' runs on the CPU and"),
+        (
+            [GOOD, GOOD],
+            {"engine": "steam", "model": None, "weights": "mef"},
+            "engine must be one of auto, eager, fused, got 'steam'",
+        ),
+        (
+            [GOOD, GOOD],
+            {"engine": "fused", "model": None, "weights": "mef", "backend": "cpu"},
+            "engine 'fused' runs on the CPU and",
+        ),
         ([GOOD, GOOD], {"model": lambda planes: planes}, "model must return luminance of shape (1, 1, 4, 5)"),
         ([GOOD, GOOD], {"model": lambda planes: mean(planes) / 0}, "model gave luminance that is not finite"),
     ],

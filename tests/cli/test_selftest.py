@@ -25,7 +25,9 @@ def test_selftest_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "FAILED float32 zeros 1x2x1x4x5 k=3 contiguous" in capsys.readouterr().out
 
 
-def test_selftest_finds_results_that_change(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_selftest_finds_results_that_change(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     right, calls = ops.adaptive_fuse, []
 
     def restless(*args: object, **options: object) -> torch.Tensor:

@@ -46,13 +46,16 @@ FAR_ROWS = 2**29 + 16  # elements: the fifth row starts past 2^31
 
 @pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
 def test_offsets_past_32_bits(program: Path, backward: bool) -> None:
-    cases = [Case("rows far apart", height=5, width=16), Case("rows far apart, odd width", height=5, width=7, channels=3)]
+    cases = [
+        Case("rows far apart", height=5, width=16),
+        Case("rows far apart, odd width", height=5, width=7, channels=3),
+    ]
     for case, results in zip(cases, run(program, cases, backward, far_rows=FAR_ROWS)):
         assert worst(case, results, backward) <= TOLERANCE[case.dtype]
 
 
 def test_empty_images(program: Path) -> None:
-    (image_grad, filter_grad, alpha_grad), = run(program, [Case("no rows", height=0, sizes=(3,))], backward=True)
+    ((image_grad, filter_grad, alpha_grad),) = run(program, [Case("no rows", height=0, sizes=(3,))], backward=True)
     assert image_grad.numel() == filter_grad.numel() == 0
     assert alpha_grad.tolist() == [0.0]
 

@@ -103,7 +103,14 @@ BACKWARD = [
     Case("triton, reflect, five taps", height=2, width=3, padding="reflect", sizes=(5,), images=1),
     Case("triton, one row", height=1, width=7, padding="reflect", sizes=(3,)),
     Case("triton, images only", width=7, sizes=(1, 3), need_filters=(False, False), need_alphas=False),
-    Case("triton, one level only", width=7, sizes=(1, 3), need_filters=(False, True), need_alphas=False, need_images=False),
+    Case(
+        "triton, one level only",
+        width=7,
+        sizes=(1, 3),
+        need_filters=(False, True),
+        need_alphas=False,
+        need_images=False,
+    ),
     Case("triton, alphas only", width=7, sizes=(1, 3), need_filters=(False, False), need_images=False),
 ]
 
@@ -185,5 +192,11 @@ BOUNCING = Case("triton, mutants, small", height=2, width=3, sizes=(7, 1), paddi
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = plant(mutant, SOURCE, tmp_path)
-    case = BOUNCING if "bounce" in mutant.name else COARSE[0] if "cell" in mutant.name or "pixel" in mutant.name else MUTANT_CASE
+    case = (
+        BOUNCING
+        if "bounce" in mutant.name
+        else COARSE[0]
+        if "cell" in mutant.name or "pixel" in mutant.name
+        else MUTANT_CASE
+    )
     assert worst(kernels, case, mutant.backward, SMALL, monkeypatch) > 1

@@ -61,7 +61,8 @@ def test_architectures_of_the_environment(
 
 
 @pytest.mark.parametrize(
-    ("torch_cuda", "reason"), [(None, "this torch is built without CUDA"), ("12.8", "is of CUDA 13, torch of CUDA 12.8")]
+    ("torch_cuda", "reason"),
+    [(None, "this torch is built without CUDA"), ("12.8", "is of CUDA 13, torch of CUDA 12.8")],
 )
 def test_not_built_says_why_and_1_insists(
     setup_module: ModuleType,

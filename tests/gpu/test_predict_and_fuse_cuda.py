@@ -102,10 +102,20 @@ def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
 CORE = [
     Case("core, vectors", width=72, height=19, images=3, sizes=(1, 3, 5)),
     Case("core, odd width", width=41, height=11, padding="reflect", channels=2, sizes=(3, 7), maps=(4, 3)),
-    Case("core, aligned slices", width=20, height=18, layout="aligned slice", padding="replicate", sizes=(7,), maps=(50,)),
+    Case(
+        "core, aligned slices", width=20, height=18, layout="aligned slice", padding="replicate", sizes=(7,), maps=(50,)
+    ),
     Case("core, every second", width=37, height=10, channels=5, layout="every second", sizes=(3,)),
-    Case("core, nine taps", width=36, height=9, sizes=(9, 3), maps=(3, 2), padding="reflect", channels=5,
-         layout="channels last"),
+    Case(
+        "core, nine taps",
+        width=36,
+        height=9,
+        sizes=(9, 3),
+        maps=(3, 2),
+        padding="reflect",
+        channels=5,
+        layout="channels last",
+    ),
     Case("core, off a 16-byte boundary", layout="offset", width=16, height=5, sizes=(3,)),
     Case("core, seventeen levels", sizes=(1, 3) * 8 + (5,), height=3, width=8),
 ]

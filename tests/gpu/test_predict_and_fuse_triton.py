@@ -96,7 +96,9 @@ def test_derivatives_are_the_reference_s() -> None:
     case = Case("triton, derivatives", height=3, width=5, sizes=(1, 3), maps=(2, 3), padding="reflect", dtype=DOUBLE)
     t = make_tensors(case)
     leaves = [leaf.requires_grad_() for leaf in (*t.hidden, *t.weight, *t.bias, t.images, t.alphas)]
-    output = predict_and_fuse(t.hidden, t.weight, t.bias, t.images, t.alphas, padding_mode=case.padding, backend="triton")
+    output = predict_and_fuse(
+        t.hidden, t.weight, t.bias, t.images, t.alphas, padding_mode=case.padding, backend="triton"
+    )
     gradient = torch.randn(output.shape, dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
     first = torch.autograd.grad(output, leaves, gradient, create_graph=True)
     wanted = torch.autograd.grad(two_steps(t, case.padding), leaves, gradient, create_graph=True)

@@ -37,7 +37,9 @@ def test_budget_demands_wide_accesses_of_the_kernels_that_have_them() -> None:
         # Four rows of a patch: the thread's own, and one of the margin.
         assert row["wide_loads"] == (8 if vectors and "images_gradient" not in name else 0), name
         assert row["wide_stores"] == (4 if vectors and "weights_gradient" not in name else 0), name
-        assert row["registers"] <= 128 and row["shared"] <= 32 << 10, name  # two blocks even of the smallest GPU's 64 KiB
+        assert row["registers"] <= 128 and row["shared"] <= 32 << 10, (
+            name
+        )  # two blocks even of the smallest GPU's 64 KiB
 
 
 @pytest.mark.slow

@@ -45,7 +45,10 @@ FAR_ROWS = 2**29 + 16  # elements: the fifth row starts past 2^31
 
 @pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
 def test_offsets_past_32_bits(program: Path, backward: bool) -> None:
-    cases = [Case("rows far apart", height=9, width=16), Case("rows far apart, odd width", height=9, width=7, bands=4, scale=16)]
+    cases = [
+        Case("rows far apart", height=9, width=16),
+        Case("rows far apart, odd width", height=9, width=7, bands=4, scale=16),
+    ]
     for case, results in zip(cases, run(program, cases, backward, far_rows=FAR_ROWS)):
         assert worst(case, results, backward) <= TOLERANCE[case.dtype]
 

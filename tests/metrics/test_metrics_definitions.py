@@ -76,9 +76,9 @@ SOBEL_Y = np.array([[1, 2, 1], [0, 0, 0], [-1, -2, -1]])
 
 def naive_ce(a, b, f):
     p = histogram(f)
-    return sum(
-        q * math.log2(q / v) for x in (a, b) for q, v in zip(histogram(x), p, strict=True) if q > 0 and v > 0
-    ) / 2
+    return (
+        sum(q * math.log2(q / v) for x in (a, b) for q, v in zip(histogram(x), p, strict=True) if q > 0 and v > 0) / 2
+    )
 
 
 def naive_nmi(a, b, f):
@@ -326,9 +326,7 @@ def naive_vif(a, b, f):
 
 def naive_phase_congruency(image):
     m, n = image.shape
-    grid = [
-        np.arange(-(k - 1) / 2, k / 2) / (k - 1) if k % 2 else np.arange(-k / 2, k / 2) / k for k in (n, m)
-    ]
+    grid = [np.arange(-(k - 1) / 2, k / 2) / (k - 1) if k % 2 else np.arange(-k / 2, k / 2) / k for k in (n, m)]
     x, y = np.meshgrid(*grid)
     radius, theta = np.fft.ifftshift(np.hypot(x, y)), np.fft.ifftshift(np.arctan2(-y, x))
     radius[0, 0] = 1

@@ -100,7 +100,14 @@ def test_the_operator_keeps_memory_safe():
     rest = 0.4, torch.ones(6, dtype=torch.float64), False
     operator = torch.ops.ffmef.phase_congruency
     assert operator(levels, tables, decay, *rest).shape == (1, 3, 8, 8)
-    for wrong in (tables[:2], tables[:, :1], tables[:, :, :, :7], tables[..., :15], tables[0], tables.repeat(1, 1, 2, 1, 1)):
+    for wrong in (
+        tables[:2],
+        tables[:, :1],
+        tables[:, :, :, :7],
+        tables[..., :15],
+        tables[0],
+        tables.repeat(1, 1, 2, 1, 1),
+    ):
         with pytest.raises(RuntimeError, match="tables must be"):
             operator(levels, wrong, decay, *rest)
     with pytest.raises(RuntimeError, match="tables must be contiguous float64"):

@@ -44,7 +44,9 @@ def stages(model: FFMEF, luminance: torch.Tensor) -> dict[str, torch.Tensor]:
         for level, filters in enumerate(model.predict_filters(luminance), 1):
             for n in (0, 1):
                 torch.testing.assert_close(filters[:, n], kept[f"filters{level}_{n}"], rtol=0, atol=1e-5)
-                kept[f"filtered{level}_{n}"] = adaptive_fuse(luminance[:, n : n + 1], [filters[:, n : n + 1]], backend=model.backend)[:, None]
+                kept[f"filtered{level}_{n}"] = adaptive_fuse(
+                    luminance[:, n : n + 1], [filters[:, n : n + 1]], backend=model.backend
+                )[:, None]
         kept["fused_y"] = model(luminance)
     return kept
 
@@ -52,7 +54,9 @@ def stages(model: FFMEF, luminance: torch.Tensor) -> dict[str, torch.Tensor]:
 def check_stages(found: dict[str, torch.Tensor], expected: dict, tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
-        np.testing.assert_allclose(value.double().numpy(), np.asarray(expected[name]), rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            value.double().numpy(), np.asarray(expected[name]), rtol=0, atol=tolerance, err_msg=name
+        )
 
 
 def saved(state: dict, path) -> str:
@@ -90,7 +94,9 @@ def test_the_engine_is_the_network(own):
     staged = model(luminance.float())
     assert staged.requires_grad and not whole.requires_grad
     for fused in (whole, staged):
-        np.testing.assert_allclose(fused.detach().double().numpy(), expected["fused_y"].numpy(), rtol=0, atol=2e-6 * scale)
+        np.testing.assert_allclose(
+            fused.detach().double().numpy(), expected["fused_y"].numpy(), rtol=0, atol=2e-6 * scale
+        )
 
 
 @pytest.mark.parametrize("task", ["mef", "mff", "vif"])
@@ -115,7 +121,11 @@ def test_the_oracle_is_the_authors(task, reference_dir):
 
 def test_checkpoint_names_are_the_authors(reference_dir):
     rows = (line.split("\t") for line in (reference_dir / "checkpoint_keys.tsv").read_text().splitlines())
-    listed = {name: tuple(int(n) for n in shape.strip("()").split(",") if n.strip()) for name, shape in rows if "total_" not in name}
+    listed = {
+        name: tuple(int(n) for n in shape.strip("()").split(",") if n.strip())
+        for name, shape in rows
+        if "total_" not in name
+    }
     assert ffmef_oracle.shapes() == listed
 
 
@@ -211,10 +221,16 @@ def test_refuses_other_architectures(options, message):
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     states = a.state_dict(), b.state_dict()
-    return states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(states[0][key], states[1][key]) for key in states[0]
+    )
 
 
-@pytest.mark.parametrize("model", [FFMEF(), FFMEF(8, (3, 5)), models.PyramidFFMEF(bands=2, channels=(8, 8), stem=4)], ids=["default", "other", "pyramid"])
+@pytest.mark.parametrize(
+    "model",
+    [FFMEF(), FFMEF(8, (3, 5)), models.PyramidFFMEF(bands=2, channels=(8, 8), stem=4)],
+    ids=["default", "other", "pyramid"],
+)
 def test_save_and_load(model, tmp_path):
     path = tmp_path / "weights.safetensors"
     models.save(model, path, task="mef")
@@ -250,15 +266,36 @@ BAD_CHECKPOINTS = {
     "unknown": (lambda s: {**s, "extra.weight": torch.ones(1)}, "does not fit FFMEF: unknown keys extra.weight"),
     "missing": (lambda s: _without(s, "preconv.bias"), "does not fit FFMEF: missing keys extractor.stem.bias"),
     "missing alpha": (lambda s: _without(s, "alpha2"), "does not fit FFMEF: missing keys fuse.alphas"),
-    "both": (lambda s: {**_without(s, "preconv.bias"), "x": torch.ones(1)}, "does not fit FFMEF: missing keys extractor.stem.bias; unknown keys x"),
+    "both": (
+        lambda s: {**_without(s, "preconv.bias"), "x": torch.ones(1)},
+        "does not fit FFMEF: missing keys extractor.stem.bias; unknown keys x",
+    ),
     "shape": (lambda s: {**s, "preconv.bias": torch.ones(5)}, ": extractor.stem.bias must have shape (4,), got (5,)"),
-    "integers": (lambda s: {**s, "preconv.bias": torch.ones(4).int()}, ": extractor.stem.bias must be floating point, got int32"),
-    "complex": (lambda s: {**s, "preconv.bias": torch.ones(4) * 1j}, ": extractor.stem.bias must be floating point, got complex64"),
-    "nan": (lambda s: {**s, "preconv.bias": torch.tensor([1, float("nan"), 1, 1])}, ": extractor.stem.bias must be finite, got nan"),
+    "integers": (
+        lambda s: {**s, "preconv.bias": torch.ones(4).int()},
+        ": extractor.stem.bias must be floating point, got int32",
+    ),
+    "complex": (
+        lambda s: {**s, "preconv.bias": torch.ones(4) * 1j},
+        ": extractor.stem.bias must be floating point, got complex64",
+    ),
+    "nan": (
+        lambda s: {**s, "preconv.bias": torch.tensor([1, float("nan"), 1, 1])},
+        ": extractor.stem.bias must be finite, got nan",
+    ),
     "infinite": (lambda s: {**s, "alpha1": torch.tensor([float("inf")])}, ": fuse.alphas must be finite, got inf"),
-    "sparse": (lambda s: {**s, "preconv.bias": torch.ones(4).to_sparse()}, ": extractor.stem.bias must be a dense tensor, got torch.sparse_coo"),
-    "no values": (lambda s: {**s, "preconv.bias": torch.ones(4, device="meta")}, ": extractor.stem.bias must hold values, got a tensor of the meta device"),
-    "number for a key": (lambda s: {**s, 3: torch.ones(1)}, " is not a weight file: it must hold a dictionary of named tensors"),
+    "sparse": (
+        lambda s: {**s, "preconv.bias": torch.ones(4).to_sparse()},
+        ": extractor.stem.bias must be a dense tensor, got torch.sparse_coo",
+    ),
+    "no values": (
+        lambda s: {**s, "preconv.bias": torch.ones(4, device="meta")},
+        ": extractor.stem.bias must hold values, got a tensor of the meta device",
+    ),
+    "number for a key": (
+        lambda s: {**s, 3: torch.ones(1)},
+        " is not a weight file: it must hold a dictionary of named tensors",
+    ),
     "list": (lambda s: list(s.values()), " is not a weight file: it must hold a dictionary of named tensors"),
     "no tensors": (lambda s: {"epoch": 3}, " is not a weight file: it must hold a dictionary of named tensors"),
     "name of two lines": (lambda s: {**s, "two\nlines": torch.ones(1)}, r"does not fit FFMEF: unknown keys two\nlines"),
@@ -286,7 +323,13 @@ def _safetensors(header: object, body: bytes = b"") -> bytes:
 
 
 def _config(config: str, architecture: str = "FFMEF") -> bytes:
-    return _safetensors({"__metadata__": {"architecture": architecture, "config": config}, "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4))  # noqa: E501
+    return _safetensors(
+        {
+            "__metadata__": {"architecture": architecture, "config": config},
+            "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        },
+        bytes(4),
+    )  # noqa: E501
 
 
 BAD_FILES = {
@@ -365,7 +408,11 @@ def test_damaged_files_are_refused_or_read_never_worse(own, tmp_path):
 
 
 def test_names_that_no_file_can_have(tmp_path):
-    for name, start in (("x" * 5000, "weights must be a file or one of"), ("a\0b", "weights must be a file or one of"), (tmp_path, "weights must be a name or a file, got the folder")):
+    for name, start in (
+        ("x" * 5000, "weights must be a file or one of"),
+        ("a\0b", "weights must be a file or one of"),
+        (tmp_path, "weights must be a name or a file, got the folder"),
+    ):
         with pytest.raises(InputError) as caught:
             models.load(name)
         assert str(caught.value).startswith(start)

@@ -108,7 +108,10 @@ def test_mistakes_are_named():
     [
         ({"model": "steam"}, "model must be one of ffmef, pyramid, got 'steam'"),
         ({"model": "pyramid", "task": "mff"}, "model 'pyramid' must be used for task mef, got mff"),
-        ({"model": "pyramid", "weights": "mef"}, "weights must be left alone where a model is named, got mef and 'pyramid'"),
+        (
+            {"model": "pyramid", "weights": "mef"},
+            "weights must be left alone where a model is named, got mef and 'pyramid'",
+        ),
     ],
 )
 def test_names_of_models_are_checked(options, message):

@@ -48,7 +48,9 @@ SIZES = [
 ]
 
 
-def random(*shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu", seed: int = 0) -> torch.Tensor:
+def random(
+    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu", seed: int = 0
+) -> torch.Tensor:
     """Values of both signs in (-1, 1), rounded to ``dtype``."""
     generator = torch.Generator().manual_seed(seed)
     return (torch.rand(*shape, dtype=torch.float64, generator=generator) * 2 - 1).to(dtype).to(device)
@@ -58,7 +60,10 @@ def arguments(shape, sides, dtype=torch.float64, device="cpu", seed: int = 0):
     """Images, filters and alphas of one call."""
     batch, count, channels, height, width = shape
     images = random(*shape, dtype=dtype, device=device, seed=seed)
-    filters = [random(batch, count, k * k, height, width, dtype=dtype, device=device, seed=seed + 1 + l) for l, k in enumerate(sides)]
+    filters = [
+        random(batch, count, k * k, height, width, dtype=dtype, device=device, seed=seed + 1 + l)
+        for l, k in enumerate(sides)
+    ]
     alphas = random(len(sides), dtype=accumulator(dtype), device=device, seed=seed + 99)
     return images, filters, alphas
 
@@ -77,11 +82,17 @@ def oracle(images, filters, alphas, padding_mode: str) -> np.ndarray:
     return out
 
 
-def bound(exact: np.ndarray, magnitude: np.ndarray, dtype: torch.dtype, terms: int, wide: torch.dtype | None = None) -> np.ndarray:
+def bound(
+    exact: np.ndarray, magnitude: np.ndarray, dtype: torch.dtype, terms: int, wide: torch.dtype | None = None
+) -> np.ndarray:
     """Largest rounding error: one final rounding to ``dtype`` of a sum whose terms' magnitudes add up to ``magnitude``."""
     wide = wide or accumulator(dtype)
     final = 0.0 if dtype == wide else 0.501 * torch.finfo(dtype).eps
-    return final * np.abs(exact) + torch.finfo(wide).eps * (4 + math.sqrt(terms)) * magnitude + torch.finfo(dtype).smallest_normal * 1e-2
+    return (
+        final * np.abs(exact)
+        + torch.finfo(wide).eps * (4 + math.sqrt(terms)) * magnitude
+        + torch.finfo(dtype).smallest_normal * 1e-2
+    )
 
 
 def check_forward(images, filters, alphas, padding_mode, out) -> None:
@@ -118,7 +129,9 @@ def check_gradients(images, filters, alphas, padding_mode, grad, computed) -> No
 
 
 def call(backend):
-    return lambda images, filters, alphas, mode: adaptive_fuse(images, filters, alphas, padding_mode=mode, backend=backend)
+    return lambda images, filters, alphas, mode: adaptive_fuse(
+        images, filters, alphas, padding_mode=mode, backend=backend
+    )
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -149,13 +162,30 @@ def test_every_filter_side(side, kernel_backend, device):
         out = adaptive_fuse(images, filters, alphas, padding_mode=padding_mode, backend=kernel_backend)
         check_forward(images, filters, alphas, padding_mode, out)
         grad = random(1, 1, 6, 21, dtype=torch.float32, device=device, seed=9)
-        check_gradients(images, filters, alphas, padding_mode, grad, gradients(images, filters, alphas, padding_mode, grad, call(kernel_backend)))
+        check_gradients(
+            images,
+            filters,
+            alphas,
+            padding_mode,
+            grad,
+            gradients(images, filters, alphas, padding_mode, grad, call(kernel_backend)),
+        )
 
 
-@pytest.mark.parametrize("sides", list(itertools.permutations((1, 3, 5))) + [(1,), (1, 3), (3, 5), (1, 3, 5, 7), (3, 3), (9, 31, 1, 11)], ids=str)
+@pytest.mark.parametrize(
+    "sides",
+    list(itertools.permutations((1, 3, 5))) + [(1,), (1, 3), (3, 5), (1, 3, 5, 7), (3, 3), (9, 31, 1, 11)],
+    ids=str,
+)
 def test_any_set_of_filter_sizes_in_any_order(sides, kernel_backend, device):
     images, filters, alphas = arguments((1, 2, 1, 8, 10), sides, torch.float32, device)
-    check_forward(images, filters, alphas, "reflect", adaptive_fuse(images, filters, alphas, padding_mode="reflect", backend=kernel_backend))
+    check_forward(
+        images,
+        filters,
+        alphas,
+        "reflect",
+        adaptive_fuse(images, filters, alphas, padding_mode="reflect", backend=kernel_backend),
+    )
 
 
 @pytest.mark.parametrize("width", range(1, 40))
@@ -165,7 +195,14 @@ def test_every_row_end(width, kernel_backend, device):
         images, filters, alphas = arguments((1, 1, 1, 2, width), (1, 3, 9), dtype, device)
         check_forward(images, filters, alphas, "zeros", adaptive_fuse(images, filters, alphas, backend=kernel_backend))
         grad = random(1, 1, 2, width, dtype=dtype, device=device, seed=7)
-        check_gradients(images, filters, alphas, "zeros", grad, gradients(images, filters, alphas, "zeros", grad, call(kernel_backend)))
+        check_gradients(
+            images,
+            filters,
+            alphas,
+            "zeros",
+            grad,
+            gradients(images, filters, alphas, "zeros", grad, call(kernel_backend)),
+        )
 
 
 def test_three_by_three_by_hand(backend, device):
@@ -237,7 +274,9 @@ def test_alphas_of_every_kind(backend, device):
     weighted = adaptive_fuse(images, filters, torch.tensor([0.5, 0.25], device=device), backend=backend)
     check_forward(images, filters, torch.tensor([0.5, 0.25]), "zeros", weighted)
     for alphas in (
-        [0.5, 0.25], (0.5, 0.25), np.array([0.5, 0.25]),
+        [0.5, 0.25],
+        (0.5, 0.25),
+        np.array([0.5, 0.25]),
         torch.tensor([0.5, 0.25], dtype=torch.float64, device=device),
         torch.tensor([0.5, 0.25], dtype=torch.float16, device=device),
         torch.tensor([0.5, 9.0, 0.25], device=device)[::2],
@@ -246,7 +285,9 @@ def test_alphas_of_every_kind(backend, device):
         assert torch.equal(adaptive_fuse(images, filters, alphas, backend=backend), weighted)
 
 
-@pytest.mark.parametrize("shape", [(0, 2, 1, 4, 5), (2, 2, 0, 4, 5), (2, 2, 1, 0, 5), (2, 2, 1, 4, 0), (0, 1, 0, 0, 0)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 2, 1, 4, 5), (2, 2, 0, 4, 5), (2, 2, 1, 0, 5), (2, 2, 1, 4, 0), (0, 1, 0, 0, 0)], ids=str
+)
 def test_empty(shape, backend, device):
     """Nothing in, nothing out, and gradients of zero."""
     for padding_mode in MODES:
@@ -325,15 +366,30 @@ def test_strides(where, trick, dtype, kernel_backend, device):
         filters = [change(f) for f in filters]
     if where in ("grad", "all"):
         grad = change(grad)
-    check_forward(images, filters, alphas, "reflect", adaptive_fuse(images, filters, alphas, padding_mode="reflect", backend=kernel_backend))
-    check_gradients(images, filters, alphas, "reflect", grad, gradients(images, filters, alphas, "reflect", grad, call(kernel_backend)))
+    check_forward(
+        images,
+        filters,
+        alphas,
+        "reflect",
+        adaptive_fuse(images, filters, alphas, padding_mode="reflect", backend=kernel_backend),
+    )
+    check_gradients(
+        images,
+        filters,
+        alphas,
+        "reflect",
+        grad,
+        gradients(images, filters, alphas, "reflect", grad, call(kernel_backend)),
+    )
 
 
 def test_expanded_gradient_of_a_sum(kernel_backend, device):
     images, filters, alphas = arguments((1, 2, 1, 18, 20), (1, 3), torch.float32, device)
     leaves = [t.requires_grad_() for t in (images, *filters, alphas)]
     adaptive_fuse(images, filters, alphas, backend=kernel_backend).sum().backward()
-    check_gradients(images, filters, alphas, "zeros", torch.ones(1, 1, 18, 20, device=device), [leaf.grad for leaf in leaves])
+    check_gradients(
+        images, filters, alphas, "zeros", torch.ones(1, 1, 18, 20, device=device), [leaf.grad for leaf in leaves]
+    )
 
 
 @native
@@ -362,7 +418,9 @@ def test_offsets_beyond_32_bits():
         view = flat.as_strided(tensor.shape, strides).copy_(tensor)
         i, f, g = (view if tensor is original else original for original in (images, filters[1], grad))
         check_forward(i, [filters[0], f], alphas, "zeros", adaptive_fuse(i, [filters[0], f], alphas))
-        check_gradients(i, [filters[0], f], alphas, "zeros", g, gradients(i, [filters[0], f], alphas, "zeros", g, call("cpu")))
+        check_gradients(
+            i, [filters[0], f], alphas, "zeros", g, gradients(i, [filters[0], f], alphas, "zeros", g, call("cpu"))
+        )
 
 
 @native
@@ -372,7 +430,9 @@ def test_more_than_32_bits_of_filter_values():
     assert 961 * height * width > 2**31
     taps = random(1, 1, 961, 1, width, dtype=torch.float32)
     column = random(1, 1, 1, 1, width, dtype=torch.float32, seed=2)
-    out = adaptive_fuse(column.expand(1, 1, 1, height, width), [taps.expand(1, 1, 961, height, width)], padding_mode="replicate")
+    out = adaptive_fuse(
+        column.expand(1, 1, 1, height, width), [taps.expand(1, 1, 961, height, width)], padding_mode="replicate"
+    )
     small = oracle(column.expand(1, 1, 1, 3, width), [taps.expand(1, 1, 961, 3, width)], torch.ones(1), "replicate")
     np.testing.assert_allclose(out[0, 0, 0].numpy(), small[0, 0, 0], atol=1e-3)
     assert torch.equal(out, out[:, :, :1].expand_as(out))
@@ -383,7 +443,13 @@ def test_more_than_32_bits_of_filter_values():
 
 def _run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **environment}
-    return subprocess.run([sys.executable, str(ROOT / "tests/support" / script), *arguments], env=env, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tests/support" / script), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @native
@@ -418,7 +484,11 @@ def test_instruction_sets_agree(isa, tmp_path):
     import adaptive_fuse_isa
 
     used = done.stdout.strip()
-    assert used == isa or f"{isa} is more than this machine has" in used or adaptive_fuse_isa.rank(used) < adaptive_fuse_isa.rank(isa)
+    assert (
+        used == isa
+        or f"{isa} is more than this machine has" in used
+        or adaptive_fuse_isa.rank(used) < adaptive_fuse_isa.rank(isa)
+    )
     here = adaptive_fuse_isa.results()
     there = np.load(tmp_path / "results.npz")
     assert set(there.files) == set(here)
@@ -426,7 +496,9 @@ def test_instruction_sets_agree(isa, tmp_path):
         if name.startswith("exact"):
             np.testing.assert_array_equal(there[name], value, err_msg=name)
         else:
-            np.testing.assert_allclose(there[name], value, rtol=0, atol=3e-6 * max(1.0, np.abs(value).max()), err_msg=name)
+            np.testing.assert_allclose(
+                there[name], value, rtol=0, atol=3e-6 * max(1.0, np.abs(value).max()), err_msg=name
+            )
 
 
 @native
@@ -448,7 +520,9 @@ def test_rounds_like_torch(low):
     generator = torch.Generator().manual_seed(5)
     bits = torch.randint(-(2**15), 2**15, (2, 1, 1, 256, 1031), generator=generator, dtype=torch.int32).to(torch.int16)
     a, b = bits.view(low)
-    b[:, :, :128] = (1 + 2.0 ** -torch.randint(1, 8 if low == torch.bfloat16 else 11, (1, 1, 128, 1031), generator=generator)).to(low)  # many ties
+    b[:, :, :128] = (
+        1 + 2.0 ** -torch.randint(1, 8 if low == torch.bfloat16 else 11, (1, 1, 128, 1031), generator=generator)
+    ).to(low)  # many ties
     expected = (a.float() * b.float()).to(low)
     out = adaptive_fuse(a, [b.unsqueeze(2)])[0]
     assert torch.equal(out.isnan(), expected[0, 0].isnan())
@@ -459,9 +533,14 @@ def test_rounds_like_torch(low):
 
 
 @pytest.mark.parametrize("padding_mode", MODES)
-@pytest.mark.parametrize("shape, sides", [((1, 2, 2, 2, 3), (1, 3)), ((2, 1, 1, 3, 2), (5,))], ids=["two-levels", "inside-filter"])
+@pytest.mark.parametrize(
+    "shape, sides", [((1, 2, 2, 2, 3), (1, 3)), ((2, 1, 1, 3, 2), (5,))], ids=["two-levels", "inside-filter"]
+)
 def test_gradcheck_and_gradgradcheck(shape, sides, padding_mode, kernel_backend, device):
-    leaves = [t.requires_grad_() for t in itertools.chain(*[[x] if torch.is_tensor(x) else x for x in arguments(shape, sides, device=device)])]
+    leaves = [
+        t.requires_grad_()
+        for t in itertools.chain(*[[x] if torch.is_tensor(x) else x for x in arguments(shape, sides, device=device)])
+    ]
 
     def function(images, *rest):
         return adaptive_fuse(images, rest[:-1], rest[-1], padding_mode=padding_mode, backend=kernel_backend)
@@ -529,7 +608,10 @@ def test_responses_are_what_each_level_adds(dtype):
         alone = reference.adaptive_fuse(images.double(), [level.double()], torch.ones(1), "reflect")
         torch.testing.assert_close(responses[l].double(), alone, rtol=1e-5, atol=1e-5)
     if dtype == torch.float64:
-        leaves = [t.requires_grad_() for t in (images[:1, :, :1, :6, :7].clone(), *(f[:1, ..., :6, :7].clone() for f in filters), alphas)]
+        leaves = [
+            t.requires_grad_()
+            for t in (images[:1, :, :1, :6, :7].clone(), *(f[:1, ..., :6, :7].clone() for f in filters), alphas)
+        ]
         torch.library.opcheck(responses_op, (leaves[0], leaves[1:3], leaves[3], "zeros"))
 
         def both(images, first, second, alphas):
@@ -599,39 +681,163 @@ IMAGES = torch.ones(2, 2, 1, 4, 5)
 FILTERS = [torch.ones(2, 2, 1, 4, 5), torch.ones(2, 2, 9, 4, 5)]
 REFUSED = {
     "images list": (lambda: adaptive_fuse([1.0], FILTERS), TypeError, "images must be a tensor, got list"),
-    "images int": (lambda: adaptive_fuse(IMAGES.int(), FILTERS), TypeError, "images must be float64, float32, float16 or bfloat16, got int32"),
-    "images complex": (lambda: adaptive_fuse(IMAGES.cfloat(), FILTERS), TypeError, "images must be float64, float32, float16 or bfloat16, got complex64"),
-    "images 3-D": (lambda: adaptive_fuse(IMAGES[0, 0], FILTERS), ValueError, "images must be (B, N, C, H, W) or (B, N, H, W), got shape (1, 4, 5)"),
-    "images none": (lambda: adaptive_fuse(IMAGES[:, :0], [f[:, :0] for f in FILTERS]), ValueError, "images must hold at least one image, got N = 0"),
-    "filters tensor": (lambda: adaptive_fuse(IMAGES, FILTERS[0]), TypeError, "filters must be a sequence of tensors, one for each level, got one tensor"),
+    "images int": (
+        lambda: adaptive_fuse(IMAGES.int(), FILTERS),
+        TypeError,
+        "images must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    "images complex": (
+        lambda: adaptive_fuse(IMAGES.cfloat(), FILTERS),
+        TypeError,
+        "images must be float64, float32, float16 or bfloat16, got complex64",
+    ),
+    "images 3-D": (
+        lambda: adaptive_fuse(IMAGES[0, 0], FILTERS),
+        ValueError,
+        "images must be (B, N, C, H, W) or (B, N, H, W), got shape (1, 4, 5)",
+    ),
+    "images none": (
+        lambda: adaptive_fuse(IMAGES[:, :0], [f[:, :0] for f in FILTERS]),
+        ValueError,
+        "images must hold at least one image, got N = 0",
+    ),
+    "filters tensor": (
+        lambda: adaptive_fuse(IMAGES, FILTERS[0]),
+        TypeError,
+        "filters must be a sequence of tensors, one for each level, got one tensor",
+    ),
     "filters number": (lambda: adaptive_fuse(IMAGES, 3), TypeError, "filters must be a sequence of tensors, got int"),
     "filters empty": (lambda: adaptive_fuse(IMAGES, []), ValueError, "filters must have at least one level, got none"),
-    "filters item": (lambda: adaptive_fuse(IMAGES, [FILTERS[0], None]), TypeError, "filters[1] must be a tensor, got NoneType"),
-    "filters int": (lambda: adaptive_fuse(IMAGES, [FILTERS[0].long()]), TypeError, "filters[0] must be float64, float32, float16 or bfloat16, got int64"),
-    "filters 4-D": (lambda: adaptive_fuse(IMAGES, [FILTERS[0][0]]), ValueError, "filters[0] must be (B, N, k*k, H, W), got shape (2, 1, 4, 5)"),
-    "filters batch": (lambda: adaptive_fuse(IMAGES, [FILTERS[0][:1]]), ValueError, "filters[0] must have batch size 2 like images, got 1"),
-    "filters images": (lambda: adaptive_fuse(IMAGES, [FILTERS[0], torch.ones(2, 3, 9, 4, 5)]), ValueError, "filters[1] must have 2 images like images, got 3"),
-    "filters even": (lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 4, 4, 5)]), ValueError, "filters[0] must have k*k taps with k odd and at most 31, got 4"),
-    "filters no square": (lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 8, 4, 5)]), ValueError, "filters[0] must have k*k taps with k odd and at most 31, got 8"),
-    "filters no taps": (lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 0, 4, 5)]), ValueError, "filters[0] must have k*k taps with k odd and at most 31, got 0"),
-    "filters too large": (lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 33 * 33, 4, 5)]), ValueError, "filters[0] must have k*k taps with k odd and at most 31, got 1089"),
-    "filters size": (lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 1, 4, 6)]), ValueError, "filters[0] must have height and width 4 x 5 like images, or of a coarser grid of at least 1 x 1, got 4 x 6"),
-    "filters coarse but empty": (lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 1, 4, 0)]), ValueError, "filters[0] must have height and width 4 x 5 like images, or of a coarser grid of at least 1 x 1, got 4 x 0"),
-    "filters taller": (lambda: adaptive_fuse(IMAGES, [FILTERS[0], torch.ones(2, 2, 9, 5, 1)]), ValueError, "filters[1] must have height and width 4 x 5 like images, or of a coarser grid of at least 1 x 1, got 5 x 1"),
-    "filters dtype": (lambda: adaptive_fuse(IMAGES, [FILTERS[0].half()]), ValueError, "filters[0] must be float32 like images, got float16"),
-    "filters device": (lambda: adaptive_fuse(IMAGES, [FILTERS[0].to("meta")]), ValueError, "filters[0] must be on cpu like images, got meta"),
-    "alphas length": (lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(3)), ValueError, "alphas must be (2,), one weight for each level, got shape (3,)"),
-    "alphas list": (lambda: adaptive_fuse(IMAGES, FILTERS, [1.0]), ValueError, "alphas must be (2,), one weight for each level, got shape (1,)"),
-    "alphas 2-D": (lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2, 1)), ValueError, "alphas must be (2,), one weight for each level, got shape (2, 1)"),
-    "alphas int": (lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2).int()), TypeError, "alphas must be float64, float32, float16 or bfloat16, got int32"),
-    "alphas device": (lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2, device="meta")), ValueError, "alphas must be on cpu like images, got meta"),
-    "alphas number": (lambda: adaptive_fuse(IMAGES, FILTERS, 0.5), TypeError, "alphas must be a tensor or a sequence of numbers, got float"),
-    "alphas text": (lambda: adaptive_fuse(IMAGES, FILTERS, "ab"), TypeError, "alphas must be a tensor or a sequence of numbers, got str"),
-    "alphas set": (lambda: adaptive_fuse(IMAGES, FILTERS, {0.5, 1.0}), TypeError, "alphas must be a tensor or a sequence of numbers, got set"),
-    "alphas beyond": (lambda: adaptive_fuse(IMAGES, FILTERS, [1, 10**400]), TypeError, "alphas must be a tensor or a sequence of numbers, got list"),
-    "alphas tensors": (lambda: adaptive_fuse(IMAGES, FILTERS, [torch.ones(()), 1.0]), TypeError, "alphas must be a tensor or a sequence of numbers, got a sequence of tensors: stack them, so that their gradients are kept"),
-    "padding_mode": (lambda: adaptive_fuse(IMAGES, FILTERS, padding_mode="circular"), ValueError, "padding_mode must be one of zeros, replicate, reflect, got 'circular'"),
-    "backend": (lambda: adaptive_fuse(IMAGES, FILTERS, backend="opencl"), ValueError, "backend must be one of reference, cpu, triton, cuda or None, got 'opencl'"),
+    "filters item": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0], None]),
+        TypeError,
+        "filters[1] must be a tensor, got NoneType",
+    ),
+    "filters int": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0].long()]),
+        TypeError,
+        "filters[0] must be float64, float32, float16 or bfloat16, got int64",
+    ),
+    "filters 4-D": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0][0]]),
+        ValueError,
+        "filters[0] must be (B, N, k*k, H, W), got shape (2, 1, 4, 5)",
+    ),
+    "filters batch": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0][:1]]),
+        ValueError,
+        "filters[0] must have batch size 2 like images, got 1",
+    ),
+    "filters images": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0], torch.ones(2, 3, 9, 4, 5)]),
+        ValueError,
+        "filters[1] must have 2 images like images, got 3",
+    ),
+    "filters even": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 4, 4, 5)]),
+        ValueError,
+        "filters[0] must have k*k taps with k odd and at most 31, got 4",
+    ),
+    "filters no square": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 8, 4, 5)]),
+        ValueError,
+        "filters[0] must have k*k taps with k odd and at most 31, got 8",
+    ),
+    "filters no taps": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 0, 4, 5)]),
+        ValueError,
+        "filters[0] must have k*k taps with k odd and at most 31, got 0",
+    ),
+    "filters too large": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 33 * 33, 4, 5)]),
+        ValueError,
+        "filters[0] must have k*k taps with k odd and at most 31, got 1089",
+    ),
+    "filters size": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 1, 4, 6)]),
+        ValueError,
+        "filters[0] must have height and width 4 x 5 like images, or of a coarser grid of at least 1 x 1, got 4 x 6",
+    ),
+    "filters coarse but empty": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 1, 4, 0)]),
+        ValueError,
+        "filters[0] must have height and width 4 x 5 like images, or of a coarser grid of at least 1 x 1, got 4 x 0",
+    ),
+    "filters taller": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0], torch.ones(2, 2, 9, 5, 1)]),
+        ValueError,
+        "filters[1] must have height and width 4 x 5 like images, or of a coarser grid of at least 1 x 1, got 5 x 1",
+    ),
+    "filters dtype": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0].half()]),
+        ValueError,
+        "filters[0] must be float32 like images, got float16",
+    ),
+    "filters device": (
+        lambda: adaptive_fuse(IMAGES, [FILTERS[0].to("meta")]),
+        ValueError,
+        "filters[0] must be on cpu like images, got meta",
+    ),
+    "alphas length": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(3)),
+        ValueError,
+        "alphas must be (2,), one weight for each level, got shape (3,)",
+    ),
+    "alphas list": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, [1.0]),
+        ValueError,
+        "alphas must be (2,), one weight for each level, got shape (1,)",
+    ),
+    "alphas 2-D": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2, 1)),
+        ValueError,
+        "alphas must be (2,), one weight for each level, got shape (2, 1)",
+    ),
+    "alphas int": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2).int()),
+        TypeError,
+        "alphas must be float64, float32, float16 or bfloat16, got int32",
+    ),
+    "alphas device": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, torch.ones(2, device="meta")),
+        ValueError,
+        "alphas must be on cpu like images, got meta",
+    ),
+    "alphas number": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, 0.5),
+        TypeError,
+        "alphas must be a tensor or a sequence of numbers, got float",
+    ),
+    "alphas text": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, "ab"),
+        TypeError,
+        "alphas must be a tensor or a sequence of numbers, got str",
+    ),
+    "alphas set": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, {0.5, 1.0}),
+        TypeError,
+        "alphas must be a tensor or a sequence of numbers, got set",
+    ),
+    "alphas beyond": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, [1, 10**400]),
+        TypeError,
+        "alphas must be a tensor or a sequence of numbers, got list",
+    ),
+    "alphas tensors": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, [torch.ones(()), 1.0]),
+        TypeError,
+        "alphas must be a tensor or a sequence of numbers, got a sequence of tensors: stack them, so that their gradients are kept",
+    ),
+    "padding_mode": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, padding_mode="circular"),
+        ValueError,
+        "padding_mode must be one of zeros, replicate, reflect, got 'circular'",
+    ),
+    "backend": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, backend="opencl"),
+        ValueError,
+        "backend must be one of reference, cpu, triton, cuda or None, got 'opencl'",
+    ),
 }
 
 
@@ -668,12 +874,20 @@ def test_backend_cpu_refuses_tensors_elsewhere():
 @pytest.mark.parametrize(
     "change",
     [
-        dict(images=IMAGES[0]), dict(filters=[FILTERS[0][:1], FILTERS[1]]), dict(filters=[FILTERS[0][:, :1], FILTERS[1]]),
-        dict(filters=[FILTERS[0].double(), FILTERS[1]]), dict(filters=[FILTERS[0][..., :0], FILTERS[1]]),
-        dict(filters=[torch.ones(2, 2, 1, 4, 6), FILTERS[1]]), dict(filters=[torch.ones(2, 2, 1, 5, 4), FILTERS[1]]),
-        dict(filters=[torch.ones(2, 2, 4, 4, 5), FILTERS[1]]), dict(filters=[torch.ones(2, 2, 1089, 4, 5), FILTERS[1]]),
-        dict(filters=[FILTERS[0][0], FILTERS[1]]), dict(alphas=torch.ones(3)), dict(alphas=torch.ones(2, 1)),
-        dict(padding_mode="circular"), dict(images=IMAGES.int(), filters=[f.int() for f in FILTERS]),
+        dict(images=IMAGES[0]),
+        dict(filters=[FILTERS[0][:1], FILTERS[1]]),
+        dict(filters=[FILTERS[0][:, :1], FILTERS[1]]),
+        dict(filters=[FILTERS[0].double(), FILTERS[1]]),
+        dict(filters=[FILTERS[0][..., :0], FILTERS[1]]),
+        dict(filters=[torch.ones(2, 2, 1, 4, 6), FILTERS[1]]),
+        dict(filters=[torch.ones(2, 2, 1, 5, 4), FILTERS[1]]),
+        dict(filters=[torch.ones(2, 2, 4, 4, 5), FILTERS[1]]),
+        dict(filters=[torch.ones(2, 2, 1089, 4, 5), FILTERS[1]]),
+        dict(filters=[FILTERS[0][0], FILTERS[1]]),
+        dict(alphas=torch.ones(3)),
+        dict(alphas=torch.ones(2, 1)),
+        dict(padding_mode="circular"),
+        dict(images=IMAGES.int(), filters=[f.int() for f in FILTERS]),
     ],
     ids=lambda change: "-".join(f"{k}" for k in change),
 )
@@ -687,7 +901,17 @@ def test_the_dispatcher_operators_stay_within_memory(change):
 
 
 @native
-@pytest.mark.parametrize("grad", [torch.ones(2, 1, 4, 6), torch.ones(2, 4, 5), torch.ones(1, 1, 4, 5), torch.ones(2, 2, 4, 5), torch.ones(2, 1, 4, 5).double()], ids=str)
+@pytest.mark.parametrize(
+    "grad",
+    [
+        torch.ones(2, 1, 4, 6),
+        torch.ones(2, 4, 5),
+        torch.ones(1, 1, 4, 5),
+        torch.ones(2, 2, 4, 5),
+        torch.ones(2, 1, 4, 5).double(),
+    ],
+    ids=str,
+)
 def test_the_backward_operator_checks_the_gradient(grad):
     with pytest.raises(RuntimeError, match="grad must be"):
         BACKWARD_OP(grad, IMAGES, FILTERS, torch.ones(2), "zeros", True, [1, 1], True)

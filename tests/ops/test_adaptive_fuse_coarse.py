@@ -115,7 +115,14 @@ def test_every_pair_of_widths(width, kernel_backend, device):
         out = adaptive_fuse(images, filters, alphas, backend=kernel_backend)
         check_forward(images, upsampled(images, filters), alphas, "zeros", out)
         grad = random(1, 1, 3, width, dtype=dtype, device=device, seed=7)
-        check_gradients(images, filters, alphas, "zeros", grad, gradients(images, filters, alphas, "zeros", grad, call(kernel_backend)))
+        check_gradients(
+            images,
+            filters,
+            alphas,
+            "zeros",
+            grad,
+            gradients(images, filters, alphas, "zeros", grad, call(kernel_backend)),
+        )
 
 
 def test_four_pixels_by_hand(backend, device):
@@ -123,7 +130,10 @@ def test_four_pixels_by_hand(backend, device):
     image = torch.ones(1, 1, 4, 4, device=device)
     across = torch.tensor([0.0, 8.0], device=device)
     expected = torch.tensor([0.0, 2.0, 6.0, 8.0], device=device)
-    for filters, plane in ((across.view(1, 1, 1, 1, 2), expected.expand(4, 4)), (across.view(1, 1, 1, 2, 1), expected.view(4, 1).expand(4, 4))):
+    for filters, plane in (
+        (across.view(1, 1, 1, 1, 2), expected.expand(4, 4)),
+        (across.view(1, 1, 1, 2, 1), expected.view(4, 1).expand(4, 4)),
+    ):
         assert torch.equal(adaptive_fuse(image, [filters], backend=backend)[0], plane)
     # One row of gradients of the sum: the pixels' shares of each cell.
     filters = across.view(1, 1, 1, 1, 2).requires_grad_()
@@ -144,7 +154,9 @@ def test_a_full_level_is_computed_as_before_beside_a_coarse_one(kernel_backend, 
     images, filters, alphas = arguments((1, 2, 3, 33, 40), ((3, 33, 40), (5, 33, 40), (3, 5, 5)), torch.float32, device)
     filters[2].zero_()
     both = adaptive_fuse(images, filters, alphas, padding_mode="reflect", backend=kernel_backend)
-    assert torch.equal(both, adaptive_fuse(images, filters[:2], alphas[:2], padding_mode="reflect", backend=kernel_backend))
+    assert torch.equal(
+        both, adaptive_fuse(images, filters[:2], alphas[:2], padding_mode="reflect", backend=kernel_backend)
+    )
 
 
 @pytest.mark.parametrize("low", [torch.float16, torch.bfloat16], ids=str)
@@ -169,7 +181,14 @@ def test_strides(trick, dtype, kernel_backend, device):
     images, *filters, grad = (STRIDES[trick](t) for t in (images, *filters, grad))
     out = adaptive_fuse(images, filters, alphas, padding_mode="reflect", backend=kernel_backend)
     check_forward(images, upsampled(images, [f.resolve_neg() for f in filters]), alphas, "reflect", out)
-    check_gradients(images, filters, alphas, "reflect", grad, gradients(images, filters, alphas, "reflect", grad, call(kernel_backend)))
+    check_gradients(
+        images,
+        filters,
+        alphas,
+        "reflect",
+        grad,
+        gradients(images, filters, alphas, "reflect", grad, call(kernel_backend)),
+    )
 
 
 def test_results_do_not_depend_on_threads_or_repetition(dtype, device):
@@ -236,7 +255,9 @@ def test_every_choice_of_gradients(wanted, kernel_backend, device):
     images, filters, alphas = arguments((1, 2, 1, 18, 20), ((3, 3, 4), (1, 18, 20)), torch.float64, device)
     grad = random(1, 1, 18, 20, device=device, seed=3)
     exact = gradients(images, filters, alphas, "zeros", grad, at_full_resolution)
-    leaves = [t.requires_grad_(bool(w)) for t, w in zip((images, *filters, alphas), (wanted[0], wanted[1], 0, wanted[2]))]
+    leaves = [
+        t.requires_grad_(bool(w)) for t, w in zip((images, *filters, alphas), (wanted[0], wanted[1], 0, wanted[2]))
+    ]
     out = adaptive_fuse(leaves[0], leaves[1:3], leaves[3], backend=kernel_backend)
     computed = torch.autograd.grad(out, [leaf for leaf in leaves if leaf.requires_grad], grad)
     needed = [e for e, leaf in zip(exact, leaves) if leaf.requires_grad]
@@ -266,5 +287,7 @@ def test_gradients_by_the_backward_operator(shape, levels, padding_mode, dtype):
 @native
 def test_unneeded_gradients_are_empty():
     images, filters, alphas = arguments((1, 2, 1, 6, 7), ((1, 2, 2), (3, 3, 3)), torch.float32)
-    image_grad, filter_grads, alpha_grad = BACKWARD_OP(torch.ones(1, 1, 6, 7), images, filters, alphas, "zeros", False, [0, 1], False)
+    image_grad, filter_grads, alpha_grad = BACKWARD_OP(
+        torch.ones(1, 1, 6, 7), images, filters, alphas, "zeros", False, [0, 1], False
+    )
     assert [tuple(t.shape) for t in (image_grad, *filter_grads, alpha_grad)] == [(0,), (0,), (1, 2, 9, 3, 3), (0,)]

@@ -39,7 +39,11 @@ def arguments(height: int, width: int, sides=(1, 3), *, batch=1, channels=1, dty
         return torch.rand(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     filters = [random(batch, 2, k * k, *(grid or (height, width))) for k in sides]
-    return random(batch, 2, channels, height, width), filters, random(len(sides)).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    return (
+        random(batch, 2, channels, height, width),
+        filters,
+        random(len(sides)).to(torch.float64 if dtype == torch.float64 else torch.float32),
+    )
 
 
 # --- registrations -------------------------------------------------------------------------------------------------
@@ -60,7 +64,13 @@ def test_opcheck_forward(sides, padding_mode, grid):
 def test_opcheck_backward(needs, grid):
     images, filters, alphas = arguments(5, 6, (3, 1), grid=grid)
     grad = torch.rand(1, 1, 5, 6)
-    given = [grad.requires_grad_(), images.requires_grad_(), [f.requires_grad_() for f in filters], alphas.requires_grad_(), "zeros"]
+    given = [
+        grad.requires_grad_(),
+        images.requires_grad_(),
+        [f.requires_grad_() for f in filters],
+        alphas.requires_grad_(),
+        "zeros",
+    ]
     # Gradients that were not asked for are empty, which no numeric comparison can differentiate.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     checked = torch.library.opcheck(BACKWARD_OP, (*given, needs[0], [needs[1], 1], needs[2]), test_utils=tests)
@@ -72,7 +82,11 @@ def test_schemas_of_cpp_and_python_are_one():
     for name, schema in (("adaptive_fuse", _FORWARD), ("adaptive_fuse_backward", _BACKWARD)):
         defined = getattr(torch.ops.ffmef, name).default._schema
         assert str(defined) == f"ffmef::{name}{schema}"
-        assert str(getattr(torch.ops.ffmef, f"{name}_triton" if name == "adaptive_fuse" else "adaptive_fuse_triton_backward").default._schema).endswith(schema)
+        assert str(
+            getattr(
+                torch.ops.ffmef, f"{name}_triton" if name == "adaptive_fuse" else "adaptive_fuse_triton_backward"
+            ).default._schema
+        ).endswith(schema)
 
 
 def test_fake_results_have_the_shapes_of_real_ones():
@@ -108,7 +122,9 @@ def test_compiles_whole_and_once_for_every_size(given):
         out, expected = compiled(images, filters, alphas), function(images, filters, alphas)
         torch.testing.assert_close(out, expected)
         wanted = leaves if given == "tensor" else leaves[:-1]
-        for a, b in zip(torch.autograd.grad(out.sum(), wanted), torch.autograd.grad(expected.sum(), wanted), strict=True):
+        for a, b in zip(
+            torch.autograd.grad(out.sum(), wanted), torch.autograd.grad(expected.sum(), wanted), strict=True
+        ):
             torch.testing.assert_close(a, b)
     assert counter.frame_count == 1
 
@@ -120,13 +136,17 @@ def test_coarse_filters_compile_once_for_every_size():
         return adaptive_fuse(images * 2, [first, second], alphas, padding_mode="reflect").square()
 
     compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
-    for (height, width), first, second in zip(SIZES, ((4, 5), (7, 3), (11, 8)), ((6, 10), (12, 18), (31, 9)), strict=True):
+    for (height, width), first, second in zip(
+        SIZES, ((4, 5), (7, 3), (11, 8)), ((6, 10), (12, 18), (31, 9)), strict=True
+    ):
         images, (a, _), alphas = arguments(height, width, grid=first)
         _, (_, b), _ = arguments(height, width, grid=second)
         leaves = [t.requires_grad_() for t in (images, a, b, alphas)]
         out, expected = compiled(*leaves), function(*leaves)
         torch.testing.assert_close(out, expected)
-        for g, e in zip(torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True):
+        for g, e in zip(
+            torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+        ):
             torch.testing.assert_close(g, e)
     assert counter.frame_count == 1
 
@@ -164,7 +184,9 @@ def test_export_shows_one_operator():
     height, width = torch.export.Dim("height"), torch.export.Dim("width")
     sizes = {3: height, 4: width}
     program = torch.export.export(
-        Module(), (images, *filters, alphas), dynamic_shapes={"images": sizes, "first": sizes, "second": sizes, "alphas": None}
+        Module(),
+        (images, *filters, alphas),
+        dynamic_shapes={"images": sizes, "first": sizes, "second": sizes, "alphas": None},
     )
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert called.count(OP) == 1 and [t for t in called if "ffmef" in str(t)] == [OP]
@@ -182,8 +204,14 @@ def test_export_with_coarse_filters():
         return images, *filters, alphas
 
     dim = {name: torch.export.Dim(name, min=2, max=4096) for name in ("height", "width", "rows", "columns")}
-    shapes = {"images": {3: dim["height"], 4: dim["width"]}, "filters": {3: dim["rows"], 4: dim["columns"]}, "alphas": None}
-    program = torch.export.export(Module(), given(*SIZES[0], (4, 5)), dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True)
+    shapes = {
+        "images": {3: dim["height"], 4: dim["width"]},
+        "filters": {3: dim["rows"], 4: dim["columns"]},
+        "alphas": None,
+    }
+    program = torch.export.export(
+        Module(), given(*SIZES[0], (4, 5)), dynamic_shapes=shapes, prefer_deferred_runtime_asserts_over_guards=True
+    )
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert [t for t in called if "ffmef" in str(t)] == [OP]
     other = given(*SIZES[1], (6, 9))
@@ -193,7 +221,13 @@ def test_export_with_coarse_filters():
 # --- vmap ----------------------------------------------------------------------------------------------------------
 
 
-IN_DIMS = [(0, (0, 0), 0), (1, (None, 2), None), (None, (0, None), None), (None, (None, None), 0), (2, (None, None), None)]
+IN_DIMS = [
+    (0, (0, 0), 0),
+    (1, (None, 2), None),
+    (None, (0, None), None),
+    (None, (None, None), 0),
+    (2, (None, None), None),
+]
 
 
 def mapped(in_dims, grid=None):
@@ -221,11 +255,15 @@ def test_vmap_is_a_loop(in_dims, grid):
     expected = torch.stack([fuse_two(*one) for one in loop])
     torch.testing.assert_close(out, expected)
     weights = torch.rand_like(out)
-    for a, b in zip(torch.autograd.grad(out, given, weights), torch.autograd.grad(expected, given, weights), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(out, given, weights), torch.autograd.grad(expected, given, weights), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("needs", [(True, [1, 1], True), (False, [0, 1], False), (True, [0, 0], False), (False, [0, 0], True)], ids=str)
+@pytest.mark.parametrize(
+    "needs", [(True, [1, 1], True), (False, [0, 1], False), (True, [0, 0], False), (False, [0, 0], True)], ids=str
+)
 @pytest.mark.parametrize("grid", [None, (2, 3)], ids=["full", "coarse"])
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
 def test_vmap_of_the_backward_is_a_loop(in_dims, needs, grid):
@@ -251,8 +289,12 @@ def test_batched_gradients():
     out = fuse_two(images, *filters, alphas).flatten()
     rows = torch.eye(12, dtype=torch.float64)
     (at_once,) = torch.vmap(lambda row: torch.autograd.grad(out, [alphas], row, retain_graph=True))(rows)
-    columns = [adaptive_fuse(images, filters, row, padding_mode="replicate") for row in torch.eye(2, dtype=torch.float64)]
-    torch.testing.assert_close(at_once, torch.stack(columns, -1).view(12, 2))  # linear in alphas: the derivatives are the values
+    columns = [
+        adaptive_fuse(images, filters, row, padding_mode="replicate") for row in torch.eye(2, dtype=torch.float64)
+    ]
+    torch.testing.assert_close(
+        at_once, torch.stack(columns, -1).view(12, 2)
+    )  # linear in alphas: the derivatives are the values
 
 
 def test_forward_mode_is_refused_or_right_never_zero():
@@ -264,17 +306,25 @@ def test_forward_mode_is_refused_or_right_never_zero():
         (lambda i: adaptive_fuse(i, filters, alphas), images),
         (lambda f: adaptive_fuse(images, [filters[0], f], alphas), filters[1]),
         (lambda a: adaptive_fuse(images, filters, a), alphas),
-        (lambda i: pyramid_fuse(i, torch.ones(1, 1, 2, 1, 1).double(), torch.ones(1, 2, 1, 1).double(), scale=8), images),
+        (
+            lambda i: pyramid_fuse(i, torch.ones(1, 1, 2, 1, 1).double(), torch.ones(1, 2, 1, 1).double(), scale=8),
+            images,
+        ),
         (FFMEF().double().eval().requires_grad_(False), images[:, :, 0]),
         (FFMEF().eval().requires_grad_(False), images[:, :, 0].float()),
     ):
-        with pytest.raises(NotImplementedError, match="^(adaptive|pyramid)_fuse has forward-mode derivatives with backend 'reference' only$"):
+        with pytest.raises(
+            NotImplementedError,
+            match="^(adaptive|pyramid)_fuse has forward-mode derivatives with backend 'reference' only$",
+        ):
             torch.func.jvp(function, (given,), (given,))
 
 
 def test_vmap_of_images_without_channels():
     images, filters, alphas = arguments(5, 6, dtype=torch.float64, batch=3)
-    out = torch.vmap(lambda i, f, g: adaptive_fuse(i, [f, g], alphas))(images[:, None, :, 0], *[f[:, None] for f in filters])
+    out = torch.vmap(lambda i, f, g: adaptive_fuse(i, [f, g], alphas))(
+        images[:, None, :, 0], *[f[:, None] for f in filters]
+    )
     torch.testing.assert_close(out[:, 0], adaptive_fuse(images[:, :, 0], filters, alphas))
 
 

@@ -86,7 +86,10 @@ int main() {
 def test_header(tmp_path: Path) -> None:
     (tmp_path / "program.cpp").write_text(PROGRAM)
     program = tmp_path / "program"
-    subprocess.run([COMPILER, "-std=c++17", "-O1", "-I", ROOT / "csrc" / "common", tmp_path / "program.cpp", "-o", program], check=True)
+    subprocess.run(
+        [COMPILER, "-std=c++17", "-O1", "-I", ROOT / "csrc" / "common", tmp_path / "program.cpp", "-o", program],
+        check=True,
+    )
     axes = [axis for axis in SPANNING + CELLS]
     given = "\n".join(" ".join(map(str, axis)) for axis in axes)
     lines = subprocess.run([program], input=given, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -99,7 +102,18 @@ def test_header(tmp_path: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.skipif(INTERPRETED, reason="this is that process")
 def test_triton_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", "test_triton_helper"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "test_triton_helper",
+    ]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-4000:]
 
@@ -128,6 +142,10 @@ if INTERPRETED:
 def test_triton_helper() -> None:
     for axis in (SPANNING + CELLS)[::7] + SPANNING[-1:]:
         size, fine = axis[0], axis[3]
-        taps, spans, shares = (torch.zeros(*shape, dtype=torch.float64) for shape in ((fine, 3), (size, 2), (fine, size)))
-        kernel[(1,)](taps, spans, shares, *axis, PIXELS=triton.next_power_of_2(fine), CELLS=triton.next_power_of_2(size))
+        taps, spans, shares = (
+            torch.zeros(*shape, dtype=torch.float64) for shape in ((fine, 3), (size, 2), (fine, size))
+        )
+        kernel[(1,)](
+            taps, spans, shares, *axis, PIXELS=triton.next_power_of_2(fine), CELLS=triton.next_power_of_2(size)
+        )
         check(axis, taps.numpy(), spans.numpy(), shares.numpy())

@@ -17,7 +17,10 @@ needs_native = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 
 def arguments(batch, channels, normed, height, width, mean=0.5):
     rng = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(batch, channels, height, width, generator=rng) + mean, *torch.randn(2, normed, generator=rng).unbind(0)]
+    tensors = [
+        torch.randn(batch, channels, height, width, generator=rng) + mean,
+        *torch.randn(2, normed, generator=rng).unbind(0),
+    ]
     return [t.requires_grad_() for t in tensors]
 
 
@@ -74,12 +77,21 @@ def test_a_large_mean_keeps_the_variance():
 @needs_native
 def test_flat_pictures_strides_and_empty_batches():
     one, none = torch.ones(2), torch.zeros(2)
-    assert torch.equal(norm_activation(torch.full((1, 2, 5, 6), 0.3), one, none, slope=1.0).round(decimals=4), torch.zeros(1, 2, 5, 6))
+    assert torch.equal(
+        norm_activation(torch.full((1, 2, 5, 6), 0.3), one, none, slope=1.0).round(decimals=4), torch.zeros(1, 2, 5, 6)
+    )
     assert norm_activation(torch.empty(0, 2, 5, 6), one, none, slope=0.0).shape == (0, 2, 5, 6)
     x, weight, bias = arguments(2, 3, 2, 6, 20)
     turned = x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
     grad = torch.ones(1).expand(2, 3, 6, 20)
-    for a, b in zip(*((out, *torch.autograd.grad(out, leaf, grad)) for leaf in (x, turned) for out in [norm_activation(leaf, weight, bias, slope=0.2)]), strict=True):
+    for a, b in zip(
+        *(
+            (out, *torch.autograd.grad(out, leaf, grad))
+            for leaf in (x, turned)
+            for out in [norm_activation(leaf, weight, bias, slope=0.2)]
+        ),
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -103,7 +115,9 @@ def test_other_instruction_sets(isa):
     """In a process of its own, because the set is chosen once."""
     code = "import sys; sys.path[:0] = ['tests/ops', 'tests/support']; import test_norm_activation as t; t.compare(t.arguments(2, 4, 3, 9, 37), 0.2)"
     environment = {**os.environ, "FFMEF_ISA": isa}
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -113,7 +127,11 @@ def test_operators_in_the_dispatcher():
     torch.library.opcheck(torch.ops.ffmef.norm_activation.default, (x, weight, bias, 0.2, 1e-5))
     backward = torch.ops.ffmef.norm_activation_backward.default
     torch.library.opcheck(backward, (x, x, weight, bias, torch.ones(2, 2, 2), 0.2))
-    for wrong in ((x[:1], x, weight, bias, torch.ones(2, 2, 2), 0.2), (x, x, weight, bias, torch.ones(2, 1, 2), 0.2), (x, x.double(), weight, bias, torch.ones(2, 2, 2), 0.2)):
+    for wrong in (
+        (x[:1], x, weight, bias, torch.ones(2, 2, 2), 0.2),
+        (x, x, weight, bias, torch.ones(2, 1, 2), 0.2),
+        (x, x.double(), weight, bias, torch.ones(2, 2, 2), 0.2),
+    ):
         with pytest.raises(RuntimeError, match="must"):
             backward(*wrong)
 
@@ -130,7 +148,11 @@ def test_falls_back_to_torch(slope):
     ("shapes", "slope", "message"),
     [
         (((4, 5, 6), (4,), (4,)), 0.0, r"input must be \(B, C, H, W\), got shape \(4, 5, 6\)"),
-        (((1, 4, 5, 6), (5,), (5,)), 0.0, r"weight must have one value for each of at most 4 channels, got shape \(5,\)"),
+        (
+            ((1, 4, 5, 6), (5,), (5,)),
+            0.0,
+            r"weight must have one value for each of at most 4 channels, got shape \(5,\)",
+        ),
         (((1, 4, 5, 6), (4,), (3,)), 0.0, r"bias must be \(4,\) like weight, got shape \(3,\)"),
         (((1, 4, 5, 6), (4,), (4,)), 1.5, "slope must be from 0 to 1, got 1.5"),
         (((1, 4, 1, 1), (4,), (4,)), 0.0, "input must have more than one pixel to be normalised, got 1"),

@@ -45,7 +45,10 @@ def case(sides=(1, 3, 5), maps=None, batch=2, count=2, channels=1, height=19, wi
 
 
 def two_steps(hidden, weight, bias, images, alphas, padding_mode="zeros"):
-    filters = [F.conv2d(h.flatten(0, 1), w.flatten(1)[..., None, None], b).unflatten(0, h.shape[:2]) for h, w, b in zip(hidden, weight, bias, strict=True)]
+    filters = [
+        F.conv2d(h.flatten(0, 1), w.flatten(1)[..., None, None], b).unflatten(0, h.shape[:2])
+        for h, w, b in zip(hidden, weight, bias, strict=True)
+    ]
     return adaptive_fuse(images, filters, alphas, padding_mode=padding_mode)
 
 
@@ -75,8 +78,12 @@ def test_gradients_equal_those_of_the_two_steps(padding_mode, small_chunks):
     hidden, weight, bias, images, alphas = case()
     leaves = [t.requires_grad_() for t in (*hidden, *weight, *bias, images, alphas)]
     target = torch.randn(2, 1, 19, 7, dtype=torch.float64)
-    got = torch.autograd.grad((predict_and_fuse(hidden, weight, bias, images, alphas, padding_mode=padding_mode) * target).sum(), leaves)
-    expected = torch.autograd.grad((two_steps(hidden, weight, bias, images, alphas, padding_mode) * target).sum(), leaves)
+    got = torch.autograd.grad(
+        (predict_and_fuse(hidden, weight, bias, images, alphas, padding_mode=padding_mode) * target).sum(), leaves
+    )
+    expected = torch.autograd.grad(
+        (two_steps(hidden, weight, bias, images, alphas, padding_mode) * target).sum(), leaves
+    )
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -128,7 +135,10 @@ def test_autocast_promotes():
         (dict(weight=[torch.zeros(8, 9)]), r"weight\[0\] must have k\*k rows with k odd and at most 31, got 8"),
         (dict(weight=[torch.zeros(9, 8)]), r"weight\[0\] must have 9 columns like hidden's maps, got shape \(9, 8\)"),
         (dict(bias=[torch.zeros(8)]), r"bias\[0\] must be \(9,\) like weight's rows, got shape \(8,\)"),
-        (dict(bias=[torch.zeros(9, dtype=torch.float32)]), r"bias\[0\] must be float64 on cpu like images, got float32 on cpu"),
+        (
+            dict(bias=[torch.zeros(9, dtype=torch.float32)]),
+            r"bias\[0\] must be float64 on cpu like images, got float32 on cpu",
+        ),
     ],
 )
 def test_mistakes_are_named(change, message):
@@ -171,7 +181,9 @@ def compare_native(arguments, padding_mode="zeros", needed=None):
     target = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     names = ["hidden", "weight", "bias"] if needed is None else needed
     got, wanted = (
-        torch.autograd.grad(o, [t for name, ts in zip(("hidden", "weight", "bias"), a) if name in names for t in ts], target.to(o))
+        torch.autograd.grad(
+            o, [t for name, ts in zip(("hidden", "weight", "bias"), a) if name in names for t in ts], target.to(o)
+        )
         for o, a in ((out, single), (expected, double))
     )
     for a, b in zip(got, wanted, strict=True):
@@ -259,7 +271,11 @@ def test_native_operators_in_the_dispatcher():
     for need in ((True, True), (False, True), (True, False)):
         arguments = (torch.randn(2, 40, 7), hidden[0], kernels, padded, *need)
         torch.library.opcheck(torch.ops.ffmef.predict_and_fuse_level_backward.default, arguments)
-    for wrong in ((hidden[0], kernels[:9], padded), (hidden[0], kernels, padded[:, :, :41]), (hidden[0].double(), kernels, padded)):
+    for wrong in (
+        (hidden[0], kernels[:9], padded),
+        (hidden[0], kernels, padded[:, :, :41]),
+        (hidden[0].double(), kernels, padded),
+    ):
         with pytest.raises(RuntimeError, match="must be"):
             torch.ops.ffmef.predict_and_fuse_level(*wrong)
 
@@ -342,7 +358,12 @@ print((memory("VmHWM:") - before) / (height * width))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_training_step_takes_at_most_half_of_the_memory():
     """Peak of the process over a step, in bytes a pixel; freed memory goes back to the system at once."""
-    environment = {"MALLOC_MMAP_THRESHOLD_": "65536", **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ffmef.__file__).parent.parent)}
+    environment = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(ffmef.__file__).parent.parent),
+    }
     peaks = []
     for recompute in (0, 1):
         command = [sys.executable, "-c", PEAK, "276", "354", str(recompute)]

@@ -40,7 +40,9 @@ def at(plane, y, x):
 
 
 def finer(plane, factor, height, width):
-    return [[at(plane, (y + 0.5) / factor - 0.5, (x + 0.5) / factor - 0.5) for x in range(width)] for y in range(height)]
+    return [
+        [at(plane, (y + 0.5) / factor - 0.5, (x + 0.5) / factor - 0.5) for x in range(width)] for y in range(height)
+    ]
 
 
 def mean_of_four(plane):

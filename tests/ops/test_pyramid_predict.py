@@ -26,7 +26,9 @@ def native(model, half):
     return pyramid_predict(half, list(model.predictor.parameters()), model.channels, model.stem, model.bands)
 
 
-@pytest.mark.parametrize("options", [{}, {"channels": (16,), "stem": 16, "bands": 1}, {"channels": (32, 16), "stem": 5, "bands": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"channels": (16,), "stem": 16, "bands": 1}, {"channels": (32, 16), "stem": 5, "bands": 2}]
+)
 @pytest.mark.parametrize("shape", [(2, 1, 1), (2, 4, 4), (3, 37, 51), (5, 33, 17), (2, 64, 100)])
 def test_equals_the_module(options, shape):
     model, half = model_of(**options), torch.rand(shape)

@@ -52,7 +52,12 @@ def blocks():
 def printed(body: str) -> list[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(ffmef.__file__).parent.parent)}
     run = subprocess.run(
-        [sys.executable, "-c", PROLOGUE + body], env=environment, check=True, timeout=120, capture_output=True, text=True
+        [sys.executable, "-c", PROLOGUE + body],
+        env=environment,
+        check=True,
+        timeout=120,
+        capture_output=True,
+        text=True,
     )
     return run.stdout.split()
 

@@ -50,4 +50,3 @@ def test_callers_at_the_same_time_do_not_disturb_each_other():
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             results = [result for several in pool.map(repeated, range(4)) for result in several]
         assert len(results) == 40 and all(torch.equal(result, alone) for result in results)
-

@@ -71,7 +71,10 @@ def test_activations(slope, size, shape):
 def test_one_gradient_alone(needed):
     tensors = [t.detach() for t in arguments(2, 3, 4, 6, 20, 3)]
     leaf = tensors[needed].requires_grad_()
-    got, expected = (torch.autograd.grad(out.square().sum(), leaf)[0] for out in (thin_convolution(*tensors), F.conv2d(*tensors, padding=1)))
+    got, expected = (
+        torch.autograd.grad(out.square().sum(), leaf)[0]
+        for out in (thin_convolution(*tensors), F.conv2d(*tensors, padding=1))
+    )
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
 
 
@@ -146,7 +149,9 @@ def test_a_network_computes_the_same():
     torch.manual_seed(0)
     plain, thin = FFMEF(kernel_sizes=(1, 3, 5, 7)), FFMEF(kernel_sizes=(1, 3, 5, 7))
     thin.load_state_dict(plain.state_dict())
-    assert use_native_operators(thin) == len([m for m in plain.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))])
+    assert use_native_operators(thin) == len(
+        [m for m in plain.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    )
     assert thin.state_dict().keys() == plain.state_dict().keys()
     luminance = torch.rand(2, 2, 20, 24)
     results = []

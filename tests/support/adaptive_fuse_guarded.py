@@ -32,7 +32,9 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
     """A copy whose last byte (or first) lies beside a page that must not be touched."""
     size = values.numel() * values.element_size()
     pages = math.ceil(size / PAGE)
-    start = libc.mmap(None, (pages + 2) * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    start = libc.mmap(
+        None, (pages + 2) * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0
+    )
     for page in (0, pages + 1):
         if libc.mprotect(start + page * PAGE, PAGE, 0) != 0:
             raise OSError(ctypes.get_errno(), "mprotect")

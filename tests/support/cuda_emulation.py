@@ -104,8 +104,11 @@ def execute(program: Path, cases: bytes, *arguments: str) -> bytes:
     """Run the program on encoded cases and return its results, or raise Failed with what stopped it."""
     cases_file, results_file = program.parent / "cases", program.parent / "results"
     cases_file.write_bytes(cases)
-    options = {"ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0", "UBSAN_OPTIONS": "halt_on_error=1",
-               "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0"}
+    options = {
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
+        "UBSAN_OPTIONS": "halt_on_error=1",
+        "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
+    }
     command = [str(program), str(cases_file), str(results_file), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
     if done.returncode != 0:
@@ -156,7 +159,7 @@ class Mutant:
     file: str = "cuda/adaptive_fuse.cuh"
     flags: tuple[str, ...] = ()
     sign: str = ""  # what the failure has to say
-    nth: int = 0    # which occurrence of `right`
+    nth: int = 0  # which occurrence of `right`
     count: int = 1  # how many occurrences there are
 
 

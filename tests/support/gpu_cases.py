@@ -36,7 +36,6 @@ class Case:
     def filters_needed(self) -> tuple[bool, ...]:
         return self.need_filters if self.need_filters is not None else (True,) * len(self.sizes)
 
-
     @property
     def grid_of_levels(self) -> list[tuple[int, int]]:
         return [grid or (self.height, self.width) for grid in self.grids or (None,) * len(self.sizes)]
@@ -170,14 +169,18 @@ def coarse_matrix() -> list[Case]:
     for padding in PADDINGS:
         cases += [
             Case(f"coarse, {padding}", grids=((3, 5), (2, 4), None), padding=padding, batch=2),
-            Case(f"coarse, odd, {padding}", height=11, width=37, sizes=(3, 5), grids=((4, 9), (11, 2)), padding=padding),
+            Case(
+                f"coarse, odd, {padding}", height=11, width=37, sizes=(3, 5), grids=((4, 9), (11, 2)), padding=padding
+            ),
             Case(f"coarse, small, {padding}", height=2, width=3, sizes=(7, 1), grids=((1, 2), (2, 1)), padding=padding),
         ]
     for dtype in DTYPES:
         short = str(dtype).removeprefix("torch.")
         cases += [
             Case(f"coarse, {short}, three channels", dtype=dtype, channels=3, sizes=(3, 1), grids=((3, 7), None)),
-            Case(f"coarse, {short}, nine taps", dtype=dtype, sizes=(9,), grids=((2, 3),), height=7, width=8, channels=5),
+            Case(
+                f"coarse, {short}, nine taps", dtype=dtype, sizes=(9,), grids=((2, 3),), height=7, width=8, channels=5
+            ),
         ]
     cases += [
         Case("coarse, one cell", grids=((1, 1),) * 3, images=1),
@@ -187,7 +190,9 @@ def coarse_matrix() -> list[Case]:
         Case("coarse, strided", grids=((3, 5), None, (9, 4)), layout="every second", channels=2),
         Case("coarse, transposed", grids=((3, 5), (2, 4), (1, 20)), layout="transposed", padding="reflect"),
         Case("coarse, expanded", grids=((3, 5), (2, 4), None), layout="expanded", batch=3),
-        Case("coarse, seventeen levels", sizes=(1, 3) * 8 + (5,), height=5, width=8, grids=((2, 3), None) * 8 + ((1, 8),)),
+        Case(
+            "coarse, seventeen levels", sizes=(1, 3) * 8 + (5,), height=5, width=8, grids=((2, 3), None) * 8 + ((1, 8),)
+        ),
         Case("coarse, no batch", batch=0, sizes=(3,), grids=((3, 5),)),
     ]
     return cases
@@ -203,7 +208,9 @@ def coarse_backward_matrix() -> list[Case]:
         replace(base, name="coarse, filters only", need_images=False, need_alphas=False),
         replace(base, name="coarse, alphas only", need_images=False, need_filters=none),
         replace(base, name="coarse, some filters and alphas", need_images=False, need_filters=some),
-        replace(base, name="coarse, some filters", need_images=False, need_filters=(False, True, True), need_alphas=False),
+        replace(
+            base, name="coarse, some filters", need_images=False, need_filters=(False, True, True), need_alphas=False
+        ),
     ]
 
 

@@ -90,7 +90,15 @@ def matrix() -> list[Case]:
         cases += [
             Case(f"{short}, three channels", dtype=dtype, channels=3, width=24, sizes=(3, 7)),
             Case(f"{short}, three channels, odd width", dtype=dtype, channels=3, width=11, images=3),
-            Case(f"{short}, nine taps across", dtype=dtype, sizes=(9, 3), maps=(5, 2), width=16, padding="reflect", channels=5),
+            Case(
+                f"{short}, nine taps across",
+                dtype=dtype,
+                sizes=(9, 3),
+                maps=(5, 2),
+                width=16,
+                padding="reflect",
+                channels=5,
+            ),
             Case(f"{short}, slices", dtype=dtype, layout="slice", width=16),
             Case(f"{short}, dense but off a 16-byte boundary", dtype=dtype, layout="offset", width=16),
             Case(f"{short}, aligned slices", dtype=dtype, layout="aligned slice", width=16),

@@ -77,10 +77,13 @@ def _expected(case: Case, backward: bool) -> list[Expected]:
         if backward:
             # Without bands nothing is taken of weights, whose gradient is then empty.
             grads = torch.autograd.grad(output, leaves, change(t.gradient.double()), allow_unused=True)
-            results.append([
-                torch.zeros_like(leaf) if grad is None else grad
-                for leaf, grad, needed in zip(leaves, grads, case.needed, strict=True) if needed
-            ])
+            results.append(
+                [
+                    torch.zeros_like(leaf) if grad is None else grad
+                    for leaf, grad, needed in zip(leaves, grads, case.needed, strict=True)
+                    if needed
+                ]
+            )
         else:
             results.append([output.detach()])
     return list(map(Expected, *results))
@@ -118,7 +121,19 @@ def matrix() -> list[Case]:
             Case(f"{bands} bands, scale {scale}, many tiles", bands=bands, scale=scale, height=77, width=140),
             Case(f"{bands} bands, scale {scale}, odd", bands=bands, scale=scale, height=35, width=67, batch=2),
         ]
-    for height, width in ((1, 1), (1, 9), (9, 1), (2, 2), (3, 5), (7, 8), (8, 8), (9, 17), (32, 64), (33, 65), (64, 32)):
+    for height, width in (
+        (1, 1),
+        (1, 9),
+        (9, 1),
+        (2, 2),
+        (3, 5),
+        (7, 8),
+        (8, 8),
+        (9, 17),
+        (32, 64),
+        (33, 65),
+        (64, 32),
+    ):
         cases.append(Case(f"{height} x {width}", height=height, width=width))
         cases.append(Case(f"{height} x {width}, six bands", height=height, width=width, bands=6, scale=64, images=1))
     cases += [
@@ -140,8 +155,8 @@ def backward_matrix() -> list[Case]:
     cases = matrix()
     for (bands, scale), needed in itertools.product(((3, 8), (5, 32)), itertools.product((False, True), repeat=3)):
         if any(needed) and not all(needed):
-            name = f"{bands} bands, only {', '.join(n for n, want in zip(('images', 'weights', 'base'), needed) if want)}"
+            name = (
+                f"{bands} bands, only {', '.join(n for n, want in zip(('images', 'weights', 'base'), needed) if want)}"
+            )
             cases.append(replace(Case(name), bands=bands, scale=scale, needed=needed, channels=2))
     return cases
-
-

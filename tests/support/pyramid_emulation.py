@@ -26,7 +26,8 @@ def run(
     """Run cases in the emulator and return the results of each."""
     kinds = [
         [(shape, case.dtype) for shape, needed in zip(shapes(case), case.needed) if needed]
-        if backward else [(shapes(case)[3], case.dtype)]
+        if backward
+        else [(shapes(case)[3], case.dtype)]
         for case in cases
     ]
     encoded = numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases)

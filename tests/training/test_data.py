@@ -237,7 +237,10 @@ def test_windows_hold_a_brighter_scene(photographs):
     plain = SyntheticBrackets(photographs, windows=0.0)
     framed = SyntheticBrackets(photographs, windows=1.0)
     differ = [
-        (plain.sample(0, 32, "whole", np.random.default_rng(s)) != framed.sample(0, 32, "whole", np.random.default_rng(s))).any()
+        (
+            plain.sample(0, 32, "whole", np.random.default_rng(s))
+            != framed.sample(0, 32, "whole", np.random.default_rng(s))
+        ).any()
         for s in range(4)
     ]
     assert all(differ)

@@ -103,7 +103,9 @@ def test_gif_steep_and_global_by_hand():
     span = sources.luminance[0, 0].max().item() - fused.max().item()
     assert found["steep"].item() == pytest.approx(4 / 8 * span, rel=1e-6)
     assert found["global"].item() == pytest.approx(2 / 8 * 0.5, rel=1e-6)  # |g_x| is cut at 1, |g_y| is 0
-    assert total.item() == pytest.approx(3 * found["steep"].item() + found["smooth"].item() + 5 * found["global"].item())
+    assert total.item() == pytest.approx(
+        3 * found["steep"].item() + found["smooth"].item() + 5 * found["global"].item()
+    )
 
 
 def test_saturation_pulls_to_the_colourful_picture():

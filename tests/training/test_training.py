@@ -77,7 +77,12 @@ def whole_run(data, tmp_path_factory):
 
 def test_a_run_leaves_its_files(whole_run):
     assert {path.name for path in whole_run.iterdir() if not path.name.startswith("events")} == {
-        "checkpoint.pt", "config.toml", "losses.csv", "losses.png", "samples", "weights.safetensors",
+        "checkpoint.pt",
+        "config.toml",
+        "losses.csv",
+        "losses.png",
+        "samples",
+        "weights.safetensors",
     }
     assert any(path.name.startswith("events.out.tfevents") for path in whole_run.iterdir())
     assert [path.name for path in sorted((whole_run / "samples").iterdir())] == [f"epoch-000{n}.png" for n in (1, 2, 3)]
@@ -200,8 +205,21 @@ def test_two_processes_follow_one(data, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-        "-m", "ffmef.cli", "train", "--config", str(tmp_path / "settings.toml"), "-o", str(tmp_path / "two"), "--quiet",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(port),
+        "-m",
+        "ffmef.cli",
+        "train",
+        "--config",
+        str(tmp_path / "settings.toml"),
+        "-o",
+        str(tmp_path / "two"),
+        "--quiet",
     ]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -317,7 +335,7 @@ def test_schedules():
 
 
 def test_settings_file_and_overrides(tmp_path):
-    (tmp_path / "a.toml").write_text('epochs = 7\nlearning_rate = 1\nloss_options = {weights = {structure = 2.0}}\n')
+    (tmp_path / "a.toml").write_text("epochs = 7\nlearning_rate = 1\nloss_options = {weights = {structure = 2.0}}\n")
     found = resolve(tmp_path / "a.toml", {"epochs": 9, "data": ["x"]})
     assert (found.epochs, found.learning_rate, found.data) == (9, 1.0, ["x"])
     assert found.loss_options == {"weights": {"structure": 2.0}}
@@ -361,7 +379,10 @@ def test_mistakes_in_settings(tmp_path, text, message):
         (["--data", "DATA", "--resume"], "checkpoint.pt: no such file, nothing to resume"),
         (["--data", "DATA", "--model-options", '{"channels": 3}'], "model_options: channels must be even"),
         (["--data", "DATA", "--loss-options", '{"depth": 3}'], "loss_options: .*depth"),
-        (["--data", "DATA", "--loss", "mef-ssim", "--size", "40"], "size 40 does not suit the loss mef-ssim: .*least 44"),
+        (
+            ["--data", "DATA", "--loss", "mef-ssim", "--size", "40"],
+            "size 40 does not suit the loss mef-ssim: .*least 44",
+        ),
         (["--data", "DATA", "--initial", "nowhere.pth"], "nowhere.pth"),
         (["--data", "DATA", "--precision", "16-mixed", "--accelerator", "cpu"], "16-mixed needs a GPU"),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot be read: No such file"),
@@ -430,7 +451,8 @@ def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
     assert [row.split(" | ")[0] for row in rows[1:]] == [f"| {name}" for name in chosen]
     assert resolve(out / "pyramid-fidelity_x_3" / "config.toml", {}).loss_options["weights"]["fidelity"] == 6.0
     planes = {
-        path.parent.name: len(load_file(path)["predictor.head.bias"]) for path in sorted(out.glob("*/weights.safetensors"))
+        path.parent.name: len(load_file(path)["predictor.head.bias"])
+        for path in sorted(out.glob("*/weights.safetensors"))
     }
     assert planes == {
         "pyramid-as_configured": 8,

@@ -42,7 +42,9 @@ step(400, 500)
 print((memory("VmHWM:") - before) / (400 * 500))
 """
 
-needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="needs glibc on Linux")
+needs_glibc = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or sys.platform != "linux", reason="needs glibc on Linux"
+)
 
 
 @needs_glibc

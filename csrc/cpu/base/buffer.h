@@ -10,7 +10,8 @@ namespace {
 template <class T> struct Buffer {
   T* data;
   // On a cache line's boundary, so that vectors at multiples of their length lie in one line.
-  explicit Buffer(int64_t n) : data(static_cast<T*>(std::aligned_alloc(64, (size_t(n > 0 ? n : 1) * sizeof(T) + 63) / 64 * 64))) {
+  explicit Buffer(int64_t n)
+      : data(static_cast<T*>(std::aligned_alloc(64, (size_t(n > 0 ? n : 1) * sizeof(T) + 63) / 64 * 64))) {
     if (data == nullptr) std::abort();  // a few hundred kilobytes: nothing else on the machine would work either
   }
   ~Buffer() { std::free(data); }

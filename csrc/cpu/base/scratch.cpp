@@ -48,7 +48,8 @@ void* fresh(int64_t bytes) {
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + kLargePage - 1) / kLargePage * kLargePage), wanted_(bytes) {
+Scratch::Scratch(int64_t bytes)
+    : data_(nullptr), bytes_((bytes + kLargePage - 1) / kLargePage * kLargePage), wanted_(bytes) {
   if (Block* block = kept.exchange(nullptr, std::memory_order_acq_rel)) {
     const Block old = *block;
     delete block;

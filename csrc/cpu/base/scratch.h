@@ -20,7 +20,7 @@ class Scratch {
 
  private:
   void* data_;
-  int64_t bytes_;     // of the memory at hand
+  int64_t bytes_;  // of the memory at hand
   const int64_t wanted_;
 };
 

@@ -81,7 +81,8 @@ class Team {
       if (!unwanted(now)) return;
       if (spin >= kSpins) value.wait(now, std::memory_order_acquire);
 #if defined(__x86_64__)
-      else __builtin_ia32_pause();
+      else
+        __builtin_ia32_pause();
 #endif
     }
   }
@@ -107,7 +108,8 @@ class Team {
         if (begin >= end) break;
         const uint64_t count = own ? (3 * (end - begin) + 3) / 4 : (end - begin + 1) / 2;
         const uint64_t rest = own ? packed(begin + count, end) : packed(begin, end - count);
-        if (!share.range.compare_exchange_weak(range, rest, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+        if (!share.range.compare_exchange_weak(range, rest, std::memory_order_acq_rel, std::memory_order_acquire))
+          continue;
         const int64_t first = int64_t(own ? begin : end - count) * grain_, last = first + int64_t(count) * grain_;
         task_(context_, first, last < items_ ? last : items_);
         if (left_.fetch_sub(uint32_t(count), std::memory_order_acq_rel) == count) left_.notify_all();

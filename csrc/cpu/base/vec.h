@@ -23,8 +23,12 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-struct Half { uint16_t bits; };
-struct BFloat16 { uint16_t bits; };
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
 
 typedef float FloatVec __attribute__((vector_size(FFMEF_VECTOR_BYTES), may_alias));
 typedef double DoubleVec __attribute__((vector_size(FFMEF_VECTOR_BYTES), may_alias));
@@ -33,14 +37,28 @@ typedef uint32_t UIntVec __attribute__((vector_size(FFMEF_VECTOR_BYTES), may_ali
 typedef uint16_t UShortVec __attribute__((vector_size(FFMEF_VECTOR_BYTES / 2), may_alias));
 
 // Storage type -> the type that sums are kept in, and its vector.
-template <class T> struct Accumulator { using type = float; using vec = FloatVec; };
-template <> struct Accumulator<double> { using type = double; using vec = DoubleVec; };
+template <class T> struct Accumulator {
+  using type = float;
+  using vec = FloatVec;
+};
+template <> struct Accumulator<double> {
+  using type = double;
+  using vec = DoubleVec;
+};
 template <class T> using Acc = typename Accumulator<T>::type;
 template <class T> using Vec = typename Accumulator<T>::vec;
 template <class T> constexpr int lanes = FFMEF_VECTOR_BYTES / int(sizeof(Acc<T>));
 
-inline float bits_to_float(uint32_t bits) { float f; std::memcpy(&f, &bits, 4); return f; }
-inline uint32_t float_to_bits(float f) { uint32_t bits; std::memcpy(&bits, &f, 4); return bits; }
+inline float bits_to_float(uint32_t bits) {
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+inline uint32_t float_to_bits(float f) {
+  uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  return bits;
+}
 
 inline float to_acc(float x) { return x; }
 inline double to_acc(double x) { return x; }
@@ -67,8 +85,14 @@ inline void from_acc(float x, Half& out) {
   out.bits = _cvtss_sh(x, 0);
 #else
   const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
-  if (rest > 0x7f800000u) { out.bits = uint16_t(sign | 0x7e00u); return; }
-  if (rest >= 0x477ff000u) { out.bits = uint16_t(sign | 0x7c00u); return; }  // rounds beyond 65504
+  if (rest > 0x7f800000u) {
+    out.bits = uint16_t(sign | 0x7e00u);
+    return;
+  }
+  if (rest >= 0x477ff000u) {
+    out.bits = uint16_t(sign | 0x7c00u);
+    return;
+  }                          // rounds beyond 65504
   if (rest < 0x38800000u) {  // subnormal half: adding 0.5 lets the float adder round to nearest even
     out.bits = uint16_t(sign | (float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000u));
     return;
@@ -77,8 +101,16 @@ inline void from_acc(float x, Half& out) {
 #endif
 }
 
-inline FloatVec load(const float* p) { FloatVec v; std::memcpy(&v, p, sizeof v); return v; }
-inline DoubleVec load(const double* p) { DoubleVec v; std::memcpy(&v, p, sizeof v); return v; }
+inline FloatVec load(const float* p) {
+  FloatVec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline DoubleVec load(const double* p) {
+  DoubleVec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 inline FloatVec load(const BFloat16* p) {
   UShortVec s;
   std::memcpy(&s, p, sizeof s);

@@ -26,19 +26,22 @@ struct Call {
   bool any_coarse = false;
 
   // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
-  Call(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas, const std::string& padding_mode) {
+  Call(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+       const std::string& padding_mode) {
     STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
     STD_TORCH_CHECK(alphas.dim() == 1 && alphas.size(0) == int64_t(filters.size()),
                     "alphas must have one value for each of the ", filters.size(), " levels");
     args.scalar = scalar_of(images);
     args.padding = padding_of(padding_mode);
-    args.images = {images.data_ptr(), images.size(0), images.size(1), images.size(2), images.size(3), images.size(4), {}};
+    args.images = {
+        images.data_ptr(), images.size(0), images.size(1), images.size(2), images.size(3), images.size(4), {}};
     strides_of(images, args.images.stride);
     const std::vector<double> alpha = numbers_of(alphas);
     for (size_t l = 0; l < filters.size(); ++l) {
       const Tensor& f = filters[l];
       STD_TORCH_CHECK(f.dim() == 5 && f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
-                          f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
+                          f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) &&
+                          fits(f.size(4), images.size(4)),
                       "filters[", l, "] must be (B, N, k*k, h, w) of the images' dtype and sizes or a coarser grid's");
       int size = 1;
       while (int64_t(size) * size < f.size(2)) size += 2;
@@ -68,9 +71,8 @@ Tensor run_forward(const Call& call, const Tensor& images, Tensor* responses) {
   const auto forward = call.any_coarse ? FFMEF_KERNELS(adaptive_fuse_coarse_kernels).forward : kernels.forward;
   void* data = out.data_ptr();
   void* response_data = responses != nullptr ? responses->data_ptr() : nullptr;
-  torch::stable::parallel_for(0, kernels.forward_items(call.args), 1, [&](int64_t begin, int64_t end) {
-    forward(call.args, data, response_data, begin, end);
-  });
+  torch::stable::parallel_for(0, kernels.forward_items(call.args), 1,
+                              [&](int64_t begin, int64_t end) { forward(call.args, data, response_data, begin, end); });
   return out;
 }
 
@@ -131,7 +133,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
     const int64_t items = kernels.forward_items(call.args);
     std::vector<double> sums(need_alphas ? size_t(items) * filters.size() : 0);
     torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-      kernels.backward_filters(call.args, grad_view, filter_grad_data.data(), need_alphas ? sums.data() : nullptr, begin, end);
+      kernels.backward_filters(call.args, grad_view, filter_grad_data.data(), need_alphas ? sums.data() : nullptr,
+                               begin, end);
     });
     for (size_t i = 0; i < sums.size(); ++i) alpha_sums[i % filters.size()] += sums[i];
   }
@@ -140,7 +143,8 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
     const int64_t items = coarse.filter_items(call.args, int(l));
     std::vector<double> sums(need_alphas ? size_t(items) : 0);
     torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-      coarse.backward_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr, begin, end);
+      coarse.backward_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr,
+                              begin, end);
     });
     for (double sum : sums) alpha_sums[l] += sum;
   }

@@ -20,7 +20,7 @@ struct LevelView {
   const void* data;
   int64_t stride[5];
   int64_t height, width;
-  int size;      // k
+  int size;  // k
   double alpha;
   bool coarse;
 };
@@ -58,7 +58,8 @@ FFMEF_DECLARE_KERNELS(AdaptiveFuseKernels, adaptive_fuse_kernels)
 
 // For calls in which some level is coarse; the gradients of the other levels' filters are the kernels' above.
 struct AdaptiveFuseCoarseKernels {
-  void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin, int64_t end);  // its items are the kernels' above
+  void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin,
+                  int64_t end);  // its items are the kernels' above
 
   // One coarse level's filters; items are bands of its rows, alpha_sums is [item] or null.
   int64_t (*filter_items)(const AdaptiveFuseArgs&, int level);

@@ -12,9 +12,9 @@ namespace FFMEF_ISA {
 namespace {
 
 // One coarse row of cells of one tap, from column x0 of the image on, to columns [x0, x1) at sums' precision.
-template <class T>
-void expand_cells(Acc<T>* out, const LevelView& level, const CoarseColumns<T>& columns, Acc<T>* cells, int64_t b, int64_t n,
-                  int64_t tap, int64_t row, int64_t x0, int64_t x1) {
+template <class T> void expand_cells(Acc<T>* out, const LevelView& level, const CoarseColumns<T>& columns,
+                                     Acc<T>* cells, int64_t b, int64_t n, int64_t tap, int64_t row, int64_t x0,
+                                     int64_t x1) {
   const int64_t first = columns.begin(x0), count = columns.end(x1) - first;
   load_row(cells, tap_row<T>(level, b, n, tap, row, first), level.stride[4], count);
   CoarseColumns<T>::close(cells, count);
@@ -32,7 +32,10 @@ template <class T> struct ExpandedTaps {
   int64_t held[2] = {-1, -1};
 
   ExpandedTaps(const LevelView& level_, const CoarseColumns<T>& columns_, int64_t tile_columns)
-      : level(level_), columns(columns_), pitch(tile_columns + lanes<T>), rows(2 * level_.size * pitch),
+      : level(level_),
+        columns(columns_),
+        pitch(tile_columns + lanes<T>),
+        rows(2 * level_.size * pitch),
         cells(columns_.cells + CoarseColumns<T>::kSlack) {}
 
   void start() { held[0] = held[1] = -1; }
@@ -42,15 +45,15 @@ template <class T> struct ExpandedTaps {
     A* out = rows.data + row % 2 * level.size * pitch;
     if (held[row % 2] == row) return out;
     held[row % 2] = row;
-    for (int j = 0; j < level.size; ++j) expand_cells(out + j * pitch, level, columns, cells.data, b, n, first_tap + j, row, x0, x1);
+    for (int j = 0; j < level.size; ++j)
+      expand_cells(out + j * pitch, level, columns, cells.data, b, n, first_tap + j, row, x0, x1);
     return out;
   }
 };
 
 // sum[x] += sum_j (upper_j[x] * (1 - share) + lower_j[x] * share) * image[x + j], whole vectors.
-template <class T, int K>
-void add_taps_between(Acc<T>* sum, const Acc<T>* upper, const Acc<T>* lower, int64_t pitch, Acc<T> share,
-                      const Acc<T>* image, int size, int64_t n) {
+template <class T, int K> void add_taps_between(Acc<T>* sum, const Acc<T>* upper, const Acc<T>* lower, int64_t pitch,
+                                                Acc<T> share, const Acc<T>* image, int size, int64_t n) {
   const int k = K ? K : size;
   const Vec<T> below = splat(share), above = splat(Acc<T>(1) - share);
   for (int64_t x = 0; x < n; x += lanes<T>) {
@@ -62,11 +65,12 @@ void add_taps_between(Acc<T>* sum, const Acc<T>* upper, const Acc<T>* lower, int
 }
 
 // sums[j][x] += sum over rows of share * grad[x] * image[x + j], whole vectors; rows are grad_pitch and image_pitch apart.
-template <class T, int K>
-void reduce_taps(Acc<T>* sums, int64_t pitch, const Acc<T>* shares, int64_t rows, const Acc<T>* grad, int64_t grad_pitch,
-                 const Acc<T>* image, int64_t image_pitch, int size, int64_t n) {
+template <class T, int K> void reduce_taps(Acc<T>* sums, int64_t pitch, const Acc<T>* shares, int64_t rows,
+                                           const Acc<T>* grad, int64_t grad_pitch, const Acc<T>* image,
+                                           int64_t image_pitch, int size, int64_t n) {
   if (K == 0) {  // any size: one tap at a time
-    for (int j = 0; j < size; ++j) reduce_taps<T, 1>(sums + j * pitch, pitch, shares, rows, grad, grad_pitch, image + j, image_pitch, 1, n);
+    for (int j = 0; j < size; ++j)
+      reduce_taps<T, 1>(sums + j * pitch, pitch, shares, rows, grad, grad_pitch, image + j, image_pitch, 1, n);
     return;
   }
   for (int64_t x = 0; x < n; x += lanes<T>) {
@@ -91,10 +95,9 @@ void reduce_taps(Acc<T>* sums, int64_t pitch, const Acc<T>* shares, int64_t rows
   }
 
 // What a coarse level adds to sums of image rows [y0, y1) of an item, all channels; sums of a row are row_values apart.
-template <class T>
-void add_coarse_level(const AdaptiveFuseArgs& args, const LevelView& level, ExpandedTaps<T>& expanded,
-                      const PaddedRows<T>& padded, const Item& item, int64_t y0, int64_t y1, Acc<T>* sums,
-                      int64_t row_values, int64_t columns) {
+template <class T> void add_coarse_level(const AdaptiveFuseArgs& args, const LevelView& level,
+                                         ExpandedTaps<T>& expanded, const PaddedRows<T>& padded, const Item& item,
+                                         int64_t y0, int64_t y1, Acc<T>* sums, int64_t row_values, int64_t columns) {
   using A = Acc<T>;
   const ImagesView& im = args.images;
   const int size = level.size, radius = size / 2;
@@ -110,7 +113,8 @@ void add_coarse_level(const AdaptiveFuseArgs& args, const LevelView& level, Expa
         for (int64_t c = 0; c < im.channels; ++c) {
           A* sum = sums + (y - y0) * row_values + c * columns;
           const A* image = padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius;
-          FFMEF_BY_SIZE(size, (add_taps_between<T, K>(sum, upper, lower, expanded.pitch, tap.share, image, size, width)))
+          FFMEF_BY_SIZE(size,
+                        (add_taps_between<T, K>(sum, upper, lower, expanded.pitch, tap.share, image, size, width)))
         }
       }
     }
@@ -129,12 +133,14 @@ template <class T> struct CoarseLevels {
 
   CoarseLevels(const AdaptiveFuseArgs& args, int64_t tile_columns) : levels(size_t(args.level_count)) {
     for (int l = 0; l < args.level_count; ++l)
-      if (args.levels[l].coarse) levels[size_t(l)] = std::make_unique<Level>(args.levels[l], args.images.width, tile_columns);
+      if (args.levels[l].coarse)
+        levels[size_t(l)] = std::make_unique<Level>(args.levels[l], args.images.width, tile_columns);
   }
 
   void add(const AdaptiveFuseArgs& args, int l, const PaddedRows<T>& padded, const Item& item, int64_t y0, int64_t y1,
            Acc<T>* sums, int64_t row_values, int64_t tile_columns) {
-    add_coarse_level(args, args.levels[l], levels[size_t(l)]->taps, padded, item, y0, y1, sums, row_values, tile_columns);
+    add_coarse_level(args, args.levels[l], levels[size_t(l)]->taps, padded, item, y0, y1, sums, row_values,
+                     tile_columns);
   }
 };
 
@@ -147,9 +153,9 @@ int64_t coarse_band(const AdaptiveFuseArgs& args, const LevelView& level) {
   return most(1, kBandRows * level.height / args.images.height);
 }
 
-template <class T>
-void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad, const LevelView& level,
-                                   T* filter_grad, double* alpha_sums, int64_t begin, int64_t end) {
+template <class T> void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad,
+                                                      const LevelView& level, T* filter_grad, double* alpha_sums,
+                                                      int64_t begin, int64_t end) {
   using A = Acc<T>;
   const ImagesView& im = args.images;
   const int size = level.size, radius = size / 2, taps = size * size;
@@ -158,7 +164,8 @@ void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView&
   const CoarseColumns<T> columns(level.width, im.width);
   // Columns at a time: few enough for the sums, or the rows of images and gradients, to stay cached.
   const int64_t column_bytes = most(band * taps, im.channels * (2 * kCoarseRows + 2 * radius)) * int64_t(sizeof(A));
-  const int64_t tile = least(most(64, least(kCoarseColumns, kImageBufferBytes / column_bytes) / 16 * 16), (im.width + 15) / 16 * 16);
+  const int64_t tile =
+      least(most(64, least(kCoarseColumns, kImageBufferBytes / column_bytes) / 16 * 16), (im.width + 15) / 16 * 16);
   const int64_t pitch = tile + lanes<T>, image_pitch = tile + 2 * radius + lanes<T>;
   const int64_t image_plane = (kCoarseRows + 2 * radius) * image_pitch, grad_plane = kCoarseRows * pitch;
   Buffer<A> images(im.channels * image_plane), grads(im.channels * grad_plane), shares(kCoarseRows);
@@ -166,7 +173,8 @@ void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView&
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first_cell = index % bands * band, last_cell = least(first_cell + band, level.height);
     const int64_t n = index / bands % im.count, b = index / bands / im.count;
-    const int64_t first = span_of(axis, first_cell, im.height).first, last = span_of(axis, last_cell - 1, im.height).last;
+    const int64_t first = span_of(axis, first_cell, im.height).first,
+                  last = span_of(axis, last_cell - 1, im.height).last;
     std::memset(cells.data, 0, size_t(band * taps * (level.width + 1)) * sizeof(A));
     for (int64_t x0 = 0; x0 < im.width; x0 += tile) {
       const int64_t x1 = least(x0 + tile, im.width);
@@ -176,12 +184,13 @@ void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView&
         for (int64_t c = 0; c < im.channels; ++c) {
           const T* plane = static_cast<const T*>(im.data) + b * im.stride[0] + n * im.stride[1] + c * im.stride[2];
           for (int64_t y = y0 - radius; y < y1 + radius; ++y)
-            fill_row(images.data + c * image_plane + (y - y0 + radius) * image_pitch, plane, im, args.padding, y, x0, x1,
-                     radius, image_pitch);
+            fill_row(images.data + c * image_plane + (y - y0 + radius) * image_pitch, plane, im, args.padding, y, x0,
+                     x1, radius, image_pitch);
           for (int64_t y = y0; y < y1; ++y) {
             A* row = grads.data + c * grad_plane + (y - y0) * pitch;
-            load_row(row, static_cast<const T*>(grad.data) + b * grad.stride[0] + c * grad.stride[1] +
-                              y * grad.stride[2] + x0 * grad.stride[3],
+            load_row(row,
+                     static_cast<const T*>(grad.data) + b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] +
+                         x0 * grad.stride[3],
                      grad.stride[3], x1 - x0);
             for (int64_t x = x1 - x0; x < pitch; ++x) row[x] = A(0);
           }
@@ -195,11 +204,13 @@ void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView&
               A* sum = sums.data + ((cell - first_cell) * taps + i * size) * pitch;
               const A* g = grads.data + c * grad_plane + (from - y0) * pitch;
               const A* image = images.data + c * image_plane + (from - y0 + i) * image_pitch;
-              FFMEF_BY_SIZE(size, (reduce_taps<T, K>(sum, pitch, shares.data, to - from, g, pitch, image, image_pitch, size, x1 - x0)))
+              FFMEF_BY_SIZE(size, (reduce_taps<T, K>(sum, pitch, shares.data, to - from, g, pitch, image, image_pitch,
+                                                     size, x1 - x0)))
             }
         }
       }
-      for (int64_t t = 0; t < band * taps; ++t) columns.collect(cells.data + t * (level.width + 1), sums.data + t * pitch, x0, x1);
+      for (int64_t t = 0; t < band * taps; ++t)
+        columns.collect(cells.data + t * (level.width + 1), sums.data + t * pitch, x0, x1);
     }
     double alpha_sum = 0;
     for (int64_t cell = first_cell; cell < last_cell; ++cell)
@@ -208,7 +219,8 @@ void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView&
         // Interpolation is linear: what its adjoint sums, against the cells, is the sum over all pixels.
         const T* filter = tap_row<T>(level, b, n, tap, cell, 0);
         if (alpha_sums)
-          for (int64_t x = 0; x < level.width; ++x) alpha_sum += double(values[x]) * double(to_acc(filter[x * level.stride[4]]));
+          for (int64_t x = 0; x < level.width; ++x)
+            alpha_sum += double(values[x]) * double(to_acc(filter[x * level.stride[4]]));
         if (filter_grad) {
           T* row = filter_grad + (((b * im.count + n) * taps + tap) * level.height + cell) * level.width;
           for (int64_t x = 0; x < level.width; ++x) from_acc(A(level.alpha) * values[x], row[x]);
@@ -228,7 +240,9 @@ template <class T> struct CoarseRows {
   std::vector<const A*> pointers;
 
   CoarseRows(const AdaptiveFuseArgs& args, int64_t width)
-      : columns(size_t(args.level_count)), pitch(width + 2 * lanes<T>), fine(kMaxFilterSize * pitch),
+      : columns(size_t(args.level_count)),
+        pitch(width + 2 * lanes<T>),
+        fine(kMaxFilterSize * pitch),
         cells(2 * (width + CoarseColumns<T>::kSlack)) {
     for (int l = 0; l < args.level_count; ++l)
       if (args.levels[l].coarse) columns[size_t(l)] = std::make_unique<CoarseColumns<T>>(args.levels[l].width, width);
@@ -258,17 +272,19 @@ int64_t items(const AdaptiveFuseArgs& args, int level) {
 }
 
 void forward(const AdaptiveFuseArgs& args, void* out, void* responses, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, (forward_typed<CoarseLevels<T>>(args, static_cast<T*>(out), static_cast<Acc<T>*>(responses), begin, end)))
+  FFMEF_BY_SCALAR(args.scalar, (forward_typed<CoarseLevels<T>>(args, static_cast<T*>(out),
+                                                               static_cast<Acc<T>*>(responses), begin, end)))
 }
 
 void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, int level, void* filter_grad,
                       double* alpha_sums, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, backward_coarse_filters_typed(args, grad, args.levels[level], static_cast<T*>(filter_grad),
-                                                             alpha_sums, begin, end))
+  FFMEF_BY_SCALAR(args.scalar, backward_coarse_filters_typed(args, grad, args.levels[level],
+                                                             static_cast<T*>(filter_grad), alpha_sums, begin, end))
 }
 
 void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, (backward_images_typed<CoarseRows<T>>(args, grad, static_cast<T*>(image_grad), begin, end)))
+  FFMEF_BY_SCALAR(args.scalar,
+                  (backward_images_typed<CoarseRows<T>>(args, grad, static_cast<T*>(image_grad), begin, end)))
 }
 
 }  // namespace

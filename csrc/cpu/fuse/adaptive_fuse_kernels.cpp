@@ -16,11 +16,14 @@ double tap_gradients(T* const* gradients, const T* const* filters, const Acc<T>*
     const bool whole = rest >= lanes<T>;
     for (int j = 0; j < k; ++j) {
       Vec<T> g = splat(Acc<T>(0));
-      for (int64_t c = 0; c < channels; ++c) g += load(grad + c * grad_pitch + x) * load(image + c * image_pitch + x + j);
+      for (int64_t c = 0; c < channels; ++c)
+        g += load(grad + c * grad_pitch + x) * load(image + c * image_pitch + x + j);
       if (kSum) total += g * (whole ? load(filters[j] + x) : load_part(filters[j] + x, rest));
       if (kWrite) {
-        if (whole) store(gradients[j] + x, g * alpha);
-        else store_part(gradients[j] + x, g * alpha, rest);
+        if (whole)
+          store(gradients[j] + x, g * alpha);
+        else
+          store_part(gradients[j] + x, g * alpha, rest);
       }
     }
   }
@@ -41,13 +44,14 @@ double tap_row_gradients(T* const* gradients, const T* const* filters, const Acc
     FFMEF_CASE(7)
 #undef FFMEF_CASE
     default:
-      return tap_gradients<T, 0, kWrite, kSum>(gradients, filters, grad, grad_pitch, image, image_pitch, channels, alpha, size, n);
+      return tap_gradients<T, 0, kWrite, kSum>(gradients, filters, grad, grad_pitch, image, image_pitch, channels,
+                                               alpha, size, n);
   }
 }
 
-template <class T>
-void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad, void* const* filter_grads,
-                            double* alpha_sums, int64_t begin, int64_t end) {
+template <class T> void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad,
+                                               void* const* filter_grads, double* alpha_sums, int64_t begin,
+                                               int64_t end) {
   using A = Acc<T>;
   const ImagesView& im = args.images;
   const Tiling tiling = tiling_of<T>(args);
@@ -89,7 +93,8 @@ void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad, 
             for (int j = 0; j < size; ++j) {
               const int64_t tap = i * size + j;
               if (gradient)
-                gradients[j] = gradient + (((item.b * im.count + n) * size * size + tap) * im.height + y) * im.width + item.x0;
+                gradients[j] =
+                    gradient + (((item.b * im.count + n) * size * size + tap) * im.height + y) * im.width + item.x0;
               if (sums)
                 filters[j] = contiguous_row(tap_row<T>(level, item.b, n, tap, y, item.x0), level.stride[4], width,
                                             scratch.data + j * tiling.columns);
@@ -113,16 +118,18 @@ int64_t image_items(const AdaptiveFuseArgs& args) {
 }
 
 void forward(const AdaptiveFuseArgs& args, void* out, void* responses, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, (forward_typed<NoCoarseLevels>(args, static_cast<T*>(out), static_cast<Acc<T>*>(responses), begin, end)))
+  FFMEF_BY_SCALAR(args.scalar, (forward_typed<NoCoarseLevels>(args, static_cast<T*>(out),
+                                                              static_cast<Acc<T>*>(responses), begin, end)))
 }
 
-void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* const* filter_grads,
-                      double* alpha_sums, int64_t begin, int64_t end) {
+void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* const* filter_grads, double* alpha_sums,
+                      int64_t begin, int64_t end) {
   FFMEF_BY_SCALAR(args.scalar, backward_filters_typed<T>(args, grad, filter_grads, alpha_sums, begin, end))
 }
 
 void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, (backward_images_typed<NoCoarseLevels>(args, grad, static_cast<T*>(image_grad), begin, end)))
+  FFMEF_BY_SCALAR(args.scalar,
+                  (backward_images_typed<NoCoarseLevels>(args, grad, static_cast<T*>(image_grad), begin, end)))
 }
 
 }  // namespace

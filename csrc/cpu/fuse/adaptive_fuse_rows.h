@@ -5,9 +5,9 @@
 // Only *_kernels.cpp files include it, like vec.h; calls with and without coarse levels are compiled apart, so that the
 // loops of the one are laid out as if the other did not exist.
 #pragma once
-#include "adaptive_fuse.h"
 #include "../base/buffer.h"
 #include "../base/vec.h"
+#include "adaptive_fuse.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {
@@ -26,7 +26,8 @@ inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 int largest_radius(const AdaptiveFuseArgs& args) {
   int radius = 0;
-  for (int l = 0; l < args.level_count; ++l) radius = args.levels[l].size / 2 > radius ? args.levels[l].size / 2 : radius;
+  for (int l = 0; l < args.level_count; ++l)
+    radius = args.levels[l].size / 2 > radius ? args.levels[l].size / 2 : radius;
   return radius;
 }
 
@@ -82,9 +83,8 @@ template <class T> inline const T* contiguous_row(const T* row, int64_t stride, 
 
 // Row y of one plane at sums' precision, columns [x0 - radius, x1 + radius), padding resolved, and zeros up to pitch:
 // vectors at the right end read past the halo; their lanes are dropped, but must not be NaN traps.
-template <class T>
-void fill_row(Acc<T>* out, const T* plane, const ImagesView& im, Padding padding, int64_t y, int64_t x0, int64_t x1,
-              int64_t radius, int64_t pitch) {
+template <class T> void fill_row(Acc<T>* out, const T* plane, const ImagesView& im, Padding padding, int64_t y,
+                                 int64_t x0, int64_t x1, int64_t radius, int64_t pitch) {
   const int64_t sy = padded_index(y, im.height, padding);
   if (sy < 0) {
     std::memset(out, 0, size_t(pitch) * sizeof(Acc<T>));
@@ -111,7 +111,9 @@ template <class T> struct PaddedRows {
 
   static int64_t pitch_of(const Tiling& t, int64_t radius) { return t.columns + 2 * radius + lanes<T>; }
   PaddedRows(const AdaptiveFuseArgs& args, const Tiling& t)
-      : radius(largest_radius(args)), pitch(pitch_of(t, radius)), rows(kBandRows + 2 * radius),
+      : radius(largest_radius(args)),
+        pitch(pitch_of(t, radius)),
+        rows(kBandRows + 2 * radius),
         buffer(args.images.count * args.images.channels * rows * pitch) {}
 
   // Row y (of the image, from y0 - radius on) so that element [x - x0] is column x - radius.
@@ -152,8 +154,7 @@ void add_taps(Acc<T>* sum, const T* const* filters, const Acc<T>* image, int siz
   }
 }
 
-template <class T>
-void add_tap_row(Acc<T>* sum, const T* const* filters, const Acc<T>* image, int size, int64_t n) {
+template <class T> void add_tap_row(Acc<T>* sum, const T* const* filters, const Acc<T>* image, int size, int64_t n) {
   switch (size) {
     case 1: return add_taps<T, 1>(sum, filters, image, size, n);
     case 3: return add_taps<T, 3>(sum, filters, image, size, n);
@@ -163,8 +164,7 @@ void add_tap_row(Acc<T>* sum, const T* const* filters, const Acc<T>* image, int 
   }
 }
 
-template <class T>
-const T* tap_row(const LevelView& level, int64_t b, int64_t n, int64_t tap, int64_t y, int64_t x) {
+template <class T> const T* tap_row(const LevelView& level, int64_t b, int64_t n, int64_t tap, int64_t y, int64_t x) {
   return static_cast<const T*>(level.data) + b * level.stride[0] + n * level.stride[1] + tap * level.stride[2] +
          y * level.stride[3] + x * level.stride[4];
 }
@@ -208,7 +208,8 @@ void forward_typed(const AdaptiveFuseArgs& args, T* out, Acc<T>* responses, int6
                                             width, scratch.data + j * tiling.columns);
               for (int64_t c = 0; c < im.channels; ++c)
                 add_tap_row(sums.data + (y - y0) * row_values + c * tiling.columns, filters,
-                            padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius, size, width);
+                            padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius, size,
+                            width);
             }
         const A alpha = A(level.alpha);
         for (int64_t x = 0; x < (y1 - y0) * row_values; ++x)
@@ -262,9 +263,8 @@ void gather_tap_row(Acc<T>* padded, const Acc<T>* grad, const T* const* filters,
 }
 
 // Coarse makes rows of filters that are given on a coarser grid.
-template <class Coarse, class T>
-void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad, T* image_grad, int64_t begin,
-                           int64_t end) {
+template <class Coarse, class T> void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad,
+                                                            T* image_grad, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const ImagesView& im = args.images;
   const int64_t radius = largest_radius(args), bands = (im.height + kBandRows - 1) / kBandRows;
@@ -299,8 +299,10 @@ void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad, T
                        grad.stride[3], im.width);
               for (int64_t x = 0; x < im.width; ++x) scaled.data[x] *= A(level.alpha);
               A* to = padded.data + c * (im.width + 2 * radius) + radius - level_radius;
-              if (Coarse::kAny && level.coarse) gather_tap_row<A>(to, scaled.data, expanded, size, im.width);
-              else gather_tap_row<T>(to, scaled.data, filters, size, im.width);
+              if (Coarse::kAny && level.coarse)
+                gather_tap_row<A>(to, scaled.data, expanded, size, im.width);
+              else
+                gather_tap_row<T>(to, scaled.data, filters, size, im.width);
             }
           }
         }

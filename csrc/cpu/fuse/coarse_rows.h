@@ -10,8 +10,14 @@ namespace FFMEF_ISA {
 namespace {
 
 typedef int64_t LongVec __attribute__((vector_size(FFMEF_VECTOR_BYTES), may_alias));
-template <class A> struct IndexOf { using type = int32_t; using vec = IntVec; };
-template <> struct IndexOf<double> { using type = int64_t; using vec = LongVec; };
+template <class A> struct IndexOf {
+  using type = int32_t;
+  using vec = IntVec;
+};
+template <> struct IndexOf<double> {
+  using type = int64_t;
+  using vec = LongVec;
+};
 
 // out[l] = values[index[l]]
 template <class V, class I> inline V pick(V values, I index) {
@@ -31,15 +37,20 @@ template <class T> struct CoarseColumns {
   using IndexVec = typename IndexOf<A>::vec;
 
   int64_t cells, width;
-  Buffer<Index> first;   // the left cell
-  Buffer<Index> offset;  // the left cell, counted from that of the vector's first column (vectors start at multiples of lanes)
-  Buffer<A> share;       // of the cell to the right of it
+  Buffer<Index> first;  // the left cell
+  Buffer<Index>
+      offset;  // the left cell, counted from that of the vector's first column (vectors start at multiples of lanes)
+  Buffer<A> share;  // of the cell to the right of it
 
   // Cells that interpolation reads past the last, at most.
   static constexpr int64_t kSlack = 2 * lanes<T> + 2;
 
   CoarseColumns(int64_t cells_, int64_t width_)
-      : cells(cells_), width(width_), first(width_ + 2 * lanes<T>), offset(width_ + 2 * lanes<T>), share(width_ + 2 * lanes<T>) {
+      : cells(cells_),
+        width(width_),
+        first(width_ + 2 * lanes<T>),
+        offset(width_ + 2 * lanes<T>),
+        share(width_ + 2 * lanes<T>) {
     const Interpolation<int64_t> axis = spanning(cells, width);
     for (int64_t x = 0; x < width + 2 * lanes<T>; ++x) {
       const Tap<int64_t, A> tap = tap_of<A>(axis, x < width ? x : width - 1);

@@ -12,13 +12,22 @@ namespace ffmef {
 namespace {
 
 PredictAndFuseArgs args_of(const Tensor& hidden, const Tensor& kernels, const Tensor& padded) {
-  PredictAndFuseArgs a{floats(hidden, "hidden", 5), floats(kernels, "kernels", 3), floats(padded, "padded", 4),
-                       hidden.size(0), hidden.size(1), hidden.size(2), hidden.size(3), hidden.size(4), int(kernels.size(1))};
-  STD_TORCH_CHECK(a.size % 2 == 1 && a.size <= kMaxPredictedSize && kernels.size(2) == a.size && kernels.size(0) == a.maps + 1,
-                  "kernels must be (", a.maps + 1, ", k, k) with k 1, 3, 5 or 7");
+  PredictAndFuseArgs a{floats(hidden, "hidden", 5),
+                       floats(kernels, "kernels", 3),
+                       floats(padded, "padded", 4),
+                       hidden.size(0),
+                       hidden.size(1),
+                       hidden.size(2),
+                       hidden.size(3),
+                       hidden.size(4),
+                       int(kernels.size(1))};
+  STD_TORCH_CHECK(
+      a.size % 2 == 1 && a.size <= kMaxPredictedSize && kernels.size(2) == a.size && kernels.size(0) == a.maps + 1,
+      "kernels must be (", a.maps + 1, ", k, k) with k 1, 3, 5 or 7");
   STD_TORCH_CHECK(padded.size(0) == a.batch && padded.size(1) == a.images && padded.size(2) == a.height + a.size - 1 &&
                       padded.size(3) == a.width + a.size - 1,
-                  "padded must be (", a.batch, ", ", a.images, ", ", a.height + a.size - 1, ", ", a.width + a.size - 1, ")");
+                  "padded must be (", a.batch, ", ", a.images, ", ", a.height + a.size - 1, ", ", a.width + a.size - 1,
+                  ")");
   return a;
 }
 
@@ -42,8 +51,9 @@ Tensor predict_and_fuse_level_cpu(const Tensor& hidden, const Tensor& kernels, c
   return out;
 }
 
-std::tuple<Tensor, Tensor> predict_and_fuse_level_backward_cpu(const Tensor& grad, const Tensor& hidden, const Tensor& kernels,
-                                                               const Tensor& padded, bool need_hidden, bool need_kernels) {
+std::tuple<Tensor, Tensor> predict_and_fuse_level_backward_cpu(const Tensor& grad, const Tensor& hidden,
+                                                               const Tensor& kernels, const Tensor& padded,
+                                                               bool need_hidden, bool need_kernels) {
   const PredictAndFuseArgs a = args_of(hidden, kernels, padded);
   const float* slopes = floats(grad, "grad", 3);
   STD_TORCH_CHECK(grad.size(0) == a.batch && grad.size(1) == a.height && grad.size(2) == a.width,

@@ -15,7 +15,7 @@ struct PredictAndFuseArgs {
   const float* kernels;  // (M + 1, k, k); the last one's map is 1 everywhere
   const float* padded;   // (B, N, H + k - 1, W + k - 1)
   int64_t batch, images, maps, height, width;
-  int size;              // k, odd
+  int size;  // k, odd
 
   // Bands of rows of one batch element, the same for any number of threads.
   static constexpr int64_t kBandRows = 32;

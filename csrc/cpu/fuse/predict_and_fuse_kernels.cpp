@@ -44,11 +44,14 @@ Band band_of(const PredictAndFuseArgs& a, int64_t image, int64_t top, int64_t ro
   return {scratch, stride};
 }
 
-template <int OUT, int V> struct Responses { FloatVec at[OUT][V]; };
+template <int OUT, int V> struct Responses {
+  FloatVec at[OUT][V];
+};
 
 // The responses of OUT kernels at V vectors; `rows` is the pixel under the first tap.
 template <int K, int OUT, int V>
-inline __attribute__((always_inline)) Responses<OUT, V> responses(const float* rows, int64_t stride, const float* kernels) {
+inline __attribute__((always_inline)) Responses<OUT, V> responses(const float* rows, int64_t stride,
+                                                                  const float* kernels) {
   Responses<OUT, V> sums;
 #pragma GCC unroll 8
   for (int o = 0; o < OUT; ++o)
@@ -71,7 +74,9 @@ inline __attribute__((always_inline)) Responses<OUT, V> responses(const float* r
 }
 
 inline FloatVec load_upto(const float* p, int64_t count) { return count < kLanes ? load_part(p, count) : load(p); }
-inline void store_upto(float* p, FloatVec v, int64_t count) { count < kLanes ? store_part<float>(p, v, count) : store(p, v); }
+inline void store_upto(float* p, FloatVec v, int64_t count) {
+  count < kLanes ? store_part<float>(p, v, count) : store(p, v);
+}
 
 // Calls work.template operator()<V>(x, count) along a row; the last vector has `count` pixels, all others all.
 template <class Work> inline __attribute__((always_inline)) void along(int64_t width, const Work& work) {
@@ -80,7 +85,8 @@ template <class Work> inline __attribute__((always_inline)) void along(int64_t w
   for (; x < width; x += kLanes) work.template operator()<1>(x, width - x);
 }
 
-template <int K> void forward_band(const PredictAndFuseArgs& a, int64_t b, int64_t top, int64_t rows, float* out, float* scratch) {
+template <int K>
+void forward_band(const PredictAndFuseArgs& a, int64_t b, int64_t top, int64_t rows, float* out, float* scratch) {
   const int64_t plane = a.height * a.width;
   for (int64_t n = 0; n < a.images; ++n) {
     const int64_t image = b * a.images + n;
@@ -110,9 +116,9 @@ template <int K> void forward_band(const PredictAndFuseArgs& a, int64_t b, int64
 }
 
 // hidden_grad = grad * response, and received = grad * hidden for the kernels' gradient, of OUT maps and some rows.
-template <int K, int OUT>
-void backward_rows(const PredictAndFuseArgs& a, const Band& band, int64_t y, int64_t rows, const float* grad, const float* hidden,
-                   const float* kernels, float* hidden_grad, float* received) {
+template <int K, int OUT> void backward_rows(const PredictAndFuseArgs& a, const Band& band, int64_t y, int64_t rows,
+                                             const float* grad, const float* hidden, const float* kernels,
+                                             float* hidden_grad, float* received) {
   const int64_t plane = a.height * a.width, pitch = round_up(a.width);
   for (int64_t r = 0; r < rows; ++r) {
     const float* pixels = band.rows + (y + r) * band.stride;
@@ -134,7 +140,8 @@ void backward_rows(const PredictAndFuseArgs& a, const Band& band, int64_t y, int
         for (int o = 0; o < OUT; ++o)
 #pragma GCC unroll 8
           for (int v = 0; v < V; ++v) {
-            const FloatVec s = hidden == nullptr ? slopes[v] : slopes[v] * load_upto(hidden + o * plane + at + v * kLanes, count);
+            const FloatVec s =
+                hidden == nullptr ? slopes[v] : slopes[v] * load_upto(hidden + o * plane + at + v * kLanes, count);
             store(received + (o * rows + r) * pitch + x + v * kLanes, s);
           }
     });
@@ -171,9 +178,8 @@ void correlate(const Band& band, int64_t y, int64_t rows, int64_t pitch, const f
   }
 }
 
-template <int K>
-void backward_band(const PredictAndFuseArgs& a, int64_t b, int64_t top, int64_t rows, const float* grad, float* hidden_grad,
-                   float* kernel_grad, float* scratch) {
+template <int K> void backward_band(const PredictAndFuseArgs& a, int64_t b, int64_t top, int64_t rows,
+                                    const float* grad, float* hidden_grad, float* kernel_grad, float* scratch) {
   const int64_t plane = a.height * a.width, pitch = round_up(a.width), most = rows_at_a_time(a);
   float* received = kernel_grad == nullptr ? nullptr : scratch + band_floats(a);
   float* totals = scratch + band_floats(a) + 5 * most * pitch;
@@ -184,7 +190,8 @@ void backward_band(const PredictAndFuseArgs& a, int64_t b, int64_t top, int64_t 
     for (int64_t y = 0; y < rows; y += most) {
       const int64_t count = rows - y < most ? rows - y : most, at = (top + y) * a.width;
       auto block = [&]<int OUT>(int64_t o, const float* hidden, float* slopes) {
-        backward_rows<K, OUT>(a, band, y, count, grad + b * plane + at, hidden, a.kernels + o * K * K, slopes, received);
+        backward_rows<K, OUT>(a, band, y, count, grad + b * plane + at, hidden, a.kernels + o * K * K, slopes,
+                              received);
         if (received != nullptr) correlate<K, OUT>(band, y, count, pitch, received, totals + o * K * K * kLanes);
       };
       in_blocks(a.maps, [&]<int OUT>(int64_t o) {

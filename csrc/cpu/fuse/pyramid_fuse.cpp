@@ -30,25 +30,33 @@ struct Call {
   int64_t batch, count, channels, height, width, bands, down, across;
   int scale;
   std::vector<int64_t> heights, widths;
-  std::vector<std::unique_ptr<char[]>> coarse;        // the pyramids' levels above the first, all images in a row
-  std::vector<std::vector<PlaneView>> planes;         // by level and image
+  std::vector<std::unique_ptr<char[]>> coarse;  // the pyramids' levels above the first, all images in a row
+  std::vector<std::vector<PlaneView>> planes;   // by level and image
 
   // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
   Call(const Tensor& images_, const Tensor& weights_, const Tensor& base_, int64_t scale_)
-      : scalar(scalar_of(images_)), wide(wide_of(scalar)),
-        item(scalar == Scalar::f64 ? 8 : 4), images(images_), weights(weights_), base(base_), scale(int(scale_)) {
+      : scalar(scalar_of(images_)),
+        wide(wide_of(scalar)),
+        item(scalar == Scalar::f64 ? 8 : 4),
+        images(images_),
+        weights(weights_),
+        base(base_),
+        scale(int(scale_)) {
     STD_TORCH_CHECK(images.dim() == 5 && weights.dim() == 5 && base.dim() == 4,
                     "images must be (B, N, C, H, W), weights (B, L, N, h, w) and base (B, N, h, w)");
     STD_TORCH_CHECK(weights.scalar_type() == images.scalar_type() && base.scalar_type() == images.scalar_type(),
                     "weights and base must have the images' dtype");
-    batch = images.size(0), count = images.size(1), channels = images.size(2), height = images.size(3), width = images.size(4);
+    batch = images.size(0), count = images.size(1), channels = images.size(2), height = images.size(3),
+    width = images.size(4);
     bands = weights.size(1);
-    STD_TORCH_CHECK(scale_ >= 1 && scale_ <= kMaxExpansion && (scale_ & (scale_ - 1)) == 0 && bands < 7 && (1 << bands) <= scale_,
-                    "scale must be a power of two from 2^L to 64, got ", scale_);
+    STD_TORCH_CHECK(
+        scale_ >= 1 && scale_ <= kMaxExpansion && (scale_ & (scale_ - 1)) == 0 && bands < 7 && (1 << bands) <= scale_,
+        "scale must be a power of two from 2^L to 64, got ", scale_);
     STD_TORCH_CHECK(count > 0 && channels > 0 && height > 0 && width > 0, "images must not be empty");
     down = (height + scale - 1) / scale, across = (width + scale - 1) / scale;
-    STD_TORCH_CHECK(weights.size(0) == batch && weights.size(2) == count && weights.size(3) == down && weights.size(4) == across,
-                    "weights must be (B, L, N, ceil(H / scale), ceil(W / scale))");
+    STD_TORCH_CHECK(
+        weights.size(0) == batch && weights.size(2) == count && weights.size(3) == down && weights.size(4) == across,
+        "weights must be (B, L, N, ceil(H / scale), ceil(W / scale))");
     STD_TORCH_CHECK(base.size(0) == batch && base.size(1) == count && base.size(2) == down && base.size(3) == across,
                     "base must be (B, N, ceil(H / scale), ceil(W / scale))");
     weights = torch::stable::contiguous(torch::stable::to(weights, wide));
@@ -61,7 +69,9 @@ struct Call {
     }
   }
 
-  std::unique_ptr<char[]> buffer(int64_t elements) const { return std::unique_ptr<char[]>(new char[size_t(elements * item)]); }
+  std::unique_ptr<char[]> buffer(int64_t elements) const {
+    return std::unique_ptr<char[]>(new char[size_t(elements * item)]);
+  }
 
   char* plane(char* all, int64_t level, int64_t n) const { return all + n * heights[level] * widths[level] * item; }
   PlaneView plane_view(const void* data, int64_t level) const { return {data, widths[level], 1, false}; }
@@ -75,7 +85,8 @@ struct Call {
   PlaneView stored_view(const Tensor& tensor, int64_t offset) const {
     const int64_t bytes = bytes_of(scalar);
     const int64_t d = tensor.dim();
-    return {static_cast<const char*>(tensor.data_ptr()) + offset * bytes, tensor.stride(d - 2), tensor.stride(d - 1), true};
+    return {static_cast<const char*>(tensor.data_ptr()) + offset * bytes, tensor.stride(d - 2), tensor.stride(d - 1),
+            true};
   }
 
   void build_pyramids(int64_t b, int64_t c) {
@@ -113,33 +124,35 @@ Tensor pyramid_fuse_cpu(const Tensor& images, const Tensor& weights, const Tenso
   Tensor out = torch::stable::new_empty(images, {call.batch, call.channels, call.height, call.width});
   const int64_t bytes = bytes_of(call.scalar);
   std::vector<std::unique_ptr<char[]>> fused(size_t(call.bands + 1));
-  for (int64_t level = 1; level <= call.bands; ++level) fused[level] = call.buffer(call.heights[level] * call.widths[level]);
+  for (int64_t level = 1; level <= call.bands; ++level)
+    fused[level] = call.buffer(call.heights[level] * call.widths[level]);
   for (int64_t b = 0; b < call.batch; ++b)
     for (int64_t c = 0; c < call.channels; ++c) {
       call.build_pyramids(b, c);
       for (int64_t level = call.bands; level >= 0; --level) {
         PyramidLevel l = call.level_of(b, level);
         l.coarse_fused = level < call.bands ? fused[level + 1].get() : nullptr;
-        void* data = level > 0 ? static_cast<void*>(fused[level].get())
-                               : static_cast<char*>(out.data_ptr()) + (b * call.channels + c) * call.height * call.width * bytes;
-        parallel_rows(l.height, l.width * call.count, [&](int64_t begin, int64_t end) {
-          call.kernels.fuse(l, data, level == 0, begin, end);
-        });
+        void* data =
+            level > 0 ? static_cast<void*>(fused[level].get())
+                      : static_cast<char*>(out.data_ptr()) + (b * call.channels + c) * call.height * call.width * bytes;
+        parallel_rows(l.height, l.width * call.count,
+                      [&](int64_t begin, int64_t end) { call.kernels.fuse(l, data, level == 0, begin, end); });
       }
     }
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& images, const Tensor& weights,
-                                                             const Tensor& base, int64_t scale, bool need_images,
-                                                             bool need_weights, bool need_base) {
+std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& images,
+                                                             const Tensor& weights, const Tensor& base, int64_t scale,
+                                                             bool need_images, bool need_weights, bool need_base) {
   Call call(images, weights, base, scale);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == images.scalar_type() && grad.size(0) == call.batch &&
                       grad.size(1) == call.channels && grad.size(2) == call.height && grad.size(3) == call.width,
                   "grad must be (B, C, H, W) of the images' sizes and dtype");
   const int64_t bands = call.bands;
-  Tensor image_grad = need_images ? torch::stable::new_empty(images, {call.batch, call.count, call.channels, call.height, call.width})
-                                  : torch::stable::new_empty(images, {0});
+  Tensor image_grad =
+      need_images ? torch::stable::new_empty(images, {call.batch, call.count, call.channels, call.height, call.width})
+                  : torch::stable::new_empty(images, {0});
   // Sums over channels are kept wide until the end.
   Tensor weight_grad = torch::stable::new_zeros(call.weights, {call.batch, bands, call.count, call.down, call.across});
   Tensor base_grad = torch::stable::new_zeros(call.base, {call.batch, call.count, call.down, call.across});
@@ -172,9 +185,8 @@ std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cpu(const Tensor& grad,
         l.grad = grad_views[level];
         char* out = level < bands ? static_cast<char*>(weight_grad.data_ptr()) + (b * bands + level) * cells
                                   : static_cast<char*>(base_grad.data_ptr()) + b * cells;
-        torch::stable::parallel_for(0, call.down, 1, [&](int64_t begin, int64_t end) {
-          call.kernels.weights_gradient(l, out, begin, end);
-        });
+        torch::stable::parallel_for(
+            0, call.down, 1, [&](int64_t begin, int64_t end) { call.kernels.weights_gradient(l, out, begin, end); });
       }
       if (!need_images) continue;
       for (int64_t n = 0; n < call.count; ++n)

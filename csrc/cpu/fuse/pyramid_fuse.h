@@ -21,15 +21,15 @@ struct PlaneView {
 // the dtype of sums: float for float, float16 and bfloat16, else double.
 struct PyramidLevel {
   Scalar scalar;
-  int64_t count;                         // images
-  int64_t height, width;                 // of this level
-  const PlaneView* fine;                 // a plane for each image
-  const void* coarse;                    // (count, ceil(height / 2), ceil(width / 2)), or null at the lowest level
-  const void* coarse_fused;              // the fused level below, or null at the lowest level
-  const void* weights;                   // (count, cells_down, cells_across)
+  int64_t count;             // images
+  int64_t height, width;     // of this level
+  const PlaneView* fine;     // a plane for each image
+  const void* coarse;        // (count, ceil(height / 2), ceil(width / 2)), or null at the lowest level
+  const void* coarse_fused;  // the fused level below, or null at the lowest level
+  const void* weights;       // (count, cells_down, cells_across)
   int64_t cells_down, cells_across;
-  int factor;                            // pixels of this level along a side of a cell
-  PlaneView grad;                        // of the fused level; backward only
+  int factor;      // pixels of this level along a side of a cell
+  PlaneView grad;  // of the fused level; backward only
 };
 
 struct PyramidFuseKernels {

@@ -60,7 +60,8 @@ template <class T> void fuse_typed(const PyramidLevel& level, void* out, bool st
   for (int64_t y = begin; y < end; ++y) {
     A* __restrict total = sum;
     if (level.coarse_fused != nullptr)
-      std::memcpy(total, below_row(static_cast<const A*>(level.coarse_fused), down, across, 2, y), size_t(width) * sizeof(A));
+      std::memcpy(total, below_row(static_cast<const A*>(level.coarse_fused), down, across, 2, y),
+                  size_t(width) * sizeof(A));
     else
       std::memset(total, 0, size_t(width) * sizeof(A));
     for (int64_t n = 0; n < level.count; ++n) {
@@ -71,16 +72,16 @@ template <class T> void fuse_typed(const PyramidLevel& level, void* out, bool st
         for (int64_t x = 0; x < width; ++x) total[x] += weight[x] * image[x];
         continue;
       }
-      const A* __restrict below = below_row(static_cast<const A*>(level.coarse) + n * down * across, down, across, 2, y);
+      const A* __restrict below =
+          below_row(static_cast<const A*>(level.coarse) + n * down * across, down, across, 2, y);
       for (int64_t x = 0; x < width; ++x) total[x] += weight[x] * (image[x] - below[x]);
     }
     write_row<T>(out, stored, y, sum, width);
   }
 }
 
-template <class T>
-void expand_adjoint_typed(const PyramidLevel& level, int64_t image, void* coarse, int64_t height, int64_t width,
-                          int64_t begin, int64_t end) {
+template <class T> void expand_adjoint_typed(const PyramidLevel& level, int64_t image, void* coarse, int64_t height,
+                                             int64_t width, int64_t begin, int64_t end) {
   using A = Acc<T>;
   Row<A> copy(level.width), product(level.width), padded(expanded_size(width, 2));
   Expander<A> weight_row(level.cells_across, level.factor);
@@ -92,8 +93,9 @@ void expand_adjoint_typed(const PyramidLevel& level, int64_t image, void* coarse
     for (int64_t y = first; y < last; ++y) {
       const A* row = read_row<T>(level.grad, y, level.width, copy);
       if (level.weights != nullptr) {
-        const A* weight = weight_row(static_cast<const A*>(level.weights) + image * level.cells_down * level.cells_across,
-                                     level.cells_down, level.cells_across, level.factor, y);
+        const A* weight =
+            weight_row(static_cast<const A*>(level.weights) + image * level.cells_down * level.cells_across,
+                       level.cells_down, level.cells_across, level.factor, y);
         A* p = product;
         for (int64_t x = 0; x < level.width; ++x) p[x] = row[x] * weight[x];
         row = p;
@@ -130,9 +132,8 @@ template <class T> void weights_gradient_typed(const PyramidLevel& level, void* 
   }
 }
 
-template <class T>
-void image_gradient_typed(const PyramidLevel& level, int64_t image, const void* above, const void* below, void* out,
-                          bool stored, int64_t begin, int64_t end) {
+template <class T> void image_gradient_typed(const PyramidLevel& level, int64_t image, const void* above,
+                                             const void* below, void* out, bool stored, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const int64_t width = level.width, across = half_of(width);
   Row<A> copy(width), sum(width);
@@ -160,14 +161,15 @@ void image_gradient_typed(const PyramidLevel& level, int64_t image, const void* 
 
 // --- the dtype, chosen at run time --------------------------------------------------------------------------------
 
-void halve(Scalar scalar, const PlaneView& fine, int64_t height, int64_t width, void* coarse, int64_t begin, int64_t end) {
+void halve(Scalar scalar, const PlaneView& fine, int64_t height, int64_t width, void* coarse, int64_t begin,
+           int64_t end) {
   FFMEF_BY_SCALAR(scalar, halve_typed<T>(fine, height, width, coarse, begin, end))
 }
 void fuse(const PyramidLevel& level, void* out, bool stored, int64_t begin, int64_t end) {
   FFMEF_BY_SCALAR(level.scalar, fuse_typed<T>(level, out, stored, begin, end))
 }
-void expand_adjoint(const PyramidLevel& level, int64_t image, void* coarse, int64_t height, int64_t width, int64_t begin,
-                    int64_t end) {
+void expand_adjoint(const PyramidLevel& level, int64_t image, void* coarse, int64_t height, int64_t width,
+                    int64_t begin, int64_t end) {
   FFMEF_BY_SCALAR(level.scalar, expand_adjoint_typed<T>(level, image, coarse, height, width, begin, end))
 }
 void weights_gradient(const PyramidLevel& level, void* out, int64_t begin, int64_t end) {

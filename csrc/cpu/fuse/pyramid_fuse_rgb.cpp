@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "../base/memory.h"
-#include "pyramid_fuse.h"
 #include "../base/team.h"
+#include "pyramid_fuse.h"
 
 namespace ffmef {
 namespace {
@@ -77,9 +77,10 @@ Tensor half_luminance_cpu(const std::vector<Tensor>& pictures_) {
   const PyramidFuseRgbKernels& kernels = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
   float* out = static_cast<float*>(half.data_ptr());
   Team::run([&](Team& team) {
-    parallel_rows_of_planes(team, pictures.count(), down, 2 * pictures.width, [&](int64_t n, int64_t begin, int64_t end) {
-      kernels.halve(pictures.data[n], pictures.height, pictures.width, out + n * down * across, begin, end);
-    });
+    parallel_rows_of_planes(
+        team, pictures.count(), down, 2 * pictures.width, [&](int64_t n, int64_t begin, int64_t end) {
+          kernels.halve(pictures.data[n], pictures.height, pictures.width, out + n * down * across, begin, end);
+        });
   });
   return half;
 }
@@ -88,15 +89,18 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
                             const Tensor& base_, int64_t scale) {
   const Pictures pictures(pictures_);
   const int64_t count = pictures.count(), height = pictures.height, width = pictures.width;
-  const Tensor half = torch::stable::contiguous(half_), weights = torch::stable::contiguous(weights_), base = torch::stable::contiguous(base_);
+  const Tensor half = torch::stable::contiguous(half_), weights = torch::stable::contiguous(weights_),
+               base = torch::stable::contiguous(base_);
   STD_TORCH_CHECK(half.scalar_type() == ScalarType::Float && weights.scalar_type() == ScalarType::Float &&
                       base.scalar_type() == ScalarType::Float,
                   "half, weights and base must be float32");
-  STD_TORCH_CHECK(half.dim() == 3 && half.size(0) == count && half.size(1) == half_of(height) && half.size(2) == half_of(width),
-                  "half must be (N, ceil(H / 2), ceil(W / 2))");
+  STD_TORCH_CHECK(
+      half.dim() == 3 && half.size(0) == count && half.size(1) == half_of(height) && half.size(2) == half_of(width),
+      "half must be (N, ceil(H / 2), ceil(W / 2))");
   const int64_t bands = weights.dim() == 4 ? weights.size(0) : 0;
-  STD_TORCH_CHECK(bands >= 1 && bands < 7 && scale <= kMaxExpansion && (scale & (scale - 1)) == 0 && (1 << bands) <= scale,
-                  "weights must be (L, N, h, w) with 1 <= L, and scale a power of two from 2^L to 64");
+  STD_TORCH_CHECK(
+      bands >= 1 && bands < 7 && scale <= kMaxExpansion && (scale & (scale - 1)) == 0 && (1 << bands) <= scale,
+      "weights must be (L, N, h, w) with 1 <= L, and scale a power of two from 2^L to 64");
   const int64_t down = (height + scale - 1) / scale, across = (width + scale - 1) / scale, cells = down * across;
   STD_TORCH_CHECK(weights.size(1) == count && weights.size(2) == down && weights.size(3) == across && base.dim() == 3 &&
                       base.size(0) == count && base.size(1) == down && base.size(2) == across,
@@ -118,7 +122,8 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
       float* plane = level > 1 ? coarse[level].get() : static_cast<float*>(half.data_ptr());
       if (level > 1)
         parallel_rows_of_planes(team, count, h, 2 * widths[level - 1], [&](int64_t n, int64_t begin, int64_t end) {
-          kernels.halve(Scalar::f32, planes[level - 1][n], heights[level - 1], widths[level - 1], plane + n * h * w, begin, end);
+          kernels.halve(Scalar::f32, planes[level - 1][n], heights[level - 1], widths[level - 1], plane + n * h * w,
+                        begin, end);
         });
       for (int64_t n = 0; n < count; ++n) planes[level].push_back({plane + n * h * w, w, 1, false});
     }
@@ -131,18 +136,27 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& pictures_, const Tensor& 
       l.fine = planes[level].data();
       l.coarse = level < bands ? coarse[level + 1].get() : nullptr;
       l.coarse_fused = level < bands ? fused[level + 1].get() : nullptr;
-      l.weights = level < bands ? static_cast<const float*>(weights.data_ptr()) + level * count * cells : base.data_ptr();
+      l.weights =
+          level < bands ? static_cast<const float*>(weights.data_ptr()) + level * count * cells : base.data_ptr();
       l.cells_down = down;
       l.cells_across = across;
       l.factor = int(scale >> level);
-      parallel_rows(team, l.height, l.width * count, [&](int64_t begin, int64_t end) {
-        kernels.fuse(l, fused[level].get(), false, begin, end);
-      });
+      parallel_rows(team, l.height, l.width * count,
+                    [&](int64_t begin, int64_t end) { kernels.fuse(l, fused[level].get(), false, begin, end); });
     }
-    const RgbLevel finest{count, height, width, pictures.data.data(), static_cast<const float*>(half.data_ptr()), fused[1].get(),
-                          static_cast<const float*>(weights.data_ptr()), down, across, int(scale)};
+    const RgbLevel finest{count,
+                          height,
+                          width,
+                          pictures.data.data(),
+                          static_cast<const float*>(half.data_ptr()),
+                          fused[1].get(),
+                          static_cast<const float*>(weights.data_ptr()),
+                          down,
+                          across,
+                          int(scale)};
     const PyramidFuseRgbKernels& rgb = FFMEF_KERNELS(pyramid_fuse_rgb_kernels);
-    parallel_rows(team, height, 2 * width * count, [&](int64_t begin, int64_t end) { rgb.fuse(finest, data, begin, end); });
+    parallel_rows(team, height, 2 * width * count,
+                  [&](int64_t begin, int64_t end) { rgb.fuse(finest, data, begin, end); });
   });
   return out;
 }

@@ -9,12 +9,12 @@ namespace ffmef {
 // The finest level, colour included. All planes are contiguous; luminance is on the scale 0..1, studio swing.
 struct RgbLevel {
   int64_t count, height, width;
-  const uint8_t* const* pictures;        // count pictures (height, width, 3)
-  const float* half;                     // (count, ceil(height / 2), ceil(width / 2)), luminance at half size
-  const float* half_fused;               // the fused level of half size
-  const float* weights;                  // (count, cells_down, cells_across)
+  const uint8_t* const* pictures;  // count pictures (height, width, 3)
+  const float* half;               // (count, ceil(height / 2), ceil(width / 2)), luminance at half size
+  const float* half_fused;         // the fused level of half size
+  const float* weights;            // (count, cells_down, cells_across)
   int64_t cells_down, cells_across;
-  int factor;                            // pixels along a side of a cell
+  int factor;  // pixels along a side of a cell
 };
 
 struct PyramidFuseRgbKernels {

@@ -11,7 +11,11 @@ namespace {
 
 typedef uint8_t Bytes __attribute__((vector_size(16), may_alias));
 
-inline Bytes load_bytes(const uint8_t* p) { Bytes v; std::memcpy(&v, p, 16); return v; }
+inline Bytes load_bytes(const uint8_t* p) {
+  Bytes v;
+  std::memcpy(&v, p, 16);
+  return v;
+}
 inline void store_bytes(uint8_t* p, Bytes v) { std::memcpy(p, &v, 16); }
 
 // Channel C of 16 pixels in three vectors.
@@ -22,8 +26,10 @@ template <int C, size_t... I> inline Bytes channel(Bytes a, Bytes b, Bytes c, st
 
 // Vector V of 16 interleaved pixels.
 template <int V, size_t... I> inline Bytes interleaved(Bytes r, Bytes g, Bytes b, std::index_sequence<I...>) {
-  const Bytes two = __builtin_shufflevector(r, g, ((16 * V + I) % 3 == 0 ? int((16 * V + I) / 3)
-                                                   : (16 * V + I) % 3 == 1 ? int(16 + (16 * V + I) / 3) : 0)...);
+  const Bytes two = __builtin_shufflevector(r, g,
+                                            ((16 * V + I) % 3 == 0   ? int((16 * V + I) / 3)
+                                             : (16 * V + I) % 3 == 1 ? int(16 + (16 * V + I) / 3)
+                                                                     : 0)...);
   return __builtin_shufflevector(two, b, ((16 * V + I) % 3 < 2 ? int(I) : int(16 + (16 * V + I) / 3))...);
 }
 
@@ -106,11 +112,11 @@ void fuse(const RgbLevel& level, uint8_t* out, int64_t begin, int64_t end) {
     for (int64_t n = 0; n < level.count; ++n) {
       const float* weights = level.weights + n * cells;
       const float* half = level.half + n * down * across;
-      between(mixed.data + 1, weights + weight_tap.first * level.cells_across, weights + weight_tap.second * level.cells_across,
-              float(weight_tap.share), level.cells_across);
+      between(mixed.data + 1, weights + weight_tap.first * level.cells_across,
+              weights + weight_tap.second * level.cells_across, float(weight_tap.share), level.cells_across);
       expand_row(weight_rows.data + n * weight_size, mixed.data + 1, level.cells_across, level.factor);
-      between(mixed.data + 1, half + below_tap.first * across, half + below_tap.second * across,
-              float(below_tap.share), across);
+      between(mixed.data + 1, half + below_tap.first * across, half + below_tap.second * across, float(below_tap.share),
+              across);
       expand_row(below_rows.data + n * below_size, mixed.data + 1, across, 2);
     }
     for (int64_t x0 = 0; x0 < width; x0 += kColumns) {

@@ -29,13 +29,13 @@ struct Reader {
     const Tensor& b = parameters[next + 1];
     STD_TORCH_CHECK(w.scalar_type() == ScalarType::Float && b.scalar_type() == ScalarType::Float &&
                         w.numel() == outputs * inputs * size * size && b.numel() == outputs,
-                    "parameters[", next, "] must be float32 with ", outputs * inputs * size * size, " elements and its bias with ",
-                    outputs);
+                    "parameters[", next, "] must be float32 with ", outputs * inputs * size * size,
+                    " elements and its bias with ", outputs);
     kept.push_back(torch::stable::contiguous(w));
     kept.push_back(torch::stable::contiguous(b));
     next += 2;
-    return {static_cast<const float*>(kept[kept.size() - 2].data_ptr()), static_cast<const float*>(kept.back().data_ptr()),
-            int(outputs), int(inputs), int(size)};
+    return {static_cast<const float*>(kept[kept.size() - 2].data_ptr()),
+            static_cast<const float*>(kept.back().data_ptr()), int(outputs), int(inputs), int(size)};
   }
 };
 
@@ -51,8 +51,10 @@ std::tuple<Tensor, Tensor> pyramid_predict_cpu(const Tensor& half_, const std::v
                   "half must be (N, H, W), float32");
   const int grids = int(channels.size());
   STD_TORCH_CHECK(grids >= 1 && grids <= kMaxGrids && stem >= 1 && stem <= kChannelBlock && bands >= 0 && bands <= 3,
-                  "channels must have 1 to ", kMaxGrids, " grids, stem at most ", kChannelBlock, " channels, bands at most 3");
-  for (int64_t c : channels) STD_TORCH_CHECK(c > 0 && c % kChannelBlock == 0, "channels must be multiples of ", kChannelBlock);
+                  "channels must have 1 to ", kMaxGrids, " grids, stem at most ", kChannelBlock,
+                  " channels, bands at most 3");
+  for (int64_t c : channels)
+    STD_TORCH_CHECK(c > 0 && c % kChannelBlock == 0, "channels must be multiples of ", kChannelBlock);
   const Tensor half = torch::stable::contiguous(half_);
 
   Reader reader{{}, parameters};
@@ -69,7 +71,8 @@ std::tuple<Tensor, Tensor> pyramid_predict_cpu(const Tensor& half_, const std::v
   for (int g = 0; g + 1 < grids; ++g) net.up[g] = reader.conv(channels[g], channels[g + 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.decode[g] = reader.conv(channels[g], channels[g], 3);
   net.head = reader.conv(2 * (bands + 1), channels[0], 1);
-  STD_TORCH_CHECK(reader.next == parameters.size(), "parameters must hold ", reader.next, " tensors, got ", parameters.size());
+  STD_TORCH_CHECK(reader.next == parameters.size(), "parameters must hold ", reader.next, " tensors, got ",
+                  parameters.size());
 
   const int64_t count = half.size(0), height = half.size(1), width = half.size(2);
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4;
@@ -77,8 +80,8 @@ std::tuple<Tensor, Tensor> pyramid_predict_cpu(const Tensor& half_, const std::v
   Tensor base = torch::stable::new_empty(half, {count, down, across});
   Team::run([&](Team& team) {
     FFMEF_KERNELS(pyramid_predict_kernels)
-        .predict(net, static_cast<const float*>(half.data_ptr()), count, height, width, static_cast<float*>(weights.data_ptr()),
-                 static_cast<float*>(base.data_ptr()), {&team, parallel_rows});
+        .predict(net, static_cast<const float*>(half.data_ptr()), count, height, width,
+                 static_cast<float*>(weights.data_ptr()), static_cast<float*>(base.data_ptr()), {&team, parallel_rows});
   });
   return {weights, base};
 }

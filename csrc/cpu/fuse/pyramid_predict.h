@@ -33,8 +33,8 @@ struct ParallelRows {
 
 struct PyramidPredictKernels {
   // half (count, height, width) -> weights (bands, count, h, w) and base (count, h, w), h = ceil(height / 4).
-  void (*predict)(const PredictNetwork&, const float* half, int64_t count, int64_t height, int64_t width, float* weights,
-                  float* base, ParallelRows parallel);
+  void (*predict)(const PredictNetwork&, const float* half, int64_t count, int64_t height, int64_t width,
+                  float* weights, float* base, ParallelRows parallel);
 };
 
 FFMEF_DECLARE_KERNELS(PyramidPredictKernels, pyramid_predict_kernels)

@@ -33,15 +33,14 @@ struct Packed {
       for (int ky = 0; ky < runs; ++ky)
         for (int kx = 0; kx < conv.size; ++kx)
           for (int i = 0; i < conv.inputs; ++i)
-            weights[((size_t(o / kChannelBlock) * runs + ky) * length + kx * conv.inputs + i) * kChannelBlock + o % kChannelBlock] =
-                conv.weight[((int64_t(o) * conv.inputs + i) * runs + ky) * conv.size + kx];
+            weights[((size_t(o / kChannelBlock) * runs + ky) * length + kx * conv.inputs + i) * kChannelBlock +
+                    o % kChannelBlock] = conv.weight[((int64_t(o) * conv.inputs + i) * runs + ky) * conv.size + kx];
     }
   }
 };
 
-template <int CELLS>
-inline void convolve_cells(const Packed& conv, const float* const* runs, int64_t step, float* out, int64_t out_step,
-                           Finish finish, const float* own) {
+template <int CELLS> inline void convolve_cells(const Packed& conv, const float* const* runs, int64_t step, float* out,
+                                                int64_t out_step, Finish finish, const float* own) {
   for (int block = 0; block * kChannelBlock < conv.outputs; ++block) {
     const float* weights = conv.weights.data() + size_t(block) * conv.runs * conv.length * kChannelBlock;
     FloatVec sums[CELLS][kVectors];
@@ -73,9 +72,9 @@ inline void convolve_cells(const Packed& conv, const float* const* runs, int64_t
 }
 
 // The last cells of a row, fewer than kCells, at once: a single cell would wait for its own sums.
-template <int CELLS>
-inline void convolve_rest(int64_t cells, const Packed& conv, const float* const* runs, int64_t step, float* out,
-                          int64_t out_step, Finish finish, const float* own) {
+template <int CELLS> inline void convolve_rest(int64_t cells, const Packed& conv, const float* const* runs,
+                                               int64_t step, float* out, int64_t out_step, Finish finish,
+                                               const float* own) {
   if constexpr (CELLS > 0) {
     if (cells == CELLS) return convolve_cells<CELLS>(conv, runs, step, out, out_step, finish, own);
     convolve_rest<CELLS - 1>(cells, conv, runs, step, out, out_step, finish, own);
@@ -104,7 +103,8 @@ struct Map {
   std::unique_ptr<float[]> data;
 
   Map() = default;
-  Map(int64_t h, int64_t w, int64_t c) : height(h), width(w), channels(c), data(new float[size_t((h + 2) * (w + 2) * c)]) {
+  Map(int64_t h, int64_t w, int64_t c)
+      : height(h), width(w), channels(c), data(new float[size_t((h + 2) * (w + 2) * c)]) {
     std::memset(row(-1) - c, 0, size_t(w + 2) * c * sizeof(float));
     std::memset(row(h) - c, 0, size_t(w + 2) * c * sizeof(float));
     for (int64_t y = 0; y < h; ++y) {
@@ -213,32 +213,33 @@ Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
 }
 
 // The stem and the step to the finest grid, two rows of the stem at a time.
-Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width, ParallelRows parallel) {
+Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
+           ParallelRows parallel) {
   const Packed stem(net.stem), step(net.enter);
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs, padded = 4 * across;
   Maps out = maps_of(size_t(count), down, across, net.enter.outputs);
   over_rows(parallel, count * down, across * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
             [&](int64_t begin, int64_t end) {
-    Row<float> pixels(2 * padded), stem_rows(2 * (2 * across * channels + kChannelBlock));
-    float* stems[2] = {stem_rows.data, stem_rows.data + 2 * across * channels + kChannelBlock};
-    for (int64_t i = begin; i < end; ++i) {
-      const ImageRow at(i, down);
-      for (int s = 0; s < 2; ++s) {
-        const float* rows[2];
-        for (int r = 0; r < 2; ++r) {
-          const int64_t y = 4 * at.y + 2 * s + r;
-          rows[r] = half + (at.image * height + (y < height ? y : height - 1)) * width;
-          if (padded == width) continue;
-          float* copy = pixels.data + r * padded;
-          std::memcpy(copy, rows[r], size_t(width) * sizeof(float));
-          for (int64_t x = width; x < padded; ++x) copy[x] = rows[r][width - 1];
-          rows[r] = copy;
-        }
-        convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
-      }
-      convolve(step, stems, 2 * channels, across, out[at.image].row(at.y), net.enter.outputs, Finish::plain);
-    }
-  });
+              Row<float> pixels(2 * padded), stem_rows(2 * (2 * across * channels + kChannelBlock));
+              float* stems[2] = {stem_rows.data, stem_rows.data + 2 * across * channels + kChannelBlock};
+              for (int64_t i = begin; i < end; ++i) {
+                const ImageRow at(i, down);
+                for (int s = 0; s < 2; ++s) {
+                  const float* rows[2];
+                  for (int r = 0; r < 2; ++r) {
+                    const int64_t y = 4 * at.y + 2 * s + r;
+                    rows[r] = half + (at.image * height + (y < height ? y : height - 1)) * width;
+                    if (padded == width) continue;
+                    float* copy = pixels.data + r * padded;
+                    std::memcpy(copy, rows[r], size_t(width) * sizeof(float));
+                    for (int64_t x = width; x < padded; ++x) copy[x] = rows[r][width - 1];
+                    rows[r] = copy;
+                  }
+                  convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
+                }
+                convolve(step, stems, 2 * channels, across, out[at.image].row(at.y), net.enter.outputs, Finish::plain);
+              }
+            });
   return out;
 }
 
@@ -289,7 +290,8 @@ void add_overall(const PredictConv& linear, Map& map) {
   std::vector<float> added(size_t(map.channels));
   for (int64_t o = 0; o < map.channels; ++o) {
     double sum = linear.bias[o];
-    for (int64_t c = 0; c < map.channels; ++c) sum += linear.weight[o * map.channels + c] * (mean[c] / double(map.height * map.width));
+    for (int64_t c = 0; c < map.channels; ++c)
+      sum += linear.weight[o * map.channels + c] * (mean[c] / double(map.height * map.width));
     added[o] = float(sum);
   }
   for (int64_t y = 0; y < map.height; ++y)
@@ -301,39 +303,41 @@ void add_overall(const PredictConv& linear, Map& map) {
 void finish(const PredictNetwork& net, const Maps& maps, float* weights, float* base, ParallelRows parallel) {
   const Packed head(net.head);
   const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size()), planes = net.bands + 1;
-  over_rows(parallel, height, width * count * (maps[0].channels * kChannelBlock + 32 * planes), [&](int64_t begin, int64_t end) {
-    const int64_t line = (width + 1) * kChannelBlock;
-    Row<float> rows(count * line), shares(count * width * kChannelBlock), totals(width * kChannelBlock);
-    for (int64_t y = begin; y < end; ++y) {
-      for (int64_t n = 0; n < count; ++n) {
-        const float* in[1] = {maps[n].row(y)};
-        convolve(head, in, maps[n].channels, width, rows.data + n * line, kChannelBlock, Finish::plain);
-      }
-      // Lanes are planes: shares in the first half of those that are used, gains in the second.
-      for (int64_t x = 0; x < width; ++x)
-        for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
-          float* values = rows.data + x * kChannelBlock + v;
-          FloatVec largest = load(values), total{};
-          for (int64_t n = 1; n < count; ++n) {
-            const FloatVec other = load(values + n * line);
-            largest = other > largest ? other : largest;
-          }
-          for (int64_t n = 0; n < count; ++n) {
-            const FloatVec share = exponential(load(values + n * line) - largest);
-            total += share;
-            store(shares.data + (n * width + x) * kChannelBlock + v, share);
-          }
-          store(totals.data + x * kChannelBlock + v, total);
-        }
-      for (int64_t p = 0; p < planes; ++p) {
-        float* out = (p < net.bands ? weights + p * count * height * width : base) + y * width;
-        for (int64_t n = 0; n < count; ++n)
-          for (int64_t x = 0; x < width; ++x)
-            out[n * height * width + x] = shares.data[(n * width + x) * kChannelBlock + p] / totals.data[x * kChannelBlock + p] *
-                                          (1.0f + rows.data[n * line + x * kChannelBlock + planes + p]);
-      }
-    }
-  });
+  over_rows(parallel, height, width * count * (maps[0].channels * kChannelBlock + 32 * planes),
+            [&](int64_t begin, int64_t end) {
+              const int64_t line = (width + 1) * kChannelBlock;
+              Row<float> rows(count * line), shares(count * width * kChannelBlock), totals(width * kChannelBlock);
+              for (int64_t y = begin; y < end; ++y) {
+                for (int64_t n = 0; n < count; ++n) {
+                  const float* in[1] = {maps[n].row(y)};
+                  convolve(head, in, maps[n].channels, width, rows.data + n * line, kChannelBlock, Finish::plain);
+                }
+                // Lanes are planes: shares in the first half of those that are used, gains in the second.
+                for (int64_t x = 0; x < width; ++x)
+                  for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
+                    float* values = rows.data + x * kChannelBlock + v;
+                    FloatVec largest = load(values), total{};
+                    for (int64_t n = 1; n < count; ++n) {
+                      const FloatVec other = load(values + n * line);
+                      largest = other > largest ? other : largest;
+                    }
+                    for (int64_t n = 0; n < count; ++n) {
+                      const FloatVec share = exponential(load(values + n * line) - largest);
+                      total += share;
+                      store(shares.data + (n * width + x) * kChannelBlock + v, share);
+                    }
+                    store(totals.data + x * kChannelBlock + v, total);
+                  }
+                for (int64_t p = 0; p < planes; ++p) {
+                  float* out = (p < net.bands ? weights + p * count * height * width : base) + y * width;
+                  for (int64_t n = 0; n < count; ++n)
+                    for (int64_t x = 0; x < width; ++x)
+                      out[n * height * width + x] = shares.data[(n * width + x) * kChannelBlock + p] /
+                                                    totals.data[x * kChannelBlock + p] *
+                                                    (1.0f + rows.data[n * line + x * kChannelBlock + planes + p]);
+                }
+              }
+            });
 }
 
 void predict(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width, float* weights,

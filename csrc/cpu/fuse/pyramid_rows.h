@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include "../../common/interpolation.h"
-#include "pyramid_fuse.h"
 #include "../base/vec.h"
+#include "pyramid_fuse.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {

@@ -16,7 +16,9 @@ namespace FFMEF_ISA {
 namespace {
 
 // One element of as many sequences as a register holds.
-template <class T> struct Complex { Vec<T> re, im; };
+template <class T> struct Complex {
+  Vec<T> re, im;
+};
 
 // Exchanges blocks of a square of sequences: elements of row r and column c with bit `distance` set in c alone.
 template <int distance, class V, std::size_t... i> void exchange(V& a, V& b, std::index_sequence<i...>) {
@@ -118,13 +120,20 @@ template <class T> class InverseTransform {
   Complex<T>* run(const Complex<T>* from, Complex<T>* to, Complex<T>* other) {
     if (passes_.empty()) other[0] = from[0];
     for (const Pass& pass : passes_) {
-      if (pass.convolution) convolve(pass, from, to);
-      else if (pass.radix == 4) quartets(pass, from, to);
-      else if (pass.radix == 2) couples(pass, from, to);
-      else if (pass.radix == 3) few<3>(pass, from, to);
-      else if (pass.radix == 5) few<5>(pass, from, to);
-      else if (pass.radix == 7) few<7>(pass, from, to);
-      else many(pass, from, to);
+      if (pass.convolution)
+        convolve(pass, from, to);
+      else if (pass.radix == 4)
+        quartets(pass, from, to);
+      else if (pass.radix == 2)
+        couples(pass, from, to);
+      else if (pass.radix == 3)
+        few<3>(pass, from, to);
+      else if (pass.radix == 5)
+        few<5>(pass, from, to);
+      else if (pass.radix == 7)
+        few<7>(pass, from, to);
+      else
+        many(pass, from, to);
       from = to;
       std::swap(to, other);
     }
@@ -143,13 +152,12 @@ template <class T> class InverseTransform {
   }
 
   struct Convolution {
-    std::vector<int64_t> powers;   // of a generator g of the numbers modulo the prime
+    std::vector<int64_t> powers;  // of a generator g of the numbers modulo the prime
     InverseTransform transform;
-    std::vector<T> response;       // transform of the rotations in the order of the powers, over the length
+    std::vector<T> response;  // transform of the rotations in the order of the powers, over the length
     std::vector<C> values, others;
 
-    Convolution(int64_t prime, int64_t length)
-        : transform(length), values(size_t(length)), others(size_t(length)) {
+    Convolution(int64_t prime, int64_t length) : transform(length), values(size_t(length)), others(size_t(length)) {
       const int64_t count = prime - 1;
       for (int64_t generator = 2; int64_t(powers.size()) < count; ++generator) {
         powers.clear();
@@ -256,11 +264,16 @@ template <class T> class InverseTransform {
         int64_t q = 1, groups = (half + kOutputs - 1) / kOutputs;
         for (; groups > 0; --groups) {
           const int64_t group = (half + 1 - q + groups - 1) / groups;
-          if (group == 5) outputs<5, 0>(p, i, k, q, first, sums, differences, y);
-          else if (group == 4) outputs<4, 0>(p, i, k, q, first, sums, differences, y);
-          else if (group == 3) outputs<3, 0>(p, i, k, q, first, sums, differences, y);
-          else if (group == 2) outputs<2, 0>(p, i, k, q, first, sums, differences, y);
-          else outputs<1, 0>(p, i, k, q, first, sums, differences, y);
+          if (group == 5)
+            outputs<5, 0>(p, i, k, q, first, sums, differences, y);
+          else if (group == 4)
+            outputs<4, 0>(p, i, k, q, first, sums, differences, y);
+          else if (group == 3)
+            outputs<3, 0>(p, i, k, q, first, sums, differences, y);
+          else if (group == 2)
+            outputs<2, 0>(p, i, k, q, first, sums, differences, y);
+          else
+            outputs<1, 0>(p, i, k, q, first, sums, differences, y);
           q += group;
         }
       }
@@ -274,9 +287,8 @@ template <class T> class InverseTransform {
 #endif
 
   // Outputs q to q + count - 1 and their mirror images; half is known_half unless that is 0.
-  template <int count, int known_half>
-  static void outputs(const Pass& p, int64_t i, int64_t k, int64_t q, const C& first, const C* sums,
-                      const C* differences, C* y) {
+  template <int count, int known_half> static void outputs(const Pass& p, int64_t i, int64_t k, int64_t q,
+                                                           const C& first, const C* sums, const C* differences, C* y) {
     const int64_t m = p.rest, l = p.before, half = known_half ? known_half : p.radix / 2;
     const T* rotation[count];
     C even[count], odd[count];

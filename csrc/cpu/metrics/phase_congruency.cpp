@@ -20,9 +20,9 @@ const double* data_of(const Tensor& tensor, const char* name) {
 
 Tensor phase_congruency_cpu(const Tensor& levels, const Tensor& tables, const Tensor& decay, double angular_deviation,
                             const Tensor& noise_gains, bool always_double) {
-  STD_TORCH_CHECK(levels.dim() == 3 && levels.numel() > 0 && levels.scalar_type() == ScalarType::Byte &&
-                      levels.is_contiguous(),
-                  "levels must be contiguous uint8 (P, H, W)");
+  STD_TORCH_CHECK(
+      levels.dim() == 3 && levels.numel() > 0 && levels.scalar_type() == ScalarType::Byte && levels.is_contiguous(),
+      "levels must be contiguous uint8 (P, H, W)");
   const int64_t pictures = levels.size(0), height = levels.size(1), width = levels.size(2);
   STD_TORCH_CHECK(tables.dim() == 5 && tables.size(0) == 3 && tables.size(1) == 2 &&
                       tables.size(2) == phase_congruency_tiles(width) && tables.size(3) == height &&

@@ -16,7 +16,7 @@ struct PhaseCongruencyArgs {
   // [table][mirrored][tile][H][kPhaseCongruencyTile]: radial factor of the smallest scale, what it is multiplied with
   // from scale to scale besides decay, and angle, of the frequencies x = 0, 1, ... or mirrored W - x.
   const double* tables;
-  const double* decay;        // [scales]
+  const double* decay;  // [scales]
   double angular_deviation;
   const double* noise_gains;  // [orientations]
   int scales, orientations;

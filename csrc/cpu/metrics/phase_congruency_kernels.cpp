@@ -13,8 +13,8 @@
 #include <new>
 #include <vector>
 
-#include "fourier.h"
 #include "../base/plane.h"
+#include "fourier.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {
@@ -40,7 +40,7 @@ template <class V> inline V larger(V a, V b) { return a > b ? a : b; }
 template <class T> struct Format;
 template <> struct Format<double> {
   using Integers = LongVec;
-  using Sum = HalfFloatVec;  // sums over the orientations are kept in float
+  using Sum = HalfFloatVec;                               // sums over the orientations are kept in float
   static constexpr double to_whole = 6755399441055744.0;  // adding it rounds to whole numbers
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr int terms = 13, mantissa = 52, bias = 1023;
@@ -60,9 +60,9 @@ template <class T> Vec<T> exponential(Vec<T> v) {
   const Vec<T> shifted = v * T(1.4426950408889634074) + F::to_whole;
   const Vec<T> k = shifted - F::to_whole;
   const Vec<T> r = (v - k * F::ln2_high) - k * F::ln2_low;
-  constexpr double kInverseFactorials[] = {1.0,         1.0,          0.5,           1.0 / 6,        1.0 / 24,
-                                           1.0 / 120,   1.0 / 720,    1.0 / 5040,    1.0 / 40320,    1.0 / 362880,
-                                           1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
+  constexpr double kInverseFactorials[] = {
+      1.0,        1.0,         0.5,          1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
+      1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
   Vec<T> sum{};
   for (int i = F::terms; i >= 0; --i) sum = sum * r + T(kInverseFactorials[i]);
   // The low bits of shifted hold k; the constant's own low bits are zero.
@@ -90,8 +90,12 @@ template <class T> struct Work {
   const PhaseCongruencyArgs& args;
   const int64_t height, width, stored, bands, tiles;
   InverseTransform<T> columns, rows;
-  struct Radial { V gain, ratio; };  // factor of the scale at hand, and from scale to scale
-  struct Sums { Sum congruency, amplitude, xx, yy, xy; };  // over the orientations
+  struct Radial {
+    V gain, ratio;
+  };  // factor of the scale at hand, and from scale to scale
+  struct Sums {
+    Sum congruency, amplitude, xx, yy, xy;
+  };  // over the orientations
 
   std::vector<Complex<T>> partial, column, other;  // [H]: before and after the radial factor
   std::vector<Radial> radial;                      // [H]
@@ -102,10 +106,20 @@ template <class T> struct Work {
   std::vector<T> middle;
 
   explicit Work(const PhaseCongruencyArgs& a)
-      : args(a), height(a.height), width(a.width), stored(a.width / 2 + 1), bands((a.height + kLanes - 1) / kLanes),
-        tiles(phase_congruency_tiles(a.width)), columns(a.height), rows(a.width), partial(size_t(a.height)),
-        column(size_t(a.height)), other(size_t(a.height)), radial(size_t(a.height)),
-        row(size_t((a.scales + 1) * a.width)), sums(bands * width),
+      : args(a),
+        height(a.height),
+        width(a.width),
+        stored(a.width / 2 + 1),
+        bands((a.height + kLanes - 1) / kLanes),
+        tiles(phase_congruency_tiles(a.width)),
+        columns(a.height),
+        rows(a.width),
+        partial(size_t(a.height)),
+        column(size_t(a.height)),
+        other(size_t(a.height)),
+        radial(size_t(a.height)),
+        row(size_t((a.scales + 1) * a.width)),
+        sums(bands * width),
         spectrum(tiles * height * 2 * kTile) {
     for (int s = 0; s < std::max(2, a.scales); ++s) filtered.emplace_back(bands * width);
   }
@@ -189,8 +203,8 @@ template <class T> struct Work {
             const V gain = radial[size_t(y)].gain * decay;
             column[size_t(y)] = {partial[size_t(y)].re * gain, partial[size_t(y)].im * gain};
           }
-          turn(columns.run(column.data(), other.data(), column.data()), mirrored ? width - x0 : x0, mirrored ? -1 : 1, first, last,
-               filtered[size_t(s)]);
+          turn(columns.run(column.data(), other.data(), column.data()), mirrored ? width - x0 : x0, mirrored ? -1 : 1,
+               first, last, filtered[size_t(s)]);
         }
       }
   }
@@ -219,7 +233,8 @@ template <class T> struct Work {
     const Complex<T>* transformed[kMostScales];
     for (int s = 0; s < args.scales; ++s) {
       Complex<T>*shared = row.data(), *own = &row[size_t((s + 1) * width)];
-      transformed[s] = rows.run(&filtered[size_t(s)][band * width], rows.odd() ? own : shared, rows.odd() ? shared : own);
+      transformed[s] =
+          rows.run(&filtered[size_t(s)][band * width], rows.odd() ? own : shared, rows.odd() ? shared : own);
     }
     for (int64_t x = 0; x < width; ++x) {
       const int64_t at = band * width + x;
@@ -240,8 +255,7 @@ template <class T> struct Work {
       odd *= inverse_norm;
       V total{};
       for (int s = 0; s < args.scales; ++s)
-        total += response[s].re * even + response[s].im * odd -
-                 magnitude(response[s].re * odd - response[s].im * even);
+        total += response[s].re * even + response[s].im * odd - magnitude(response[s].re * odd - response[s].im * even);
       const V extent = sum / ((peak + T(kEpsilon)) * T(args.scales));
       energy(at) = total;
       spread(at) = T(1) + exponential<T>(T(kSpreadSlope) * (T(kSpreadCutoff) - extent));
@@ -368,9 +382,7 @@ template <class T> PhaseCongruencyResult maps(const PhaseCongruencyArgs& args, c
       if (!work.add_orientation(orientation)) return PhaseCongruencyResult::rounding_shows;
     work.write(result);
     return PhaseCongruencyResult::done;
-  } catch (const std::bad_alloc&) {
-    return PhaseCongruencyResult::out_of_memory;
-  }
+  } catch (const std::bad_alloc&) { return PhaseCongruencyResult::out_of_memory; }
 }
 
 }  // namespace

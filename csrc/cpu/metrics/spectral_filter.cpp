@@ -13,9 +13,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 Tensor spectral_filter_cpu(const Tensor& planes, const Tensor& response) {
-  STD_TORCH_CHECK(planes.dim() == 3 && planes.numel() > 0 && planes.scalar_type() == ScalarType::Double &&
-                      planes.is_contiguous(),
-                  "planes must be contiguous float64 (P, H, W)");
+  STD_TORCH_CHECK(
+      planes.dim() == 3 && planes.numel() > 0 && planes.scalar_type() == ScalarType::Double && planes.is_contiguous(),
+      "planes must be contiguous float64 (P, H, W)");
   const int64_t height = planes.size(1), width = planes.size(2);
   STD_TORCH_CHECK(response.dim() == 2 && response.size(0) == height && response.size(1) == width / 2 + 1 &&
                       response.scalar_type() == ScalarType::Double && response.is_contiguous(),

@@ -6,8 +6,8 @@
 #include <new>
 #include <vector>
 
-#include "fourier.h"
 #include "../base/plane.h"
+#include "fourier.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {
@@ -24,8 +24,15 @@ struct Work {
   std::vector<Value> column;
 
   explicit Work(const SpectralFilterArgs& a)
-      : args(a), height(a.height), width(a.width), bands((a.height + kLanes - 1) / kLanes), stored(a.width / 2 + 1),
-        rows(a.width), columns(a.height), values(bands * a.width), column(size_t(bands * kLanes)) {}
+      : args(a),
+        height(a.height),
+        width(a.width),
+        bands((a.height + kLanes - 1) / kLanes),
+        stored(a.width / 2 + 1),
+        rows(a.width),
+        columns(a.height),
+        values(bands * a.width),
+        column(size_t(bands * kLanes)) {}
 
   // The second of a pair may be missing.
   void run(const double* first, const double* second, double* first_result, double* second_result) {
@@ -45,7 +52,7 @@ struct Work {
     }
   }
 
-  void read(const double* plane, int64_t band, Value* row, DoubleVec Value::*part) const {
+  void read(const double* plane, int64_t band, Value* row, DoubleVec Value::* part) const {
     const int64_t used = std::min(kLanes, height - band * kLanes);
     for (int64_t x0 = 0; x0 < width; x0 += kLanes) {
       const int64_t count = std::min(kLanes, width - x0);
@@ -59,7 +66,7 @@ struct Work {
     }
   }
 
-  void write(const Value* row, DoubleVec Value::*part, int64_t band, double* plane) const {
+  void write(const Value* row, DoubleVec Value::* part, int64_t band, double* plane) const {
     const int64_t used = std::min(kLanes, height - band * kLanes);
     const double scaling = 1 / (double(height) * double(width));
     for (int64_t x0 = 0; x0 < width; x0 += kLanes) {
@@ -69,8 +76,10 @@ struct Work {
       transpose<double>(square);
       for (int64_t i = 0; i < used; ++i) {
         double* to = plane + (band * kLanes + i) * width + x0;
-        if (count == kLanes) store(to, square[i]);
-        else store_part(to, square[i], count);
+        if (count == kLanes)
+          store(to, square[i]);
+        else
+          store_part(to, square[i], count);
       }
     }
   }
@@ -131,9 +140,7 @@ bool filter(const SpectralFilterArgs& args, double* result) try {
     work.run(first, plane + 1 < args.count ? first + pixels : nullptr, to, to + pixels);
   }
   return true;
-} catch (const std::bad_alloc&) {
-  return false;
-}
+} catch (const std::bad_alloc&) { return false; }
 
 }  // namespace
 

@@ -93,9 +93,7 @@ bool moments(const WindowMomentsArgs& args, double* result) try {
       }
     }
   return true;
-} catch (const std::bad_alloc&) {
-  return false;
-}
+} catch (const std::bad_alloc&) { return false; }
 
 }  // namespace
 

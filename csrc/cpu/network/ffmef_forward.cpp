@@ -9,10 +9,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "ffmef_forward_network.h"
 #include "../base/scratch.h"
 #include "../base/team.h"
 #include "../base/tensors.h"
+#include "ffmef_forward_network.h"
 
 namespace ffmef {
 namespace {
@@ -75,9 +75,14 @@ struct ExtractedMaps {
 // The extractor, pass after pass, for one image.
 class Extractor {
  public:
-  Extractor(const Network& network, const FfmefForwardKernels& kernels, int channels, const ImageView& image, MapPool& maps,
-            Team& team)
-      : network_(network), kernels_(kernels), channels_(channels), image_(image), maps_(maps), team_(team),
+  Extractor(const Network& network, const FfmefForwardKernels& kernels, int channels, const ImageView& image,
+            MapPool& maps, Team& team)
+      : network_(network),
+        kernels_(kernels),
+        channels_(channels),
+        image_(image),
+        maps_(maps),
+        team_(team),
         moments_(size_t(image.geometry.items() * kMaxChannels)) {}
 
   ExtractedMaps run() {
@@ -142,9 +147,8 @@ class Extractor {
 
  private:
   template <class Pass, class Kernel> void over_items(Kernel kernel, const Pass& pass) {
-    team_.over(image_.geometry.items(), 1, [&](int64_t begin, int64_t end) {
-      kernel(image_, pass, moments_.data(), begin, end);
-    });
+    team_.over(image_.geometry.items(), 1,
+               [&](int64_t begin, int64_t end) { kernel(image_, pass, moments_.data(), begin, end); });
   }
   Norm norm(const Affine& affine, int channels) const {
     return norm_of(affine, moments_.data(), image_.geometry.items(), channels);
@@ -165,7 +169,8 @@ class Extractor {
   struct Inputs {
     const float *first, *second;
   };
-  ResidualPass rest_of(const ResidualWeights& weights, const float* raw, const Norm& norm, Inputs inputs, float* result) {
+  ResidualPass rest_of(const ResidualWeights& weights, const float* raw, const Norm& norm, Inputs inputs,
+                       float* result) {
     ResidualPass pass{};
     pass.raw = raw;
     pass.norm = &norm;
@@ -185,8 +190,8 @@ class Extractor {
     over_items(kernels_.residual, pass);
     return norm(step.norm, channels_);
   }
-  Norm residual_entry(const ResidualWeights& weights, const float* raw, const Norm& raw_norm, Inputs inputs, float* result,
-                      const float* beside, const ResidualWeights& merge, float* tail_raw) {
+  Norm residual_entry(const ResidualWeights& weights, const float* raw, const Norm& raw_norm, Inputs inputs,
+                      float* result, const float* beside, const ResidualWeights& merge, float* tail_raw) {
     ResidualPass pass = rest_of(weights, raw, raw_norm, inputs, result);
     pass.tail = Tail::entry;
     pass.conv = merge.conv_1;
@@ -195,8 +200,8 @@ class Extractor {
     over_items(kernels_.residual, pass);
     return norm(merge.norm, channels_ / 2);
   }
-  Norm residual_point(const ResidualWeights& weights, const float* raw, const Norm& raw_norm, Inputs inputs, float* result,
-                      const float* beside, const PointMixWeights& mix) {
+  Norm residual_point(const ResidualWeights& weights, const float* raw, const Norm& raw_norm, Inputs inputs,
+                      float* result, const float* beside, const PointMixWeights& mix) {
     ResidualPass pass = rest_of(weights, raw, raw_norm, inputs, result);
     pass.tail = Tail::point;
     pass.beside = beside;
@@ -204,7 +209,8 @@ class Extractor {
     over_items(kernels_.residual, pass);
     return norm(mix.norm, channels_);
   }
-  void residual_last(const ResidualWeights& weights, const float* raw, const Norm& raw_norm, Inputs inputs, float* result) {
+  void residual_last(const ResidualWeights& weights, const float* raw, const Norm& raw_norm, Inputs inputs,
+                     float* result) {
     over_items(kernels_.residual, rest_of(weights, raw, raw_norm, inputs, result));
   }
 
@@ -217,7 +223,8 @@ class Extractor {
   std::vector<Moments> moments_;
 };
 
-void copy_plane(Team& team, float* to, const Geometry& g, const float* from, int64_t row_stride, int64_t column_stride) {
+void copy_plane(Team& team, float* to, const Geometry& g, const float* from, int64_t row_stride,
+                int64_t column_stride) {
   team.over(g.height, 64, [&](int64_t begin, int64_t end) {
     for (int64_t y = begin; y < end; ++y) {
       float* row = to + y * g.pitch;
@@ -249,8 +256,8 @@ Tensor ffmef_forward_cpu(const Tensor& luminance, const std::vector<Tensor>& par
     STD_TORCH_CHECK(size == 1 || size == 3 || size == 5 || size == 7, "kernel_sizes must be 1, 3, 5 or 7, got ", size);
   const std::vector<float> weights = flat(parameters);
   const int64_t expected = Network::parameter_count(int(channels), kernel_sizes);
-  STD_TORCH_CHECK(int64_t(weights.size()) == expected, "parameters must hold ", expected, " values for channels ", channels,
-                  " and these kernel_sizes, got ", int64_t(weights.size()));
+  STD_TORCH_CHECK(int64_t(weights.size()) == expected, "parameters must hold ", expected, " values for channels ",
+                  channels, " and these kernel_sizes, got ", int64_t(weights.size()));
 
   const int64_t batch = luminance.size(0), height = luminance.size(2), width = luminance.size(3);
   Tensor out = result_like(luminance, {batch, 1, height, width});
@@ -278,10 +285,11 @@ Tensor ffmef_forward_cpu(const Tensor& luminance, const std::vector<Tensor>& par
         HeadPass pass{{images[0], images[1]}, {}, &network.heads[l], fused, l > 0};
         // Small filters are predicted from the shallow maps, large ones from the deep one.
         for (int n = 0; n < kImages; ++n)
-          pass.maps[n] = kernel_sizes[l] == 1 ? extracted[n].up1 : kernel_sizes[l] == 3 ? extracted[n].up2 : extracted[n].bottom;
-        team.over(geometry.items(), 1, [&](int64_t begin, int64_t end) {
-          kernels.head(pass, int(kernel_sizes[l]), begin, end);
-        });
+          pass.maps[n] = kernel_sizes[l] == 1   ? extracted[n].up1
+                         : kernel_sizes[l] == 3 ? extracted[n].up2
+                                                : extracted[n].bottom;
+        team.over(geometry.items(), 1,
+                  [&](int64_t begin, int64_t end) { kernels.head(pass, int(kernel_sizes[l]), begin, end); });
       }
       for (const ExtractedMaps& e : extracted)
         for (float* map : {e.bottom, e.up2, e.up1}) maps.give_back(map);

@@ -35,7 +35,12 @@ struct Convolution {
 
 // How many outputs of a convolution are summed at the same time.
 constexpr int output_block(int outputs) {
-  return outputs <= 4 ? outputs : outputs % 8 == 0 ? 8 : outputs % 7 == 0 ? 7 : outputs % 5 == 0 ? 5 : outputs % 3 == 0 ? 3 : 1;
+  return outputs <= 4       ? outputs
+         : outputs % 8 == 0 ? 8
+         : outputs % 7 == 0 ? 7
+         : outputs % 5 == 0 ? 5
+         : outputs % 3 == 0 ? 3
+                            : 1;
 }
 
 struct Affine {
@@ -60,7 +65,7 @@ struct PointMixWeights {
 
 struct ResidualWeights {
   Convolution identity, conv_1, conv_2;
-  Affine norm;  // of the first half of conv_1's outputs
+  Affine norm;                 // of the first half of conv_1's outputs
   float gain_body, gain_skip;  // of the mix around it, in the two that merge
 };
 
@@ -123,9 +128,9 @@ struct ResidualPass {
   bool mixed;              // gain_body * block + gain_skip * inputs[1]
   float* result;
   Tail tail;
-  Convolution conv;               // Tail::step: on the result, Tail::entry: on [beside, result]
+  Convolution conv;  // Tail::step: on the result, Tail::entry: on [beside, result]
   const float* beside;
-  const PointMixWeights* point;   // Tail::point: moments of its convolution on [beside, result]
+  const PointMixWeights* point;  // Tail::point: moments of its convolution on [beside, result]
   float* tail_raw;
 };
 

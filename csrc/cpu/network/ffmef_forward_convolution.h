@@ -1,8 +1,8 @@
 // Direct convolution of planar rows: pixels in the vector's lanes, a block of outputs times several vectors in registers.
 // Included by kernel files only; internal linkage for the reason given in vec.h.
 #pragma once
-#include "ffmef_forward.h"
 #include "../base/vec.h"
+#include "ffmef_forward.h"
 
 #define FFMEF_INLINE inline __attribute__((always_inline))
 
@@ -28,13 +28,15 @@ FFMEF_INLINE FloatVec maximum(FloatVec a, FloatVec b) { return a > b ? a : b; }
 FFMEF_INLINE FloatVec rectify(FloatVec x) { return maximum(FloatVec{}, x); }
 FFMEF_INLINE FloatVec leaky(FloatVec x) { return maximum(x, x * 0.2f); }
 
-template <int OUT, int V> struct Sums { FloatVec at[OUT][V]; };
+template <int OUT, int V> struct Sums {
+  FloatVec at[OUT][V];
+};
 
 // A KxK convolution at V vectors from column x on; rows[dy] is input 0 of the row that tap row dy reads, `plane` the
 // distance between inputs, weights those of one block of OUT outputs.
-template <int K, int OUT, int V>
-FFMEF_INLINE Sums<OUT, V> convolve(const float* const* rows, int64_t x, int inputs, int64_t plane, const float* weights,
-                                   const float* bias) {
+template <int K, int OUT, int V> FFMEF_INLINE Sums<OUT, V> convolve(const float* const* rows, int64_t x, int inputs,
+                                                                    int64_t plane, const float* weights,
+                                                                    const float* bias) {
   Sums<OUT, V> sums;
 #pragma GCC unroll 8
   for (int o = 0; o < OUT; ++o)

@@ -8,7 +8,9 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-template <int C> struct Pixels { FloatVec at[C]; };
+template <int C> struct Pixels {
+  FloatVec at[C];
+};
 
 inline float* map_row(float* map, const Geometry& g, int64_t y, int channels) { return map + y * channels * g.pitch; }
 inline const float* map_row(const float* map, const Geometry& g, int64_t y, int channels) {
@@ -44,7 +46,8 @@ template <int C> FFMEF_INLINE Pixels<C> map_pixels(const ImageView& image, const
 }
 
 // The convolution of [skip, y] inside a point mix.
-template <int C> FFMEF_INLINE Pixels<C> mix_body(const PointMixWeights& weights, const Pixels<C>& skip, const Pixels<C>& y) {
+template <int C>
+FFMEF_INLINE Pixels<C> mix_body(const PointMixWeights& weights, const Pixels<C>& skip, const Pixels<C>& y) {
   FloatVec both[2 * C];
 #pragma GCC unroll 16
   for (int c = 0; c < C; ++c) {
@@ -73,7 +76,8 @@ FFMEF_INLINE Pixels<C> mixture_pixels(const ImageView& image, const Mixture& mix
 }
 
 // Columns [left, right) of C planes from a map to a ring.
-template <int C> void copy_row(float* to, int64_t to_plane, const float* from, int64_t from_plane, int64_t left, int64_t right) {
+template <int C>
+void copy_row(float* to, int64_t to_plane, const float* from, int64_t from_plane, int64_t left, int64_t right) {
   for (int c = 0; c < C; ++c)
     std::memcpy(to + c * to_plane + left, from + c * from_plane + left, size_t(right - left) * sizeof(float));
 }
@@ -94,9 +98,9 @@ struct Upcoming {
 };
 
 // One row of a 3x3 convolution from a ring to a map or a ring.
-template <int C, int IN>
-void convolve_row(float* to, int64_t to_plane, const Ring& ring, int64_t y, const Convolution& conv, int64_t left,
-                  int64_t right, const Upcoming& upcoming = {}, int64_t upcoming_plane = 0) {
+template <int C, int IN> void convolve_row(float* to, int64_t to_plane, const Ring& ring, int64_t y,
+                                           const Convolution& conv, int64_t left, int64_t right,
+                                           const Upcoming& upcoming = {}, int64_t upcoming_plane = 0) {
   constexpr int kBlock = output_block(C);
   const float* rows[3] = {ring.row(y - 1), ring.row(y), ring.row(y + 1)};
   for (int block = 0; block < C / kBlock; ++block) {
@@ -154,7 +158,8 @@ void entry_items(const ImageView& image, const EntryPass& pass, Moments* moments
       } else {
         float* row = inputs.row(r);
         if (kBeside) copy_row<C>(row, inputs.plane, map_row(pass.beside, g, r, C), g.pitch, tile.left, tile.right);
-        float *mixed = row + (kInputs - C) * inputs.plane, *map = pass.mixed == nullptr ? nullptr : map_row(pass.mixed, g, r, C);
+        float *mixed = row + (kInputs - C) * inputs.plane,
+              *map = pass.mixed == nullptr ? nullptr : map_row(pass.mixed, g, r, C);
         for (const Span& span : tile.spans(r).at)
           for (int64_t x = span.begin; x < span.end; x += kLanes) {
             const Pixels<C> p = mixture_pixels<C, false>(image, pass.mixture, r, x);
@@ -166,7 +171,8 @@ void entry_items(const ImageView& image, const EntryPass& pass, Moments* moments
       const int64_t y = r - 1;
       if (y < tile.y0) continue;
       Upcoming upcoming;
-      const float* const wanted[] = {pass.mixture.base, pass.mixture.mix[0].skip, pass.mixture.mix[1].skip, pass.beside, pass.mixed};
+      const float* const wanted[] = {pass.mixture.base, pass.mixture.mix[0].skip, pass.mixture.mix[1].skip, pass.beside,
+                                     pass.mixed};
       for (const float* map : wanted)
         if (map != nullptr) upcoming.add(map_row(map, g, r + 1, C));
       upcoming.add(map_row(pass.raw, g, y + 1, C));
@@ -184,7 +190,8 @@ void entry_pass(const ImageView& image, const EntryPass& pass, Moments* moments,
 }
 
 // conv_1's row as conv_2 takes it: half of the channels normalised, all of them leaky.
-template <int C> void activate_row(const Ring& ring, const ImageView& image, const ResidualPass& pass, const Tile& tile, int64_t y) {
+template <int C>
+void activate_row(const Ring& ring, const ImageView& image, const ResidualPass& pass, const Tile& tile, int64_t y) {
   if (ring.outside(y)) return ring.clear(y);
   const Geometry& g = image.geometry;
   const float* from = map_row(pass.raw, g, y, C);
@@ -202,9 +209,8 @@ template <int C> void activate_row(const Ring& ring, const ImageView& image, con
 }
 
 // leaky(conv_2) + identity of the block's inputs, and the mix around a merging block.
-template <int C>
-void residual_row(float* to, int64_t to_plane, const Ring& activated, const ImageView& image, const ResidualPass& pass,
-                  const Tile& tile, int64_t y, const Upcoming& upcoming) {
+template <int C> void residual_row(float* to, int64_t to_plane, const Ring& activated, const ImageView& image,
+                                   const ResidualPass& pass, const Tile& tile, int64_t y, const Upcoming& upcoming) {
   constexpr int kBlock = output_block(C);
   const Geometry& g = image.geometry;
   const ResidualWeights& w = *pass.weights;
@@ -220,7 +226,8 @@ void residual_row(float* to, int64_t to_plane, const Ring& activated, const Imag
       const int first = block * kBlock;
       along_row<vectors_for(kBlock)>(span.begin, span.end, [&]<int V>(int64_t x) __attribute__((always_inline)) {
         if (block == 0) upcoming.prefetch<C, V>(g.pitch, x);
-        Sums<kBlock, V> sums = convolve<3, kBlock, V>(rows, x, C, activated.plane, w.conv_2.weights + first * C * 9, w.conv_2.bias + first);
+        Sums<kBlock, V> sums = convolve<3, kBlock, V>(rows, x, C, activated.plane, w.conv_2.weights + first * C * 9,
+                                                      w.conv_2.bias + first);
 #pragma GCC unroll 8
         for (int o = 0; o < kBlock; ++o)
 #pragma GCC unroll 8
@@ -299,7 +306,9 @@ void residual_items(const ImageView& image, const ResidualPass& pass, Moments* m
         const float *result = results.row(y), *beside = map_row(pass.beside, g, y, C);
         float* body = scratch.row(y);
         for (int64_t x = tile.x0; x < tile.x1; x += kLanes)
-          store_pixels(body + x, scratch.plane, mix_body(*pass.point, load_pixels<C>(beside + x, g.pitch), load_pixels<C>(result + x, results.plane)));
+          store_pixels(
+              body + x, scratch.plane,
+              mix_body(*pass.point, load_pixels<C>(beside + x, g.pitch), load_pixels<C>(result + x, results.plane)));
         sums.add(body, scratch.plane, y);
       }
     }
@@ -349,19 +358,21 @@ template <int C> void attend_row(const Ring* attended, const HeadPass& pass, con
 }
 
 // relu(conv(attended))
-template <int C> void hidden_row(const Ring& hidden, const Ring& attended, const Convolution& conv, const Tile& tile, int64_t y) {
+template <int C>
+void hidden_row(const Ring& hidden, const Ring& attended, const Convolution& conv, const Tile& tile, int64_t y) {
   if (hidden.outside(y)) return hidden.clear(y);
   float* row = hidden.row(y);
   convolve_row<C, C>(row, hidden.plane, attended, y, conv, tile.left, tile.right);
   for (int c = 0; c < C; ++c)
-    for (int64_t x = tile.left; x < tile.right; x += kLanes) store(row + c * hidden.plane + x, rectify(load(row + c * hidden.plane + x)));
+    for (int64_t x = tile.left; x < tile.right; x += kLanes)
+      store(row + c * hidden.plane + x, rectify(load(row + c * hidden.plane + x)));
   hidden.close(y);
 }
 
 // totals += sum_i relu(expand_i(hidden)) * responses_i(luminance) + offset(luminance): filters and their k*k hidden
 // maps live in registers only.
-template <int C, int K>
-void predict_and_fuse_row(float* totals, const Ring& hidden, const Ring& luminance, const HeadWeights& w, const Tile& tile, int64_t y) {
+template <int C, int K> void predict_and_fuse_row(float* totals, const Ring& hidden, const Ring& luminance,
+                                                  const HeadWeights& w, const Tile& tile, int64_t y) {
   constexpr int kTaps = K * K, kBlock = output_block(kTaps);
   const float *hidden_rows[K], *luminance_rows[K];
   for (int dy = 0; dy < K; ++dy) {
@@ -374,8 +385,10 @@ void predict_and_fuse_row(float* totals, const Ring& hidden, const Ring& luminan
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) total[v] = load(totals + x + v * kLanes) + offset.at[0][v];
     for (int first = 0; first < kTaps; first += kBlock) {
-      const Sums<kBlock, V> h = convolve<K, kBlock, V>(hidden_rows, x, C, hidden.plane, w.expand.weights + first * C * kTaps, w.expand.bias + first);
-      const Sums<kBlock, V> t = convolve<K, kBlock, V>(luminance_rows, x, 1, 0, w.responses.weights + first * kTaps, w.responses.bias + first);
+      const Sums<kBlock, V> h = convolve<K, kBlock, V>(hidden_rows, x, C, hidden.plane,
+                                                       w.expand.weights + first * C * kTaps, w.expand.bias + first);
+      const Sums<kBlock, V> t = convolve<K, kBlock, V>(luminance_rows, x, 1, 0, w.responses.weights + first * kTaps,
+                                                       w.responses.bias + first);
 #pragma GCC unroll 8
       for (int o = 0; o < kBlock; ++o)
 #pragma GCC unroll 8
@@ -418,9 +431,12 @@ template <int C, int K> void head_items(const HeadPass& pass, int64_t begin, int
       if (y < tile.y0) continue;
       float *row = totals.row(y), *out = pass.out + y * g.width;
       const size_t bytes = size_t(least(tile.x1, g.width) - tile.x0) * sizeof(float);
-      if (pass.add) std::memcpy(row + tile.x0, out + tile.x0, bytes);
-      else totals.clear(y);
-      for (int n = 0; n < kImages; ++n) predict_and_fuse_row<C, K>(row, hidden[n], luminance[n], *pass.weights, tile, y);
+      if (pass.add)
+        std::memcpy(row + tile.x0, out + tile.x0, bytes);
+      else
+        totals.clear(y);
+      for (int n = 0; n < kImages; ++n)
+        predict_and_fuse_row<C, K>(row, hidden[n], luminance[n], *pass.weights, tile, y);
       std::memcpy(out + tile.x0, row + tile.x0, bytes);
     }
   }

@@ -29,7 +29,8 @@ struct NetworkReader {
     for (int o = 0; o < outputs; ++o)
       for (int i = 0; i < inputs; ++i)
         for (int t = 0; t < taps; ++t)
-          packed[size_t(((o / block * inputs + i) * taps + t) * block + o % block)] = weights[(o * inputs + i) * taps + t];
+          packed[size_t(((o / block * inputs + i) * taps + t) * block + o % block)] =
+              weights[(o * inputs + i) * taps + t];
     return keep(std::move(packed));
   }
   Convolution convolution(int outputs, int inputs, int size) {
@@ -80,7 +81,8 @@ struct NetworkReader {
     return p;
   }
   // identity(stem(luminance)) as one 1x1 convolution of luminance
-  Convolution identity_of_stem(const float* stem_weights, const float* stem_bias, const float* weights, const float* bias) {
+  Convolution identity_of_stem(const float* stem_weights, const float* stem_bias, const float* weights,
+                               const float* bias) {
     std::vector<float> composed(c), composed_bias(c);
     for (int o = 0; o < c; ++o) {
       double w = 0, b = bias[o];
@@ -151,7 +153,7 @@ int64_t Network::parameter_count(int c, const std::vector<int64_t>& kernel_sizes
   int64_t total = 2 * c + 5 * residual + 4 * (conv + norm) + 6 * point_mix + 2 * merge;
   for (int64_t size : kernel_sizes) {
     const int64_t taps = size * size;
-    total += kImages * c * c + c + kImages * c + kImages;        // attention
+    total += kImages * c * c + c + kImages * c + kImages;         // attention
     total += conv + taps * c * taps + taps + taps * taps + taps;  // head
   }
   return total + int64_t(kernel_sizes.size());  // alphas

@@ -30,7 +30,9 @@ struct Tile {
 };
 
 // The first of items [item, end) that does not lie below `item` in the same tile of columns.
-inline int64_t next_tile(const Geometry& g, int64_t item, int64_t end) { return least(end, (item / g.bands + 1) * g.bands); }
+inline int64_t next_tile(const Geometry& g, int64_t item, int64_t end) {
+  return least(end, (item / g.bands + 1) * g.bands);
+}
 
 inline Tile tile_at(const Geometry& g, int64_t item, int64_t last) {
   const int64_t top = item / g.bands * g.bands;
@@ -64,12 +66,12 @@ class Ring {
   void start(const Tile& tile) { tile_ = tile; }
 
   // Plane 0 of row y, so that [x] is column x of the image.
-  float* row(int64_t y) const { return data_ + kHalo + ((y % depth_ + depth_) % depth_) * planes_ * plane + kHalo - tile_.x0; }
+  float* row(int64_t y) const {
+    return data_ + kHalo + ((y % depth_ + depth_) % depth_) * planes_ * plane + kHalo - tile_.x0;
+  }
 
   bool outside(int64_t y) const { return y < 0 || y >= geometry_.height; }
-  void clear(int64_t y) const {
-    std::memset(row(y) + tile_.x0 - kHalo, 0, size_t(planes_ * plane) * sizeof(float));
-  }
+  void clear(int64_t y) const { std::memset(row(y) + tile_.x0 - kHalo, 0, size_t(planes_ * plane) * sizeof(float)); }
   // Zeros beside a row that was filled over [left, right).
   void close(int64_t y) const {
     float* at = row(y);
@@ -153,7 +155,10 @@ template <int N> class MomentSums {
 template <int N> class TileMoments {
  public:
   TileMoments(const Geometry& g, const Tile& tile, Moments* moments)
-      : band_rows_(g.band_rows), height_(g.height), x0_(tile.x0), x1_(least(tile.x1, g.width)),
+      : band_rows_(g.band_rows),
+        height_(g.height),
+        x0_(tile.x0),
+        x1_(least(tile.x1, g.width)),
         uppermost_(moments + tile.x0 / g.tile_columns * g.bands * kMaxChannels) {}
 
   void add(const float* row, int64_t plane, int64_t y) {

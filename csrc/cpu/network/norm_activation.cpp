@@ -11,13 +11,21 @@ namespace ffmef {
 namespace {
 
 NormActivationArgs args_of(const Tensor& input, const Tensor& weight, const Tensor& bias, double slope) {
-  NormActivationArgs a{floats(input, "input", 4), floats(weight, "weight", 1), floats(bias, "bias", 1), input.size(0), input.size(1),
-                       weight.size(0), input.size(2) * input.size(3), float(slope)};
-  STD_TORCH_CHECK(a.normed <= a.channels && bias.size(0) == a.normed, "weight and bias must have one length, at most ", a.channels);
+  NormActivationArgs a{floats(input, "input", 4),
+                       floats(weight, "weight", 1),
+                       floats(bias, "bias", 1),
+                       input.size(0),
+                       input.size(1),
+                       weight.size(0),
+                       input.size(2) * input.size(3),
+                       float(slope)};
+  STD_TORCH_CHECK(a.normed <= a.channels && bias.size(0) == a.normed, "weight and bias must have one length, at most ",
+                  a.channels);
   return a;
 }
 
-std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& input, const Tensor& weight, const Tensor& bias, double slope, double eps) {
+std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                                               double slope, double eps) {
   const NormActivationArgs a = args_of(input, weight, bias, slope);
   Tensor out = torch::stable::new_empty(input, {a.batch, a.channels, input.size(2), input.size(3)});
   Tensor statistics = torch::stable::new_zeros(input, {a.batch, a.normed, 2});

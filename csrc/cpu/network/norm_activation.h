@@ -8,8 +8,8 @@ namespace ffmef {
 
 // InstanceNorm of the first `normed` channels, then an activation of all: x where positive, slope * x elsewhere.
 struct NormActivationArgs {
-  const float* input;            // (B, channels, pixels)
-  const float *weight, *bias;    // (normed)
+  const float* input;          // (B, channels, pixels)
+  const float *weight, *bias;  // (normed)
   int64_t batch, channels, normed, pixels;
   float slope;
   int64_t planes() const { return batch * channels; }
@@ -20,8 +20,8 @@ struct NormActivationKernels {
   void (*forward)(const NormActivationArgs&, float eps, float* out, float* statistics, int64_t begin, int64_t end);
 
   // input_grad (B, channels, pixels); affine_grad (B, normed, 2), one element's share of weight's and bias'.
-  void (*backward)(const NormActivationArgs&, const float* grad, const float* statistics, float* input_grad, float* affine_grad,
-                   int64_t begin, int64_t end);
+  void (*backward)(const NormActivationArgs&, const float* grad, const float* statistics, float* input_grad,
+                   float* affine_grad, int64_t begin, int64_t end);
 };
 
 FFMEF_DECLARE_KERNELS(NormActivationKernels, norm_activation_kernels)

@@ -15,17 +15,21 @@ constexpr int64_t kPart = 256 * kLanes;  // values that are summed in float32, b
 inline FloatVec activated(FloatVec x, float slope) { return x > 0.0f ? x : x * slope; }
 
 // Calls work(x, count) for every vector of [begin, end); the last may have fewer pixels than lanes.
-template <class Work> inline __attribute__((always_inline)) void over_vectors(int64_t begin, int64_t end, const Work& work) {
+template <class Work>
+inline __attribute__((always_inline)) void over_vectors(int64_t begin, int64_t end, const Work& work) {
   int64_t x = begin;
   for (; x + kLanes <= end; x += kLanes) work(x, int64_t(kLanes));
   if (x < end) work(x, end - x);
 }
 
 inline FloatVec load_upto(const float* p, int64_t count) { return count < kLanes ? load_part(p, count) : load(p); }
-inline void store_upto(float* p, FloatVec v, int64_t count) { count < kLanes ? store_part<float>(p, v, count) : store(p, v); }
+inline void store_upto(float* p, FloatVec v, int64_t count) {
+  count < kLanes ? store_part<float>(p, v, count) : store(p, v);
+}
 
 // Two sums over a plane: term(x, count, a, b) adds to both.
-template <class Term> inline __attribute__((always_inline)) void sum_plane(int64_t pixels, double& first, double& second, const Term& term) {
+template <class Term>
+inline __attribute__((always_inline)) void sum_plane(int64_t pixels, double& first, double& second, const Term& term) {
   first = second = 0;
   for (int64_t begin = 0; begin < pixels; begin += kPart) {
     const int64_t end = pixels - begin < kPart ? pixels : begin + kPart;
@@ -52,15 +56,16 @@ void forward(const NormActivationArgs& a, float eps, float* out, float* statisti
     float scale = 1, shift = 0;
     if (c < a.normed) {
       double sum, none, squares;
-      sum_plane(a.pixels, sum, none, [&](int64_t x, int64_t count, FloatVec& total, FloatVec&) __attribute__((always_inline)) {
-        total += load_upto(from + x, count);
-      });
+      sum_plane(a.pixels, sum, none,
+                [&](int64_t x, int64_t count, FloatVec& total, FloatVec&)
+                    __attribute__((always_inline)) { total += load_upto(from + x, count); });
       const float mean = float(sum / double(a.pixels));
-      sum_plane(a.pixels, sum, squares, [&](int64_t x, int64_t count, FloatVec& rest, FloatVec& total) __attribute__((always_inline)) {
-        const FloatVec d = within(load_upto(from + x, count) - mean, count);
-        rest += d;
-        total += d * d;
-      });
+      sum_plane(a.pixels, sum, squares,
+                [&](int64_t x, int64_t count, FloatVec& rest, FloatVec& total) __attribute__((always_inline)) {
+                  const FloatVec d = within(load_upto(from + x, count) - mean, count);
+                  rest += d;
+                  total += d * d;
+                });
       // What float32 left of the mean counts too.
       const double rest = sum / double(a.pixels), variance = squares / double(a.pixels) - rest * rest;
       const double inverse = 1 / std::sqrt(variance + double(eps));
@@ -75,8 +80,8 @@ void forward(const NormActivationArgs& a, float eps, float* out, float* statisti
   }
 }
 
-void backward(const NormActivationArgs& a, const float* grad, const float* statistics, float* input_grad, float* affine_grad,
-              int64_t begin, int64_t end) {
+void backward(const NormActivationArgs& a, const float* grad, const float* statistics, float* input_grad,
+              float* affine_grad, int64_t begin, int64_t end) {
   for (int64_t p = begin; p < end; ++p) {
     const float *from = a.input + p * a.pixels, *slopes = grad + p * a.pixels;
     float* to = input_grad + p * a.pixels;
@@ -96,15 +101,17 @@ void backward(const NormActivationArgs& a, const float* grad, const float* stati
       return normalised * weight + bias > 0.0f ? g : g * a.slope;
     };
     double sum, product;
-    sum_plane(a.pixels, sum, product, [&](int64_t x, int64_t count, FloatVec& s, FloatVec& t) __attribute__((always_inline)) {
-      const FloatVec normalised = (load_upto(from + x, count) - mean) * inverse;
-      const FloatVec g = inner(normalised, x, count);
-      s += g;
-      t += g * normalised;
-    });
+    sum_plane(a.pixels, sum, product,
+              [&](int64_t x, int64_t count, FloatVec& s, FloatVec& t) __attribute__((always_inline)) {
+                const FloatVec normalised = (load_upto(from + x, count) - mean) * inverse;
+                const FloatVec g = inner(normalised, x, count);
+                s += g;
+                t += g * normalised;
+              });
     affine_grad[at] = float(product);
     affine_grad[at + 1] = float(sum);
-    const float scale = weight * inverse, offset = float(sum / double(a.pixels)), tilt = float(product / double(a.pixels));
+    const float scale = weight * inverse, offset = float(sum / double(a.pixels)),
+                tilt = float(product / double(a.pixels));
     over_vectors(0, a.pixels, [&](int64_t x, int64_t count) __attribute__((always_inline)) {
       const FloatVec normalised = (load_upto(from + x, count) - mean) * inverse;
       store_upto(to + x, (inner(normalised, x, count) - offset - normalised * tilt) * scale, count);

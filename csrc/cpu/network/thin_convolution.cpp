@@ -17,8 +17,10 @@ namespace {
 
 ThinConvolutionArgs args_of(const Tensor& input, const Tensor& weight, double slope) {
   const int64_t size = weight.size(2);
-  STD_TORCH_CHECK(size % 2 == 1 && size >= 1 && size <= kMaxThinSize, "the kernel's side must be 1, 3, 5 or 7, got ", size);
-  STD_TORCH_CHECK(weight.size(1) == input.size(1) && weight.size(3) == size, "weight must be (O, ", input.size(1), ", k, k)");
+  STD_TORCH_CHECK(size % 2 == 1 && size >= 1 && size <= kMaxThinSize, "the kernel's side must be 1, 3, 5 or 7, got ",
+                  size);
+  STD_TORCH_CHECK(weight.size(1) == input.size(1) && weight.size(3) == size, "weight must be (O, ", input.size(1),
+                  ", k, k)");
   return {input.size(0), input.size(1), weight.size(0), input.size(2), input.size(3), int(size), float(slope)};
 }
 
@@ -26,13 +28,15 @@ template <class Work> void over_batch(const ThinConvolutionArgs& args, const Wor
   const int64_t floats = FFMEF_KERNELS(thin_convolution_kernels).scratch(args);
   const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
   torch::stable::parallel_for(0, args.batch, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float, decltype(&std::free)> scratch(static_cast<float*>(std::aligned_alloc(64, bytes)), &std::free);
+    const std::unique_ptr<float, decltype(&std::free)> scratch(static_cast<float*>(std::aligned_alloc(64, bytes)),
+                                                               &std::free);
     if (scratch == nullptr) throw std::bad_alloc();
     work(scratch.get(), begin, end);
   });
 }
 
-Tensor thin_convolution_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, double slope) {
+Tensor thin_convolution_cpu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                            double slope) {
   const float *pixels = floats(input, "input", 4), *weights = floats(weight, "weight", 4);
   const ThinConvolutionArgs args = args_of(input, weight, slope);
   const float* offsets = bias ? floats(*bias, "bias", 1) : nullptr;
@@ -56,14 +60,15 @@ std::vector<float> turned(const float* weight, const ThinConvolutionArgs& a) {
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> thin_convolution_backward_cpu(const Tensor& grad, const Tensor& input, const Tensor& weight,
-                                                                 const std::optional<Tensor>& out, double slope, bool need_input,
-                                                                 bool need_weight) {
+std::tuple<Tensor, Tensor, Tensor> thin_convolution_backward_cpu(const Tensor& grad, const Tensor& input,
+                                                                 const Tensor& weight, const std::optional<Tensor>& out,
+                                                                 double slope, bool need_input, bool need_weight) {
   const float *slopes = floats(grad, "grad", 4), *pixels = floats(input, "input", 4);
   const ThinConvolutionArgs a = args_of(input, weight, slope);
   const std::vector<float> adjoint = turned(floats(weight, "weight", 4), a);
   auto check = [&](const Tensor& tensor, const char* name) {
-    STD_TORCH_CHECK(tensor.size(0) == a.batch && tensor.size(1) == a.outputs && tensor.size(2) == a.height && tensor.size(3) == a.width,
+    STD_TORCH_CHECK(tensor.size(0) == a.batch && tensor.size(1) == a.outputs && tensor.size(2) == a.height &&
+                        tensor.size(3) == a.width,
                     name, " must be (", a.batch, ", ", a.outputs, ", ", a.height, ", ", a.width, ")");
   };
   check(grad, "grad");
@@ -83,8 +88,11 @@ std::tuple<Tensor, Tensor, Tensor> thin_convolution_backward_cpu(const Tensor& g
   Tensor weight_grad = wanted(need_weight, {a.batch, a.outputs, a.inputs, a.size, a.size});
   Tensor bias_grad = wanted(need_weight, {a.batch, a.outputs});
   if (!computed) return {input_grad, weight_grad, bias_grad};
-  auto data = [](const Tensor& tensor, bool needed) { return needed ? static_cast<float*>(tensor.data_ptr()) : nullptr; };
-  float *to_input = data(input_grad, need_input), *to_weight = data(weight_grad, need_weight), *to_bias = data(bias_grad, need_weight);
+  auto data = [](const Tensor& tensor, bool needed) {
+    return needed ? static_cast<float*>(tensor.data_ptr()) : nullptr;
+  };
+  float *to_input = data(input_grad, need_input), *to_weight = data(weight_grad, need_weight),
+        *to_bias = data(bias_grad, need_weight);
   over_batch(a, [&](float* scratch, int64_t begin, int64_t end) {
     FFMEF_KERNELS(thin_convolution_kernels)
         .backward(a, slopes, pixels, adjoint.data(), behind, to_input, to_weight, to_bias, scratch, begin, end);

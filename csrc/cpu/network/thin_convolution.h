@@ -26,8 +26,9 @@ struct ThinConvolutionKernels {
   // grad and out (B, outputs, H, W), out null where slope is 1; turned (inputs, outputs, k, k) is the weight of the
   // adjoint. input_grad (B, inputs, H, W) or null; weight_grad (B, outputs, inputs, k, k) and bias_grad (B, outputs) or
   // null both, one element's share each, so that threads never meet.
-  void (*backward)(const ThinConvolutionArgs&, const float* grad, const float* input, const float* turned, const float* out,
-                   float* input_grad, float* weight_grad, float* bias_grad, float* scratch, int64_t begin, int64_t end);
+  void (*backward)(const ThinConvolutionArgs&, const float* grad, const float* input, const float* turned,
+                   const float* out, float* input_grad, float* weight_grad, float* bias_grad, float* scratch,
+                   int64_t begin, int64_t end);
 };
 
 FFMEF_DECLARE_KERNELS(ThinConvolutionKernels, thin_convolution_kernels)

@@ -33,8 +33,8 @@ void slope_row(float* to, const float* grad, const float* out, float slope, int6
 }
 
 // Copies planes into a border of zeros, times the activation's slope where `out` is given.
-void pad(const float* from, const float* out, float slope, float* to, int64_t planes, int64_t height, int64_t width, int border,
-         const Padded& size) {
+void pad(const float* from, const float* out, float slope, float* to, int64_t planes, int64_t height, int64_t width,
+         int border, const Padded& size) {
   for (int64_t c = 0; c < planes; ++c, to += size.plane) {
     const size_t rows = sizeof(float) * size_t(border * size.stride);
     std::memset(to, 0, rows);
@@ -44,19 +44,22 @@ void pad(const float* from, const float* out, float slope, float* to, int64_t pl
       const int64_t at = (c * height + y) * width;
       std::memset(row, 0, sizeof(float) * size_t(size.left));
       row += size.left;
-      if (out == nullptr) std::memcpy(row, from + at, sizeof(float) * size_t(width));
-      else slope_row(row, from + at, out + at, slope, width);
+      if (out == nullptr)
+        std::memcpy(row, from + at, sizeof(float) * size_t(width));
+      else
+        slope_row(row, from + at, out + at, slope, width);
       std::memset(row + width, 0, sizeof(float) * size_t(size.stride - size.left - width));
     }
   }
 }
 
-int64_t scratch(const ThinConvolutionArgs& a) { return (a.inputs + a.outputs) * Padded(a.height, a.width, a.size / 2).plane; }
+int64_t scratch(const ThinConvolutionArgs& a) {
+  return (a.inputs + a.outputs) * Padded(a.height, a.width, a.size / 2).plane;
+}
 
 // OUT outputs at V vectors of one row, the first of which may reach `count` pixels only.
-template <int OUT, int V>
-void tile(const float* rows, const Padded& size, int64_t inputs, int k, const float* weight, const float* bias, float slope,
-          float* out, int64_t out_plane, int64_t count) {
+template <int OUT, int V> void tile(const float* rows, const Padded& size, int64_t inputs, int k, const float* weight,
+                                    const float* bias, float slope, float* out, int64_t out_plane, int64_t count) {
   FloatVec sums[OUT][V];
   for (int o = 0; o < OUT; ++o)
     for (int v = 0; v < V; ++v) sums[o][v] = splat(bias ? bias[o] : 0.0f);
@@ -86,8 +89,8 @@ void tile(const float* rows, const Padded& size, int64_t inputs, int k, const fl
 }
 
 // One batch element: `inputs` padded planes to `outputs` planes.
-void convolve(const float* padded, const Padded& size, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int k,
-              const float* weight, const float* bias, float slope, float* out) {
+void convolve(const float* padded, const Padded& size, int64_t inputs, int64_t outputs, int64_t height, int64_t width,
+              int k, const float* weight, const float* bias, float slope, float* out) {
   const int64_t plane = height * width, taps = inputs * k * k;
   in_blocks(outputs, [&]<int OUT>(int64_t o) {
     const float *weights = weight + o * taps, *biases = bias ? bias + o : nullptr;
@@ -134,14 +137,14 @@ void forward(const ThinConvolutionArgs& args, const float* input, const float* w
   const int64_t plane = a.height * a.width;
   for (int64_t b = begin; b < end; ++b) {
     const Planes from = planes_of(a, input + b * a.inputs * plane, nullptr, a.inputs, scratch);
-    convolve(from.data, from.size, a.inputs, a.outputs, a.height, a.width, a.size, weight, bias, a.slope, out + b * a.outputs * plane);
+    convolve(from.data, from.size, a.inputs, a.outputs, a.height, a.width, a.size, weight, bias, a.slope,
+             out + b * a.outputs * plane);
   }
 }
 
 // sums[o][dy][dx] += grad_o . input shifted, for OUT outputs and one input.
-template <int OUT, int K>
-void correlate(const ThinConvolutionArgs& a, const float* padded, const Padded& size, const float* grad,
-               const Padded& grad_size, float* sums) {
+template <int OUT, int K> void correlate(const ThinConvolutionArgs& a, const float* padded, const Padded& size,
+                                         const float* grad, const Padded& grad_size, float* sums) {
   for (int dy = 0; dy < K; ++dy) {
     FloatVec totals[OUT][K] = {};
     for (int64_t y = 0; y < a.height; ++y) {
@@ -178,7 +181,8 @@ void point_weight_grad(const ThinConvolutionArgs& a, const Planes& input, const 
       for (int64_t y = 0; y < a.height; ++y)
         for (int64_t x = 0; x < a.width; x += kLanes) {
           FloatVec slopes[OUT];
-          for (int u = 0; u < OUT; ++u) slopes[u] = load(grad.data + (o + u) * grad.size.plane + y * grad.size.stride + x);
+          for (int u = 0; u < OUT; ++u)
+            slopes[u] = load(grad.data + (o + u) * grad.size.plane + y * grad.size.stride + x);
           for (int v = 0; v < IN; ++v) {
             const FloatVec pixels = load(input.data + (i + v) * input.size.plane + y * input.size.stride + x);
             for (int u = 0; u < OUT; ++u) totals[u][v] += slopes[u] * pixels;
@@ -206,8 +210,9 @@ void bias_grad_of(const ThinConvolutionArgs& a, const Planes& grad, float* sums)
   }
 }
 
-void backward(const ThinConvolutionArgs& args, const float* grad, const float* input, const float* turned, const float* out,
-              float* input_grad, float* weight_grad, float* bias_grad, float* scratch, int64_t begin, int64_t end) {
+void backward(const ThinConvolutionArgs& args, const float* grad, const float* input, const float* turned,
+              const float* out, float* input_grad, float* weight_grad, float* bias_grad, float* scratch, int64_t begin,
+              int64_t end) {
   const ThinConvolutionArgs a = without_rows(args);
   const int64_t plane = a.height * a.width;
   for (int64_t b = begin; b < end; ++b) {
@@ -217,8 +222,10 @@ void backward(const ThinConvolutionArgs& args, const float* grad, const float* i
       convolve(slopes.data, slopes.size, a.outputs, a.inputs, a.height, a.width, a.size, turned, nullptr, 1,
                input_grad + b * a.inputs * plane);
     if (weight_grad == nullptr) continue;
-    const Planes pixels = planes_of(a, input + b * a.inputs * plane, nullptr, a.inputs, scratch + a.outputs * slopes.size.plane);
-    slopes.data += a.size / 2 * slopes.size.stride + slopes.size.left;  // inside their border; zeros follow each row there, too
+    const Planes pixels =
+        planes_of(a, input + b * a.inputs * plane, nullptr, a.inputs, scratch + a.outputs * slopes.size.plane);
+    slopes.data +=
+        a.size / 2 * slopes.size.stride + slopes.size.left;  // inside their border; zeros follow each row there, too
     bias_grad_of(a, slopes, bias_grad + b * a.outputs);
     float* target = weight_grad + b * a.outputs * a.inputs * a.size * a.size;
     switch (a.size) {

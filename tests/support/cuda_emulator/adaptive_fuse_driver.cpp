@@ -67,11 +67,11 @@ int run_entries(const ffmef_fusion& f, const ffmef_fusion_gradients* g, void* ou
   if (g == nullptr) {
     float* out = static_cast<float*>(output);
     if (vectors) {
-      FFMEF_LAUNCH(ffmef_adaptive_fuse_f32_vectors, blocks_of_entry(f, 64, 16, batch * channels), 256, 0, nullptr, images,
-                   LEVELS, alphas, out, SIZES);
+      FFMEF_LAUNCH(ffmef_adaptive_fuse_f32_vectors, blocks_of_entry(f, 64, 16, batch * channels), 256, 0, nullptr,
+                   images, LEVELS, alphas, out, SIZES);
     } else if (channels == 1) {
-      FFMEF_LAUNCH(ffmef_adaptive_fuse_f32, blocks_of_entry(f, 32, 8, batch), 256, 0, nullptr, images, LEVELS, alphas, out,
-                   SIZES);
+      FFMEF_LAUNCH(ffmef_adaptive_fuse_f32, blocks_of_entry(f, 32, 8, batch), 256, 0, nullptr, images, LEVELS, alphas,
+                   out, SIZES);
     } else {
       FFMEF_LAUNCH(ffmef_adaptive_fuse_f32_direct, blocks_of_entry(f, 32, 8, batch * groups), 256, 0, nullptr, images,
                    LEVELS, alphas, out, SIZES);
@@ -85,8 +85,8 @@ int run_entries(const ffmef_fusion& f, const ffmef_fusion_gradients* g, void* ou
   std::vector<float> storage(static_cast<size_t>(blocks) * f.level_count, NAN);
   float* partials = storage.data();
   if (tiled) {
-    FFMEF_LAUNCH(ffmef_adaptive_fuse_filters_gradient_f32_vectors, blocks, 256, 0, nullptr, gradient, images, LEVELS, alphas,
-                 gradients[0], gradients[1], gradients[2], gradients[3], partials, SIZES);
+    FFMEF_LAUNCH(ffmef_adaptive_fuse_filters_gradient_f32_vectors, blocks, 256, 0, nullptr, gradient, images, LEVELS,
+                 alphas, gradients[0], gradients[1], gradients[2], gradients[3], partials, SIZES);
   } else {
     FFMEF_LAUNCH(ffmef_adaptive_fuse_filters_gradient_f32, blocks, 256, 0, nullptr, gradient, images, LEVELS, alphas,
                  gradients[0], gradients[1], gradients[2], gradients[3], partials, SIZES);
@@ -94,8 +94,8 @@ int run_entries(const ffmef_fusion& f, const ffmef_fusion_gradients* g, void* ou
   float* alphas_gradient = static_cast<float*>(g->alphas);
   FFMEF_LAUNCH(ffmef_adaptive_fuse_sum_partials_f32, f.level_count, 256, 0, nullptr, partials, blocks, alphas_gradient);
   float* none = nullptr;
-  FFMEF_LAUNCH(ffmef_adaptive_fuse_images_gradient_f32, blocks_of_entry(f, 32, 8, batch * count * groups), 256, 0, nullptr,
-               gradient, images, LEVELS, alphas, images_gradient, none, SIZES);
+  FFMEF_LAUNCH(ffmef_adaptive_fuse_images_gradient_f32, blocks_of_entry(f, 32, 8, batch * count * groups), 256, 0,
+               nullptr, gradient, images, LEVELS, alphas, images_gradient, none, SIZES);
 #undef LEVELS
 #undef SIZES
   return 0;
@@ -128,8 +128,8 @@ void run(Case& c, std::ofstream& results, bool entries) {
   fusion.level_count = static_cast<int>(c.filters.size());
   fusion.sizes = sizes.data();
   fusion.filters = filters.data();
-  fusion.filter_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
-  fusion.filter_grids = reinterpret_cast<const int64_t(*)[2]>(grids.data());
+  fusion.filter_strides = reinterpret_cast<const int64_t (*)[5]>(strides.data());
+  fusion.filter_grids = reinterpret_cast<const int64_t (*)[2]>(grids.data());
   fusion.alphas = c.alphas.pointer;
   fusion.alpha_stride = c.alphas.strides[0];
 

@@ -51,9 +51,9 @@ struct Thread {
   dim3 index;
   unsigned rank, warp;
   State state;
-  const void* place;        // of the barrier it waits at
+  const void* place;            // of the barrier it waits at
   unsigned barriers_passed[2];  // of its block, of its warp
-  uint64_t exchange;        // what it offers to its warp
+  uint64_t exchange;            // what it offers to its warp
   void* sanitizer_fiber;
   void* sanitizer_stack;
 };
@@ -239,8 +239,7 @@ EMULATOR_UNSEEN inline void run_block(unsigned count, std::vector<unsigned>& ord
 #endif
 }
 
-template <class Kernel>
-EMULATOR_UNSEEN void launch(dim3 grid, dim3 block, size_t shared_bytes, Kernel&& kernel) {
+template <class Kernel> EMULATOR_UNSEEN void launch(dim3 grid, dim3 block, size_t shared_bytes, Kernel&& kernel) {
   const unsigned count = block.x * block.y * block.z;
   if (count == 0 || count > kMaxThreads) fail("a block must have 1 to 1024 threads");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) fail("no GPU takes this grid");

@@ -1,7 +1,7 @@
 // occupancy ARCHITECTURE REGISTERS SHARED_BYTES THREADS: prints the share of a multiprocessor's threads that can be
 // resident, by the toolkit's cuda_occupancy.h with the limits of the CUDA programming guide; asks no driver.
-#include <cuda_runtime.h>
 #include <cuda_occupancy.h>
+#include <cuda_runtime.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -11,8 +11,8 @@ struct Limits {
 };
 
 static const Limits kLimits[] = {
-    {75, 64, 64, 1024},    {80, 164, 163, 2048},  {86, 100, 99, 1536},  {89, 100, 99, 1536},
-    {90, 228, 227, 2048},  {100, 228, 227, 2048}, {120, 100, 99, 1536},
+    {75, 64, 64, 1024},   {80, 164, 163, 2048},  {86, 100, 99, 1536},  {89, 100, 99, 1536},
+    {90, 228, 227, 2048}, {100, 228, 227, 2048}, {120, 100, 99, 1536},
 };
 
 int main(int count, char** arguments) {

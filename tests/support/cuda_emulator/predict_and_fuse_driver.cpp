@@ -52,7 +52,8 @@ int run_entries(const ffmef_prediction& f, float* output) {
   }
   const float *images = static_cast<const float*>(f.images), *alphas = static_cast<const float*>(f.alphas);
   const int batch = static_cast<int>(f.batch), count = static_cast<int>(f.image_count), padding = f.padding;
-  const int channels = static_cast<int>(f.channels), height = static_cast<int>(f.height), width = static_cast<int>(f.width);
+  const int channels = static_cast<int>(f.channels), height = static_cast<int>(f.height),
+            width = static_cast<int>(f.width);
   const bool vectors = tiled && width % 4 == 0;
   const int tile_width = vectors ? 64 : 32, tile_height = vectors ? 16 : 8;
   const int tiles = (width + tile_width - 1) / tile_width * ((height + tile_height - 1) / tile_height);
@@ -60,9 +61,12 @@ int run_entries(const ffmef_prediction& f, float* output) {
   images, hidden[0], hidden[1], hidden[2], hidden[3], weight[0], weight[1], weight[2], weight[3], bias[0], bias[1], \
       bias[2], bias[3], sizes[0], sizes[1], sizes[2], sizes[3], maps[0], maps[1], maps[2], maps[3], alphas, output, \
       batch, count, channels, height, width, padding
-  if (vectors) FFMEF_LAUNCH(ffmef_predict_and_fuse_f32_vectors, tiles * batch * channels, 256, 0, nullptr, ARGUMENTS);
-  else if (tiled) FFMEF_LAUNCH(ffmef_predict_and_fuse_f32, tiles * batch * channels, 256, 0, nullptr, ARGUMENTS);
-  else FFMEF_LAUNCH(ffmef_predict_and_fuse_f32_direct, tiles * batch * ((channels + 3) / 4), 256, 0, nullptr, ARGUMENTS);
+  if (vectors)
+    FFMEF_LAUNCH(ffmef_predict_and_fuse_f32_vectors, tiles * batch * channels, 256, 0, nullptr, ARGUMENTS);
+  else if (tiled)
+    FFMEF_LAUNCH(ffmef_predict_and_fuse_f32, tiles * batch * channels, 256, 0, nullptr, ARGUMENTS);
+  else
+    FFMEF_LAUNCH(ffmef_predict_and_fuse_f32_direct, tiles * batch * ((channels + 3) / 4), 256, 0, nullptr, ARGUMENTS);
 #undef ARGUMENTS
   return 0;
 }
@@ -96,7 +100,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
   prediction.sizes = sizes.data();
   prediction.maps = maps.data();
   prediction.hidden = hidden.data();
-  prediction.hidden_strides = reinterpret_cast<const int64_t(*)[5]>(strides.data());
+  prediction.hidden_strides = reinterpret_cast<const int64_t (*)[5]>(strides.data());
   prediction.weight = weight.data();
   prediction.bias = bias.data();
   prediction.alphas = c.alphas.pointer;

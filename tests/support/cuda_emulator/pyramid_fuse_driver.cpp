@@ -52,8 +52,8 @@ int run_entries(const ffmef_pyramid& f, const ffmef_pyramid_gradients* g, void* 
   if (g == nullptr) {
     float* out = static_cast<float*>(output);
     if (width % 4 == 0) {
-      FFMEF_LAUNCH(ffmef_pyramid_fuse_f32_vectors, blocks(64, 64, batch * channels), 256, 0, nullptr, images, weights, base,
-                   out, SIZES);
+      FFMEF_LAUNCH(ffmef_pyramid_fuse_f32_vectors, blocks(64, 64, batch * channels), 256, 0, nullptr, images, weights,
+                   base, out, SIZES);
     } else {
       FFMEF_LAUNCH(ffmef_pyramid_fuse_f32, blocks(32, 32, batch * channels), 64, 0, nullptr, images, weights, base, out,
                    SIZES);
@@ -66,12 +66,12 @@ int run_entries(const ffmef_pyramid& f, const ffmef_pyramid_gradients* g, void* 
   float *partials = storage.data(), *weights_gradient = static_cast<float*>(g->weights);
   float *base_gradient = static_cast<float*>(g->base), *images_gradient = static_cast<float*>(g->images);
   const int cells = (height + scale - 1) / scale * ((width + scale - 1) / scale) * count * (bands + 1) * batch;
-  FFMEF_LAUNCH(ffmef_pyramid_fuse_weights_gradient_f32, blocks(64, 32, batch), 128, 0, nullptr, gradient, images, partials,
-               SIZES);
+  FFMEF_LAUNCH(ffmef_pyramid_fuse_weights_gradient_f32, blocks(64, 32, batch), 128, 0, nullptr, gradient, images,
+               partials, SIZES);
   FFMEF_LAUNCH(ffmef_pyramid_fuse_sum_tiles_f32, (cells + 255) / 256, 256, 0, nullptr, partials, weights_gradient,
                base_gradient, SIZES);
-  FFMEF_LAUNCH(ffmef_pyramid_fuse_images_gradient_f32, blocks(64, 32, batch * channels), 128, 0, nullptr, gradient, weights,
-               base, images_gradient, SIZES);
+  FFMEF_LAUNCH(ffmef_pyramid_fuse_images_gradient_f32, blocks(64, 32, batch * channels), 128, 0, nullptr, gradient,
+               weights, base, images_gradient, SIZES);
 #undef SIZES
   return 0;
 }

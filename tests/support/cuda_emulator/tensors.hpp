@@ -34,8 +34,10 @@ class Memory {
     }
   }
   ~Memory() {
-    if (sparse()) munmap(base_, bytes_);
-    else std::free(base_);
+    if (sparse())
+      munmap(base_, bytes_);
+    else
+      std::free(base_);
   }
   Memory(const Memory&) = delete;
 
