@@ -53,9 +53,9 @@ def model(engine: str = "auto", unfold: bool = False, device: str = "cpu") -> nn
 
 def pyramid(device: str = "cpu") -> nn.Module:
     """Return the coarse-pyramid network with seeded random weights in eval mode."""
-    from ffmef.models import PyramidFFMEF
+    from ffmef.models.pyramid_first import FirstPyramidFFMEF
 
-    return seeded(PyramidFFMEF, device)
+    return seeded(FirstPyramidFFMEF, device)
 
 
 def seeded(build: Callable[[], nn.Module], device: str) -> nn.Module:

@@ -384,8 +384,8 @@ def _ready_model(path: Path, stamp: tuple, backend: str | None, engine: str, pla
     from ffmef import models
 
     model = models.load(path).eval().to(place)
-    if isinstance(model, models.PyramidFFMEF) and backend in ("triton", "cuda"):
-        raise InputError(f"backend must be reference or cpu for the model PyramidFFMEF, got {backend!r}")
+    if isinstance(model, models.pyramid_first.FirstPyramidFFMEF) and backend in ("triton", "cuda"):
+        raise InputError(f"backend must be reference or cpu for the model FirstPyramidFFMEF, got {backend!r}")
     model.backend = backend
     if isinstance(model, models.FFMEF):
         try:

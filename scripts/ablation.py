@@ -29,7 +29,8 @@ from ffmef.data import find_pairs
 from ffmef.data.pictures import read_rgb, shrink
 from ffmef.errors import InputError
 from ffmef.imaging.io import Picture, write_picture
-from ffmef.models import PyramidFFMEF, load
+from ffmef.models import load
+from ffmef.models.pyramid_first import FirstPyramidFFMEF
 from ffmef.models.pyramid import SCALE, CoarsePredictor
 from ffmef.training.checkpoint import write_atomically
 from ffmef.training.config import Config, resolve
@@ -174,7 +175,7 @@ class GuidedPyramid(nn.Module):
 
     def __init__(self, bins: int) -> None:
         super().__init__()
-        like = PyramidFFMEF()
+        like = FirstPyramidFFMEF()
         self.bins, self.bands = bins, like.bands
         self.predictor = CoarsePredictor(2 * (self.bands + 1) * bins, like.channels, like.stem)
         nn.init.normal_(self.predictor.head.weight, std=0.002)

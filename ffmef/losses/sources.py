@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Sources:
         rgb: (B, N, 3, H, W) in [0, 1].
         luminance: (B, N, H, W), Y / 255.
         chroma: (B, N, 2, H, W), Cb / 255 and Cr / 255, 128 / 255 for no colour.
-        merged_chroma: (B, 2, H, W), the chroma of the fused picture (paper, eq. 1) / 255.
+        merged_chroma: (B, 2, H, W), the chroma of the fused picture (paper, eq. 1, or by shares) / 255.
     """
 
     rgb: Tensor
@@ -52,6 +52,15 @@ class Sources:
         chroma = ycbcr[:, :, 1:]
         merged = chroma[:, chroma_from] if chroma_from is not None else merge_chroma(list(chroma.unbind(1)))
         return cls(rgb, ycbcr[:, :, 0] / 255, chroma / 255, merged / 255)
+
+    @torch.no_grad()
+    def with_chroma_of(self, shares: Tensor) -> Sources:
+        """Return the same pictures with chroma merged by shares (B, N, h, w), see :func:`ffmef.models.merge_chroma`."""
+        from ffmef.models.pyramid import merge_chroma
+
+        ycbcr = torch.cat([self.luminance.unsqueeze(2), self.chroma], 2) * 255
+        merged = merge_chroma(self.rgb * 255, shares.float(), ycbcr=ycbcr)
+        return replace(self, merged_chroma=merged / 255)
 
     def picture(self, fused: Tensor) -> Tensor:
         """Return the RGB picture (B, 3, H, W) of a fused luminance (B, 1, H, W), scaled to [0, 1] but not clipped."""

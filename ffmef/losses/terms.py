@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ffmef.losses import edges
 from ffmef.losses.histograms import entropy, soft_histogram, soft_joint_histogram
@@ -37,6 +38,16 @@ class View:
         self.grey_sources = _grey(sources)
         self.grey = _grey(picture).unsqueeze(1)
         self.planes = sources.transpose(1, 2).flatten(0, 1), picture.flatten(0, 1).unsqueeze(1)
+
+    def extreme(self, brightest: bool) -> Tensor:
+        """Return the grey source (B, 1, H, W) of the lowest or highest mean."""
+        return self.pick(self.grey_sources, brightest)
+
+    def pick(self, maps: Tensor, brightest: bool) -> Tensor:
+        """Return the map (B, 1, H, W), out of one for each source, of the darkest or the brightest source."""
+        means = self.grey_sources.mean((-2, -1))
+        chosen = means.argmax(1) if brightest else means.argmin(1)
+        return maps[torch.arange(len(maps), device=maps.device), chosen].unsqueeze(1)
 
 
 def structure(view: View) -> Tensor:
@@ -171,6 +182,48 @@ def clipping(view: View) -> Tensor:
     return sum((maps - maps.detach().clamp(0, 1)).abs().mean() for maps in (view.unclipped, view.luminance))
 
 
+def washed_out(view: View) -> Tensor:
+    """How far the smoothed picture lies above 0.82 where the darkest exposure has middle tones, 0.1 to 0.8."""
+    smoothed = _box_9(_grey(view.unclipped.clamp(-0.2, 1.2)).unsqueeze(1))
+    offered = _box_9(view.extreme(brightest=False))
+    return (_between(offered, 0.1, 0.8) * (smoothed - 0.82).clamp_min(0)).mean() / 0.18
+
+
+def drowned(view: View) -> Tensor:
+    """How far the smoothed picture lies below 0.12 where the brightest exposure has middle tones, 0.2 to 0.9."""
+    smoothed = _box_9(_grey(view.unclipped.clamp(-0.2, 1.2)).unsqueeze(1))
+    offered = _box_9(view.extreme(brightest=True))
+    return (_between(offered, 0.2, 0.9) * (0.12 - smoothed).clamp_min(0)).mean() / 0.12
+
+
+def clipped(view: View) -> Tensor:
+    """How far the largest of R, G and B lies above 0.96 where it lies below 0.94 in the darkest exposure."""
+    free = view.pick(view.sources.amax(2), brightest=False) < 0.94
+    return (free * (view.unclipped.amax(1, keepdim=True) - 0.96).clamp_min(0)).mean() / 0.1
+
+
+def shade_loss(view: View) -> Tensor:
+    """What is missing of coarse light and shade, at 1/8 and 1/16 size, where one exposure alone records them.
+
+    Of the differences of neighbouring cells in the grey exposure that records both (no cell mean below 0.06 or above
+    0.94) while all others are black or white there, seven tenths are asked for.
+    """
+    total = 0.0
+    for size in (8, 16):
+        sources, picture = (F.avg_pool2d(maps, size) for maps in (view.grey_sources, view.grey))
+        recorded = ((sources > 0.06) & (sources < 0.94)).float()
+        for axis in (-1, -2):
+            first = [slice(None)] * 4
+            second = [slice(None)] * 4
+            first[axis], second[axis] = slice(None, -1), slice(1, None)
+            both = recorded[tuple(first)] * recorded[tuple(second)]
+            alone = both * (both.sum(1, keepdim=True) == 1)
+            wanted = ((sources[tuple(second)] - sources[tuple(first)]) * alone).sum(1, keepdim=True)
+            got = picture[tuple(second)] - picture[tuple(first)]
+            total = total + (0.7 * wanted.abs() - got * wanted.sign()).clamp_min(0).mul(wanted != 0).mean()
+    return total
+
+
 TERMS: dict[str, Callable[[View], Tensor]] = {
     term.__name__: term
     for term in (
@@ -186,6 +239,10 @@ TERMS: dict[str, Callable[[View], Tensor]] = {
         tone_distance,
         independence,
         clipping,
+        washed_out,
+        drowned,
+        clipped,
+        shade_loss,
     )
 }
 
@@ -193,6 +250,14 @@ TERMS: dict[str, Callable[[View], Tensor]] = {
 def _grey(rgb: Tensor) -> Tensor:
     red, green, blue = rgb.unbind(-3)
     return 0.298936 * red + 0.587043 * green + 0.114021 * blue
+
+
+def _box_9(maps: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(maps, (4, 4, 4, 4), mode="replicate"), 9, 1)
+
+
+def _between(maps: Tensor, low: float, high: float) -> Tensor:
+    return ((maps > low) & (maps < high)).to(maps.dtype)
 
 
 def _blur(maps: Tensor) -> Tensor:

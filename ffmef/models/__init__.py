@@ -3,7 +3,7 @@
 from ffmef.models.extractor import HierarchicalRepresentationExtractor
 from ffmef.models.ffmef import FFMEF
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
-from ffmef.models.pyramid import PyramidFFMEF
+from ffmef.models.pyramid import PyramidFFMEF, merge_chroma
 from ffmef.models.weights import available, load, save
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "SpatialAdaptiveFilterPredictor",
     "available",
     "load",
+    "merge_chroma",
     "save",
 ]

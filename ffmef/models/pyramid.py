@@ -1,4 +1,8 @@
-"""PyramidFFMEF: weights predicted on a coarse grid, applied band by band on a Laplacian pyramid, for any number of exposures."""
+"""PyramidFFMEF: shares and gains predicted on a coarse grid, applied band by band, for any number of exposures.
+
+The definition of the model, as plain torch; the native library computes the same. Shapes: B pictures to make, N exposures,
+H x W pixels, h x w = ceil(H / 8) x ceil(W / 8) cells.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffmef.ops import half_luminance, pyramid_fuse, pyramid_fuse_rgb
-from ffmef.ops.pyramid_predict import available, pyramid_predict
+from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
+from ffmef.ops import pyramid_fuse
 
 SCALE = 8
+DESIGN = 2  # written to weights files; the first design had no octaves and took statistics over the whole picture
+PRIOR = 0.15  # what the logarithm of validity weighs before training
+GATE = 0.04  # the difference of exposures at which gains act by half
+FLOOR = 0.02  # of validity, so that a picture is made where no exposure is valid
 
 
 def halve(pictures: Tensor) -> Tensor:
     """Return the means of 2 x 2 pixels, (B, N, H, W) -> (B, N, ceil(H / 2), ceil(W / 2)), an odd border repeated."""
     return F.avg_pool2d(_to_multiple(pictures, 2), 2)
+
+
+def shrink(maps: Tensor) -> Tensor:
+    """Return maps of half size by the filter [1 3 3 1] / 8 along both sides, (B, N, h, w) -> (B, N, ceil(h/2), ceil(w/2)).
+
+    The two middle taps are the cells that become one; borders are repeated, an odd one before that as well.
+    """
+    height, width = maps.shape[-2:]
+    maps = F.pad(maps, (1, 1 + width % 2, 1, 1 + height % 2), mode="replicate")
+    rows = (maps[..., 0:-3:2, :] + maps[..., 3::2, :] + 3 * (maps[..., 1:-2:2, :] + maps[..., 2:-1:2, :])) / 8
+    return (rows[..., 0:-3:2] + rows[..., 3::2] + 3 * (rows[..., 1:-2:2] + rows[..., 2:-1:2])) / 8
+
+
+def validity_of(luminance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far luminance Y / 255 is from white and from black: ``high`` and ``low``, 0 where nothing is recorded."""
+    return ((0.915 - luminance) / 0.06).clamp(0, 1), ((luminance - 0.065) / 0.05).clamp(0, 1)
 
 
 def _to_multiple(maps: Tensor, step: int) -> Tensor:
@@ -25,10 +49,10 @@ def _to_multiple(maps: Tensor, step: int) -> Tensor:
     return F.pad(maps, (0, right, 0, down), mode="replicate") if down or right else maps
 
 
-def _up(maps: Tensor, like: Tensor) -> Tensor:
-    """Interpolate to the double size, cut to the size of ``like``."""
+def _up(maps: Tensor, like: Tensor, factor: float = 2.0) -> Tensor:
+    """Interpolate bilinearly to ``factor`` times the size, cut to the size of ``like``."""
     height, width = like.shape[-2:]
-    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)[..., :height, :width]
+    return F.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)[..., :height, :width]
 
 
 class Meet(nn.Module):
@@ -46,10 +70,10 @@ class Meet(nn.Module):
 
 
 class CoarsePredictor(nn.Module):
-    """From pictures of half size to one map per band, image and cell: a small U-Net over grids of 1/8, 1/16, ... size.
+    """From pictures of half size to maps per image and cell: a small U-Net over grids of 1/8, 1/16, ... size.
 
-    All weights are shared by the images, which meet through mean and maximum only; there are no normalisation layers.
-    A global mean at the coarsest grid tells each picture's exposure.
+    All weights are shared by the images, which meet through mean and maximum only. There are no normalisation layers
+    and no statistics over the whole picture, so that what is far away does not matter; borders are repeated.
 
     Args:
         planes: maps per image to predict.
@@ -62,46 +86,74 @@ class CoarsePredictor(nn.Module):
         finest, coarsest = channels[0], channels[-1]
         self.stem = nn.Conv2d(1, stem, 2, stride=2)
         self.enter = nn.Conv2d(stem, finest, 2, stride=2)
+        self.statistics = nn.Conv2d(3, finest, 1)
         self.meet = Meet(finest)
         steps = list(zip(channels[:-1], channels[1:]))
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
-        self.encode = nn.ModuleList(nn.Conv2d(coarse, coarse, 3, padding=1) for _, coarse in steps)
-        self.overall = nn.Linear(coarsest, coarsest)
+        self.encode = nn.ModuleList(_repeating(coarse) for _, coarse in steps)
+        self.overall = nn.Conv2d(coarsest, coarsest, 1)
         self.meet_coarsest = Meet(coarsest)
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 1) for fine, coarse in steps)
-        self.decode = nn.ModuleList(nn.Conv2d(fine, fine, 3, padding=1) for fine, _ in steps)
+        self.decode = nn.ModuleList(_repeating(fine) for fine, _ in steps)
         self.head = nn.Conv2d(finest, planes, 1)
 
-    def forward(self, half: Tensor, count: int) -> Tensor:
-        """(B * N, 1, H / 2, W / 2) with sides that are multiples of 4 -> (B * N, planes, H / 8, W / 8)."""
+    def forward(self, half: Tensor, statistics: Tensor, count: int) -> Tensor:
+        """Half (B * N, 1, 4 h, 4 w) and statistics (B * N, 3, h, w) -> (B * N, planes, h, w)."""
         x = F.relu(self.stem(half))
-        x = self.meet(self.enter(x), count)
+        x = self.meet(self.enter(x) + self.statistics(statistics), count)
         skips = []
         for down, encode in zip(self.down, self.encode):
             skips.append(x)
             x = F.relu(down(_to_multiple(x, 2)))
             x = F.relu(encode(x)) + x
-        x = x + self.overall(x.mean((-2, -1)))[..., None, None]
-        x = self.meet_coarsest(x, count)
+        x = self.meet_coarsest(x + self.overall(x), count)
         for up, decode, skip in zip(reversed(self.up), reversed(self.decode), reversed(skips)):
             x = F.relu(_up(up(x), skip) + skip)
             x = F.relu(decode(x)) + x
         return self.head(x)
 
 
-class PyramidFFMEF(nn.Module):
-    """Filter-dominated fusion with filters from a coarse grid: 2 to any number of exposures in one pass, in any order.
+def _repeating(channels: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, padding=1, padding_mode="replicate")
 
-    A predictor sees the luminance at half size and gives every image a share (softmax over the images) and a gain for
-    each band and the base on a grid of 1/8 size; :func:`ffmef.ops.pyramid_fuse` interpolates and applies their product.
+
+class PyramidFFMEF(nn.Module):
+    r"""Filter-dominated fusion with filters from a coarse grid: 2 to any number of exposures in one pass, in any order.
+
+    A predictor sees the luminance at half size and gives each image :math:`n`, in every cell of 8 x 8 pixels, a logit
+    and a gain for each of the L bands, for the base at 1/8 size and for the octaves below: L + 2 planes of both. Then
+
+    .. math::
+        s_{k,n} &= \operatorname{softmax}_n\bigl(z_{k,n} + a_k \log(h_n (0.1 + 0.9\, l_n) + 0.02) + \log v_n\bigr) \\
+        g_{k,n} &= q_{k,n}\, d / (d + 0.04)
+
+    z and q are what the head predicts; :math:`h_n, l_n` are the means over the cell of :func:`validity_of` the
+    luminance at half size, :math:`v_n` the mean of the given ``validity`` (no less than 1e-6), d the mean of the
+    difference between the brightest and the darkest image: a picture fused with itself stays as it is.
+
+    - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
+    - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and further octaves :math:`P_{j+1}` by :func:`shrink` of
+      :math:`P_j`, down to :math:`P_D`, with D = ``octaves`` whatever the size of the picture. The shares and gains of
+      the base plane belong to :math:`P_0`; those of the octave plane are shrunk as the pictures are, and
+      :math:`s_j, g_j` belong to :math:`P_j, j \ge 1`:
+
+      .. math::
+          O_D = \sum_n s_{D,n} P_{D,n}, \qquad
+          O_j = U_2(O_{j+1}) + \sum_n s_{j,n} (1 + g_{j,n}) \bigl(P_{j,n} - U_2(P_{j+1,n})\bigr)
+
+      Shares sum to one on every grid, so that :math:`O_D` is a mean of what the exposures show there.
+      :math:`O_0` takes the place of the base in ``pyramid_fuse``.
 
     Args:
         bands: bands of the Laplacian pyramid above the base, 0 to 3.
         channels: of the predictor's grids of 1/8, 1/16, ... size.
         stem: of the predictor at 1/4 size.
+        octaves: D, below the grid of 1/8 size.
+        design: of the weights file; only 2 is known.
         backend: of :func:`ffmef.ops.pyramid_fuse`.
 
     Attributes:
+        octaves: may be changed at any time: more give more of one brightness to the whole picture.
         backend: may be changed at any time.
 
     Example:
@@ -116,7 +168,9 @@ class PyramidFFMEF(nn.Module):
         bands: int = 3,
         channels: Sequence[int] = (16, 16, 32, 32),
         stem: int = 8,
+        octaves: int = 5,
         *,
+        design: int = DESIGN,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -124,11 +178,16 @@ class PyramidFFMEF(nn.Module):
             raise ValueError(f"bands must be 0 to 3, got {bands}")
         if len(channels) < 1 or min(channels) < 1 or stem < 1:
             raise ValueError(f"channels and stem must be positive, got {tuple(channels)} and {stem}")
-        self.bands, self.channels, self.stem = bands, tuple(channels), stem
+        if not 0 <= octaves <= 16:
+            raise ValueError(f"octaves must be 0 to 16, got {octaves}")
+        if design != DESIGN:
+            raise ValueError(f"design must be {DESIGN}, got {design}")
+        self.bands, self.channels, self.stem, self.octaves = bands, tuple(channels), stem, octaves
         self.backend = backend
-        self.predictor = CoarsePredictor(2 * (bands + 1), self.channels, stem)
+        self.predictor = CoarsePredictor(2 * (bands + 2), self.channels, stem)
+        self.prior = nn.Parameter(torch.full((bands + 2,), PRIOR))
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
         # Starts near the plain mean of the images.
@@ -136,43 +195,183 @@ class PyramidFFMEF(nn.Module):
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""
-        return {"bands": self.bands, "channels": list(self.channels), "stem": self.stem}
+        return {
+            "bands": self.bands,
+            "channels": list(self.channels),
+            "stem": self.stem,
+            "octaves": self.octaves,
+            "design": DESIGN,
+        }
 
-    def predict_weights(self, half: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the weights of the bands (B, L, N, h, w) and of the base (B, N, h, w).
+    def predict(self, half: Tensor, validity: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return shares and gains, (B, L + 2, N, h, w) each: the bands, finest first, then base and octaves.
 
         Args:
-            half: (B, N, ceil(H / 2), ceil(W / 2)), luminance in [0, 1] at half size; h = ceil(H / 8), w = ceil(W / 8).
+            half: (B, N, ceil(H / 2), ceil(W / 2)), luminance in [0, 1] at half size.
+            validity: (B, N, h, w), the part of each cell that may be used; None: all.
         """
         batch, count = half.shape[:2]
         half = _to_multiple(half, SCALE // 2)
-        planes = self.predictor(half.flatten(0, 1).unsqueeze(1), count)
+        high, low = (F.avg_pool2d(maps, 4) for maps in validity_of(half))
+        apart = F.avg_pool2d(half.amax(1, keepdim=True) - half.amin(1, keepdim=True), 4)
+        statistics = torch.stack([1 - high, 1 - low, apart.expand_as(high)], 2)
+        planes = self.predictor(half.flatten(0, 1).unsqueeze(1), statistics.flatten(0, 1), count)
         logits, gains = planes.unflatten(0, (batch, count)).transpose(1, 2).chunk(2, dim=1)
-        weights = logits.softmax(2) * (1 + gains)
-        return weights[:, :-1], weights[:, -1]
+        recorded = (high * (0.1 + 0.9 * low) + FLOOR).log().unsqueeze(1)
+        logits = logits + self.prior.view(1, -1, 1, 1, 1) * recorded
+        if validity is not None:
+            logits = logits + validity.clamp_min(1e-6).log().unsqueeze(1)
+        return logits.softmax(2), gains * (apart / (apart + GATE)).unsqueeze(1)
 
-    def forward(self, luminance: Tensor) -> Tensor:
-        """Fuse luminance (B, N, H, W) in [0, 1], N >= 2 in any order, to (B, 1, H, W), unclamped."""
+    def fuse(self, luminance: Tensor, validity: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return fused luminance (B, 1, H, W), unclamped, and the shares of the base (B, N, h, w), which colour takes.
+
+        Args:
+            luminance: (B, N, H, W) in [0, 1], N >= 2 in any order.
+            validity: (B, N, H, W) in [0, 1], how far each pixel may be used; None: as far as it is recorded.
+
+        Raises:
+            ValueError: a shape is wrong.
+        """
         if luminance.dim() != 4 or luminance.shape[1] < 2:
             raise ValueError(f"luminance must be (B, N, H, W) with N >= 2, got shape {tuple(luminance.shape)}")
-        weights, base = self.predict_weights(halve(luminance))
-        return pyramid_fuse(luminance, weights, base, scale=SCALE, backend=self.backend).unsqueeze(1)
+        cells = None
+        if validity is not None:
+            if validity.shape != luminance.shape:
+                raise ValueError(f"validity must be {tuple(luminance.shape)}, got shape {tuple(validity.shape)}")
+            cells = F.avg_pool2d(_to_multiple(validity, SCALE), SCALE)
+        levels = [luminance]
+        for _ in range(3):
+            levels.append(halve(levels[-1]))
+        shares, gains = self.predict(levels[1], cells)
+        weights = shares * (1 + gains)
+        base = self._base(levels[3], shares[:, -2:], gains[:, -2:])
+        for level in (2, 1, 0):
+            base = _up(base, levels[level])
+        bands = pyramid_fuse(
+            luminance,
+            weights[:, : self.bands].contiguous(),
+            torch.zeros_like(shares[:, 0]),
+            scale=SCALE,
+            backend=self.backend,
+        )
+        return bands.unsqueeze(1) + base, shares[:, -2]
+
+    def _base(self, coarse: Tensor, shares: Tensor, gains: Tensor) -> Tensor:
+        """Blend the luminance at 1/8 size (B, N, h, w) over the octaves -> (B, 1, h, w)."""
+        pictures, parts, further = [coarse], [shares[:, 0]], [gains[:, 0]]
+        share, gain = shares[:, 1], gains[:, 1]
+        for _ in range(self.octaves):
+            share, gain = shrink(share), shrink(gain)
+            pictures.append(shrink(pictures[-1]))
+            parts.append(share)
+            further.append(gain)
+        out = (parts[-1] * pictures[-1]).sum(1, keepdim=True)
+        for octave in range(self.octaves - 1, -1, -1):
+            band = pictures[octave] - _up(pictures[octave + 1], pictures[octave])
+            weighed = parts[octave] * (1 + further[octave]) * band
+            out = _up(out, pictures[octave]) + weighed.sum(1, keepdim=True)
+        return out
+
+    def forward(
+        self, luminance: Tensor, validity: Tensor | None = None, *, with_shares: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the fused luminance that :meth:`fuse` returns first, or both with ``with_shares``."""
+        fused, shares = self.fuse(luminance, validity)
+        return (fused, shares) if with_shares else fused
 
     @torch.inference_mode()
     def fuse_rgb(self, pictures: Sequence[Tensor]) -> Tensor:
-        """Fuse pictures (H, W, 3), uint8, at least 2 in any order, to one of them: all in a single pass over rows.
+        """Fuse pictures (H, W, 3) of one size, uint8, at least 2, to one of them; the order cannot matter.
+
+        Luminance by :meth:`fuse`, clamped to [0, 1], chroma by :func:`merge_chroma`, RGB by :func:`into_gamut`, rounded.
 
         Raises:
-            ValueError: fewer pictures, or a model of 0 bands, which has ``forward`` only.
+            ValueError: fewer pictures.
         """
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
-        if not self.bands:
-            raise ValueError("bands must be at least 1 to fuse RGB in one pass, got 0")
-        half = half_luminance(pictures)
-        if available(half, self.channels, self.stem):
-            parameters = list(self.predictor.parameters())
-            weights, base = pyramid_predict(half, parameters, self.channels, self.stem, self.bands)
-        else:
-            weights, base = (maps[0] for maps in self.predict_weights(half.unsqueeze(0)))
-        return pyramid_fuse_rgb(pictures, half, weights, base, scale=SCALE)
+        # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
+        # are told apart by their samples.
+        pictures = sorted(pictures, key=lambda picture: (int(picture.sum(dtype=torch.int64)), bytes(picture.numpy())))
+        rgb = torch.stack([picture.permute(2, 0, 1) for picture in pictures]).unsqueeze(0).float()
+        ycbcr = rgb_to_ycbcr(rgb)
+        fused, shares = self.fuse(ycbcr[:, :, 0].contiguous() / 255)
+        chroma = merge_chroma(rgb, shares, ycbcr=ycbcr)
+        out = into_gamut(torch.cat([fused.clamp(0, 1) * 255, chroma], 1))
+        return (out + 0.5).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
+
+    def adopt_first(self, state: dict[str, Tensor]) -> None:
+        """Take over the trunk of weights of the first design, to train on from them.
+
+        The octaves begin as the base, the cells' statistics without effect, and the layer that saw the picture's mean
+        sees the cell.
+        """
+        state = dict(state)
+        state["predictor.overall.weight"] = state["predictor.overall.weight"][..., None, None]
+        planes = [*range(self.bands + 1), self.bands]
+        planes += [self.bands + 1 + plane for plane in planes]
+        for name in ("predictor.head.weight", "predictor.head.bias"):
+            state[name] = state[name][planes]
+        for name in ("weight", "bias"):
+            own = getattr(self.predictor.statistics, name)
+            state[f"predictor.statistics.{name}"] = torch.zeros_like(own)
+        state["prior"] = self.prior.detach().clone()
+        self.load_state_dict(state)
+
+
+def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *, ycbcr: Tensor | None = None) -> Tensor:
+    r"""Merge the chroma of exposures by the fusion's own shares and by what each exposure has recorded.
+
+    .. math::
+        m_n &= U_8(s_n)\, (r_n + 0.02)\, v_n, \qquad
+        r_n = [(232 - Y_n)/24]\,[(Y_n - 16)/32]\,(0.2 + 0.8\, [(252 - \max RGB_n)/24]) \\
+        d_n &= \max_{b,r} \Bigl| C_n - \sum_{k \ne n} m_k C_k / \sum_{k \ne n} m_k \Bigr|, \qquad
+        m'_n = m_n / (1 + (d_n / 12)^2)^2 \\
+        C &= \sum_n m'_n C_n / \sum_n m'_n
+
+    [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. The second line trusts an
+    exposure less the further its colour is from that of all others: what one exposure alone shows does not win. With two
+    exposures both distances are equal, so it changes nothing and is left out.
+
+    Args:
+        rgb: (B, N, 3, H, W) on 0..255.
+        shares: (B, N, h, w), of the base.
+        validity: (B, N, H, W), v; None: 1 everywhere.
+        ycbcr: of ``rgb``, if known.
+
+    Returns:
+        (B, 2, H, W), Cb and Cr on 0..255, 128 for no colour.
+    """
+    ycbcr = rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr
+    y, colours = ycbcr[:, :, 0], ycbcr[:, :, 1:] - 128
+    mass = _up(shares, y, float(SCALE)) * (_recorded_colour(y, rgb.amax(2)) + FLOOR)
+    if validity is not None:
+        mass = mass * validity.clamp_min(1e-6)
+    mass = mass.unsqueeze(2)
+    if rgb.shape[1] > 2:
+        all_mass, total = mass.sum(1, keepdim=True), (mass * colours).sum(1, keepdim=True)
+        others = (total - mass * colours) / (all_mass - mass + 1e-9)
+        distance = (colours - others).abs().amax(2, keepdim=True)
+        mass = mass / (1 + (distance / 12).square()).square()
+    return (mass * colours).sum(1) / (mass.sum(1) + 1e-12) + 128
+
+
+def into_gamut(ycbcr: Tensor) -> Tensor:
+    """Return RGB on 0..255 of Y, Cb and Cr (B, 3, H, W): what lies outside is brought in towards grey, hue kept.
+
+    With g = 1.164383 (Y - 16) clamped to 0..255 and t, b the largest and smallest of R, G and B, chroma is multiplied by
+    the smallest of 1, (255 - g) / (t - g) where t > 255, and g / (g - b) where b < 0.
+    """
+    rgb = ycbcr_to_rgb(ycbcr)
+    grey = luminance_to_grey(ycbcr[:, :1]).clamp(0, 255)
+    colour = rgb - luminance_to_grey(ycbcr[:, :1])
+    above, below = colour.amax(1, keepdim=True), -colour.amin(1, keepdim=True)
+    scale = torch.minimum((255 - grey) / above.clamp_min(1e-6), grey / below.clamp_min(1e-6)).clamp(max=1)
+    return (grey + scale * colour).clamp(0, 255)
+
+
+def _recorded_colour(y: Tensor, top: Tensor) -> Tensor:
+    """Return how far colour is recorded, 0 to 1, from luminance and the largest of R, G and B, on 0..255."""
+    darker = ((232 - y) / 24).clamp(0, 1) * ((y - 16) / 32).clamp(0, 1)
+    return darker * (0.2 + 0.8 * ((252 - top) / 24).clamp(0, 1))

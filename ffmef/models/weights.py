@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ffmef.errors import InputError
 from ffmef.models.ffmef import FFMEF
 from ffmef.models.pyramid import PyramidFFMEF
+from ffmef.models.pyramid_first import FirstPyramidFFMEF
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 
@@ -133,7 +134,7 @@ def _build(architecture: type[nn.Module], config: dict, state: dict[str, Tensor]
 
 def architectures() -> dict[str, type[nn.Module]]:
     """Return the model classes that a weight file's header may name."""
-    return {"FFMEF": FFMEF, "PyramidFFMEF": PyramidFFMEF}
+    return {"FFMEF": FFMEF, "PyramidFFMEF": PyramidFFMEF, "FirstPyramidFFMEF": FirstPyramidFFMEF}
 
 
 def available() -> list[str]:
@@ -233,6 +234,8 @@ def _load_safetensors(path: Path) -> nn.Module:
         config = None
     if not isinstance(config, dict):
         raise InputError(f"{path} has an unusable config {_printable(header.get('config'))}: it must be a JSON object")
+    if name == "PyramidFFMEF" and "design" not in config:
+        return _build(FirstPyramidFFMEF, config, state, path)
     return _build(classes[name], config, state, path)
 
 

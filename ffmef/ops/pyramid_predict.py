@@ -1,4 +1,4 @@
-"""The coarse predictor of PyramidFFMEF on the CPU, without derivatives: what a finished model needs."""
+"""The coarse predictor of FirstPyramidFFMEF on the CPU, without derivatives: what a finished model needs."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def available(half: Tensor, channels: Sequence[int], stem: int) -> bool:
 def pyramid_predict(
     half: Tensor, parameters: Sequence[Tensor], channels: Sequence[int], stem: int, bands: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights of the bands and of the base as ``PyramidFFMEF.predict_weights`` does, without derivatives.
+    """Return the weights of the bands and of the base as ``FirstPyramidFFMEF.predict_weights`` does, without derivatives.
 
     Args:
         half: (N, H, W), float32 luminance in [0, 1] at half size, on the CPU.
-        parameters: of ``PyramidFFMEF.predictor``, in the order of its own ``parameters()``, float32.
+        parameters: of ``FirstPyramidFFMEF.predictor``, in the order of its own ``parameters()``, float32.
         channels: of the predictor, multiples of 16.
         stem: of the predictor, at most 16.
         bands: L.
@@ -45,8 +45,8 @@ def pyramid_predict(
 
     Example:
         >>> import torch
-        >>> from ffmef.models import PyramidFFMEF
-        >>> model = PyramidFFMEF()
+        >>> from ffmef.models.pyramid_first import FirstPyramidFFMEF
+        >>> model = FirstPyramidFFMEF()
         >>> weights, base = pyramid_predict(torch.rand(2, 20, 30), list(model.predictor.parameters()), (16, 16, 32, 32), 8, 3)
         >>> weights.shape, base.shape
         (torch.Size([3, 2, 5, 8]), torch.Size([2, 5, 8]))

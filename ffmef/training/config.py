@@ -37,6 +37,8 @@ class Config:
     count: int = field(default=2, metadata={"help": "pictures a sample"})
     largest_count: int = field(default=0, metadata={"help": "half of the samples have up to so many; 0: none"})
     size: int = field(default=128, metadata={"help": "side of the samples in pixels"})
+    overlap: int = field(default=0, metadata={"help": "pixels; samples are cut twice, shifted by up to so many"})
+    consistency: float = field(default=0.0, metadata={"help": "weight of the difference of two cuts of a sample"})
     recipe: str = field(default="whole", metadata={"help": "whole (paper), release or mixed crops"})
     turns: bool = field(default=False, metadata={"help": "quarter turns besides flips"})
     order: str = field(default="", metadata={"help": "luminance, given, reversed or random; by default the task's"})
@@ -80,12 +82,27 @@ class Config:
             _at_least("largest_count", self.largest_count, self.count)
             if self.batch_size != 1:
                 raise InputError(f"batch_size must be 1 where largest_count lets samples differ, got {self.batch_size}")
-        for name in ("until", "samples_per_epoch", "warmup", "threads", "workers", "checkpoint_every", "seed"):
+        for name in (
+            "until",
+            "overlap",
+            "samples_per_epoch",
+            "warmup",
+            "threads",
+            "workers",
+            "checkpoint_every",
+            "seed",
+        ):
             _at_least(name, getattr(self, name), 0)
         if self.threads > 4096:
             raise InputError(f"threads must be at most 4096, got {self.threads}")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.consistency < 0 or not self.overlap < self.size:
+            raise InputError(
+                f"consistency must be at least 0 and overlap below size, got {self.consistency} and {self.overlap}"
+            )
+        if self.consistency and not self.overlap:
+            raise InputError(f"overlap must be positive where consistency has a weight, got {self.overlap}")
         for name in ("validation", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ffmef.data import EpochBatches, Mixture, PictureScenes, SyntheticBrackets, TrainingSet, find_scenes
 from ffmef.errors import InputError
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
+from ffmef.models import PyramidFFMEF
 from ffmef.training.checkpoint import load, save, write_atomically
 from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
@@ -115,7 +116,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         parts.append(part)
     dataset = TrainingSet(
         Mixture(parts),
-        size=config.size,
+        size=config.size + config.overlap,
         recipe=config.recipe,
         samples_per_epoch=config.samples_per_epoch or None,
         turns=config.turns,
@@ -130,6 +131,24 @@ def _fraction(name: str, seed: int) -> float:
     import zlib
 
     return zlib.crc32(f"{seed}:{name}".encode()) / 2**32
+
+
+def _disagreement(fused: Tensor, places: np.ndarray) -> Tensor:
+    """Return the mean absolute difference of two fused parts of one sample where they overlap, mean over samples.
+
+    Args:
+        fused: (2 B, 1, size, size), the first parts before the second ones.
+        places: (2, B, 2), top and left of each part.
+    """
+    size, total = fused.shape[-1], 0.0
+    for one, other, (first, second) in zip(*fused.chunk(2), places.transpose(1, 0, 2), strict=True):
+        start, end = np.maximum(first, second), np.minimum(first, second) + size
+        parts = [
+            maps[:, start[0] - place[0] : end[0] - place[0], start[1] - place[1] : end[1] - place[1]]
+            for maps, place in ((one, first), (other, second))
+        ]
+        total = total + (parts[0] - parts[1]).abs().mean()
+    return total / places.shape[1]
 
 
 class Trainer:
@@ -325,12 +344,38 @@ class Trainer:
         chroma_from = 1 if self.config.task == "vif" else None
         return Sources.from_rgb(batch, chroma_from=chroma_from)
 
+    def _forward(self, model: nn.Module, sources: Sources) -> tuple[Tensor, Sources]:
+        """Return the fused luminance, and the sources with the chroma that the model merges."""
+        if not isinstance(self.plain, PyramidFFMEF):
+            return model(sources.luminance), sources
+        fused, shares = model(sources.luminance, with_shares=True)
+        return fused, sources.with_chroma_of(shares.detach()) if self.config.task == "mef" else sources
+
+    def _cut_twice(self, batch: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Cut two overlapping parts of each sample, the first of all before the second of all; return their places."""
+        size, slack = self.config.size, self.config.overlap
+        rng = np.random.default_rng([self.config.seed, 3, self.step, self.fabric.global_rank])
+        places = rng.integers(0, slack + 1, (2, len(batch), 2))
+        parts = [
+            sample[..., top : top + size, left : left + size]
+            for part in places
+            for sample, (top, left) in zip(batch, part, strict=True)
+        ]
+        return torch.stack(parts), places
+
     def _step(self, batch: Tensor) -> dict[str, float]:
         rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        places = None
+        if self.config.overlap:
+            batch, places = self._cut_twice(batch)
         sources = self._sources(batch.to(self.fabric.device, non_blocking=True))
-        total, terms = self.loss(self.model(sources.luminance), sources)
+        fused, sources = self._forward(self.model, sources)
+        total, terms = self.loss(fused, sources)
+        if places is not None:
+            terms["consistency"] = _disagreement(fused, places)
+            total = total + self.config.consistency * terms["consistency"]
         names = ["total", *terms]
         values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
         if self.fabric.world_size > 1:
@@ -389,7 +434,8 @@ class Trainer:
         model = self.average if self.average is not None else self.plain
         rgb = torch.from_numpy(np.ascontiguousarray(scene.transpose(0, 3, 1, 2))).unsqueeze(0)
         sources = self._sources(rgb.to(self.fabric.device))
-        fused = model(sources.luminance).float()
+        fused, sources = self._forward(model, sources)
+        fused = fused.float()
         picture = sources.picture(fused.clamp(0, 1)).clamp(0, 1)
         pixels = (picture[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return pixels, self.loss(fused, sources)[0].item()
@@ -451,9 +497,14 @@ def load_initial(model: nn.Module, name_or_path: str) -> None:
         InputError: the file is missing or does not fit.
     """
     import ffmef.models
+    from ffmef.models.pyramid_first import FirstPyramidFFMEF
 
     try:
-        model.load_state_dict(ffmef.models.load(name_or_path).state_dict())
+        initial = ffmef.models.load(name_or_path)
+        if isinstance(initial, FirstPyramidFFMEF) and isinstance(model, PyramidFFMEF):
+            model.adopt_first(initial.state_dict())
+        else:
+            model.load_state_dict(initial.state_dict())
     except RuntimeError as error:
         raise InputError(
             f"initial: {name_or_path} does not fit the model: {' '.join(str(error).split())[:160]}"

@@ -1,19 +1,15 @@
-"""PyramidFFMEF: any number of exposures, any order, any size; weights on the coarse grid."""
+"""PyramidFFMEF: any number of exposures, any order, any size; convex, local, by what each exposure has recorded."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
-import ffmef
-from ffmef.errors import InputError
-from ffmef.imaging.io import Picture, read_picture
-from ffmef.losses.structural import mef_ssim
-from ffmef.models import PyramidFFMEF, load, save
-from ffmef.pipeline import default_weights, fuse_pictures
+from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
+from ffmef.models import PyramidFFMEF, load, merge_chroma, save
+from ffmef.models.pyramid import halve, into_gamut, shrink
+from ffmef.models.pyramid_first import FirstPyramidFFMEF
 
 torch.set_num_threads(1)
 
@@ -23,50 +19,137 @@ def model():
     torch.manual_seed(0)
     model = PyramidFFMEF().eval()
     with torch.no_grad():
-        model.predictor.head.weight.normal_(std=0.5)  # far from the plain mean
-    return model
+        model.predictor.head.weight.normal_(std=0.1)  # far from the plain mean
+        model.predictor.statistics.bias.normal_()
+    return model.requires_grad_(False)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 300), (65, 63), (128, 128)])
-@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("count", [2, 5])
 def test_any_size_and_number(model, size, count):
     luminance = torch.rand(2, count, *size)
-    with torch.no_grad():
-        assert model(luminance).shape == (2, 1, *size)
-        assert torch.allclose(model(luminance)[1:], model(luminance[1:]), rtol=1e-4, atol=1e-4)
+    assert model(luminance).shape == (2, 1, *size)
+    assert torch.allclose(model(luminance)[1:], model(luminance[1:]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("order", [[1, 0, 2, 3], [3, 1, 0, 2]])
 def test_order_does_not_matter(model, order):
     luminance = torch.rand(1, 4, 70, 90)
-    with torch.no_grad():
-        straight, mixed = model(luminance), model(luminance[:, order])
+    straight, mixed = model(luminance), model(luminance[:, order])
     torch.testing.assert_close(mixed, straight, rtol=1e-4, atol=1e-4)
     assert (model(luminance[:, [0, 1, 2, 2]]) - straight).abs().max() > 0.01
 
 
-def test_images_meet(model):
-    """An image's weights depend on the others, at the other end of the picture too."""
-    half = torch.rand(1, 2, 64, 256)
-    other = half.clone()
-    other[0, 1, :, 200:] = 1.0
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_a_picture_with_itself_stays(model, count):
+    luminance = torch.rand(1, 1, 61, 83)
+    torch.testing.assert_close(model(luminance.expand(1, count, -1, -1)), luminance, rtol=0, atol=2e-6)
+    picture = torch.randint(0, 256, (61, 83, 3), dtype=torch.uint8)
+    assert torch.equal(model.fuse_rgb([picture] * count), picture)
+
+
+def test_pictures_in_any_order_give_the_same_bits(model):
+    pictures = [torch.randint(low, low + 128, (40, 50, 3), dtype=torch.uint8) for low in (0, 60, 60, 120)]
+    assert torch.equal(model.fuse_rgb(pictures), model.fuse_rgb([pictures[k] for k in (2, 0, 3, 1)]))
+
+
+def test_shares_sum_to_one_and_flat_pictures_stay_between(model):
+    shares, _ = model.predict(torch.rand(1, 3, 32, 48))
+    torch.testing.assert_close(shares.sum(2), torch.ones(1, 5, 8, 12))
+    fused = model(torch.tensor([0.3, 0.7]).view(1, 2, 1, 1).expand(1, 2, 64, 80))
+    assert fused.min() > 0.3 - 1e-5 and fused.max() < 0.7 + 1e-5
+
+
+def test_what_is_far_does_not_matter():
+    """Beyond the reach of grids and octaves nothing changes: no statistic is taken over the whole picture."""
+    model = PyramidFFMEF(channels=(16, 16), octaves=1).eval()
     with torch.no_grad():
-        change = (model.predict_weights(half)[0] - model.predict_weights(other)[0]).abs()
-    assert change[0, :, 0, :, 0].max() > 1e-5
+        model.predictor.head.weight.normal_(std=0.5)
+        pictures = torch.rand(1, 2, 64, 512)
+        other = pictures.clone()
+        other[..., 256:] = torch.rand(1, 2, 64, 256)
+        near, far = model(pictures), model(other)
+    assert torch.equal(near[..., :128], far[..., :128]) and not torch.equal(near, far)
 
 
-def test_starts_near_the_mean():
-    torch.manual_seed(0)
-    luminance = torch.rand(1, 2, 64, 64)
+def test_borders_are_repeated(model):
+    """A picture of one brightness has the same weights in the corner as in the middle."""
+    shares, gains = model.predict(torch.tensor([0.3, 0.7]).view(1, 2, 1, 1).expand(1, 2, 64, 64))
+    for maps in (shares, gains):
+        torch.testing.assert_close(maps, maps[..., 4:5, 4:5].expand_as(maps), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 8)])
+def test_shrink_is_its_filter(size):
+    maps = torch.rand(2, 3, *size)
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    padded = F.pad(maps, (1, 1 + size[1] % 2, 1, 1 + size[0] % 2), mode="replicate").flatten(0, 1).unsqueeze(1)
+    expected = F.conv2d(padded, (taps[:, None] * taps)[None, None], stride=2).view(2, 3, -(-size[0] // 2), -1)
+    torch.testing.assert_close(shrink(maps), expected)
+
+
+def test_the_base_is_blended_over_octaves():
+    """By hand for one octave, bands left out: shares of the base below, of the octaves' plane at the bottom."""
+    torch.manual_seed(1)
+    model = PyramidFFMEF(bands=0, octaves=1).eval()
     with torch.no_grad():
-        fused = PyramidFFMEF()(luminance)
-    assert (fused - luminance.mean(1, keepdim=True)).abs().mean() < 0.1
+        model.predictor.head.weight.normal_()
+        luminance = torch.rand(1, 2, 32, 32)
+        shares, gains = model.predict(halve(luminance))
+        coarse = F.avg_pool2d(luminance, 8)
+        lower = (shrink(shares[:, 1]) * shrink(coarse)).sum(1, keepdim=True)
+        band = coarse - F.interpolate(shrink(coarse), scale_factor=2.0, mode="bilinear")
+        base = F.interpolate(lower, scale_factor=2.0, mode="bilinear")
+        base = base + (shares[:, 0] * (1 + gains[:, 0]) * band).sum(1, keepdim=True)
+        for _ in range(3):
+            base = F.interpolate(base, scale_factor=2.0, mode="bilinear")
+        torch.testing.assert_close(model(luminance), base)
 
 
-@pytest.mark.parametrize("options", [{}, {"bands": 0}, {"bands": 2, "channels": (8,), "stem": 4}])
+def test_validity_takes_a_frame_out(model):
+    """Where a frame must not be used its share is nearly nothing, whatever it shows."""
+    luminance = torch.rand(1, 3, 96, 96)
+    validity = torch.ones_like(luminance)
+    validity[:, 1, :, :48] = 0
+    shares = model.fuse(luminance, validity)[1]
+    assert shares[:, 1, :, :6].max() < 1e-2 < shares[:, 1, :, 7:].mean()
+    assert torch.equal(model(luminance, torch.ones_like(luminance)), model(luminance))
+    with pytest.raises(ValueError, match=r"validity must be \(1, 3, 96, 96\), got shape \(3, 96, 96\)"):
+        model(luminance, validity[0])
+
+
+def test_chroma_of_what_is_recorded_wins():
+    """Of a white and a coloured exposure the coloured one, of three the two that agree, of equal ones the mean."""
+    orange = torch.tensor([180.0, 120.0, 60.0])
+    white, grey = torch.full((3,), 255.0), torch.full((3,), 100.0)
+    shares = torch.full((1, 2, 1, 1), 0.5)
+
+    def merged(*colours):
+        rgb = torch.stack(colours).view(1, -1, 3, 1, 1).expand(1, len(colours), 3, 8, 8)
+        return merge_chroma(rgb, shares[:, :1].expand(1, len(colours), 1, 1) * 2 / len(colours))[0, :, 0, 0] - 128
+
+    own = rgb_to_ycbcr(orange.view(1, 3, 1, 1))[0, 1:, 0, 0] - 128
+    torch.testing.assert_close(merged(orange, white), own, rtol=0.05, atol=0)
+    torch.testing.assert_close(merged(orange, grey), own / 2, rtol=1e-4, atol=1e-4)
+    assert (merged(orange, grey, grey) / own).max() < 0.06
+    torch.testing.assert_close(merged(orange, orange, orange), own, rtol=1e-4, atol=1e-4)
+
+
+def test_hue_is_kept_outside_of_rgb():
+    ycbcr = torch.tensor([[200.0, 120.0, 180.0], [20.0, 100.0, 150.0], [120.0, 130.0, 125.0]]).T.view(1, 3, 3, 1)
+    rgb, free = into_gamut(ycbcr), ycbcr_to_rgb(ycbcr)
+    assert rgb.min() >= 0 and rgb.max() <= 255
+    assert torch.equal(rgb[..., 2, :], free[..., 2, :])
+    back = rgb_to_ycbcr(rgb)
+    torch.testing.assert_close(back[:, 0], ycbcr[:, 0], rtol=1e-4, atol=1e-3)
+    angles = [torch.atan2(maps[:, 2] - 128, maps[:, 1] - 128) for maps in (back, ycbcr)]
+    torch.testing.assert_close(*angles, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"bands": 0}, {"bands": 2, "channels": (8,), "stem": 4, "octaves": 2}])
 def test_options_and_gradients(options):
     model = PyramidFFMEF(**options)
-    model(torch.rand(1, 2, 33, 47)).sum().backward()
+    model(torch.rand(1, 2, 33, 47)).square().sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent
 
@@ -92,8 +175,18 @@ def test_weights_survive_a_file(model, tmp_path):
     again = load(tmp_path / "weights.safetensors")
     assert isinstance(again, PyramidFFMEF) and again.config() == model.config()
     luminance = torch.rand(1, 2, 40, 50)
-    with torch.no_grad():
-        assert torch.equal(again(luminance), model(luminance))
+    assert torch.equal(again(luminance), model(luminance))
+
+
+def test_training_goes_on_from_the_first_design():
+    """The trunk is taken over; octaves begin as the base does, statistics without effect."""
+    first, model = FirstPyramidFFMEF(), PyramidFFMEF()
+    model.adopt_first(first.state_dict())
+    theirs, ours = first.predictor, model.predictor
+    assert torch.equal(ours.encode[2].weight, theirs.encode[2].weight)
+    assert torch.equal(ours.overall(torch.ones(1, 32, 1, 1))[0, :, 0, 0], theirs.overall(torch.ones(1, 32))[0])
+    assert torch.equal(ours.head.weight[[3, 4, 8, 9]], theirs.head.weight[[3, 3, 7, 7]])
+    assert not ours.statistics.weight.any() and not ours.statistics.bias.any()
 
 
 def test_mistakes_are_named():
@@ -101,67 +194,7 @@ def test_mistakes_are_named():
         PyramidFFMEF()(torch.rand(1, 1, 8, 8))
     with pytest.raises(ValueError, match="bands must be 0 to 3, got 4"):
         PyramidFFMEF(bands=4)
-
-
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        ({"model": "steam"}, "model must be one of ffmef, pyramid, got 'steam'"),
-        ({"model": "pyramid", "task": "mff"}, "model 'pyramid' must be used for task mef, got mff"),
-        (
-            {"model": "pyramid", "weights": "mef"},
-            "weights must be left alone where a model is named, got mef and 'pyramid'",
-        ),
-    ],
-)
-def test_names_of_models_are_checked(options, message):
-    pictures = [np.full((9, 12, 3), grey, np.uint8) for grey in (40, 200)]
-    with pytest.raises(InputError) as caught:
-        ffmef.fuse(pictures, **options)
-    assert message in str(caught.value)
-
-
-def test_pictures_of_every_kind_fuse_alike(model, tmp_path):
-    """8-bit RGB takes the native path; 16 bit, floating point and read-only arrays give the same picture."""
-    path = str(tmp_path / "weights.safetensors")
-    save(model, path)
-    rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, (45, 70, 3), dtype=np.uint8) for _ in range(3)]
-    eight = ffmef.fuse(pictures, weights=path)
-    sixteen = ffmef.fuse([p.astype(np.uint16) * 257 for p in pictures], weights=path)
-    exact = ffmef.fuse([p / 255 for p in pictures], weights=path)
-    for picture in pictures:
-        picture.setflags(write=False)
-    assert np.array_equal(ffmef.fuse(pictures, weights=path), eight)
-    assert np.abs(sixteen / 257 - eight).max() < 0.52 and np.abs(exact * 255 - eight).max() < 0.52
-    assert np.abs(ffmef.fuse(pictures, weights=path, backend="reference").astype(int) - eight).max() <= 1
-
-
-def test_metadata_follow_the_darkest_whatever_the_order(model, tmp_path):
-    path = str(tmp_path / "weights.safetensors")
-    save(model, path)
-    pictures = [Picture(np.full((20, 30, 3), grey, np.uint8), exif=b"%d" % grey) for grey in (90, 20, 200)]
-    for order in ([0, 1, 2], [2, 0, 1]):
-        assert fuse_pictures([pictures[i] for i in order], weights=path).exif == b"20"
-
-
-def test_bundled_weights_fuse_by_default():
-    """Two and three exposures without a word about the model; better lit than either end, in any order."""
-    examples = Path(__file__).resolve().parents[2] / "examples"
-    bracket = [read_picture(examples / f"sunset_{name}.jpg").pixels for name in ("under", "middle", "over")]
-    pair = [bracket[0], bracket[2]]
-    assert default_weights("mef") == "pyramid"
-    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="pyramid"))
-    assert not np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="ffmef"))
-    fused = ffmef.fuse(bracket)
-    assert np.array_equal(fused, ffmef.fuse(bracket, weights="pyramid-brackets"))
-    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, weights="pyramid"))
-    assert not np.array_equal(fused, ffmef.fuse(bracket, weights="pyramid"))
-    assert np.abs(ffmef.fuse(bracket[::-1]).astype(int) - fused).max() <= 1
-    sources = torch.stack([grey_of(picture) for picture in bracket], 1)
-    scores = [mef_ssim(sources, grey_of(picture)).item() for picture in (*bracket, fused)]
-    assert scores[-1] > 0.97 and scores[-1] > max(scores[:-1]) + 0.02
-
-
-def grey_of(picture):
-    return torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]
+    with pytest.raises(ValueError, match="octaves must be 0 to 16, got 17"):
+        PyramidFFMEF(octaves=17)
+    with pytest.raises(ValueError, match="design must be 2, got 1"):
+        PyramidFFMEF(design=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffmef.models import PyramidFFMEF
+from ffmef.models.pyramid_first import FirstPyramidFFMEF
 from ffmef.ops import backends
 from ffmef.ops.pyramid_predict import available, pyramid_predict
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(backends()["cpu"] is not None, reason=str(backen
 
 def model_of(channels=(16, 16, 32, 32), stem=8, bands=3):
     torch.manual_seed(0)
-    model = PyramidFFMEF(channels=channels, stem=stem, bands=bands).eval()
+    model = FirstPyramidFFMEF(channels=channels, stem=stem, bands=bands).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)  # biases count too
@@ -72,7 +72,7 @@ def test_fused_pictures_are_those_of_the_module():
 def test_a_model_without_bands_fuses_by_luminance():
     from ffmef.pipeline import fuse
 
-    model = PyramidFFMEF(bands=0)
+    model = FirstPyramidFFMEF(bands=0)
     pictures = [torch.randint(0, 256, (45, 70, 3), dtype=torch.uint8) for _ in range(2)]
     arrays = [picture.numpy() for picture in pictures]
     assert (fuse(arrays, model=model) == fuse(arrays, model=lambda luminance: model(luminance))).all()

@@ -176,7 +176,10 @@ def test_gradcheck(name):
         assert rise.item() == pytest.approx((slope * way).sum().item(), rel=2e-3, abs=1e-7), part
 
 
-@pytest.mark.parametrize("name", TERMS)
+FAULTS = ("washed_out", "drowned", "clipped", "shade_loss")  # zero for most pictures: tested below
+
+
+@pytest.mark.parametrize("name", [n for n in TERMS if n not in FAULTS])
 def test_every_term_can_be_descended(name):
     sources = Sources.from_rgb(scene(batch=1))
     loss = PictureLoss({name: 1.0})
@@ -192,7 +195,7 @@ def test_every_term_can_be_descended(name):
     assert loss(fused, sources)[0] < first - 1e-3 * first.abs()
 
 
-@pytest.mark.parametrize("name", [n for n in TERMS if n not in ("clipping", "flatness")])
+@pytest.mark.parametrize("name", [n for n in TERMS if n not in ("clipping", "flatness", *FAULTS)])
 def test_terms_know_a_perfect_picture(name):
     """Two equal sources and their copy: no term finds a fault but those that measure the picture alone."""
     rgb = scene(count=3)[:, 1:2].expand(-1, 2, -1, -1, -1)
@@ -202,6 +205,42 @@ def test_terms_know_a_perfect_picture(name):
     assert value < TERMS[name](worse).item() - 1e-3
     limit = {"dullness": 0.5, "independence": 0.5, "fidelity": 2e-4, "edge_strength": 0.03}.get(name, 0.01)
     assert -1e-4 < value < limit
+
+
+def test_terms_of_faults_are_what_they_say():
+    """Flat exposures 0.3 and 0.6: how far a flat picture is beyond the limit, over what there is beyond it."""
+    rgb = torch.tensor([0.3, 0.6]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 48, 48)
+
+    def found(name, level, rgb=rgb):
+        picture = torch.full((1, 3, 48, 48), level)
+        return TERMS[name](terms.View(rgb, picture.clamp(0, 1), picture, picture[:, :1])).item()
+
+    assert found("washed_out", 0.91) == pytest.approx(0.5, abs=1e-3)
+    assert found("drowned", 0.03) == pytest.approx(0.75, abs=1e-3)
+    assert found("clipped", 1.01) == pytest.approx(0.5, abs=1e-3)
+    for name in FAULTS:
+        assert found(name, 0.5) == 0
+        assert found(name, 1.2 if name == "drowned" else 0.0) == 0
+    # Where no exposure has middle tones, none can be lost.
+    assert found("washed_out", 0.95, rgb * 0.3) == found("drowned", 0.01, rgb + 0.38) == 0
+    assert found("clipped", 1.01, rgb + 0.66) == 0
+
+
+def test_shade_that_one_exposure_records_is_asked_for():
+    """A sky of steps of 0.08 in the dark exposure, white in the other: seven tenths suffice, a third lacks the rest."""
+    steps = 0.3 + 0.08 * torch.arange(6.0).repeat_interleave(8).expand(48, 48)
+    rgb = torch.stack([steps, torch.ones_like(steps)]).view(1, 2, 1, 48, 48).expand(1, 2, 3, 48, 48)
+
+    def found(contrast):
+        picture = (0.5 + contrast * (steps - 0.5)).expand(1, 3, 48, 48)
+        return terms.shade_loss(terms.View(rgb, picture, picture, picture[:, :1])).item()
+
+    assert found(0.75) == found(1.0) == 0
+    # All horizontal differences lack (0.7 - 1 / 3) of a step, of two steps of 8 pixels at 1/16 size.
+    assert found(1 / 3) == pytest.approx((0.7 - 1 / 3) * (0.08 + 0.16), rel=1e-3)
+    recorded_twice = torch.stack([rgb[:, 0], rgb[:, 0]], 1)
+    flat = torch.full((1, 3, 48, 48), 0.5)
+    assert terms.shade_loss(terms.View(recorded_twice, flat, flat, flat[:, :1])) == 0
 
 
 def test_order_of_sources_does_not_matter_to_terms():

@@ -24,7 +24,7 @@ from ffmef.models import load as load_weights
 from ffmef.training import checkpoint
 from ffmef.training.config import Config, resolve
 from ffmef.training.schedules import rate_factor
-from ffmef.training.trainer import DivergedError, Trainer
+from ffmef.training.trainer import DivergedError, Trainer, _disagreement
 
 SMALL = {
     "size": 16,
@@ -326,6 +326,38 @@ def test_bundled_weights_have_cards_and_recipes():
         assert resolve(path, {}).loss == "picture"
 
 
+PYRAMID = {
+    "model": "pyramid",
+    "model_options": {"channels": [4, 4], "stem": 4},
+    "loss": "picture",
+    "loss_options": {"weights": {"structure": 1.0, "washed_out": 1.0}},
+    "size": 48,
+    "overlap": 9,
+    "consistency": 2.0,
+    "batch_size": 1,
+}
+
+
+def test_two_cuts_of_a_sample_are_compared(data, tmp_path):
+    """The cuts overlap where they say, the term is their difference there, and a resumed run draws the same cuts."""
+    trainer = Trainer(config(data, **PYRAMID), tmp_path / "whole")
+    sample = torch.arange(57 * 57).view(1, 1, 1, 57, 57).float()
+    batch, places = trainer._cut_twice(sample.expand(1, 2, 3, 57, 57))
+    assert batch.shape == (2, 2, 3, 48, 48) and places.shape == (2, 1, 2)
+    assert [int(part[0, 0, 0, 0]) for part in batch] == [57 * top + left for ((top, left),) in places]
+    assert _disagreement(batch[:, :1, 0], places) == 0
+    assert _disagreement(batch[:, :1, 0] + torch.tensor([0.0, 2.0]).view(2, 1, 1, 1), places) == 2
+    trainer.run(progress=False)
+    with (tmp_path / "whole" / "losses.csv").open() as file:
+        for row in csv.DictReader(file):
+            parts = [float(row[name]) for name in ("structure", "washed_out", "consistency")]
+            assert float(row["total"]) == pytest.approx(parts[0] + parts[1] + 2 * parts[2], rel=1e-4)
+            assert parts[2] > 0
+    Trainer(config(data, **PYRAMID), tmp_path / "sliced").run(progress=False, stop_after=4)
+    Trainer(config(data, **PYRAMID), tmp_path / "sliced", resume=True).run(progress=False)
+    assert weights(tmp_path / "sliced") == weights(tmp_path / "whole")
+
+
 def test_schedules():
     assert rate_factor(0, total=10, schedule="constant") == 1
     assert [rate_factor(s, total=10, schedule="constant", warmup=4) for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
@@ -463,7 +495,7 @@ def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
 
 
 def test_guided_pyramid_with_equal_bins_is_the_pyramid_model():
-    from ffmef.models import PyramidFFMEF
+    from ffmef.models.pyramid_first import FirstPyramidFFMEF as PyramidFFMEF
 
     guided, plain = ablation().GuidedPyramid(bins=3), PyramidFFMEF()
     with torch.no_grad():
