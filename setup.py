@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -24,11 +25,25 @@ def missing_for_native_build() -> str | None:
         return "no C++ compiler was found"
     if not shutil.which("cmake"):
         return "cmake was not found"
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        return "torch is not installed in the build environment"
+    if find_spec("torch") is None and find_spec("pybind11") is None:
+        return "neither torch nor pybind11 is installed in the build environment"
     return None
+
+
+def torch_options() -> list[str]:
+    """Return CMake's options for the libraries of operators, which are left out where torch is not installed."""
+    try:
+        import torch
+        from torch.utils.cpp_extension import include_paths, library_paths
+    except ImportError:
+        print("ffmef: operators for torch not built: torch is not installed in the build environment", file=sys.stderr)
+        return ["-DFFMEF_BUILD_TORCH=OFF"]
+    return [
+        f"-DFFMEF_TORCH_INCLUDE_DIRS={';'.join(include_paths())}",
+        f"-DFFMEF_TORCH_LIBRARY_DIR={library_paths()[0]}",
+        f"-DFFMEF_TORCH_VERSION={torch.__version__}",
+        *cuda_options(torch.version.cuda),
+    ]
 
 
 CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
@@ -109,18 +124,12 @@ class CMakeBuild(build_ext):
         if reason:
             print(f"ffmef: native library not built ({reason}); the plain torch reference will serve", file=sys.stderr)
             return
-        import torch
-        from torch.utils.cpp_extension import include_paths, library_paths
-
         target = Path(self.build_lib).resolve() / "ffmef"
         build_dir = Path(self.build_temp).resolve() / f"py{sys.version_info[0]}{sys.version_info[1]}"
         options = [
-            f"-DFFMEF_TORCH_INCLUDE_DIRS={';'.join(include_paths())}",
-            f"-DFFMEF_TORCH_LIBRARY_DIR={library_paths()[0]}",
-            f"-DFFMEF_TORCH_VERSION={torch.__version__}",
             f"-DCMAKE_INSTALL_PREFIX={target}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            *cuda_options(torch.version.cuda),
+            *torch_options(),
         ]
         try:
             import pybind11

@@ -1,19 +1,19 @@
 """Image fusion by predicted filters: a fused operator, the FFMEF networks, their losses, metrics and tools.
 
-Importing builds nothing, prints nothing and touches no GPU.
+Importing builds nothing, prints nothing, touches no GPU and does not load torch: modules are loaded where they are first
+named. Whoever calls ``torch.ops.ffmef`` by itself imports :mod:`ffmef.ops` first, which registers the operators.
 """
 
 from __future__ import annotations
 
 import importlib
 
-from ffmef import ops
 from ffmef.errors import InputError
 from ffmef.version import __version__
 
-_LAZY_MODULES = ("data", "evaluation", "imaging", "losses", "metrics", "models", "nn", "training")
+_LAZY_MODULES = ("data", "evaluation", "imaging", "losses", "metrics", "models", "nn", "ops", "training")
 
-__all__ = ["InputError", "__version__", "fuse", "ops", *_LAZY_MODULES]
+__all__ = ["InputError", "__version__", "fuse", *_LAZY_MODULES]
 
 
 def __getattr__(name: str):

@@ -12,23 +12,38 @@ from ffmef.errors import InputError
 from ffmef.version import __version__
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser with one subparser for each module of :mod:`ffmef.commands`."""
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser with one subparser for each module of :mod:`ffmef.commands`.
+
+    Args:
+        chosen: import and describe this command alone, the others by one line each; None means all.
+    """
     parser = argparse.ArgumentParser(prog="ffmef", description="Fuse pictures of one scene into one picture.")
     parser.add_argument("--version", action="version", version=f"ffmef {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in sorted(module.name for module in pkgutil.iter_modules(commands.__path__)):
-        module = importlib.import_module(f"ffmef.commands.{name}")
+    for found in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
+        if chosen is not None and chosen != found.name:
+            subparsers.add_parser(found.name, help=_summary(found))
+            continue
+        module = importlib.import_module(f"ffmef.commands.{found.name}")
         summary = module.__doc__.strip().splitlines()[0]
-        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        subparser = subparsers.add_parser(found.name, help=summary, description=summary)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     return parser
 
 
+def _summary(module: pkgutil.ModuleInfo) -> str:
+    """Return the first line of a module's docstring; importing all of them takes longer than most answers."""
+    source = module.module_finder.find_spec(module.name).loader.get_source(module.name)
+    return source.split('"""', 2)[1].strip().splitlines()[0]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; return 0, its own status, or 2 after a mistake that the message names."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    # Options before the command end the program, so the command is the first argument or none.
+    args = build_parser(argv[0] if argv else "").parse_args(argv)
     try:
         return args.run(args) or 0
     except InputError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ffmef import picture
 from ffmef.errors import InputError
 from ffmef.imaging import colour
+from ffmef.weight_files import find, stamp
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +41,7 @@ def fuse(
     engine: str = "auto",
     model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
+    threads: int | None = None,
 ) -> np.ndarray:
     """Fuse pictures of one scene into one picture.
 
@@ -62,6 +66,9 @@ def fuse(
             of its own; None chooses by ``weights``, or else by task and number of pictures. Or what to use in their
             place: a callable that takes luminance (1, N, H, W), float32 in [0, 1], and returns (1, 1, H, W).
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
+        threads: processor threads, on which the result does not depend. None means the number in the variable
+            ``FFMEF_THREADS``, or torch's where torch is loaded, or the number in ``OMP_NUM_THREADS``, or one for each
+            processor that the process may run on.
 
     Returns:
         The fused picture, same size and dtype, colour if any picture is (for ``vif``: if the visible one is). Integers
@@ -76,7 +83,7 @@ def fuse(
     [120, 120, 120]
     """
     images = _checked(_listed(images, task))
-    return _fuse(images, task, weights, backend=backend, engine=engine, model=model, device=device)[0]
+    return _fuse(images, task, weights, backend=backend, engine=engine, model=model, device=device, threads=threads)[0]
 
 
 def fuse_pictures(
@@ -141,31 +148,64 @@ def _fuse(
     engine: str = "auto",
     model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
+    threads: int | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Return the fused picture and the fusion order of the images, by which facts about the files are chosen.
 
     Args:
         ties: what orders pictures with equal samples, one for each; None where nobody asks for the order.
     """
-    if model is None or isinstance(model, str):
-        name = _weights_name(task, weights, model, len(images), engine)
-        model = _load_model(name, len(images), backend, engine, device)
+    picture.thread_count(threads)  # names a wrong number before anything is loaded
+    named = model is None or isinstance(model, str)
+    if named:
+        weights = _weights_name(task, weights, model, len(images), engine)
     elif weights is not None or backend is not None or engine != "auto":
         raise InputError("weights, backend and engine must be left alone where model is given")
-    if _fuses_rgb(model, images, task, device):
+    network = _native_network(weights if named else model, task, backend, engine, device)
+    if network is not None:
         order = list(range(len(images)))
         if task == "mef" and ties is not None:
             # The model does not care for the order, what is known about the files does; every eighth pixel tells it.
             order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
-        return _run_rgb(model, images), order
+        return picture.fuse(network, images, threads), order
+    if named:
+        model = _load_model(weights, len(images), backend, engine, device)
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
         order = _exposure_order(planes, images, ties)
         if order != sorted(order):
             planes = planes[order]
-    fused = _run(model, planes, device)
+    with _torch_threads(threads):
+        fused = _run(model, planes, device)
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order
+
+
+def _native_network(source, task: str, backend: str | None, engine: str, device):
+    """Return what fuses these pictures in one native pass, colour included, for a name or path of weights or a model."""
+    if picture.missing is not None or task == "vif" or str(device or "cpu") != "cpu" or engine != "auto":
+        return None
+    if isinstance(source, str | Path):
+        return picture.read_network(find(source)) if backend in (None, "cpu") else None
+    if not hasattr(source, "fuse_rgb") or source.backend not in (None, "cpu"):
+        return None
+    on_cpu = next(source.parameters()).device.type == "cpu"
+    return picture.network_of(source) if on_cpu else None
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None):
+    """Let torch use so many threads for a while; None leaves it alone."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if threads is not None:
+            torch.set_num_threads(before)
 
 
 def _exposure_order(planes: np.ndarray, images: list[np.ndarray], ties: list[bytes] | None) -> list[int]:
@@ -324,29 +364,11 @@ def _weights_name(task: str, weights: str | None, model: str | None, images: int
     return BRACKETS[model] if images > 2 and model in BRACKETS else MODELS[model][task]
 
 
-def _fuses_rgb(model, images: list[np.ndarray], task: str, device) -> bool:
-    """Return whether the model fuses these pictures itself, colour included."""
-    if task == "vif" or not hasattr(model, "fuse_rgb") or model.backend not in (None, "cpu") or not model.bands:
-        return False
-    on_cpu = next(model.parameters()).device.type == "cpu"
-    return on_cpu and str(device or "cpu") == "cpu" and all(i.dtype == np.uint8 and i.ndim == 3 for i in images)
-
-
-def _run_rgb(model, images: list[np.ndarray]) -> np.ndarray:
-    import torch
-
-    # Arrays from files may be read-only, which torch warns of, and it knows no negative strides.
-    plain = [image if image.flags.writeable and min(image.strides) >= 0 else image.copy() for image in images]
-    pictures = [torch.from_numpy(image) for image in plain]
-    return model.fuse_rgb(pictures).numpy()
-
-
 def _load_model(weights: str, images: int, backend: str | None, engine: str, device):
     """Return the model of the named weights, ready to run on that many images, or raise what a user can mend."""
     import torch
 
     from ffmef import models
-    from ffmef.models.weights import find
     from ffmef.ops.selection import check_backend
 
     try:
@@ -362,14 +384,9 @@ def _load_model(weights: str, images: int, backend: str | None, engine: str, dev
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     path = find(weights)
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    stamp = (facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino)
     # Which GPU "cuda" is can change, and its memory is scarce: only models on the CPU are kept.
     ready_model = _ready_model if place.type == "cpu" else _ready_model.__wrapped__
-    model = ready_model(path, stamp, backend, engine, place)
+    model = ready_model(path, stamp(path), backend, engine, place)
     if isinstance(model, models.FFMEF) and images != 2:
         raise InputError(f"images must be 2 pictures for the model FFMEF, got {images}")
     return model

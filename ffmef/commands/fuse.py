@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from ffmef.commands import MOST_THREADS
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backend", metavar="NAME", help="see 'ffmef info' (default: the fastest that is available)")
     add("--engine", default="auto", help="fused: the network in one operator; eager: layer by layer; auto (default)")
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
-    add("--threads", metavar="T", help="processor threads (default: torch decides)")
+    add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,10 +41,6 @@ def run(args: argparse.Namespace) -> None:
     with io.hidden_decoder_messages():
         pictures = {name: io.read_picture(path) for name, path in paths.items()}
 
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
     started = time.perf_counter()
     fused = pipeline.fuse_pictures(
         pictures if args.task == "vif" else list(pictures.values()),
@@ -54,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
         engine=args.engine,
         model=args.model,
         device=args.device,
+        threads=threads,
     )
     seconds = time.perf_counter() - started
     written = io.write_picture(args.output, fused)
@@ -78,6 +76,8 @@ def _threads(text: str | None) -> int | None:
 
 
 def _default_backend(device: str | None) -> str:
+    if "torch" not in sys.modules:  # the picture was fused without it
+        return "cpu"
     from ffmef import ops
 
     missing = ops.backends()

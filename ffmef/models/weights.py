@@ -14,8 +14,10 @@ from ffmef.errors import InputError
 from ffmef.models.ffmef import FFMEF
 from ffmef.models.pyramid import PyramidFFMEF
 from ffmef.models.pyramid_first import FirstPyramidFFMEF
+from ffmef.weight_files import available, find
+from ffmef.weight_files import printable as _printable
 
-FOLDER = Path(__file__).resolve().parent.parent / "weights"
+__all__ = ["architectures", "available", "find", "load", "save"]
 
 # The authors' key prefixes -> ours.
 _AUTHORS_MODULES = {
@@ -85,12 +87,6 @@ def _from_authors(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     return translated
 
 
-def _printable(text: object, most: int = 80) -> str:
-    """Return text from a file as part of one line."""
-    line = repr(str(text))[1:-1]
-    return line if len(line) <= most else f"{line[:most]} ..."
-
-
 def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], architecture: str, source: Path) -> None:
     """Raise unless ``state`` has exactly the names and shapes of ``expected``, and finite values."""
     missing = sorted(expected.keys() - state.keys())
@@ -137,16 +133,6 @@ def architectures() -> dict[str, type[nn.Module]]:
     return {"FFMEF": FFMEF, "PyramidFFMEF": PyramidFFMEF, "FirstPyramidFFMEF": FirstPyramidFFMEF}
 
 
-def available() -> list[str]:
-    """Return the names of the weights that come with the package.
-
-    Example:
-        >>> "mef" in available()
-        True
-    """
-    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
-
-
 def save(model: nn.Module, path: str | Path, **facts: str) -> None:
     """Write a model's weights, its architecture and ``facts`` to a safetensors file, whole or not at all.
 
@@ -190,29 +176,6 @@ def load(name_or_path: str | Path) -> nn.Module:
     if path.suffix == ".safetensors" or len(start) == 9 and start[8:9] == b"{":
         return _load_safetensors(path)
     return _load_authors(path)
-
-
-def find(name_or_path: str | Path) -> Path:
-    """Return the file of a bundled name or a path, or raise InputError; a file in the working folder hides a name.
-
-    Example:
-        >>> find("mef").name
-        'mef.safetensors'
-    """
-    path = Path(name_or_path)
-    try:
-        if not path.is_file() and path.name == str(name_or_path):
-            bundled = FOLDER / f"{path.name}.safetensors"
-            path = bundled if bundled.is_file() else path
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError:  # a name that is too long for the file system
-        is_file = is_folder = False
-    if is_folder:
-        raise InputError(f"weights must be a name or a file, got the folder {path}")
-    if not is_file:
-        known = ", ".join(available()) or "(none bundled)"
-        raise InputError(f"weights must be a file or one of {known}, got {_printable(name_or_path, 200)}")
-    return path
 
 
 def _load_safetensors(path: Path) -> nn.Module:

@@ -421,7 +421,7 @@ def test_names_that_no_file_can_have(tmp_path):
 def test_names_stay_in_the_folder_of_bundled_weights(tmp_path, monkeypatch):
     """A name is no path: what lies beside the bundled weights cannot be reached through it."""
     models.save(FFMEF(), tmp_path / "outside.safetensors")
-    monkeypatch.setattr("ffmef.models.weights.FOLDER", tmp_path / "weights")
+    monkeypatch.setattr("ffmef.weight_files.FOLDER", tmp_path / "weights")
     (tmp_path / "weights").mkdir()
     with pytest.raises(InputError):
         models.load("../outside")

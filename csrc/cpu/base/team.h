@@ -5,29 +5,35 @@
 // one region: threads take parts of a step as they come, idle ones take over from others, and the caller never waits
 // for a thread that has taken nothing.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-
 #include <atomic>
 #include <cstdint>
 #include <memory>
 
 namespace ffmef {
 
+// Where a team's threads come from: torch (torch_crew.h) or a pool of our own (picture/pool.h).
+struct Crew {
+  int threads;
+  // Calls job(context, 0) on the calling thread and job(context, t) for some or all other t < threads on others; returns
+  // when all that began have ended. Others may begin late, or never.
+  void (*run)(int threads, void* context, void (*job)(void* context, int thread));
+};
+
 class Team {
  public:
-  // Calls body(team) on the calling thread, with torch's other threads at the team's service.
-  template <class F> static void run(const F& body) {
-    Team team(int(torch::stable::get_num_threads()));
+  // Calls body(team) on the calling thread, with the crew's other threads at the team's service.
+  template <class F> static void run(const Crew& crew, const F& body) {
+    Team team(crew.threads);
     if (team.threads_ == 1) return body(team);
-    torch::stable::parallel_for(0, team.threads_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        if (thread != 0) {
-          team.serve(int(thread));
-          continue;
-        }
-        const Dismissal at_the_end{team};
-        body(team);
-      }
+    struct Call {
+      Team& team;
+      const F& body;
+    } call{team, body};
+    crew.run(team.threads_, &call, [](void* context, int thread) {
+      Call& c = *static_cast<Call*>(context);
+      if (thread != 0) return c.team.serve(thread);
+      const Dismissal at_the_end{c.team};
+      c.body(c.team);
     });
   }
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "../base/scratch.h"
-#include "../base/team.h"
 #include "../base/tensors.h"
+#include "../base/torch_crew.h"
 #include "ffmef_forward_network.h"
 
 namespace ffmef {
@@ -268,7 +268,7 @@ Tensor ffmef_forward_cpu(const Tensor& luminance, const std::vector<Tensor>& par
   const int64_t plane_floats = height * geometry.pitch;
   const Scratch scratch((kImages + MapPool::kSlots * channels) * plane_floats * int64_t(sizeof(float)));
   MapPool maps(scratch.floats() + kImages * plane_floats, channels * plane_floats);
-  Team::run([&](Team& team) {
+  Team::run(torch_crew(), [&](Team& team) {
     for (int64_t b = 0; b < batch; ++b) {
       ImageView images[kImages];
       ExtractedMaps extracted[kImages];

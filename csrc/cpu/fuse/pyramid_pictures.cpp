@@ -1,0 +1,114 @@
+// Binds csrc/picture to torch: checks, unpacks tensors, allocates results, lends torch's threads.
+#include <torch/csrc/stable/library.h>
+
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "../../picture/fuse.h"
+#include "../base/tensors.h"
+#include "../base/torch_crew.h"
+#include "pyramid_fuse.h"
+
+namespace ffmef {
+namespace {
+
+// A result in large pages: touching small ones for the first time is a tenth of the time.
+Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  Tensor result = torch::stable::new_empty(like, sizes, dtype);
+  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
+  return result;
+}
+
+// Contiguous pictures of one size; the public function explains mistakes.
+struct Unpacked {
+  std::vector<Tensor> kept;
+  Pictures pictures;
+
+  explicit Unpacked(const std::vector<Tensor>& tensors) {
+    STD_TORCH_CHECK(!tensors.empty(), "pictures must hold at least one picture");
+    pictures = {Sample::u8, tensors[0].size(0), tensors[0].size(1), {}};
+    for (const Tensor& picture : tensors) {
+      STD_TORCH_CHECK(picture.dim() == 3 && picture.size(2) == 3 && picture.scalar_type() == ScalarType::Byte &&
+                          picture.size(0) == pictures.height && picture.size(1) == pictures.width &&
+                          picture.size(0) > 0 && picture.size(1) > 0,
+                      "pictures must be uint8 (H, W, 3) of one size");
+      kept.push_back(torch::stable::contiguous(picture));
+      pictures.views.push_back({kept.back().data_ptr(), 3});
+    }
+  }
+};
+
+Tensor half_luminance_cpu(const std::vector<Tensor>& tensors) {
+  const Unpacked unpacked(tensors);
+  const Pictures& pictures = unpacked.pictures;
+  Tensor half = new_result(tensors[0], {pictures.count(), pictures.down(), pictures.across()}, ScalarType::Float);
+  Team::run(torch_crew(), [&](Team& team) { half_luminance(pictures, static_cast<float*>(half.data_ptr()), team); });
+  return half;
+}
+
+std::tuple<Tensor, Tensor> pyramid_predict_cpu(const Tensor& half_, const std::vector<Tensor>& parameters,
+                                               const std::vector<int64_t>& channels, int64_t stem, int64_t bands) {
+  STD_TORCH_CHECK(half_.dim() == 3 && half_.scalar_type() == ScalarType::Float && half_.numel() > 0,
+                  "half must be (N, H, W), float32");
+  const Tensor half = torch::stable::contiguous(half_);
+  std::vector<Tensor> kept;
+  std::vector<Parameter> plain;
+  for (const Tensor& parameter : parameters) {
+    STD_TORCH_CHECK(parameter.scalar_type() == ScalarType::Float, "parameters must be float32");
+    kept.push_back(torch::stable::contiguous(parameter));
+    plain.push_back({static_cast<const float*>(kept.back().data_ptr()), parameter.numel()});
+  }
+  PredictNetwork net;
+  try {
+    net = network_of(plain, channels, stem, bands);
+  } catch (const std::invalid_argument& error) { STD_TORCH_CHECK(false, error.what()); }
+  const int64_t count = half.size(0), height = half.size(1), width = half.size(2);
+  const int64_t down = (height + 3) / 4, across = (width + 3) / 4;
+  Tensor weights = torch::stable::new_empty(half, {bands, count, down, across});
+  Tensor base = torch::stable::new_empty(half, {count, down, across});
+  Team::run(torch_crew(), [&](Team& team) {
+    predict(net, static_cast<const float*>(half.data_ptr()), count, height, width,
+            static_cast<float*>(weights.data_ptr()), static_cast<float*>(base.data_ptr()), team);
+  });
+  return {weights, base};
+}
+
+Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& tensors, const Tensor& half_, const Tensor& weights_,
+                            const Tensor& base_, int64_t scale) {
+  const Unpacked unpacked(tensors);
+  const Pictures& pictures = unpacked.pictures;
+  const int64_t count = pictures.count();
+  const Tensor half = torch::stable::contiguous(half_), weights = torch::stable::contiguous(weights_),
+               base = torch::stable::contiguous(base_);
+  STD_TORCH_CHECK(half.scalar_type() == ScalarType::Float && weights.scalar_type() == ScalarType::Float &&
+                      base.scalar_type() == ScalarType::Float,
+                  "half, weights and base must be float32");
+  STD_TORCH_CHECK(
+      half.dim() == 3 && half.size(0) == count && half.size(1) == pictures.down() && half.size(2) == pictures.across(),
+      "half must be (N, ceil(H / 2), ceil(W / 2))");
+  const int64_t bands = weights.dim() == 4 ? weights.size(0) : 0;
+  STD_TORCH_CHECK(
+      bands >= 1 && bands < 7 && scale <= kMaxExpansion && (scale & (scale - 1)) == 0 && (1 << bands) <= scale,
+      "weights must be (L, N, h, w) with 1 <= L, and scale a power of two from 2^L to 64");
+  const int64_t down = (pictures.height + scale - 1) / scale, across = (pictures.width + scale - 1) / scale;
+  STD_TORCH_CHECK(weights.size(1) == count && weights.size(2) == down && weights.size(3) == across && base.dim() == 3 &&
+                      base.size(0) == count && base.size(1) == down && base.size(2) == across,
+                  "weights must be (L, N, ceil(H / scale), ceil(W / scale)) and base the same without L");
+  Tensor out = new_result(tensors[0], {pictures.height, pictures.width, 3}, ScalarType::Byte);
+  void* data = out.data_ptr();
+  Team::run(torch_crew(), [&](Team& team) {
+    fuse_bands(pictures, static_cast<const float*>(half.data_ptr()), static_cast<const float*>(weights.data_ptr()),
+               static_cast<const float*>(base.data_ptr()), int(bands), int(scale), data, team);
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace ffmef
+
+STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
+  m.impl("half_luminance", TORCH_BOX(&ffmef::half_luminance_cpu));
+  m.impl("pyramid_predict", TORCH_BOX(&ffmef::pyramid_predict_cpu));
+  m.impl("pyramid_fuse_rgb", TORCH_BOX(&ffmef::pyramid_fuse_rgb_cpu));
+}

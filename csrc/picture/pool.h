@@ -1,0 +1,14 @@
+// Threads of our own, kept between calls, for processes that do not load torch.
+#pragma once
+#include "../cpu/base/team.h"
+
+namespace ffmef {
+
+// A crew of so many threads, the calling one among them. While another call uses the pool, a crew is the calling thread
+// alone; results do not depend on it. A forked process gets a pool of its own.
+Crew pool_crew(int threads);
+
+// Processors that this process may run on, at least 1.
+int processors();
+
+}  // namespace ffmef

@@ -1,0 +1,135 @@
+"""The pyramid model from pictures to a picture in one native pass, with NumPy arrays and threads of its own: no torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ffmef.errors import InputError
+from ffmef.weight_files import stamp
+
+if TYPE_CHECKING:
+    from ffmef.models import PyramidFFMEF
+
+MOST_THREADS = 4096  # far more than processors have; far fewer than would exhaust the system
+
+try:
+    from ffmef import _picture
+
+    missing: str | None = None
+except ImportError as error:
+    _picture = None
+    missing = f"the native library was not built or does not load: {error}"
+
+
+def thread_count(threads: int | None = None) -> int:
+    """Return how many threads to use where ``threads`` were asked for.
+
+    None means ``FFMEF_THREADS``, or torch's number in a process that has loaded torch, or ``OMP_NUM_THREADS``, or as many
+    as there are processors that the process may run on. The result does not depend on it.
+
+    Raises:
+        InputError: the number, or that of ``FFMEF_THREADS``, is not from 1 to 4096.
+
+    Example:
+        >>> thread_count(3)
+        3
+    """
+    if threads is not None:
+        if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads must be a whole number from 1 to {MOST_THREADS}, got {threads!r}")
+        return int(threads)
+    wish = os.environ.get("FFMEF_THREADS", "")
+    if wish:
+        if not wish.isdecimal() or not 1 <= int(wish) <= MOST_THREADS:
+            raise InputError(f"FFMEF_THREADS must be a whole number from 1 to {MOST_THREADS}, got {wish!r}")
+        return int(wish)
+    if "torch" in sys.modules:
+        return sys.modules["torch"].get_num_threads()
+    openmp = os.environ.get("OMP_NUM_THREADS", "")
+    if openmp.isdecimal() and 1 <= int(openmp) <= MOST_THREADS:
+        return int(openmp)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def fuse(network, images: Sequence[np.ndarray], threads: int | None = None) -> np.ndarray:
+    """Return the fused picture of images that :func:`ffmef.fuse` accepts, by a network of this module."""
+    dtype = images[0].dtype
+    plain = np.float32 if dtype.kind == "f" else dtype
+    fused = network.fuse([image.astype(plain, copy=False) for image in images], thread_count(threads))
+    return fused.astype(dtype, copy=False)
+
+
+def network_of(model: PyramidFFMEF):
+    """Return the native network with the present parameters of a model, or None where there is none for it."""
+    state = {name: parameter.detach().cpu().numpy() for name, parameter in model.named_parameters()}
+    return _network(state, model.config())
+
+
+def read_network(path: Path):
+    """Return the native network of a weights file, or None.
+
+    None stands for every file that this cannot take, broken ones among them: loading the model with torch says why.
+    """
+    return None if _picture is None else _read_network(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_network(path: Path, stamp: tuple):
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("architecture") not in ("PyramidFFMEF", "FirstPyramidFFMEF"):
+                return None
+            return _network({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["config"]))
+    except Exception:  # whatever damaged bytes lead to
+        return None
+
+
+def _network(state: dict[str, np.ndarray], config: dict):
+    """Return the native network of parameters by name, where they are just those of a model that the kernels know."""
+    if _picture is None or set(config) != {"bands", "channels", "stem"}:
+        return None
+    shapes = _shapes(**config)
+    fits = state.keys() == shapes.keys() and all(
+        state[name].shape == shape and state[name].dtype == np.float32 and np.isfinite(state[name]).all()
+        for name, shape in shapes.items()
+    )
+    if not fits:
+        return None
+    try:
+        return _picture.Network([state[name] for name in shapes], config["channels"], config["stem"], config["bands"])
+    except (TypeError, ValueError):  # sizes that the kernels are not made for
+        return None
+
+
+def _shapes(bands: int, channels: Sequence[int], stem: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the predictor's parameters by name, in the order in which the kernels take them."""
+    finest, coarsest = channels[0], channels[-1]
+    steps = [(str(index), fine, coarse) for index, (fine, coarse) in enumerate(zip(channels[:-1], channels[1:]))]
+    layers = {
+        "stem": (stem, 1, 2, 2),
+        "enter": (finest, stem, 2, 2),
+        "meet.conv": (finest, 2 * finest, 1, 1),
+        **{f"down.{index}": (coarse, fine, 2, 2) for index, fine, coarse in steps},
+        **{f"encode.{index}": (coarse, coarse, 3, 3) for index, _, coarse in steps},
+        "overall": (coarsest, coarsest),
+        "meet_coarsest.conv": (coarsest, 2 * coarsest, 1, 1),
+        **{f"up.{index}": (fine, coarse, 1, 1) for index, fine, coarse in steps},
+        **{f"decode.{index}": (fine, fine, 3, 3) for index, fine, _ in steps},
+        "head": (2 * (bands + 1), finest, 1, 1),
+    }
+    shapes = {}
+    for name, shape in layers.items():
+        shapes[f"predictor.{name}.weight"] = shape
+        shapes[f"predictor.{name}.bias"] = shape[:1]
+    return shapes

@@ -1,0 +1,67 @@
+"""Where weight files lie, found without loading torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ffmef.errors import InputError
+
+FOLDER = Path(__file__).resolve().parent / "weights"
+
+
+def available() -> list[str]:
+    """Return the names of the weights that come with the package.
+
+    Example:
+        >>> "mef" in available()
+        True
+    """
+    return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+def find(name_or_path: str | Path) -> Path:
+    """Return the file of a bundled name or a path, or raise InputError; a file in the working folder hides a name.
+
+    Example:
+        >>> find("mef").name
+        'mef.safetensors'
+    """
+    path = Path(name_or_path)
+    try:
+        if not path.is_file() and path.name == str(name_or_path):
+            bundled = FOLDER / f"{path.name}.safetensors"
+            path = bundled if bundled.is_file() else path
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except OSError:  # a name that is too long for the file system
+        is_file = is_folder = False
+    if is_folder:
+        raise InputError(f"weights must be a name or a file, got the folder {path}")
+    if not is_file:
+        known = ", ".join(available()) or "(none bundled)"
+        raise InputError(f"weights must be a file or one of {known}, got {printable(name_or_path, 200)}")
+    return path
+
+
+def printable(text: object, most: int = 80) -> str:
+    """Return text from a file as part of one line.
+
+    Example:
+        >>> printable("two\\nlines")
+        'two\\\\nlines'
+    """
+    line = repr(str(text))[1:-1]
+    return line if len(line) <= most else f"{line[:most]} ..."
+
+
+def stamp(path: Path) -> tuple:
+    """Return what changes when a file does, or raise InputError where it cannot be read.
+
+    Example:
+        >>> stamp(find("mef")) == stamp(find("mef"))
+        True
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino
