@@ -34,6 +34,8 @@ class PictureLoss(nn.Module):
     Args:
         weights: weight of each term by name; None takes :data:`DEFAULT_WEIGHTS`.
 
+        grey: terms of edges and tones see the grey picture instead of R, G and B apart, at a third of the cost.
+
     Raises:
         ValueError: an unknown term, or no term at all.
 
@@ -45,8 +47,9 @@ class PictureLoss(nn.Module):
         ['clipping', 'structure']
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None):
+    def __init__(self, weights: Mapping[str, float] | None = None, *, grey: bool = False):
         super().__init__()
+        self.grey = grey
         weights = dict(DEFAULT_WEIGHTS if weights is None else weights)
         unknown = sorted(set(weights) - set(TERMS))
         if unknown:
@@ -59,7 +62,7 @@ class PictureLoss(nn.Module):
         """Return the total and the unweighted terms of a fused luminance (B, 1, H, W), not clipped."""
         fused = check_fused(fused, sources)
         unclipped = sources.picture(fused.clamp(0, 1))
-        view = View(sources.rgb, unclipped.clamp(0, 1), unclipped, fused)
+        view = View(sources.rgb, unclipped.clamp(0, 1), unclipped, fused, grey=self.grey)
         terms = {name: TERMS[name](view) for name in self.weights}
         total = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
         return total, terms

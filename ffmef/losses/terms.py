@@ -30,14 +30,17 @@ class View:
     Attributes:
         grey_sources: (B, N, H, W).
         grey: (B, 1, H, W).
-        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with the channels as pictures of their own.
+        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with the channels as pictures of their own, or the grey
+            pictures (B, N, H, W) and (B, 1, H, W).
     """
 
-    def __init__(self, sources: Tensor, picture: Tensor, unclipped: Tensor, luminance: Tensor):
+    def __init__(self, sources: Tensor, picture: Tensor, unclipped: Tensor, luminance: Tensor, *, grey: bool = False):
         self.sources, self.picture, self.unclipped, self.luminance = sources, picture, unclipped, luminance
         self.grey_sources = _grey(sources)
         self.grey = _grey(picture).unsqueeze(1)
         self.planes = sources.transpose(1, 2).flatten(0, 1), picture.flatten(0, 1).unsqueeze(1)
+        if grey:
+            self.planes = self.grey_sources, self.grey
 
     def extreme(self, brightest: bool) -> Tensor:
         """Return the grey source (B, 1, H, W) of the lowest or highest mean."""
@@ -184,15 +187,13 @@ def clipping(view: View) -> Tensor:
 
 def washed_out(view: View) -> Tensor:
     """How far the smoothed picture lies above 0.82 where the darkest exposure has middle tones, 0.1 to 0.8."""
-    smoothed = _box_9(_grey(view.unclipped.clamp(-0.2, 1.2)).unsqueeze(1))
-    offered = _box_9(view.extreme(brightest=False))
+    smoothed, offered = _smooth(view.grey), _smooth(view.extreme(brightest=False))
     return (_between(offered, 0.1, 0.8) * (smoothed - 0.82).clamp_min(0)).mean() / 0.18
 
 
 def drowned(view: View) -> Tensor:
     """How far the smoothed picture lies below 0.12 where the brightest exposure has middle tones, 0.2 to 0.9."""
-    smoothed = _box_9(_grey(view.unclipped.clamp(-0.2, 1.2)).unsqueeze(1))
-    offered = _box_9(view.extreme(brightest=True))
+    smoothed, offered = _smooth(view.grey), _smooth(view.extreme(brightest=True))
     return (_between(offered, 0.2, 0.9) * (0.12 - smoothed).clamp_min(0)).mean() / 0.12
 
 
@@ -252,8 +253,10 @@ def _grey(rgb: Tensor) -> Tensor:
     return 0.298936 * red + 0.587043 * green + 0.114021 * blue
 
 
-def _box_9(maps: Tensor) -> Tensor:
-    return F.avg_pool2d(F.pad(maps, (4, 4, 4, 4), mode="replicate"), 9, 1)
+def _smooth(maps: Tensor) -> Tensor:
+    """Means of 8 x 8 pixels, in steps of 4."""
+    quarters = F.avg_pool2d(maps, 4)
+    return F.avg_pool2d(quarters, 2, 1)
 
 
 def _between(maps: Tensor, low: float, high: float) -> Tensor:

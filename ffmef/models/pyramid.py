@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.ops import pyramid_fuse
 
@@ -203,12 +204,15 @@ class PyramidFFMEF(nn.Module):
             "design": DESIGN,
         }
 
-    def predict(self, half: Tensor, validity: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, half: Tensor, validity: Tensor | None = None, preference: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return shares and gains, (B, L + 2, N, h, w) each: the bands, finest first, then base and octaves.
 
         Args:
             half: (B, N, ceil(H / 2), ceil(W / 2)), luminance in [0, 1] at half size.
             validity: (B, N, h, w), the part of each cell that may be used; None: all.
+            preference: (B, N), added to the logits; None: 0.
         """
         batch, count = half.shape[:2]
         half = _to_multiple(half, SCALE // 2)
@@ -221,14 +225,19 @@ class PyramidFFMEF(nn.Module):
         logits = logits + self.prior.view(1, -1, 1, 1, 1) * recorded
         if validity is not None:
             logits = logits + validity.clamp_min(1e-6).log().unsqueeze(1)
+        if preference is not None:
+            logits = logits + preference[:, None, :, None, None]
         return logits.softmax(2), gains * (apart / (apart + GATE)).unsqueeze(1)
 
-    def fuse(self, luminance: Tensor, validity: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def fuse(
+        self, luminance: Tensor, validity: Tensor | None = None, adjust: Adjustments = NEUTRAL
+    ) -> tuple[Tensor, Tensor]:
         """Return fused luminance (B, 1, H, W), unclamped, and the shares of the base (B, N, h, w), which colour takes.
 
         Args:
             luminance: (B, N, H, W) in [0, 1], N >= 2 in any order.
             validity: (B, N, H, W) in [0, 1], how far each pixel may be used; None: as far as it is recorded.
+            adjust: contrast and preference; the rest is :func:`adjust_colour`'s.
 
         Raises:
             ValueError: a shape is wrong.
@@ -243,9 +252,10 @@ class PyramidFFMEF(nn.Module):
         levels = [luminance]
         for _ in range(3):
             levels.append(halve(levels[-1]))
-        shares, gains = self.predict(levels[1], cells)
-        weights = shares * (1 + gains)
-        base = self._base(levels[3], shares[:, -2:], gains[:, -2:])
+        preference = adjust.prefer * _ranks(luminance) if adjust.prefer else None
+        shares, gains = self.predict(levels[1], cells, preference)
+        weights = shares * (1 + gains) * (1 + adjust.contrast)
+        base = self._base(levels[3], shares[:, -2:], weights[:, -2], gains[:, -1], adjust.contrast)
         for level in (2, 1, 0):
             base = _up(base, levels[level])
         bands = pyramid_fuse(
@@ -257,20 +267,27 @@ class PyramidFFMEF(nn.Module):
         )
         return bands.unsqueeze(1) + base, shares[:, -2]
 
-    def _base(self, coarse: Tensor, shares: Tensor, gains: Tensor) -> Tensor:
-        """Blend the luminance at 1/8 size (B, N, h, w) over the octaves -> (B, 1, h, w)."""
-        pictures, parts, further = [coarse], [shares[:, 0]], [gains[:, 0]]
-        share, gain = shares[:, 1], gains[:, 1]
+    def _base(self, coarse: Tensor, shares: Tensor, weights: Tensor, gain: Tensor, contrast: float) -> Tensor:
+        """Blend the luminance at 1/8 size (B, N, h, w) over the octaves -> (B, 1, h, w).
+
+        Args:
+            coarse: P_0.
+            shares: (B, 2, N, h, w), of the base and of the octaves.
+            weights: of the band of P_0.
+            gain: of the octaves.
+            contrast: 1 more is what the octaves' bands are multiplied by.
+        """
+        if not self.octaves:
+            return (shares[:, 0] * coarse).sum(1, keepdim=True)
+        pictures, bands, share = [coarse], [weights], shares[:, 1]
         for _ in range(self.octaves):
             share, gain = shrink(share), shrink(gain)
             pictures.append(shrink(pictures[-1]))
-            parts.append(share)
-            further.append(gain)
-        out = (parts[-1] * pictures[-1]).sum(1, keepdim=True)
+            bands.append(share * (1 + gain) * (1 + contrast))
+        out = (share * pictures[-1]).sum(1, keepdim=True)
         for octave in range(self.octaves - 1, -1, -1):
             band = pictures[octave] - _up(pictures[octave + 1], pictures[octave])
-            weighed = parts[octave] * (1 + further[octave]) * band
-            out = _up(out, pictures[octave]) + weighed.sum(1, keepdim=True)
+            out = _up(out, pictures[octave]) + (bands[octave] * band).sum(1, keepdim=True)
         return out
 
     def forward(
@@ -281,24 +298,38 @@ class PyramidFFMEF(nn.Module):
         return (fused, shares) if with_shares else fused
 
     @torch.inference_mode()
-    def fuse_rgb(self, pictures: Sequence[Tensor]) -> Tensor:
+    def fuse_rgb(
+        self, pictures: Sequence[Tensor], validity: Sequence[Tensor] | None = None, adjust: Adjustments = NEUTRAL
+    ) -> Tensor:
         """Fuse pictures (H, W, 3) of one size, uint8, at least 2, to one of them; the order cannot matter.
 
-        Luminance by :meth:`fuse`, clamped to [0, 1], chroma by :func:`merge_chroma`, RGB by :func:`into_gamut`, rounded.
+        Luminance by :meth:`fuse`, clamped to [0, 1], chroma by :func:`merge_chroma`, :func:`adjust_colour`, RGB by
+        :func:`into_gamut`, rounded.
+
+        Args:
+            pictures: (H, W, 3) each.
+            validity: (H, W) in [0, 1] for each, how far its pixels may be used; None: as far as they are recorded.
+            adjust: what is to be different.
 
         Raises:
             ValueError: fewer pictures.
         """
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
+
         # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
         # are told apart by their samples.
-        pictures = sorted(pictures, key=lambda picture: (int(picture.sum(dtype=torch.int64)), bytes(picture.numpy())))
+        def key(index: int):
+            return int(pictures[index].sum(dtype=torch.int64)), pictures[index].numpy().tobytes()
+
+        order = sorted(range(len(pictures)), key=key)
+        pictures = [pictures[index] for index in order]
+        usable = None if validity is None else torch.stack([validity[index] for index in order]).unsqueeze(0)
         rgb = torch.stack([picture.permute(2, 0, 1) for picture in pictures]).unsqueeze(0).float()
         ycbcr = rgb_to_ycbcr(rgb)
-        fused, shares = self.fuse(ycbcr[:, :, 0].contiguous() / 255)
-        chroma = merge_chroma(rgb, shares, ycbcr=ycbcr)
-        out = into_gamut(torch.cat([fused.clamp(0, 1) * 255, chroma], 1))
+        fused, shares = self.fuse(ycbcr[:, :, 0].contiguous() / 255, usable, adjust)
+        chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
+        out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust))
         return (out + 0.5).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
 
     def adopt_first(self, state: dict[str, Tensor]) -> None:
@@ -355,6 +386,22 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
         distance = (colours - others).abs().amax(2, keepdim=True)
         mass = mass / (1 + (distance / 12).square()).square()
     return (mass * colours).sum(1) / (mass.sum(1) + 1e-12) + 128
+
+
+def adjust_colour(ycbcr: Tensor, adjust: Adjustments) -> Tensor:
+    """Return Y, Cb and Cr (B, 3, H, W) on 0..255 with brightness and saturation of :class:`ffmef.adjust.Adjustments`."""
+    if not adjust.brightness and not adjust.saturation:
+        return ycbcr
+    factor = 2.0**adjust.brightness
+    y, colours = ycbcr[:, :1] - 16, ycbcr[:, 1:] - 128
+    gain = factor / (1 + (factor - 1) * (y / 219).clamp(0, 1))
+    return torch.cat([y * gain + 16, colours * gain * (1 + adjust.saturation) + 128], 1)
+
+
+def _ranks(luminance: Tensor) -> Tensor:
+    """Return (B, N) in even steps from -1 for the darkest mean luminance to 1 for the brightest."""
+    order = luminance.mean((2, 3)).argsort(dim=1, stable=True).argsort(dim=1)
+    return 2 * order.to(luminance.dtype) / (luminance.shape[1] - 1) - 1
 
 
 def into_gamut(ycbcr: Tensor) -> Tensor:

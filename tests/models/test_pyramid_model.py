@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ffmef.adjust import Adjustments
+from ffmef.errors import InputError
 from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.models import PyramidFFMEF, load, merge_chroma, save
 from ffmef.models.pyramid import halve, into_gamut, shrink
@@ -144,6 +146,45 @@ def test_hue_is_kept_outside_of_rgb():
     torch.testing.assert_close(back[:, 0], ycbcr[:, 0], rtol=1e-4, atol=1e-3)
     angles = [torch.atan2(maps[:, 2] - 128, maps[:, 1] - 128) for maps in (back, ycbcr)]
     torch.testing.assert_close(*angles, rtol=1e-3, atol=1e-3)
+
+
+def test_adjustments_do_what_their_formulas_say(model):
+    """Brightness is a gain of shadows, saturation 0 is grey, contrast leaves the lowest level, preference moves shares."""
+    pictures = [torch.randint(low, low + 100, (64, 64, 3), dtype=torch.uint8) for low in (10, 100)]
+    plain = model.fuse_rgb(pictures).float()
+
+    def fused(**changes):
+        return model.fuse_rgb(pictures, adjust=Adjustments(**changes)).float()
+
+    assert torch.equal(fused(), plain)
+    grey, brighter = fused(saturation=-1), fused(saturation=-1, brightness=1)
+    assert (grey.amax(-1) - grey.amin(-1)).max() == 0
+    torch.testing.assert_close(brighter / 255, 2 * (grey / 255) / (1 + grey / 255), rtol=0, atol=0.008)
+    assert (fused(prefer="dark").mean() < plain.mean() - 5) and (fused(prefer=0.5).mean() > plain.mean() + 2)
+    halves = [fused(prefer=value).mean() for value in (-0.2, 0.0, 0.2)]
+    assert abs((halves[2] - halves[1]) / (halves[1] - halves[0]) - 1) < 0.3
+    luminance = torch.rand(1, 2, 64, 64)
+    by_contrast = [model.fuse(luminance, adjust=Adjustments(contrast=value))[0] for value in (-1, 0, 1)]
+    torch.testing.assert_close(by_contrast[2] - by_contrast[1], by_contrast[1] - by_contrast[0], rtol=0, atol=1e-4)
+    assert by_contrast[0].std() < 0.05 * by_contrast[1].std()
+
+
+def test_preference_follows_brightness_not_order(model):
+    luminance = torch.rand(1, 3, 32, 32) * torch.tensor([0.2, 1.0, 0.5]).view(1, 3, 1, 1)
+    adjust = Adjustments(prefer=2)
+    one = model.fuse(luminance, adjust=adjust)[0]
+    torch.testing.assert_close(model.fuse(luminance[:, [2, 1, 0]], adjust=adjust)[0], one, rtol=1e-4, atol=1e-4)
+
+
+def test_adjustments_are_checked():
+    for options, message in (
+        ({"contrast": -2}, "contrast must be a number from -1 to 4, got -2"),
+        ({"brightness": float("nan")}, "brightness must be a number from -4 to 4, got nan"),
+        ({"prefer": "middle"}, "prefer must be dark, bright or a number from -4 to 4, got 'middle'"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Adjustments(**options)
+        assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("options", [{}, {"bands": 0}, {"bands": 2, "channels": (8,), "stem": 4, "octaves": 2}])
