@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import logging
 import re
 from pathlib import Path
 
 from ffmef.errors import InputError
 from ffmef.imaging.io import FORMATS
+
+log = logging.getLogger(__name__)
 
 HDR_EXTENSIONS = (".hdr", ".exr", ".npy")
 
@@ -100,6 +103,9 @@ def find_photographs(folder: str | Path) -> list[Path]:
 def find_scenes(place: str | Path) -> dict[str, list[Path]]:
     """Return the scenes of a folder of pairs, of a folder of brackets, or of a CSV table.
 
+    A folder that holds pictures but is no scene of the kind found, such as one with a single picture, is named in a
+    warning.
+
     Raises:
         InputError: nothing of the three is there.
     """
@@ -117,7 +123,19 @@ def find_scenes(place: str | Path) -> dict[str, list[Path]]:
         brackets = find_brackets(place)
     except InputError:
         raise InputError(f"{place}: neither scene folders with A.* and B.*, nor with two or more pictures") from None
-    return pairs if len(pairs) >= len(brackets) else brackets
+    chosen = pairs if len(pairs) >= len(brackets) else brackets
+    rule = "A.* and B.*" if chosen is pairs else "two or more pictures"
+    for scene in sorted(path for path in place.iterdir() if path.is_dir() and path.name not in chosen):
+        count = sum(map(is_picture, scene.iterdir()))
+        if count:
+            log.warning(
+                "scene %s left out: must have %s, got %d %s",
+                scene.name,
+                rule,
+                count,
+                "pictures" if count > 1 else "picture",
+            )
+    return chosen
 
 
 def _directory(folder: str | Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -143,13 +144,32 @@ def save(model: nn.Module, path: str | Path, **facts: str) -> None:
         ...     load(f"{folder}/small.safetensors").channels
         2
     """
-    from safetensors.torch import save_file
-
     header = {"architecture": type(model).__name__, "config": json.dumps(model.config()), **facts}
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, str(part), metadata=header)
+    part.write_bytes(serialise(model.state_dict(), header))
     part.replace(path)
+
+
+def serialise(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """Return a safetensors file; equal tensors and facts give equal bytes.
+
+    The library writes the facts in an order that changes from process to process.
+
+    Example:
+        >>> data = serialise({"w": torch.zeros(2)}, {"task": "mef", "loss": "gif"})
+        >>> data == serialise({"w": torch.zeros(2)}, {"loss": "gif", "task": "mef"})
+        True
+    """
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(facts))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(dict(sorted(header.items())), separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the tensors to 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def load(name_or_path: str | Path) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,27 @@ from ffmef.errors import InputError
 
 TASKS = ("mef", "mff", "vif")
 LOSSES = ("gif", "picture", "mef-ssim", "pmgi")
+
+# Least and most of every setting that counts something. The upper ends only keep out numbers of which no machine can
+# make sense: a slip of the keyboard must not end in a machine without memory.
+_RANGES = {
+    "epochs": (1, 10**9),
+    "until": (0, 10**9),
+    "batch_size": (1, 10**6),
+    "size": (1, 2**14),
+    "count": (2, 100),
+    "largest_count": (0, 100),
+    "longest_side": (1, 2**20),
+    "samples_per_epoch": (0, 10**8),
+    "step_epochs": (1, 10**9),
+    "sample_every": (1, 10**9),
+    "checkpoint_every": (0, 10**9),
+    "warmup": (0, 10**9),
+    "overlap": (0, 2**14),
+    "threads": (0, 4096),
+    "workers": (0, 256),
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass
@@ -75,37 +97,35 @@ class Config:
         _one_of("order", self.order, ("", "luminance", "given", "reversed", "random"))
         _one_of("accelerator", self.accelerator, ("auto", "cpu", "cuda"))
         _one_of("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
-        for name in ("epochs", "batch_size", "size", "step_epochs", "sample_every"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("count", self.count, 2)
+        for name, (least, most) in _RANGES.items():
+            _at_least(name, getattr(self, name), least)
+            _at_most(name, getattr(self, name), most)
         if self.largest_count:
             _at_least("largest_count", self.largest_count, self.count)
             if self.batch_size != 1:
                 raise InputError(f"batch_size must be 1 where largest_count lets samples differ, got {self.batch_size}")
-        for name in (
-            "until",
-            "overlap",
-            "samples_per_epoch",
-            "warmup",
-            "threads",
-            "workers",
-            "checkpoint_every",
-            "seed",
-        ):
-            _at_least(name, getattr(self, name), 0)
-        if self.threads > 4096:
-            raise InputError(f"threads must be at most 4096, got {self.threads}")
-        if self.learning_rate <= 0:
-            raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.consistency < 0 or not self.overlap < self.size:
+        # Comparisons in this form are false for NaN.
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate must be positive and finite, got {self.learning_rate}")
+        for name in ("weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        if not (0 <= self.consistency < math.inf and self.overlap < self.size):
             raise InputError(
-                f"consistency must be at least 0 and overlap below size, got {self.consistency} and {self.overlap}"
+                f"consistency must be at least 0 and finite, and overlap below size, got {self.consistency} and {self.overlap}"
             )
         if self.consistency and not self.overlap:
             raise InputError(f"overlap must be positive where consistency has a weight, got {self.overlap}")
         for name in ("validation", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        for name in ("jitter", "windows"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name in ("data", "photographs", "exclude"):
+            _check_names(name, getattr(self, name))
+        for name in ("model_options", "loss_options"):
+            _check_options(name, getattr(self, name))
         if not self.order:
             # The infrared picture goes first, as in the published weights; the darker one where exposures differ.
             self.order = {"mef": "luminance", "mff": "given", "vif": "reversed"}[self.task]
@@ -182,7 +202,8 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value)
+    text = json.dumps(value, ensure_ascii=False)  # TOML knows no pairs of surrogates
+    return text.replace("\x7f", "\\u007f")
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -193,3 +214,27 @@ def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def _at_most(name: str, value: int, most: int) -> None:
+    if value > most:
+        raise InputError(f"{name} must be at most {most}, got {value}")
+
+
+def _check_names(name: str, value: list) -> None:
+    for item in value:
+        if not isinstance(item, str) or not item.strip():
+            # An empty name would be the working folder.
+            raise InputError(f"{name} must be a list of names, got {item!r} among them")
+
+
+def _check_options(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_options(f"{name}: {key}", item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_options(name, item)
+    elif value is None or (isinstance(value, float) and not math.isfinite(value)):
+        shown = "null" if value is None else value
+        raise InputError(f"{name} must be a finite number, a text, true or false, got {shown}")

@@ -27,6 +27,7 @@ from ffmef.training.schedules import rate_factor
 log = logging.getLogger(__name__)
 
 _LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss}
+_MOST_PARAMETERS = 10**9
 
 
 class DivergedError(InputError):
@@ -44,10 +45,16 @@ def build_model(name: str, options: dict[str, Any]) -> nn.Module:
     classes = {"ffmef": "FFMEF", "pyramid": "PyramidFFMEF"}
     if name not in classes:
         raise InputError(f"model must be one of {', '.join(classes)}, got {name!r}")
+    build = getattr(ffmef.models, classes[name])
     try:
-        return getattr(ffmef.models, classes[name])(**options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"model_options: {error}") from None
+        # Without memory first, so that a slip of the keyboard is named before it fills the machine.
+        with torch.device("meta"):
+            numbers = sum(parameter.numel() for parameter in build(**options).parameters())
+        if numbers > _MOST_PARAMETERS:
+            raise ValueError(f"the model must have at most {_MOST_PARAMETERS} parameters, got {numbers}")
+        return build(**options)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"model_options: {' '.join(str(error).split())[:200]}") from None
 
 
 def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
@@ -64,13 +71,17 @@ def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
 
 def _check_size(loss: nn.Module, config: Config) -> None:
     """Raise where the loss cannot take samples of the size, before any step is made."""
-    rgb = torch.full((1, config.count, 3, config.size, config.size), 0.5)
-    sources = Sources.from_rgb(rgb)
     try:
+        rgb = torch.full((1, config.count, 3, config.size, config.size), 0.5)
+        sources = Sources.from_rgb(rgb)
         with torch.no_grad():
             loss(sources.luminance[:, :1], sources)
     except ValueError as error:
         raise InputError(f"size {config.size} does not suit the loss {config.loss}: {error}") from None
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        raise InputError(f"size {config.size} with {config.count} pictures needs more memory than there is") from None
 
 
 def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
@@ -91,8 +102,11 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         "order": "given" if reverse else config.order,
         "longest_side": config.longest_side,
     }
+    unknown = set(config.exclude)
     for place in config.data:
-        scenes = {name: paths for name, paths in find_scenes(place).items() if name not in config.exclude}
+        found = find_scenes(place)
+        unknown -= set(found)
+        scenes = {name: paths for name, paths in found.items() if name not in config.exclude}
         if reverse:
             scenes = {name: paths[::-1] for name, paths in scenes.items()}
         # By name, so that a scene present in two folders is on one side of the split only.
@@ -102,6 +116,8 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         )
         chosen = PictureScenes({n: scenes[n] for n in sorted(kept_out)}, **{**options, "longest_side": 384})
         held_out += [chosen.whole(index) for index in range(len(chosen))]
+    if unknown:
+        log.warning("exclude names no scene of the data: %s", ", ".join(sorted(unknown)))
     order = config.order if config.order in ("luminance", "random") else "luminance"
     for place in config.photographs:
         part = SyntheticBrackets(
@@ -122,6 +138,8 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         turns=config.turns,
         seed=config.seed,
     )
+    if not dataset.scenes.names and held_out:
+        raise InputError(f"validation {config.validation} keeps all {len(held_out)} scenes, none is left for training")
     if not dataset.scenes.names:
         raise InputError(f"{', '.join(config.data + config.photographs)}: no scene can be used")
     return dataset, held_out
@@ -185,6 +203,11 @@ class Trainer:
         if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
             raise InputError("precision 16-mixed needs a GPU; bf16-mixed works on a CPU")
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if config.accelerator == "cuda" and torch.cuda.device_count() < processes:
+            raise InputError(
+                f"accelerator cuda needs a GPU for each process of this machine: {processes}, and torch "
+                f"{torch.__version__} sees {torch.cuda.device_count()}"
+            )
         self.fabric = Fabric(
             accelerator=config.accelerator,
             devices=processes,
@@ -242,6 +265,8 @@ class Trainer:
             self.config.write(self.folder / "config.toml")
         except OSError as error:
             raise InputError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
+        except UnicodeEncodeError:  # names that are not UTF-8
+            raise InputError(f"{self.folder}: config.toml cannot hold a name that is not UTF-8") from None
 
     # State
 
@@ -477,9 +502,8 @@ class Trainer:
 
 def export(model: nn.Module, config: Config, steps: int) -> bytes:
     """Return the weights of a model as a safetensors file that :func:`ffmef.models.load` reads."""
-    from safetensors.torch import save as serialise
+    from ffmef.models.weights import serialise
 
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     header = {
         "architecture": type(model).__name__,
         "config": json.dumps(model.config()),
@@ -487,7 +511,7 @@ def export(model: nn.Module, config: Config, steps: int) -> bytes:
         "loss": config.loss,
         "steps": str(steps),
     }
-    return serialise(tensors, header)
+    return serialise(model.state_dict(), header)
 
 
 def load_initial(model: nn.Module, name_or_path: str) -> None:

@@ -1,6 +1,7 @@
 """The trainer: settings, files of a run, a kill at any moment, several processes, and mistakes that users make."""
 
 import csv
+import dataclasses
 import errno
 import os
 import signal
@@ -63,7 +64,7 @@ def train(data, folder, **changes):
 
 
 def weights(folder):
-    """Names and bytes of all tensors; the order of the header's facts differs from file to file."""
+    """Names and bytes of all tensors."""
     state = load_file(Path(folder) / "weights.safetensors")
     return {name: tensor.numpy().tobytes() for name, tensor in state.items()}
 
@@ -390,7 +391,31 @@ def test_settings_file_and_overrides(tmp_path):
         ("accelerator = 'abacus'", "accelerator must be one of auto, cpu, cuda, got 'abacus'"),
         ("epochs = ", "a.toml: "),
         ("loss = 'l1'", "loss must be one of gif, picture, mef-ssim, pmgi, got 'l1'"),
-        ("learning_rate = -1", "learning_rate must be positive, got -1.0"),
+        ("learning_rate = -1", "learning_rate must be positive and finite, got -1.0"),
+        ("learning_rate = nan", "learning_rate must be positive and finite, got nan"),
+        ("learning_rate = inf", "learning_rate must be positive and finite, got inf"),
+        ("learning_rate = ''", "learning_rate must be of type float, got ''"),
+        ("weight_decay = nan", "weight_decay must be at least 0 and finite, got nan"),
+        ("weight_decay = -0.1", "weight_decay must be at least 0 and finite, got -0.1"),
+        ("clip_norm = nan", "clip_norm must be at least 0 and finite, got nan"),
+        ("clip_norm = -1", "clip_norm must be at least 0 and finite, got -1.0"),
+        ("jitter = nan", "jitter must be from 0 to 1, got nan"),
+        ("jitter = 1.5", "jitter must be from 0 to 1, got 1.5"),
+        ("windows = -1", "windows must be from 0 to 1, got -1.0"),
+        ("validation = nan", "validation must be at least 0 and below 1, got nan"),
+        ("ema = nan", "ema must be at least 0 and below 1, got nan"),
+        ("longest_side = 0", "longest_side must be at least 1, got 0"),
+        ("size = 1000000000", "size must be at most 16384, got 1000000000"),
+        ("count = 4294967296", "count must be at most 100, got 4294967296"),
+        ("workers = 4294967296", "workers must be at most 256, got 4294967296"),
+        ("samples_per_epoch = 9223372036854775808", "samples_per_epoch must be at most 100000000"),
+        ("seed = 1000000000000000000000", "seed must be at most 9223372036854775807"),
+        ("data = ['']", "data must be a list of names, got '' among them"),
+        ("data = [1]", "data must be a list of names, got 1 among them"),
+        ("photographs = ''", "photographs must be a list of names, got '' among them"),
+        ("exclude = [['a']]", "exclude must be a list of names, got .'a'. among them"),
+        ("loss_options = {weights = {structure = nan}}", "loss_options: weights: structure must be a finite number"),
+        ("model_options = {kernel_sizes = [1, inf]}", "model_options: kernel_sizes must be a finite number"),
         ("largest_count = 3", "batch_size must be 1 where largest_count lets samples differ, got 2"),
         ("largest_count = 2\ncount = 3\nbatch_size = 1", "largest_count must be at least 3, got 2"),
         ("ema = 1.0", "ema must be at least 0 and below 1, got 1.0"),
@@ -417,6 +442,18 @@ def test_mistakes_in_settings(tmp_path, text, message):
         ),
         (["--data", "DATA", "--initial", "nowhere.pth"], "nowhere.pth"),
         (["--data", "DATA", "--precision", "16-mixed", "--accelerator", "cpu"], "16-mixed needs a GPU"),
+        (["--data", "DATA", "--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
+        (
+            ["--data", "DATA", "--model-options", '{"channels": 1000000}'],
+            "model_options: the model must have at most",
+        ),
+        (["--data", "DATA", "--model-options", '{"backend": null}'], "model_options: backend must be .*, got null"),
+        (["--data", "DATA", "--validation", "0.999"], "validation 0.999 keeps all 6 scenes, none is left for training"),
+        pytest.param(
+            ["--data", "DATA", "--accelerator", "cuda"],
+            "accelerator cuda needs a GPU for each process of this machine: 1, and torch .* sees 0",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot be read: No such file"),
     ],
 )
@@ -427,6 +464,44 @@ def test_mistakes_on_the_command_line(data, tmp_path, capsys, options, message):
     import re
 
     assert re.search(message, lines[-1]) and lines[-1].startswith("ffmef train: ")
+    assert len(lines) == 1 and not (tmp_path / "run").exists()
+
+
+def test_equal_runs_give_equal_files(data, whole_run, tmp_path):
+    command = [sys.executable, "-m", "ffmef.cli", "train", "-o", str(tmp_path / "again"), "--quiet", "--config"]
+    subprocess.run([*command, str(whole_run / "config.toml")], check=True)  # the library's order is that of a process
+    assert (tmp_path / "again/weights.safetensors").read_bytes() == (whole_run / "weights.safetensors").read_bytes()
+
+
+def test_names_that_are_nowhere_and_scenes_left_out_are_named(data, tmp_path, caplog):
+    import shutil
+
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "s1" / "B.png").unlink()
+    trainer = Trainer(config(tmp_path / "data", exclude=["s2", "s9"]), tmp_path / "run")
+    assert trainer.dataset.scenes.names == ["s0", "s3", "s4", "s5"]
+    assert "scene s1 left out: must have A.* and B.*, got 1 picture" in caplog.text
+    assert "exclude names no scene of the data: s9" in caplog.text
+    # Scenes of too few pictures for a sample are named when they are read.
+    with pytest.raises(InputError, match="no scene can be used"):
+        Trainer(config(tmp_path / "data", count=3), tmp_path / "run")
+    assert "scene s0 left out: must have at least 3 pictures, got 2" in caplog.text
+
+
+def test_every_number_has_a_range():
+    for field in dataclasses.fields(Config):
+        if type(field.default) in (int, float):
+            with pytest.raises(InputError, match=field.name):
+                Config(**{field.name: type(field.default)(-1)})
+            with pytest.raises(InputError, match=field.name):
+                Config(**{field.name: 10**30 if type(field.default) is int else float("nan")})
+
+
+def test_settings_survive_their_file(tmp_path):
+    odd = {"x": 'a "quoted" \\ name\n\x7f', "y": [1, 2.5, True, "\U0001f600"], "z": {"deep": 1e-30}}
+    settings = Config(data=["\u00e9t\u00e9 \U0001f600"], loss_options=odd)
+    settings.write(tmp_path / "a.toml")
+    assert resolve(tmp_path / "a.toml", {}) == settings
 
 
 def test_a_run_is_not_overwritten(data, whole_run, capsys):
