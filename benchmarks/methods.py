@@ -17,6 +17,7 @@ from torch import nn
 
 from benchmarks import formulations, peers
 from benchmarks.peers import counting
+from ffmef.models import registry
 
 Pair = list[np.ndarray]
 Prepare = Callable[[Pair], Callable[[], object]]
@@ -40,12 +41,10 @@ class UnfoldFuse(nn.Module):
         return formulations.unfold(images.unsqueeze(2), filters, self.alphas).squeeze(1)
 
 
-def model(engine: str = "auto", unfold: bool = False, device: str = "cpu") -> nn.Module:
+def model(backend: str | None = None, unfold: bool = False, device: str = "cpu") -> nn.Module:
     """Return the paper's network with seeded random weights in eval mode."""
-    from ffmef.models import FFMEF
-
-    network = seeded(FFMEF, device)
-    network.engine = engine
+    network = seeded(registry.find("ffmef").build, device)
+    network.backend = backend
     if unfold:
         network.fuse = UnfoldFuse(network.fuse)
     return network
@@ -130,8 +129,8 @@ def mertens(device: str) -> Prepare:
 
 METHODS = {
     OURS: Method("network", ours(model)),
-    "FFMEF (eager)": Method("network", ours(model, engine="eager")),
-    "FFMEF (unfold)": Method("network", ours(model, engine="eager", unfold=True)),
+    "FFMEF (eager)": Method("network", ours(model, backend="eager")),
+    "FFMEF (unfold)": Method("network", ours(model, backend="eager", unfold=True)),
     "PyramidFFMEF": Method("network", ours(pyramid)),
     **{name: Method("network", rival(name)) for name in peers.PEERS},
     "FFMEF (pictures)": Method("picture", picture_to_picture(model)),

@@ -72,8 +72,6 @@ def test_model(case, compare, mode, device):
     needed = pixels * (EAGER_BYTES if with_baseline or case.provider not in LIGHT else 300)
     if needed > 0.7 * (measure.available_memory() or float("inf")):
         pytest.skip(f"needs about {needed / 2**30:.0f} GiB of free memory")
-    if case.provider == "fused" and device != "cpu":
-        pytest.skip("the fused engine runs on the CPU only")
     network, release = FORMS[case.provider](mode, device), FORMS[BASELINE](mode, device)
     options = {"generator": harness.generator(0, device), "device": device}
     luminance = torch.rand(batch, 2, height, width, **options)

@@ -13,7 +13,6 @@ import torch
 
 from benchmarks import harness, methods, plain_losses
 from ffmef.losses import GIFLoss, Sources
-from ffmef.training.native import use_native_operators
 
 SIZES = {"tiny": (1, 24, 32), "128x128": (2, 128, 128), "320x320": (2, 320, 320), "551x707": (1, 551, 707)}
 BASELINE = "unfold"
@@ -49,8 +48,7 @@ def make_step(provider: str, rgb: torch.Tensor, device: str) -> tuple[torch.nn.M
     forward = network
     trainer = provider.startswith("trainer")
     if trainer:
-        use_native_operators(network)
-        network.recompute = provider.endswith("recompute")
+        network.backend = "recompute" if provider.endswith("recompute") else "native"
     if provider == "eager, compiled":
         torch.compiler.reset()
         forward = torch.compile(network)

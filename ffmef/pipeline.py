@@ -14,19 +14,14 @@ import numpy as np
 from ffmef import picture
 from ffmef.errors import InputError
 from ffmef.imaging import colour
+from ffmef.models import registry
+from ffmef.models.registry import ROLES, TASKS
 from ffmef.weight_files import find, stamp
 
 if TYPE_CHECKING:
     import torch
 
     from ffmef.imaging.io import Picture
-
-TASKS = ("mef", "mff", "vif")
-ROLES = ("infrared", "visible")
-# The bundled weights of each model and task, and those that a model has for more than two pictures.
-MODELS = {"ffmef": {"mef": "mef", "mff": "mff", "vif": "vif"}, "pyramid": {"mef": "pyramid"}}
-BRACKETS = {"pyramid": "pyramid-brackets"}
-DEFAULT_MODEL = {"mef": "pyramid", "mff": "ffmef", "vif": "ffmef"}
 
 # Pixels converted at a time: colour then needs a few megabytes, however large the picture.
 _BAND = 1 << 16
@@ -38,10 +33,10 @@ def fuse(
     weights: str | None = None,
     *,
     backend: str | None = None,
-    engine: str = "auto",
     model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    engine: str | None = None,
 ) -> np.ndarray:
     """Fuse pictures of one scene into one picture.
 
@@ -60,8 +55,8 @@ def fuse(
             kept in the order given) or ``vif`` (infrared and visible).
         weights: name of bundled weights or path of a weights file; None means those of the model for the task and the
             number of pictures.
-        backend: a name of ``ffmef.ops.backends()``; None chooses the fastest that is available.
-        engine: how FFMEF runs: ``fused`` in one operator, ``eager`` layer by layer, ``auto`` fused where it can.
+        backend: how to compute; None chooses the fastest that is available. A name of ``ffmef.ops.backends()``, and for
+            FFMEF also ``fused``, the whole network in one operator, or ``eager``, layer by layer.
         model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
             of its own; None chooses by ``weights``, or else by task and number of pictures. Or what to use in their
             place: a callable that takes luminance (1, N, H, W), float32 in [0, 1], and returns (1, 1, H, W).
@@ -69,6 +64,7 @@ def fuse(
         threads: processor threads, on which the result does not depend. None means the number in the variable
             ``FFMEF_THREADS``, or torch's where torch is loaded, or the number in ``OMP_NUM_THREADS``, or one for each
             processor that the process may run on.
+        engine: deprecated; ``backend`` takes its values.
 
     Returns:
         The fused picture, same size and dtype, colour if any picture is (for ``vif``: if the visible one is). Integers
@@ -83,7 +79,9 @@ def fuse(
     [120, 120, 120]
     """
     images = _checked(_listed(images, task))
-    return _fuse(images, task, weights, backend=backend, engine=engine, model=model, device=device, threads=threads)[0]
+    return _fuse(
+        images, task, weights, backend=backend, model=model, device=device, threads=threads, engine=engine
+    )[0]
 
 
 def fuse_pictures(
@@ -145,10 +143,10 @@ def _fuse(
     *,
     ties: list[bytes] | None = None,
     backend: str | None = None,
-    engine: str = "auto",
     model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    engine: str | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """Return the fused picture and the fusion order of the images, by which facts about the files are chosen.
 
@@ -156,12 +154,14 @@ def _fuse(
         ties: what orders pictures with equal samples, one for each; None where nobody asks for the order.
     """
     picture.thread_count(threads)  # names a wrong number before anything is loaded
+    if engine is not None:
+        backend = _backend_of_engine(engine, backend)
     named = model is None or isinstance(model, str)
     if named:
-        weights = _weights_name(task, weights, model, len(images), engine)
-    elif weights is not None or backend is not None or engine != "auto":
-        raise InputError("weights, backend and engine must be left alone where model is given")
-    network = _native_network(weights if named else model, task, backend, engine, device)
+        weights = _weights_name(task, weights, model, len(images), backend)
+    elif weights is not None or backend is not None:
+        raise InputError("weights and backend must be left alone where model is given")
+    network = _native_network(weights if named else model, task, backend, device)
     if network is not None:
         order = list(range(len(images)))
         if task == "mef" and ties is not None:
@@ -169,7 +169,7 @@ def _fuse(
             order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
         return picture.fuse(network, images, threads), order
     if named:
-        model = _load_model(weights, len(images), backend, engine, device)
+        model = _load_model(weights, len(images), backend, device)
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
@@ -181,9 +181,9 @@ def _fuse(
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order
 
 
-def _native_network(source, task: str, backend: str | None, engine: str, device):
+def _native_network(source, task: str, backend: str | None, device):
     """Return what fuses these pictures in one native pass, colour included, for a name or path of weights or a model."""
-    if picture.missing is not None or task == "vif" or str(device or "cpu") != "cpu" or engine != "auto":
+    if picture.missing is not None or task == "vif" or str(device or "cpu") != "cpu":
         return None
     if isinstance(source, str | Path):
         return picture.read_network(find(source)) if backend in (None, "cpu") else None
@@ -345,31 +345,36 @@ def default_weights(task: str) -> str:
     >>> default_weights("mff")
     'mff'
     """
-    return MODELS[DEFAULT_MODEL[task]][task]
+    return registry.default(task).weights_for(task)
 
 
-def _weights_name(task: str, weights: str | None, model: str | None, images: int, engine: str) -> str:
+def _backend_of_engine(engine: str, backend: str | None) -> str | None:
+    """Return what ``backend`` says today where ``engine`` is given."""
+    if engine not in ("auto", "eager", "fused"):
+        raise InputError(f"engine must be one of auto, eager, fused, got {engine!r}")
+    if engine == "fused" and backend is not None:
+        raise InputError(f"engine 'fused' must be given without a backend, got backend {backend!r}")
+    warnings.warn(
+        f"engine is deprecated: use backend={None if engine == 'auto' else engine!r}", DeprecationWarning, stacklevel=4
+    )
+    return backend if engine == "auto" else backend or engine
+
+
+def _weights_name(task: str, weights: str | None, model: str | None, images: int, backend: str | None) -> str:
     """Return the weights to load: those given, or those of a model for the task."""
     if weights is not None:
         if model is not None:
             raise InputError(f"weights must be left alone where a model is named, got {weights} and {model!r}")
         return weights
-    if model is None:
-        # Engines are FFMEF's.
-        model = DEFAULT_MODEL[task] if engine == "auto" else "ffmef"
-    if model not in MODELS:
-        raise InputError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
-    if task not in MODELS[model]:
-        raise InputError(f"model {model!r} must be used for task {', '.join(MODELS[model])}, got {task}")
-    return BRACKETS[model] if images > 2 and model in BRACKETS else MODELS[model][task]
+    spec = registry.default(task, backend) if model is None else registry.find(model)
+    return spec.weights_for(task, images)
 
 
-def _load_model(weights: str, images: int, backend: str | None, engine: str, device):
+def _load_model(weights: str, images: int, backend: str | None, device):
     """Return the model of the named weights, ready to run on that many images, or raise what a user can mend."""
     import torch
 
-    from ffmef import models
-    from ffmef.ops.selection import check_backend
+    from ffmef.ops.selection import NAMES, check_backend
 
     try:
         place = torch.device("cpu" if device is None else device)
@@ -380,41 +385,33 @@ def _load_model(weights: str, images: int, backend: str | None, engine: str, dev
     except Exception as error:  # a build of torch without the device raises almost anything
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     try:
-        check_backend(backend, place)
+        check_backend(backend if backend in NAMES else None, place)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     path = find(weights)
     # Which GPU "cuda" is can change, and its memory is scarce: only models on the CPU are kept.
     ready_model = _ready_model if place.type == "cpu" else _ready_model.__wrapped__
-    model = ready_model(path, stamp(path), backend, engine, place)
-    if isinstance(model, models.FFMEF) and images != 2:
-        raise InputError(f"images must be 2 pictures for the model FFMEF, got {images}")
+    model = ready_model(path, stamp(path), backend, place)
+    if spec := registry.of(model):
+        spec.check_count(images)
     return model
 
 
 @functools.lru_cache(maxsize=8)
-def _ready_model(path: Path, stamp: tuple, backend: str | None, engine: str, place: torch.device):
+def _ready_model(path: Path, stamp: tuple, backend: str | None, place: torch.device):
     """Return the model of a weights file; whoever gets it shares it, so nobody changes it.
 
     Reading takes longer than fusing a small picture. A file that changes gets another stamp, so it is read again.
     """
     from ffmef import models
+    from ffmef.ops.ffmef_forward import unsupported
 
     model = models.load(path).eval().to(place)
-    if isinstance(model, models.pyramid_first.FirstPyramidFFMEF) and backend in ("triton", "cuda"):
-        raise InputError(f"backend must be reference or cpu for the model FirstPyramidFFMEF, got {backend!r}")
+    if spec := registry.of(model):
+        spec.check_backend(backend)
     model.backend = backend
-    if isinstance(model, models.FFMEF):
-        try:
-            model.engine = engine
-        except ValueError as error:
-            raise InputError(str(error)) from None
-        if engine == "fused" and (backend is not None or place.type != "cpu"):
-            raise InputError(
-                f"engine 'fused' runs on the CPU and chooses no backend, got backend {backend}, device {place}"
-            )
-    elif engine != "auto":
-        raise InputError(f"engine must be auto for the model {type(model).__name__}, got {engine!r}")
+    if backend == "fused" and (reason := unsupported(model.channels, model.kernel_sizes, place.type)):
+        raise InputError(f"backend 'fused' cannot run here: {reason}")
     return model
 
 

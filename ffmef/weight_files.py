@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from ffmef.errors import InputError
+from ffmef.models.registry import RENAMED_WEIGHTS
 
 FOLDER = Path(__file__).resolve().parent / "weights"
 
@@ -29,7 +31,7 @@ def find(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     try:
         if not path.is_file() and path.name == str(name_or_path):
-            bundled = FOLDER / f"{path.name}.safetensors"
+            bundled = FOLDER / f"{_current_name(path.name)}.safetensors"
             path = bundled if bundled.is_file() else path
         is_file, is_folder = path.is_file(), path.is_dir()
     except OSError:  # a name that is too long for the file system
@@ -40,6 +42,15 @@ def find(name_or_path: str | Path) -> Path:
         known = ", ".join(available()) or "(none bundled)"
         raise InputError(f"weights must be a file or one of {known}, got {printable(name_or_path, 200)}")
     return path
+
+
+def _current_name(name: str) -> str:
+    """Return the name of bundled weights, that of today for an old one."""
+    new = RENAMED_WEIGHTS.get(name)
+    if new is None or (FOLDER / f"{name}.safetensors").is_file() or not (FOLDER / f"{new}.safetensors").is_file():
+        return name
+    warnings.warn(f"the weights {name!r} are now called {new!r}", DeprecationWarning, stacklevel=3)
+    return new
 
 
 def printable(text: object, most: int = 80) -> str:

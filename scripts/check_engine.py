@@ -31,9 +31,9 @@ def luminance_of(path: Path) -> np.ndarray:
 @torch.inference_mode()
 def distances(model: models.FFMEF, luminance: torch.Tensor) -> tuple[float, int]:
     """Return the largest distance of the luminance and of the rounded grey levels."""
-    model.engine = "fused"
+    model.backend = "fused"
     fused = model(luminance.float()).double()
-    model.engine = "eager"
+    model.backend = "eager"
     exact = model.double()(luminance.float().double())
     model.float()
     grey = [(x.clamp(0, 1) * 255).round() for x in (fused, exact)]

@@ -8,6 +8,7 @@ import time
 
 from ffmef.commands import MOST_THREADS
 from ffmef.errors import InputError
+from ffmef.models.registry import MODELS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,11 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME",
-        help="ffmef: two pictures; pyramid: any number of exposures (default: see docs/pyramid.md)",
+        help="; ".join(f"{spec.name}: {spec.summary}" for spec in MODELS.values()) + " (default: by task)",
     )
     add("--weights", metavar="NAME|PATH", help="bundled weights or a file (default: those of the model for the task)")
-    add("--backend", metavar="NAME", help="see 'ffmef info' (default: the fastest that is available)")
-    add("--engine", default="auto", help="fused: the network in one operator; eager: layer by layer; auto (default)")
+    add(
+        "--backend",
+        metavar="NAME",
+        help="how to compute: a name that 'ffmef info' lists, or fused or eager for ffmef (default: the fastest)",
+    )
+    add("--engine", help=argparse.SUPPRESS)  # deprecated: --backend takes its values
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
     add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
 
@@ -47,8 +52,7 @@ def run(args: argparse.Namespace) -> None:
         args.task,
         args.weights,
         names=list(paths.values()),
-        backend=args.backend,
-        engine=args.engine,
+        backend=_backend(args),
         model=args.model,
         device=args.device,
         threads=threads,
@@ -61,6 +65,16 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.output}: {width} x {height}, {bits} bit, backend {backend}, {seconds:.2f} s")
     for remark in _reductions(fused, written):
         print(f"{args.output}: {remark}")
+
+
+def _backend(args: argparse.Namespace) -> str | None:
+    if args.engine is None:
+        return args.backend
+    engines = ("auto", "eager", "fused")
+    if args.engine not in engines:
+        raise InputError(f"--engine must be one of {', '.join(engines)}, got {args.engine!r}")
+    print("ffmef fuse: --engine is deprecated: --backend takes its values", file=sys.stderr)
+    return args.backend or (None if args.engine == "auto" else args.engine)
 
 
 def _threads(text: str | None) -> int | None:

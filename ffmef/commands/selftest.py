@@ -324,7 +324,7 @@ def network_error(height: int, width: int, device: str, backend: str) -> float:
     from ffmef.ops import ffmef_forward
 
     torch.manual_seed(5)
-    model = FFMEF(engine="eager").eval()
+    model = FFMEF(backend="eager").eval()
     luminance = torch.rand(1, 2, height, width)
     with torch.inference_mode():
         parameters = [p.to(device) for p in model.parameters()]

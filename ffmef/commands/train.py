@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         from ffmef.training.trainer import Trainer
     except ImportError as error:
         raise InputError(f"training needs the package {error.name}; install ffmef[train]") from None
-    if config.model_options.get("recompute"):
+    if config.model_options.get("backend") == "recompute" or config.model_options.get("recompute"):
         return_large_blocks()  # who trades time for memory once does it here, too
     trainer = Trainer(config, folder, resume=args.resume)
     if trainer.fabric.is_global_zero:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from ffmef.models.layers import Block
 
 SLOPE = 0.2
 
 
-class Residual(nn.Module):
+class Residual(Block):
     """Two 3x3 convolutions, half of the channels instance-normalised between them, beside a 1x1 of the input."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -21,12 +22,11 @@ class Residual(nn.Module):
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        normed, plain = self.conv_1(x).chunk(2, dim=1)
-        y = F.leaky_relu(torch.cat([self.norm(normed), plain], dim=1), SLOPE)
-        return F.leaky_relu(self.conv_2(y), SLOPE) + self.identity(x)
+        y = self.normalise(self.norm, self.convolve(self.conv_1, x), SLOPE)
+        return self.convolve(self.conv_2, y, SLOPE) + self.convolve(self.identity, x)
 
 
-class Step(nn.Module):
+class Step(Block):
     """A convolution (or a transposed one on the way up), instance norm, ReLU; no step changes the resolution."""
 
     def __init__(self, channels: int, transposed: bool) -> None:
@@ -36,10 +36,10 @@ class Step(nn.Module):
         self.norm = nn.InstanceNorm2d(channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return self.normalise(self.norm, self.convolve(self.conv, x), 0.0)
 
 
-class PointMix(nn.Module):
+class PointMix(Block):
     """1x1 convolution of two maps, instance norm, ReLU."""
 
     def __init__(self, channels: int) -> None:
@@ -48,7 +48,7 @@ class PointMix(nn.Module):
         self.norm = nn.InstanceNorm2d(channels, affine=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return self.normalise(self.norm, self.convolve(self.conv, x), 0.0)
 
 
 class Mix(nn.Module):
@@ -64,7 +64,7 @@ class Mix(nn.Module):
         return self.gain_body * self.body(torch.cat([skip, y], dim=1)) + self.gain_skip * y
 
 
-class HierarchicalRepresentationExtractor(nn.Module):
+class HierarchicalRepresentationExtractor(Block):
     """From one luminance image (B, 1, H, W) to three maps (B, c, H, W): bottom, up2 and up1, deep to shallow.
 
     Instance norms use the statistics of the whole image, also when fusing.
@@ -103,7 +103,7 @@ class HierarchicalRepresentationExtractor(nn.Module):
 
     def forward(self, luminance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         run = self._run
-        x = self.stem(luminance)
+        x = self.convolve(self.stem, luminance)
         e1 = run(self.encode_1, x)
         d1 = run(self.skip_1, x, run(self.down_1, e1))
         e2 = run(self.encode_2, d1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -9,14 +10,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ffmef.models.extractor import HierarchicalRepresentationExtractor
+from ffmef.models.layers import Block
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
 from ffmef.nn import AdaptiveFuse
 from ffmef.ops.ffmef_forward import unsupported, unsupported_tensors
 from ffmef.ops.library import operator
 from ffmef.ops.predict_and_fuse import not_native, predict_and_fuse
+from ffmef.ops.selection import NAMES as OPERATOR_BACKENDS
 
 IMAGES = 2
-ENGINES = ("auto", "eager", "fused")
+
+# What each way to compute does; operator backends compute layer by layer too.
+WAYS = ("fused", "native", "recompute", "eager")
+BACKENDS = (*WAYS, *OPERATOR_BACKENDS)
 
 # Values of hidden maps that exist at a time where memory is to be saved.
 _HIDDEN_VALUES = 1 << 22
@@ -32,17 +38,23 @@ class FFMEF(nn.Module):
         channels: c, even; the paper has 4.
         kernel_sizes: odd filter sides in ascending order; the paper's table 2 has (1,), (1, 3), (3, 5), (1, 3, 5) and
             (1, 3, 5, 7).
-        backend: of :func:`ffmef.ops.adaptive_fuse`.
-        engine: "fused" runs the whole network in one operator (:func:`ffmef.ops.ffmef_forward`, evaluation mode without
-            gradients), "eager" runs it layer by layer; "auto" takes "fused" wherever it can, except where
-            ``backend`` is given. The engine runs no hooks of submodules.
-        recompute: train in a fraction of the memory: filters never exist (:func:`ffmef.ops.predict_and_fuse`), and
-            the backward pass computes activations again instead of keeping them. ``backend`` is not used then.
+        backend: how to compute:
+
+            - None: "fused" where it can, otherwise "eager".
+            - "fused": the whole network in one operator (:func:`ffmef.ops.ffmef_forward`); in evaluation mode without
+              gradients only, an error elsewhere. Runs no hooks of submodules.
+            - "eager": layer by layer by torch, the fusion by the fastest backend of :func:`ffmef.ops.adaptive_fuse`.
+            - "reference", "cpu", "triton" or "cuda": the same with this backend of the fusion.
+            - "native": for training on a CPU, which it makes faster: layers by :func:`ffmef.ops.thin_convolution` and
+              :func:`ffmef.ops.norm_activation`, filters never exist (:func:`ffmef.ops.predict_and_fuse`). The result is
+              differentiable once. ``ffmef train`` uses it. As None where there is nothing to train.
+            - "recompute": as "native" in a fraction of the memory: the backward pass computes activations again
+              instead of keeping them.
+
+        engine, recompute: deprecated spellings of ``backend``.
 
     Attributes:
-        backend, engine, recompute: may be changed at any time.
-        without_filters: compute each head's last convolution and the fusion in one operator
-            (:func:`ffmef.ops.predict_and_fuse`) in training mode, where its native kernels can; ``ffmef train`` sets it.
+        backend: may be changed at any time.
 
     Example:
         >>> import torch
@@ -59,11 +71,10 @@ class FFMEF(nn.Module):
         kernel_sizes: Sequence[int] = (1, 3, 5),
         *,
         backend: str | None = None,
-        engine: str = "auto",
-        recompute: bool = False,
+        engine: str | None = None,
+        recompute: bool | None = None,
     ) -> None:
         super().__init__()
-        self.engine = engine
         self.channels = channels
         self.kernel_sizes = tuple(kernel_sizes)
         if not self.kernel_sizes or list(self.kernel_sizes) != sorted(set(self.kernel_sizes)):
@@ -72,9 +83,14 @@ class FFMEF(nn.Module):
             raise ValueError(f"kernel_sizes must be odd and at most 31, got {self.kernel_sizes}")
         self.extractor = HierarchicalRepresentationExtractor(channels)
         self.predictor = SpatialAdaptiveFilterPredictor(channels, self.kernel_sizes, IMAGES)
-        self.fuse = AdaptiveFuse(self.kernel_sizes, backend=backend)
-        self.recompute = recompute
-        self.without_filters = False
+        self.fuse = AdaptiveFuse(self.kernel_sizes)
+        self.backend = backend
+        if engine is not None:
+            _warn("engine", 3)
+            self._set_engine(engine)
+        if recompute is not None:
+            _warn("recompute", 3)
+            self._set_recompute(recompute)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_normal_(module.weight)
@@ -82,32 +98,55 @@ class FFMEF(nn.Module):
 
     @property
     def backend(self) -> str | None:
-        return self.fuse.backend
+        return self._backend
 
     @backend.setter
     def backend(self, value: str | None) -> None:
-        self.fuse.backend = value
+        if value is not None and value not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or None, got {value!r}")
+        self._backend = value
+        self.fuse.backend = value if value in OPERATOR_BACKENDS else None
+        self.extractor.recompute = value == "recompute"
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.native = value in ("native", "recompute")
 
-    @property
-    def recompute(self) -> bool:
-        return self.extractor.recompute
-
-    @recompute.setter
-    def recompute(self, value: bool) -> None:
-        self.extractor.recompute = value
+    # The spelling of version 0.1, for one release.
 
     @property
     def engine(self) -> str:
-        return self._engine
+        _warn("engine", 3)
+        return self._backend if self._backend in ("fused", "eager") else "auto"
 
     @engine.setter
     def engine(self, value: str) -> None:
-        if value not in ENGINES:
-            raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {value!r}")
-        self._engine = value
+        _warn("engine", 4)  # the assignment passes nn.Module.__setattr__
+        self._set_engine(value)
+
+    def _set_engine(self, value: str) -> None:
+        if value not in ("auto", "eager", "fused"):
+            raise ValueError(f"engine must be one of auto, eager, fused, got {value!r}")
+        if value == "fused" or self._backend in (None, "fused", "eager"):
+            self.backend = None if value == "auto" else value
+
+    @property
+    def recompute(self) -> bool:
+        _warn("recompute", 3)
+        return self._backend == "recompute"
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        _warn("recompute", 4)
+        self._set_recompute(value)
+
+    def _set_recompute(self, value: bool) -> None:
+        if value:
+            self.backend = "recompute"
+        elif self._backend == "recompute":
+            self.backend = None
 
     def not_fused(self, luminance: Tensor, parameters: Sequence[Tensor]) -> str | None:
-        """Return why the engine cannot run this model on ``luminance`` now, or None."""
+        """Return why the whole-network operator cannot run this model on ``luminance`` now, or None."""
         if self.training:
             return "the model is in training mode (model.eval() changes it)"
         if luminance.shape[2] * luminance.shape[3] == 1:
@@ -139,7 +178,7 @@ class FFMEF(nn.Module):
 
     def _needs_no_filters(self, luminance: Tensor) -> bool:
         return (
-            self.without_filters
+            self.backend == "native"
             and self.training
             and not torch.is_autocast_enabled(luminance.device.type)
             and all(not_native(luminance, size, channels=1) is None for size in self.kernel_sizes)
@@ -181,15 +220,20 @@ class FFMEF(nn.Module):
         """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
         if luminance.dim() != 4 or luminance.shape[1] != IMAGES:
             raise ValueError(f"luminance must be (B, {IMAGES}, H, W), got shape {tuple(luminance.shape)}")
-        if self.engine == "fused" or self.engine == "auto" and self.backend is None:
+        if self.backend in (None, "fused", "native", "recompute"):
             parameters = list(self.parameters())
             reason = self.not_fused(luminance, parameters)
             if reason is None:
                 return operator("ffmef_forward")(luminance, parameters, self.channels, list(self.kernel_sizes))
-            if self.engine == "fused":
-                raise RuntimeError(f"engine 'fused' cannot run here: {reason}")
-        if self.recompute and torch.is_grad_enabled():
+            if self.backend == "fused":
+                raise RuntimeError(f"backend 'fused' cannot run here: {reason}")
+        if self.backend == "recompute" and torch.is_grad_enabled():
             return self._fuse_without_filters(luminance).unsqueeze(1)
         if self._needs_no_filters(luminance):
             return self._fuse_hidden(luminance).unsqueeze(1)
         return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)
+
+
+def _warn(old: str, stacklevel: int) -> None:
+    message = f"{old} of FFMEF is deprecated: set backend instead"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from ffmef.models.layers import Block
 
 
-class Attention(nn.Module):
+class Attention(Block):
     """One weight in (0, 1) for each of the images at every pixel, from the maps of both."""
 
     def __init__(self, channels: int, images: int) -> None:
@@ -19,11 +20,11 @@ class Attention(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, N, c, H, W) -> the same maps, each times its image's weight."""
-        weights = torch.sigmoid(self.excite(F.relu(self.squeeze(maps.flatten(1, 2)))))
+        weights = torch.sigmoid(self.convolve(self.excite, self.convolve(self.squeeze, maps.flatten(1, 2), 0.0)))
         return maps * weights.unsqueeze(2)
 
 
-class FilterHead(nn.Module):
+class FilterHead(Block):
     """From one attended map (B, c, H, W) to its k*k filter taps (B, k*k, H, W)."""
 
     def __init__(self, channels: int, kernel_size: int) -> None:
@@ -35,7 +36,7 @@ class FilterHead(nn.Module):
 
     def hidden(self, attended: Tensor) -> Tensor:
         """Everything before the last, linear 1x1 convolution, which a fused engine merges with the filtering."""
-        return F.relu(self.expand(F.relu(self.conv(attended))))
+        return self.convolve(self.expand, self.convolve(self.conv, attended, 0.0), 0.0)
 
     def forward(self, attended: Tensor) -> Tensor:
         return self.project(self.hidden(attended))

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ffmef.errors import InputError
+from ffmef.models import registry
 from ffmef.models.ffmef import FFMEF
-from ffmef.models.pyramid import PyramidFFMEF
-from ffmef.models.pyramid_first import FirstPyramidFFMEF
 from ffmef.weight_files import available, find
 from ffmef.weight_files import printable as _printable
 
-__all__ = ["architectures", "available", "find", "load", "save"]
+__all__ = ["available", "find", "load", "save"]
 
 # The authors' key prefixes -> ours.
 _AUTHORS_MODULES = {
@@ -114,24 +113,23 @@ def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], architectu
             raise InputError(f"{source}: {key} must be finite, got {given[~finite][0].item()}")
 
 
-def _build(architecture: type[nn.Module], config: dict, state: dict[str, Tensor], source: Path) -> nn.Module:
+def _build(
+    build: Callable[..., nn.Module], name: str, config: dict, state: dict[str, Tensor], source: Path
+) -> nn.Module:
     """Return a model with the weights of ``state``, or raise what does not fit."""
     try:
-        # Without memory first: a file's header must not make us reserve more than the file itself holds.
+        # Build on the meta device first: a forged header must not make us allocate more than the file holds.
         with torch.device("meta"):
-            expected = architecture(**config).state_dict()
+            expected = build(**config).state_dict()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = _printable(next(iter(str(error).splitlines()), type(error).__name__))
         raise InputError(f"{source} has an unusable config {_printable(config)}: {reason}") from None
-    _check_fit(expected, state, architecture.__name__, source)
-    model = architecture(**config)
+    _check_fit(expected, state, name, source)
+    model = build(**config)
     model.load_state_dict(state)
     return model.eval()
 
 
-def architectures() -> dict[str, type[nn.Module]]:
-    """Return the model classes that a weight file's header may name."""
-    return {"FFMEF": FFMEF, "PyramidFFMEF": PyramidFFMEF, "FirstPyramidFFMEF": FirstPyramidFFMEF}
 
 
 def save(model: nn.Module, path: str | Path, **facts: str) -> None:
@@ -208,9 +206,12 @@ def _load_safetensors(path: Path) -> nn.Module:
     except Exception as error:  # whatever damaged bytes lead to
         reason = _printable(next(iter(str(error).splitlines()), type(error).__name__), 200)
         raise InputError(f"{path} is not a weight file: {reason}") from None
-    classes, name = architectures(), header.get("architecture")
-    if name not in classes:
-        raise InputError(f"{path} must name its architecture, one of {', '.join(classes)}, got {_printable(name)}")
+    from ffmef import models
+
+    specs, name = registry.by_architecture(), header.get("architecture")
+    if name not in specs:
+        known = ", ".join(sorted(specs))
+        raise InputError(f"{path} must name its architecture, one of {known}, got {_printable(name)}")
     try:
         config = json.loads(header.get("config", "{}"))
     except (ValueError, RecursionError):
@@ -218,8 +219,8 @@ def _load_safetensors(path: Path) -> nn.Module:
     if not isinstance(config, dict):
         raise InputError(f"{path} has an unusable config {_printable(header.get('config'))}: it must be a JSON object")
     if name == "PyramidFFMEF" and "design" not in config:
-        return _build(FirstPyramidFFMEF, config, state, path)
-    return _build(classes[name], config, state, path)
+        name = "FirstPyramidFFMEF"
+    return _build(getattr(models, name), name, config, state, path)
 
 
 def _load_authors(path: Path) -> nn.Module:
@@ -239,4 +240,4 @@ def _load_authors(path: Path) -> nn.Module:
         or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items())
     ):
         raise InputError(f"{path} is not a weight file: it must hold a dictionary of named tensors")
-    return _build(FFMEF, {}, _from_authors(state, path), path)
+    return _build(FFMEF, "FFMEF", {}, _from_authors(state, path), path)

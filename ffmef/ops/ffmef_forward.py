@@ -109,7 +109,7 @@ def _fake(luminance, parameters, channels, kernel_sizes):
 
 
 def _no_gradient(ctx, grad):
-    raise RuntimeError("ffmef_forward has no gradient; set the model's engine to 'eager'")
+    raise RuntimeError("ffmef_forward has no gradient; set the model's backend to 'eager'")
 
 
 def _triton(*arguments):

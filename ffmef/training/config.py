@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ffmef.errors import InputError
+from ffmef.models import registry
 
-TASKS = ("mef", "mff", "vif")
 LOSSES = ("gif", "picture", "mef-ssim", "pmgi")
 
 # Least and most of every setting that counts something. The upper ends only keep out numbers of which no machine can
@@ -49,7 +49,7 @@ class Config:
     exclude: list[str] = field(default_factory=list, metadata={"help": "names of scenes to leave out"})
     validation: float = field(default=0.0, metadata={"help": "share of the scenes kept for validation"})
 
-    model: str = field(default="ffmef", metadata={"help": "ffmef or pyramid"})
+    model: str = field(default="ffmef", metadata={"help": " or ".join(sorted(registry.MODELS))})
     model_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the model as JSON"})
     initial: str = field(default="", metadata={"help": "weights to start from; none: random"})
 
@@ -90,7 +90,7 @@ class Config:
     sample_every: int = field(default=1, metadata={"help": "epochs between sample pictures and validations"})
 
     def __post_init__(self):
-        _one_of("task", self.task, TASKS)
+        _one_of("task", self.task, registry.TASKS)
         _one_of("loss", self.loss, LOSSES)
         _one_of("schedule", self.schedule, ("constant", "cosine", "step"))
         _one_of("recipe", self.recipe, ("whole", "release", "mixed"))

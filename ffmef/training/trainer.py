@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ffmef.data import EpochBatches, Mixture, PictureScenes, SyntheticBrackets, TrainingSet, find_scenes
 from ffmef.errors import InputError
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
-from ffmef.models import PyramidFFMEF
+from ffmef.models import PyramidFFMEF, registry
 from ffmef.training.checkpoint import load, save, write_atomically
 from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
@@ -35,24 +35,19 @@ class DivergedError(InputError):
 
 
 def build_model(name: str, options: dict[str, Any]) -> nn.Module:
-    """Return the model ``"ffmef"`` or ``"pyramid"`` with its options.
+    """Return a model of :data:`ffmef.models.registry.MODELS` with its options.
 
     Raises:
         InputError: an unknown name or option.
     """
-    import ffmef.models
-
-    classes = {"ffmef": "FFMEF", "pyramid": "PyramidFFMEF"}
-    if name not in classes:
-        raise InputError(f"model must be one of {', '.join(classes)}, got {name!r}")
-    build = getattr(ffmef.models, classes[name])
+    spec = registry.find(name)
     try:
-        # Without memory first, so that a slip of the keyboard is named before it fills the machine.
+        # Build on the meta device first, so that a slip of the keyboard is named before it fills the machine.
         with torch.device("meta"):
-            numbers = sum(parameter.numel() for parameter in build(**options).parameters())
+            numbers = sum(parameter.numel() for parameter in spec.build(**options).parameters())
         if numbers > _MOST_PARAMETERS:
             raise ValueError(f"the model must have at most {_MOST_PARAMETERS} parameters, got {numbers}")
-        return build(**options)
+        return spec.build(**options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"model_options: {' '.join(str(error).split())[:200]}") from None
 

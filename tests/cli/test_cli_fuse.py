@@ -213,7 +213,8 @@ def test_bad_weights(tmp_path, pair, capfd):
 def test_bad_options(tmp_path, pair, capfd, weights):
     good = [*pair, "--weights", weights]
     expect_mistake(tmp_path, capfd, [*good, "--backend", "abacus"], "backend must be one of", "'abacus'")
-    expect_mistake(tmp_path, capfd, [*good, "--engine", "steam"], "engine must be one of", "'steam'")
+    expect_mistake(tmp_path, capfd, [*good, "--engine", "steam"], "--engine must be one of", "'steam'")
+    expect_mistake(tmp_path, capfd, [*good, "--backend", "steam"], "backend must be one of", "'steam'")
     expect_mistake(tmp_path, capfd, [*good, "--device", "abacus"], "device 'abacus' cannot be used")
     expect_mistake(tmp_path, capfd, [*good, "--device", ""], "device '' cannot be used: ")
     expect_mistake(tmp_path, capfd, [*good, "--device", "meta"], "device 'meta' cannot be used: ")

@@ -197,18 +197,18 @@ GOOD = np.zeros((4, 5, 3), np.uint8)
         ([GOOD[:0]] * 2, {}, "images[0] must have at least 2 pixels"),
         ([GOOD * 1.0, GOOD + 1.5], {}, "images[1] must lie in [0, 1], got values from 1.5 to 1.5"),
         ([GOOD * np.nan, GOOD * 1.0], {}, "images[0] must lie in [0, 1], got values from nan to nan"),
-        ([GOOD, GOOD], {"weights": "mef"}, "weights, backend and engine must be left alone where model is given"),
-        ([GOOD, GOOD], {"backend": "cpu"}, "weights, backend and engine must be left alone where model is given"),
-        ([GOOD, GOOD], {"engine": "eager"}, "weights, backend and engine must be left alone where model is given"),
+        ([GOOD, GOOD], {"weights": "mef"}, "weights and backend must be left alone where model is given"),
+        ([GOOD, GOOD], {"backend": "cpu"}, "weights and backend must be left alone where model is given"),
         (
             [GOOD, GOOD],
-            {"engine": "steam", "model": None, "weights": "mef"},
-            "engine must be one of auto, eager, fused, got 'steam'",
+            {"backend": "steam", "model": None, "weights": "mef"},
+            "backend must be one of fused, native, recompute, eager, reference, cpu, triton, cuda for the model FFMEF, "
+            "got 'steam'",
         ),
         (
             [GOOD, GOOD],
-            {"engine": "fused", "model": None, "weights": "mef", "backend": "cpu"},
-            "engine 'fused' runs on the CPU and",
+            {"backend": "eager", "model": "pyramid"},
+            "backend must be one of reference, cpu, triton, cuda for the model PyramidFFMEF, got 'eager'",
         ),
         ([GOOD, GOOD], {"model": lambda planes: planes}, "model must return luminance of shape (1, 1, 4, 5)"),
         ([GOOD, GOOD], {"model": lambda planes: mean(planes) / 0}, "model gave luminance that is not finite"),
@@ -252,8 +252,29 @@ def test_weights_are_read_once_and_again_when_they_change(tmp_path, monkeypatch)
             np.testing.assert_array_equal(result, results[-1])
         assert len(read) == seed + 1
     assert not np.array_equal(results[0], results[-1])
-    fuse(images, weights=str(path), engine="eager")  # does not change the model of the others
-    assert pipeline._load_model(str(path), 2, None, "auto", None).engine == "auto"
+    fuse(images, weights=str(path), backend="eager")  # does not change the model of the others
+    assert pipeline._load_model(str(path), 2, None, None).backend is None
+
+
+def test_fused_backend_that_cannot_run_is_named(tmp_path):
+    models.save(models.FFMEF(channels=6), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="backend 'fused' cannot run here: channels must be 4, 8 or 16, got 6"):
+        fuse([GOOD] * 2, weights=str(tmp_path / "w.safetensors"), backend="fused")
+
+
+def test_engine_is_the_old_spelling_of_backend():
+    images = [noise(9, 12, 3, high=0.5), noise(9, 12, 3, low=0.5)]
+    for engine in ("fused", "eager"):
+        with pytest.warns(DeprecationWarning, match=f"engine is deprecated: use backend='{engine}'") as caught:
+            fused = fuse(images, engine=engine)
+        assert caught[0].filename == __file__
+        np.testing.assert_array_equal(fused, fuse(images, model="ffmef", backend=engine))
+    with pytest.warns(DeprecationWarning, match="use backend=None"):
+        np.testing.assert_array_equal(fuse(images, engine="auto"), fuse(images))
+    with pytest.raises(InputError, match="engine must be one of auto, eager, fused, got 'steam'"):
+        fuse(images, engine="steam")
+    with pytest.raises(InputError, match="engine 'fused' must be given without a backend, got backend 'cpu'"):
+        fuse(images, engine="fused", backend="cpu")
 
 
 def test_pictures_that_torch_cannot_hold_as_they_are():

@@ -307,8 +307,8 @@ def test_recomputing_changes_no_gradient(monkeypatch, values):
     model = ffmef.models.FFMEF(kernel_sizes=(1, 3, 5)).double()
     luminance = torch.rand(2, 2, 27, 11, dtype=torch.float64)
     gradients = []
-    for recompute in (False, True):
-        model.recompute = recompute
+    for backend in ("eager", "recompute"):
+        model.backend = backend
         model.zero_grad()
         step(model, luminance)
         gradients.append([p.grad for p in model.parameters()])
@@ -321,8 +321,8 @@ def test_recomputing_keeps_little():
     model = ffmef.models.FFMEF()
     luminance = torch.rand(1, 2, 40, 50)
     kept = []
-    for recompute in (False, True):
-        model.recompute = recompute
+    for backend in ("eager", "recompute"):
+        model.backend = backend
         storages = {}
 
         def pack(tensor, storages=storages):
@@ -341,7 +341,7 @@ from pathlib import Path
 torch.set_num_threads(1)
 import ffmef
 height, width, recompute = map(int, sys.argv[1:])
-model = ffmef.models.FFMEF(recompute=bool(recompute))
+model = ffmef.models.FFMEF(backend="recompute" if recompute else "eager")
 def step(h, w):
     model(torch.rand(1, 2, h, w)).square().mean().backward()
 def memory(key):

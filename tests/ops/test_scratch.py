@@ -26,7 +26,7 @@ from pathlib import Path
 import ffmef
 torch.set_num_threads(1)
 torch.manual_seed(0)
-model = ffmef.models.FFMEF(engine="fused").eval().requires_grad_(False)
+model = ffmef.models.FFMEF(backend="fused").eval().requires_grad_(False)
 large, small = torch.rand(1, 2, *{SIZE}), torch.rand(1, 2, 40, 50)
 model(small)
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,15 +161,14 @@ def test_a_network_computes_the_same():
         fused = model(luminance)
         fused.square().mean().backward()
         results.append((fused, *(p.grad for p in model.parameters())))
-    assert thin.extractor.merge_1.body.forward.func is not None  # replaced: a partial function
+    assert thin.backend == "native" and thin.extractor.merge_1.body.native and not plain.extractor.merge_1.body.native
     for one, two in zip(*results):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5 * one.abs().max().item() + 1e-7)
 
 
 @needs_native
 def test_training_needs_no_filters(monkeypatch):
-    model = FFMEF()
-    use_native_operators(model)
+    model = FFMEF(backend="native")
     monkeypatch.setattr(model, "predict_filters", None)
     luminance = torch.rand(1, 2, 9, 8)
     assert model(luminance).shape == (1, 1, 9, 8)
@@ -175,6 +176,24 @@ def test_training_needs_no_filters(monkeypatch):
         change()
         with pytest.raises(TypeError, match="not callable"):
             model(luminance.to(model.fuse.alphas.dtype))
+
+
+@needs_native
+def test_native_layers_serve_any_network(monkeypatch):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 3, padding=1))
+    thin = copy.deepcopy(plain)
+    assert use_native_operators(thin) == 2
+    copied = copy.deepcopy(thin)
+    for own, weight in zip(copied.parameters(), plain.parameters(), strict=True):
+        own.data = 2 * weight.data
+    x = torch.rand(1, 1, 9, 8)
+    torch.testing.assert_close(thin(x), plain(x))
+    assert not torch.allclose(copied(x), plain(x))  # computes by its own weights, not by those it was copied from
+    assert thin.state_dict().keys() == plain.state_dict().keys()
+    # It is the native operator that computes: without torch's, the layers still run.
+    monkeypatch.setattr(F, "conv2d", None)
+    torch.testing.assert_close(thin(x), thin(x))
 
 
 def test_other_convolutions_are_left_alone():

@@ -22,11 +22,8 @@ torch.set_num_threads(1)
 import ffmef
 from ffmef.losses import GIFLoss, Sources
 from ffmef.training.memory import return_large_blocks
-from ffmef.training.native import use_native_operators
-recompute = sys.argv[1] == "recompute"
-model = ffmef.models.FFMEF(recompute=recompute)
-if recompute:
-    use_native_operators(model)
+model = ffmef.models.FFMEF(backend=sys.argv[1])
+if model.backend == "recompute":
     assert return_large_blocks()
 loss = GIFLoss()
 def step(h, w):
@@ -70,6 +67,6 @@ def test_the_command_asks_for_it_where_the_model_recomputes(monkeypatch, tmp_pat
     asked = []
     monkeypatch.setattr("ffmef.training.memory.return_large_blocks", lambda: asked.append(True))
     missing = str(tmp_path / "missing")
-    for options, expected in (("{}", []), ('{"recompute": true}', [True])):
+    for options, expected in (("{}", []), ('{"backend": "recompute"}', [True])):
         assert cli.main(["train", "--data", missing, "-o", str(tmp_path / "run"), "--model-options", options]) == 2
         assert asked == expected

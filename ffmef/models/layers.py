@@ -1,0 +1,55 @@
+"""Convolutions and norms of FFMEF's blocks, by torch's operators or by the native ones for training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ffmef.ops.norm_activation import norm_activation
+from ffmef.ops.thin_convolution import SIZES, activated, thin_convolution
+
+MOST_CHANNELS = 64  # beyond, the library's blocked convolutions win
+
+
+class Block(nn.Module):
+    """A part of FFMEF; its layers hold the weights, its methods compute them.
+
+    Attributes:
+        native: compute by :func:`ffmef.ops.thin_convolution` and :func:`ffmef.ops.norm_activation`, which are
+            differentiable once and run no hooks of the layers. The values are the same up to rounding.
+    """
+
+    native: bool = False
+
+    def convolve(self, conv: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, slope: float = 1.0) -> Tensor:
+        """Convolve and activate: a slope of 1 leaves the sums as they are, 0 is ReLU."""
+        if self.native and is_thin(conv):
+            return thin_convolution(x, kernel_of(conv), conv.bias, slope=slope)
+        return activated(conv(x), slope)
+
+    def normalise(self, norm: nn.InstanceNorm2d, x: Tensor, slope: float) -> Tensor:
+        """Normalise the first channels, as many as ``norm`` has, and activate all."""
+        if self.native:
+            return norm_activation(x, norm.weight, norm.bias, slope=slope, eps=norm.eps)
+        count = norm.num_features
+        normed = norm(x) if count == x.shape[1] else torch.cat([norm(x[:, :count]), x[:, count:]], dim=1)
+        return activated(normed, slope)
+
+
+def is_thin(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    """Return whether a layer is a convolution of few channels, stride 1 and zeros around that keeps the size."""
+    size = conv.kernel_size[0]
+    return (
+        conv.kernel_size == (size, size)
+        and size in SIZES
+        and conv.padding == (size // 2, size // 2)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and max(conv.in_channels, conv.out_channels) <= MOST_CHANNELS
+    )
+
+
+def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """Return the weight (O, I, k, k) of the same convolution, transposed or not."""
+    return conv.weight.flip(2, 3).transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else conv.weight
