@@ -79,9 +79,7 @@ def fuse(
     [120, 120, 120]
     """
     images = _checked(_listed(images, task))
-    return _fuse(
-        images, task, weights, backend=backend, model=model, device=device, threads=threads, engine=engine
-    )[0]
+    return _fuse(images, task, weights, backend=backend, model=model, device=device, threads=threads, engine=engine)[0]
 
 
 def fuse_pictures(

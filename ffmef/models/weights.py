@@ -130,8 +130,6 @@ def _build(
     return model.eval()
 
 
-
-
 def save(model: nn.Module, path: str | Path, **facts: str) -> None:
     """Write a model's weights, its architecture and ``facts`` to a safetensors file, whole or not at all.
 
