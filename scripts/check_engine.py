@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument("--weights", nargs="+", required=True, help="weights files or names of FFMEF")
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders of pairs")
     arguments = parser.parse_args()
-    pairs = [pair for folder in arguments.data for pair in find_pairs(folder)[0]]
+    pairs = [pair for folder in arguments.data for pair in find_pairs(folder).pairs]
     worst, levels = 0.0, 0
     for weights in arguments.weights:
         model = models.load(weights)

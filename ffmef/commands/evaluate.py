@@ -8,7 +8,11 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("dataset", metavar="DATASET", help="folder of NAME/NAME_A.ext and NAME/NAME_B.ext (or NAME_VI, NAME_IR)")
+    add(
+        "dataset",
+        metavar="DATASET",
+        help="folder of pairs, such as NAME/NAME_A.ext or VI/ and IR/, or a CSV table of files",
+    )
     add("-o", "--output", required=True, metavar="DIR", help="where the report goes; a second run goes on from there")
     add("--task", default="mef", help="mef (default), mff or vif")
     add(
@@ -16,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder; may be repeated",
     )  # fmt: skip
     add("--weights", action="append", metavar="NAME|PATH", help="fuse with these; repeatable (default: the task's)")
-    add("--metrics", metavar="NAME,NAME,...", help="such as QABF,MEF_SSIM (default: those of the paper's table)")
+    add(
+        "--metrics", metavar="NAME,NAME,...", help="such as QABF,MEF-SSIM, or all (default: those of the paper's table)"
+    )
     add(
         "--save-as", default="lossless", metavar="HOW",
         help="lossless (default), or source: under the source's extension, as published tables were made",
@@ -42,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         task=args.task,
         fused=args.fused,
         weights=args.weights,
-        metrics=[name.strip().upper().replace("-", "_") for name in args.metrics.split(",")] if args.metrics else None,
+        metrics=args.metrics.split(",") if args.metrics else None,
         save_as=args.save_as,
         jobs=args.jobs,
         page_pixels=args.page_pixels,

@@ -7,6 +7,7 @@ import io
 from importlib import resources
 from pathlib import Path
 
+from ffmef.evaluation.found import Pair
 from ffmef.evaluation.report import Report, best, label, show, write_whole
 
 
@@ -22,6 +23,15 @@ def _embedded(path: Path, longest_side: int) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def frame_name(pair: Pair, path: Path) -> str:
+    """Return what tells a frame from the pair's others: its name beside the pair's, or its folder's."""
+    stems = [frame.stem for frame in pair.frames]
+    if stems.count(path.stem) > 1:
+        return path.parent.name
+    rest = path.stem[len(pair.name) + 1 :]
+    return rest if path.stem.casefold() == f"{pair.name}_{rest}".casefold() else path.stem
+
+
 def write_page(report: Report, path: Path, longest_side: int) -> None:
     """Write the page; pictures are embedded with sides of at most ``longest_side`` pixels."""
     import jinja2
@@ -31,7 +41,7 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
         values = {m: report.scores[m][pair.name] for m in report.methods if pair.name in report.scores.get(m, {})}
         if not values:
             continue  # named among the failures; its pictures may be what is broken
-        pictures = {path.stem.removeprefix(f"{pair.name}_"): path for path in (pair.a, pair.b)}
+        pictures = {frame_name(pair, path): path for path in pair.frames}
         pictures |= {method: report.fused[method][pair.name] for method in values}
         scenes.append(
             {

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ffmef.evaluation.dataset import Failure, Pair
+from ffmef.evaluation.found import Failure, Pair
 from ffmef.metrics.registry import METRICS
 
 
@@ -129,6 +129,7 @@ def write_json(report: Report, path: Path, versions: dict[str, str]) -> None:
         "averages": averages,
         "published": report.published,
         "higher_is_better": {name: METRICS[name].higher_is_better for name in report.metrics},
+        "remarks": report.remarks,
         "failures": [asdict(failure) for failure in report.failures],
         "versions": versions,
     }

@@ -12,9 +12,9 @@ from pathlib import Path
 from ffmef import models, pipeline
 from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
-from ffmef.evaluation import page, published, report, scoring
+from ffmef.evaluation import layouts, page, published, report, scoring
 from ffmef.evaluation.journal import Journal
-from ffmef.metrics.registry import METRICS
+from ffmef.metrics.registry import METRICS, canonical
 from ffmef.version import __version__
 
 TASK_METRICS = {
@@ -54,12 +54,13 @@ def evaluate(
     """Score fused pictures of a benchmark folder and write scores.csv, scores.json, scores.md and report.html.
 
     Args:
-        folder: holds NAME/NAME_A.ext and NAME/NAME_B.ext, or NAME_VI and NAME_IR.
+        folder: a benchmark in one of the layouts of :mod:`ffmef.evaluation.layouts`, or a table (CSV) of its files.
         output: the report's folder. Scores of an earlier run there are used again while their files are unchanged.
         task: "mef", "mff" or "vif"; decides the metrics and how weights fuse.
         fused: folders of fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder.
         weights: names or files of weights to fuse with; those of the task if ``fused`` is not given either.
-        metrics: keys of :data:`ffmef.metrics.METRICS`; those of the paper's table if None.
+        metrics: names of :data:`ffmef.metrics.METRICS`, in any case and with or without hyphens; those of the paper's
+            table if None.
         save_as: "lossless" scores pictures as they are, "source" as saved under the extension of their first source by
             an image library's defaults, which is what published tables hold.
         jobs: processes that score at the same time.
@@ -81,14 +82,18 @@ def evaluate(
         raise InputError(f"--jobs must be at least 1, got {jobs}")
     if page_pixels < 16:
         raise InputError(f"--page-pixels must be at least 16, got {page_pixels}")
-    names = metrics or TASK_METRICS[task]
-    for name in names:
-        if name not in METRICS:
-            raise InputError(f"--metrics must be among {', '.join(METRICS)}, got {name}")
+    try:
+        names = [canonical(name) for name in metrics or ()]
+    except ValueError as error:
+        raise InputError(f"--metrics {str(error).removeprefix('names ')}") from None
     if output.exists() and not output.is_dir():
         raise InputError(f"--output must be a folder, got the file {output}")
-    pairs, failures = datasets.find_pairs(folder)
-    methods, missing = datasets.find_fused([Path(f) for f in fused or []], pairs)
+    found = datasets.find_pairs(folder)
+    pairs, failures = found.pairs, found.failures
+    if task == "vif" and found.guessed:
+        raise InputError(f"DATASET must say which picture is infrared, the names of {', '.join(found.guessed)} do not")
+    names = names or _default_metrics(task, pairs)
+    methods, missing = datasets.find_fused([Path(f) for f in fused or []], pairs, found.fused)
     failures += missing
 
     tasks = []
@@ -96,7 +101,7 @@ def evaluate(
         for pair in pairs:
             if pair.name in pictures:
                 tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
-    for method, given in _names_of_weights(weights or ([] if methods else [pipeline.default_weights(task)]), methods):
+    for method, given in _names_of_weights(weights or ([] if methods else _default_weights(task, pairs)), methods):
         models.load(given)  # what is wrong with the weights is wrong with every pair
         methods[method] = {}
         identity = _weights_identity(given)
@@ -116,7 +121,7 @@ def evaluate(
         if "failure" in outcome:
             failures.append(datasets.Failure(item.pair, item.method, outcome["failure"]))
         else:
-            journal.add(item.pair, item.method, item.key, outcome["values"])
+            journal.add(item.pair, item.method, item.key, outcome["values"], outcome["note"])
             done.append(item)
 
     scores = {method: {} for method in methods}
@@ -130,12 +135,44 @@ def evaluate(
         sorted(failures, key=lambda f: (f.pair, f.method)),
     )  # fmt: skip
     result.published = published.rows([pair.name for pair in pairs]) if task == "mef" else {}
-    result.remarks = [published.REMARK] if result.published else []
+    result.remarks = [*found.remarks, *_bracket_remarks(result), *_notes(done, journal)]
+    result.remarks += [published.REMARK] if result.published else []
     report.write_csv(result, output / "scores.csv")
     report.write_json(result, output / "scores.json", versions())
     report.write_markdown(result, output / "scores.md")
     page.write_page(result, output / "report.html", page_pixels)
     return result
+
+
+def _bracket_remarks(result: report.Report) -> list[str]:
+    """Say how pairs of more than two frames were scored."""
+    brackets = [pair for pair in result.pairs if pair.more]
+    if not brackets:
+        return []
+    sizes = ", ".join(
+        f"{pair.name} {len(pair.frames)} ({pair.a.name} to {pair.frames[-1].name})" for pair in brackets[:6]
+    )
+    more = f" and {len(brackets) - 6} more" if len(brackets) > 6 else ""
+    text = f"Brackets of more than two frames: {sizes}{more}."
+    named = {kind: [name for name in result.metrics if METRICS[name].frames == kind] for kind in ("all", "two")}
+    if named["all"]:
+        text += f" {', '.join(named['all'])} look at all frames."
+    if named["two"]:
+        text += f" {', '.join(named['two'])} compare two sources and are not defined there."
+    return [text]
+
+
+def _notes(done: list[scoring.Task], journal: Journal) -> list[str]:
+    """Gather what was noted while scoring, by method."""
+    gathered: dict[tuple[str, str], list[str]] = {}
+    for item in done:
+        note = journal.note(item.pair, item.method, item.key)
+        if note:
+            gathered.setdefault((item.method, note), []).append(item.pair)
+    return [
+        f"Pictures of {method} scored {note}: {len(pairs)}, {layouts.listed(sorted(pairs))}."
+        for (method, note), pairs in gathered.items()
+    ]
 
 
 def _names_of_weights(weights: list[str], taken: Iterable[str]) -> list[tuple[str, str]]:
@@ -153,6 +190,21 @@ def _names_of_weights(weights: list[str], taken: Iterable[str]) -> list[tuple[st
     return list(zip(named, weights, strict=True))
 
 
+def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
+    """Return the metrics of the paper's table, or of them those for brackets and what is made for them."""
+    if all(pair.more for pair in pairs):
+        return [*(n for n in TASK_METRICS[task] if METRICS[n].frames != "two"), "MEF_SSIM_C", "QY", "MI", "CC"]
+    return TASK_METRICS[task]
+
+
+def _default_weights(task: str, pairs: list[datasets.Pair]) -> list[str]:
+    """Return the weights that fuse where nothing was asked for: those for brackets where there are any."""
+    model = pipeline.DEFAULT_MODEL[task]
+    if any(pair.more for pair in pairs) and task == "mef" and model in pipeline.BRACKETS:
+        return [pipeline.BRACKETS[model]]
+    return [pipeline.default_weights(task)]
+
+
 def _weights_identity(weights: str) -> str:
     path = Path(weights)
     return scoring.fingerprint(path) if path.is_file() else f"{weights}, ffmef {__version__}"
@@ -163,11 +215,11 @@ def _task(pair, method, output, task, names, save_as, *, fused=None, weights=Non
     saved = None
     if fused is None or save_as == "source":
         saved = str(output / "fused" / method.replace("/", "_") / f"{pair.name}{extension}")
-    key = scoring.fingerprint(pair.a, pair.b, fused or identity, task, save_as)
+    key = scoring.fingerprint(*pair.frames, fused or identity, task, save_as)
     toolkit = "vifb" if task == "vif" else "mefb"
     fused = None if fused is None else str(fused)
     return scoring.Task(
-        pair.name, method, str(pair.a), str(pair.b), fused, weights, task, toolkit, tuple(names), saved, key
+        pair.name, method, tuple(map(str, pair.frames)), fused, weights, task, toolkit, tuple(names), saved, key
     )
 
 

@@ -25,8 +25,7 @@ class Task:
 
     pair: str
     method: str
-    a: str
-    b: str
+    frames: tuple[str, ...]
     fused: str | None
     weights: str | None
     task: str
@@ -57,10 +56,12 @@ def _read(path: str) -> np.ndarray:
     return pixels
 
 
-def _fuse(task: Task, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _fuse(task: Task, frames: list[np.ndarray]) -> np.ndarray:
     import ffmef
 
-    images = {"visible": a, "infrared": b} if task.task == "vif" else [a, b]
+    if task.task == "vif" and len(frames) > 2:
+        raise InputError(f"task vif fuses two pictures, got {len(frames)}")
+    images = {"visible": frames[0], "infrared": frames[1]} if task.task == "vif" else frames
     return ffmef.fuse(images, task=task.task, weights=task.weights)
 
 
@@ -83,25 +84,44 @@ def save_plainly(pixels: np.ndarray, path: str) -> None:
         raise
 
 
-def score(task: Task) -> dict:
-    """Return ``{"values": {metric: value}}``, or ``{"failure": reason}`` for what the user can mend.
+LUMA = "on luma, because fused picture and sources are not both in colour"
 
-    A value that is not defined for these pictures is None where NaN, and infinite where infinite.
+
+def score(task: Task) -> dict:
+    """Return ``{"values": {metric: value}, "note": text}``, or ``{"failure": reason}`` for what the user can mend.
+
+    A value that is not defined for these pictures is None where NaN, and infinite where infinite. The note says what
+    a reader has to know of these values; it is empty mostly.
     """
     from ffmef import metrics
 
     try:
-        a, b = _read(task.a), _read(task.b)
-        if a.shape[:2] != b.shape[:2]:
-            raise InputError(f"sources differ in size: {Path(task.a).name} {_size(a)}, {Path(task.b).name} {_size(b)}")
-        fused = _fuse(task, a, b) if task.fused is None else _read(task.fused)
+        frames = [_read(path) for path in task.frames]
+        for path, frame in zip(task.frames, frames, strict=True):
+            if frame.shape[:2] != frames[0].shape[:2]:
+                first = f"{Path(task.frames[0]).name} {_size(frames[0])}"
+                raise InputError(f"sources differ in size: {first}, {Path(path).name} {_size(frame)}")
+        fused = _fuse(task, frames) if task.fused is None else _read(task.fused)
         if task.saved is not None:
             save_plainly(fused, task.saved)
             fused = _read(task.saved)
-        values = metrics.compute(a, b, fused, task.metrics, toolkit=task.toolkit)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        note = ""
+        if _mixed(frames, fused):
+            note = LUMA
+            frames, fused = [metrics.to_luma(frame) for frame in frames], metrics.to_luma(fused)
+        values = metrics.compute(*frames[:2], fused, task.metrics, toolkit=task.toolkit, more=frames[2:])
+    except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
         return {"failure": " ".join(str(error).split()) or type(error).__name__}
-    return {"values": {name: None if math.isnan(value) else value for name, value in values.items()}}
+    return {"values": {name: None if math.isnan(value) else value for name, value in values.items()}, "note": note}
+
+
+def _mixed(frames: list[np.ndarray], fused: np.ndarray) -> bool:
+    """Return whether the fused picture is grey beside a colour source, or coloured beside grey sources alone."""
+    in_colour = any(frame.ndim == 3 for frame in frames)
+    if fused.ndim == 2:
+        return in_colour
+    # A colour file of a grey picture is the same on luma; the toolkits take its first channel.
+    return not in_colour and bool((fused != fused[..., :1]).any())
 
 
 def _size(picture: np.ndarray) -> str:

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ffmef.metrics._channels import Pictures
-from ffmef.metrics.feature import ag, ei, qabf, qp, sd, sf, sf_side_by_side
-from ffmef.metrics.information import ce, en, fmi, nmi, psnr, qncie, rmse, te
-from ffmef.metrics.perception import qcb, qcv, vif
-from ffmef.metrics.registry import METRICS, Metric
-from ffmef.metrics.structure import mef_ssim, qc, qw, qy, ssim
+from ffmef.metrics._channels import to_grey as to_luma
+from ffmef.metrics.feature import ag, ei, l_abf, n_abf, qabf, qp, sd, sf, sf_side_by_side
+from ffmef.metrics.information import ce, en, fmi, mi, nmi, psnr, qncie, rmse, te
+from ffmef.metrics.no_reference import brisque
+from ffmef.metrics.perception import qcb, qcv, vif, viff, vifp
+from ffmef.metrics.registry import METRICS, Metric, canonical
+from ffmef.metrics.structure import cc, mef_ssim, mef_ssim_c, ms_ssim, qc, qw, qy, scd, ssim
 
 __all__ = [
-    "METRICS", "Metric", "compute", "ag", "ce", "ei", "en", "fmi", "mef_ssim", "nmi", "psnr", "qabf", "qc", "qcb",
-    "qcv", "qncie", "qp", "qw", "qy", "rmse", "sd", "sf", "ssim", "te", "vif",
+    "METRICS", "Metric", "canonical", "compute", "to_luma", "ag", "brisque", "cc", "ce", "ei", "en", "fmi", "l_abf",
+    "mef_ssim", "mef_ssim_c", "mi", "ms_ssim", "n_abf", "nmi", "psnr", "qabf", "qc", "qcb", "qcv", "qncie", "qp", "qw",
+    "qy", "rmse", "scd", "sd", "sf", "ssim", "te", "vif", "viff", "vifp",
 ]  # fmt: skip
 
 
 def compute(
-    a: object, b: object, fused: object, names: Iterable[str] | None = None, *, toolkit: str = "mefb"
+    a: object,
+    b: object,
+    fused: object,
+    names: Iterable[str] | None = None,
+    *,
+    toolkit: str = "mefb",
+    more: Sequence[object] = (),
 ) -> dict[str, float]:
     """Return several metrics of one fused picture; what they have in common is computed once.
 
@@ -32,11 +41,14 @@ def compute(
             multi-exposure, visible before infrared for that task; it decides ties only.
         b: the other source, of the same size.
         fused: the fused picture, of the same size.
-        names: keys of :data:`METRICS`; all of them if None.
+        names: names of :data:`METRICS` in any form that :func:`canonical` understands; if None all that need no further
+            package.
         toolkit: "mefb" or "vifb"; they differ in SF (see :func:`sf`).
+        more: the further sources of a bracket. MEF-SSIM, its colour form, QY, MI and CC see them; metrics that
+            compare two sources are NaN then.
 
     Returns:
-        The values by name, in the order of ``names``. A metric that is not defined for these pictures is NaN (or
+        The values by key, in the order of ``names``. A metric that is not defined for these pictures is NaN (or
         infinite), as its own documentation states.
 
     Raises:
@@ -49,14 +61,15 @@ def compute(
         >>> compute(picture, picture, picture, ["EN", "RMSE"])
         {'EN': 2.0, 'RMSE': 0.0}
     """
-    names = list(METRICS if names is None else names)
-    for name in names:
-        if name not in METRICS:
-            raise ValueError(f"names must be among {', '.join(METRICS)}, got {name}")
+    if names is None:
+        names = [name for name, metric in METRICS.items() if not metric.extra]
+    names = [canonical(name) for name in names]
     if toolkit not in ("mefb", "vifb"):
         raise ValueError(f"toolkit must be 'mefb' or 'vifb', got {toolkit!r}")
-    pictures = Pictures(a, b, fused)
+    pictures = Pictures(a, b, fused, more)
     of_pictures = {name: METRICS[name].of_pictures for name in names}
+    if more:
+        of_pictures |= {name: _not_defined for name in names if METRICS[name].frames == "two"}
     if toolkit == "vifb" and "SF" in of_pictures:
         of_pictures["SF"] = sf_side_by_side
     values: dict[str, list[float]] = {
@@ -69,3 +82,7 @@ def compute(
             for name in by_channel:
                 values[name].append(METRICS[name].of_channel(channel))
     return {name: float(np.mean(values[name])) for name in names}
+
+
+def _not_defined(pictures: Pictures) -> float:
+    return float("nan")

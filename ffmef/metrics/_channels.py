@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 SOURCES = ("a", "b")
+MORE = "cdeghijklmnopqrstuvwxyz"  # names of a bracket's further sources; f is the fused picture
 _GREY_WEIGHTS = (0.298936, 0.587043, 0.114021)
 
 
@@ -35,7 +36,22 @@ def as_picture(value: object, name: str) -> np.ndarray:
 
 
 def to_grey(picture: np.ndarray) -> np.ndarray:
-    """Return the rounded luma of a colour picture, and a grey picture as it is."""
+    r"""Return the rounded luma of a colour picture, and a grey picture as it is.
+
+    .. math:: \lfloor 0.298936 R + 0.587043 G + 0.114021 B + 0.5 \rfloor
+
+    On it pictures are compared of which some are grey and some are in colour. Source: ITU-R BT.601.
+
+    Args:
+        picture: uint8 (H, W, 3) or (H, W).
+
+    Returns:
+        uint8 (H, W).
+
+    Example:
+        >>> to_grey(np.uint8([[[255, 0, 0], [0, 255, 0]]])).tolist()
+        [[76, 150]]
+    """
     if picture.ndim == 2:
         return picture
     red, green, blue = (weight * picture[..., i] for i, weight in enumerate(_GREY_WEIGHTS))
@@ -82,9 +98,18 @@ class Channel:
     while the channel lives.
     """
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, fused: np.ndarray, fused_grey: np.ndarray | None = None):
+    def __init__(
+        self,
+        a: np.ndarray,
+        b: np.ndarray,
+        fused: np.ndarray,
+        fused_grey: np.ndarray | None = None,
+        more: Sequence[np.ndarray] = (),
+    ):
         self._memory: dict = {}
-        self.levels = {name: np.ascontiguousarray(x) for name, x in (("a", a), ("b", b), ("f", fused))}
+        named = (("a", a), ("b", b), *zip(MORE, more, strict=False), ("f", fused))
+        self.levels = {name: np.ascontiguousarray(x) for name, x in named}
+        self.sources = [name for name in self.levels if name != "f"]
         self.shape: tuple[int, int] = a.shape
         self.pixels = a.size
         self.fused_grey = self.levels["f"] if fused_grey is None else fused_grey
@@ -121,10 +146,31 @@ class Channel:
     @_remembered
     def joint_histogram(self, first: str, second: str) -> np.ndarray:
         """Counts (256, 256) of pairs of stretched levels, rows for ``first``."""
-        index = self.stretched(first).astype(np.intp).ravel()
-        index *= 256
-        index += self.stretched(second).ravel()
-        return np.bincount(index, minlength=65536).reshape(256, 256)
+        return _joint_counts(self.stretched(first), self.stretched(second))
+
+    @_remembered
+    def joint_levels(self, first: str, second: str) -> np.ndarray:
+        """Counts (256, 256) of pairs of levels as they are, rows for ``first``."""
+        return _joint_counts(self.levels[first], self.levels[second])
+
+    @_remembered
+    def product_sum(self, first: str, second: str) -> int:
+        """Exact sum of the products of two pictures' levels."""
+        levels = np.arange(256, dtype=np.int64)
+        return int(levels @ self.joint_levels(first, second) @ levels)
+
+    def scatter(self, first: str, second: str) -> int:
+        """Exact covariance of two pictures' levels, times the square of the number of pixels."""
+        levels = np.arange(256, dtype=np.int64)
+        sums = [int(self.histogram(name) @ levels) for name in (first, second)]
+        return self.pixels * self.product_sum(first, second) - sums[0] * sums[1]
+
+
+def _joint_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    index = first.astype(np.intp).ravel()
+    index *= 256
+    index += second.ravel()
+    return np.bincount(index, minlength=65536).reshape(256, 256)
 
 
 class Pictures:
@@ -134,24 +180,41 @@ class Pictures:
     beside a colour one is compared with every channel.
     """
 
-    def __init__(self, a: object, b: object, fused: object):
+    def __init__(self, a: object, b: object, fused: object, more: Sequence[object] = ()):
         self.a, self.b, self.fused = (as_picture(x, n) for x, n in ((a, "a"), (b, "b"), (fused, "fused")))
-        for name, picture in (("b", self.b), ("fused", self.fused)):
+        if len(more) > len(MORE):
+            raise ValueError(f"more must hold at most {len(MORE)} pictures, got {len(more)}")
+        self.more = [as_picture(x, f"more[{i}]") for i, x in enumerate(more)]
+        named = [(f"more[{i}]", picture) for i, picture in enumerate(self.more)]
+        for name, picture in (("b", self.b), *named, ("fused", self.fused)):
             if picture.shape[:2] != self.a.shape[:2]:
                 raise ValueError(f"{name} must have the size of a, {self.a.shape[:2]}, got {picture.shape[:2]}")
-        if self.fused.ndim == 2 and self.a.ndim + self.b.ndim > 4:
-            raise ValueError("fused must have 3 channels like its colour source, got a grey picture")
+        if self.fused.ndim == 2 and self.in_colour:
+            raise ValueError(
+                "fused must have 3 channels like its colour source, got a grey picture; "
+                "compare on luma: ffmef.metrics.to_luma of each picture"
+            )
+
+    @property
+    def sources(self) -> list[np.ndarray]:
+        return [self.a, self.b, *self.more]
+
+    @property
+    def in_colour(self) -> bool:
+        """Whether any source has colour."""
+        return any(picture.ndim == 3 for picture in self.sources)
 
     def channels(self) -> Iterator[Channel]:
         """Yield the channels to score, one at a time so that only one's intermediates are in memory."""
-        if self.a.ndim == self.b.ndim == 2:
+        if not self.in_colour:
             if self.fused.ndim == 2:
-                yield Channel(self.a, self.b, self.fused)
+                yield Channel(self.a, self.b, self.fused, more=self.more)
             else:
-                yield Channel(self.a, self.b, self.fused[..., 0], fused_grey=to_grey(self.fused))
+                yield Channel(self.a, self.b, self.fused[..., 0], to_grey(self.fused), self.more)
             return
         for c in range(3):
-            yield Channel(*(x if x.ndim == 2 else x[..., c] for x in (self.a, self.b, self.fused)))
+            plane = [x if x.ndim == 2 else x[..., c] for x in (*self.sources, self.fused)]
+            yield Channel(plane[0], plane[1], plane[-1], more=plane[2:-1])
 
 
 def channel_mean(measure: Callable[[Channel], float], a: object, b: object, fused: object) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -82,12 +83,13 @@ def means(maps: Sequence[np.ndarray], rows: slice, kept: tuple[slice, slice], ta
 class Moments:
     """Means, variances and covariances of named maps in the windows of one strip.
 
-    Covariances are those of every map with "f", and of the sources if ``of_sources``.
+    Covariances are those of every map with "f", and of each two sources if ``of_sources``.
     """
 
     def __init__(self, names: Sequence[str], strip: np.ndarray, taps: np.ndarray, of_sources: bool):
         pairs = [(name, name) for name in names] + [(name, "f") for name in names if name != "f"]
-        pairs += [("a", "b")] * of_sources
+        if of_sources:
+            pairs += itertools.combinations([name for name in names if name != "f"], 2)
         values = _weighted(strip, taps, [(names.index(x), names.index(y)) for x, y in pairs])
         self.mean = dict(zip(names, values, strict=False))
         self._covariance = dict(zip(pairs, values[len(names) :], strict=True))
@@ -131,9 +133,11 @@ def halved(maps: dict[str, np.ndarray], taps: np.ndarray) -> dict[str, np.ndarra
 def derivatives(values: np.ndarray, smoothing: tuple[int, int, int], border: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the exact derivatives of a uint8 channel to the right and upward, 3 x 3, as int32.
 
-    ``border`` is "zeros" or "replicate".
+    ``border`` is "zeros", "replicate" or "mirror" (about the centre of the outermost pixels).
     """
-    padded = np.pad(values.astype(np.int16), 1, mode={"zeros": "constant", "replicate": "edge"}[border])
+    padded = np.pad(
+        values.astype(np.int16), 1, mode={"zeros": "constant", "replicate": "edge", "mirror": "reflect"}[border]
+    )
     before, here, after = smoothing
     rows = before * padded[:-2] + here * padded[1:-1] + after * padded[2:]
     columns = before * padded[:, :-2] + here * padded[:, 1:-1] + after * padded[:, 2:]

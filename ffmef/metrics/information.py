@@ -59,6 +59,14 @@ def nmi_of_channel(channel: Channel) -> float:
     return total
 
 
+def mi_of_channel(channel: Channel) -> float:
+    total = 0.0
+    for source in channel.sources:
+        joint = channel.joint_levels(source, "f")
+        total += entropy(joint.sum(1)) + entropy(joint.sum(0)) - entropy(joint)
+    return total
+
+
 def _root_over_size(channel: Channel) -> float:
     """Mean over the sources of the root of the summed squared error, divided by the number of pixels."""
     return sum(math.sqrt(channel.squared_error(source)) for source in SOURCES) / (2 * channel.pixels)
@@ -170,6 +178,25 @@ def fmi(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
         1.0
     """
     return channel_mean(fmi_of_channel, a, b, fused)
+
+
+def mi(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
+    r"""Mutual information of each source and the fused picture, added, in bits.
+
+    .. math:: \sum_{X \in \{A,B\}} H(X) + H(F) - H(X,F)
+
+    From 256 x 256 joint histograms of the grey levels as they are, not stretched and not normalised; :func:`nmi` is.
+    Higher is better; 0 upwards, at most H(A) + H(B). Always defined; of a bracket all
+    sources are added. Mean over R, G and B. Source: Qu, Zhang, Yan,
+    Electronics Letters 2002. Arguments and errors as for :func:`ce`.
+
+    Example:
+        >>> import numpy as np
+        >>> a, b = np.uint8([[0, 0], [9, 9]]), np.uint8([[0, 9], [0, 9]])
+        >>> mi(a, b, a), mi(a, b, np.uint8([[0, 1], [2, 3]]))
+        (1.0, 2.0)
+    """
+    return channel_mean(mi_of_channel, a, b, fused)
 
 
 def nmi(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:

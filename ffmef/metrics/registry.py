@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ffmef.metrics import feature, information, perception, structure
+from ffmef.metrics import feature, information, no_reference, perception, structure
 from ffmef.metrics._channels import Channel, Pictures
 
 
 class Metric(NamedTuple):
-    """A metric as tables need it."""
+    """A metric as tables need it.
+
+    ``frames`` says what it sees of a bracket: "all" sources, "two" (then it is not defined for more), or "none" where
+    it looks at the fused picture alone. ``extra`` is what has to be installed for it.
+    """
 
     name: str
     family: str
@@ -18,6 +23,14 @@ class Metric(NamedTuple):
     function: Callable[..., float]
     of_channel: Callable[[Channel], float] | None = None
     of_pictures: Callable[[Pictures], float] | None = None
+    frames: str = "two"
+    extra: str = ""
+
+
+ALL_FRAMES = {"MI", "CC", "QY", "MEF_SSIM", "MEF_SSIM_C"}
+FUSED_ALONE = {"EN", "AG", "EI", "SD", "SF", "BRISQUE"}
+EXTRAS = {"BRISQUE": "no-reference"}
+_BESIDE_LETTERS = re.compile(r"[^A-Z0-9]")
 
 
 def _metrics(family: str, module, names: str, lower: str = "") -> list[Metric]:
@@ -29,6 +42,8 @@ def _metrics(family: str, module, names: str, lower: str = "") -> list[Metric]:
             getattr(module, name.lower()),
             getattr(module, f"{name.lower()}_of_channel", None),
             getattr(module, f"{name.lower()}_of_pictures", None),
+            "all" if name in ALL_FRAMES else "none" if name in FUSED_ALONE else "two",
+            EXTRAS.get(name, ""),
         )
         for name in names.split()
     ]
@@ -37,9 +52,27 @@ def _metrics(family: str, module, names: str, lower: str = "") -> list[Metric]:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        *_metrics("information theory", information, "CE EN FMI NMI PSNR QNCIE TE RMSE", lower="CE RMSE"),
-        *_metrics("image features", feature, "AG EI SD SF QABF QP"),
-        *_metrics("structural similarity", structure, "QC QW QY MEF_SSIM SSIM"),
-        *_metrics("human perception", perception, "QCB QCV VIF", lower="QCV"),
+        *_metrics("information theory", information, "CE EN FMI MI NMI PSNR QNCIE TE RMSE", lower="CE RMSE"),
+        *_metrics("image features", feature, "AG EI SD SF QABF N_ABF L_ABF QP", lower="N_ABF L_ABF"),
+        *_metrics("structural similarity", structure, "CC SCD QC QW QY MEF_SSIM MEF_SSIM_C SSIM MS_SSIM"),
+        *_metrics("human perception", perception, "QCB QCV VIF VIFF VIFP", lower="QCV"),
+        *_metrics("no reference", no_reference, "BRISQUE", lower="BRISQUE"),
     )
 }
+_PLAIN = {_BESIDE_LETTERS.sub("", name): name for name in METRICS}
+
+
+def canonical(name: str) -> str:
+    """Return the key of :data:`METRICS` for a name in any case, with or without hyphens, underscores and slashes.
+
+    Raises:
+        ValueError: for a name that no metric has.
+
+    Example:
+        >>> canonical("MEF-SSIM"), canonical("qabf"), canonical("Q^{AB/F}"), canonical("Nabf")
+        ('MEF_SSIM', 'QABF', 'QABF', 'N_ABF')
+    """
+    key = _PLAIN.get(_BESIDE_LETTERS.sub("", name.upper()))
+    if key is None:
+        raise ValueError(f"names must be among {', '.join(METRICS)}, got {name.strip()}")
+    return key

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -46,11 +48,15 @@ def _mean_over_windows(channel: Channel, taps: np.ndarray, measure: Callable[[_w
 
 
 def _qy_of_windows(moments: _windows.Moments) -> np.ndarray:
-    share = moments.variance["a"] / (moments.variance["a"] + moments.variance["b"])
-    like_a, like_b, alike = (
-        moments.similarity(*pair, NEARLY_ZERO, NEARLY_ZERO) for pair in (("a", "f"), ("b", "f"), ("a", "b"))
-    )
-    return np.where(alike >= 0.75, share * like_a + (1 - share) * like_b, np.maximum(like_a, like_b))
+    """For two sources the published rule; for more, all must be alike, and all are weighted by their variances."""
+    sources = [name for name in moments.variance if name != "f"]
+    alike = [moments.similarity(*pair, NEARLY_ZERO, NEARLY_ZERO) for pair in itertools.combinations(sources, 2)]
+    like_fused = [moments.similarity(name, "f", NEARLY_ZERO, NEARLY_ZERO) for name in sources]
+    total = functools.reduce(np.add, (moments.variance[name] for name in sources))
+    *shares, last = [moments.variance[name] / total for name in sources]
+    last = functools.reduce(np.subtract, shares, 1.0)
+    mixture = functools.reduce(np.add, (s * like for s, like in zip([*shares, last], like_fused, strict=True)))
+    return np.where(functools.reduce(np.minimum, alike) >= 0.75, mixture, functools.reduce(np.maximum, like_fused))
 
 
 def qy_of_channel(channel: Channel) -> float:
@@ -80,6 +86,14 @@ def ssim_of_channel(channel: Channel) -> float:
     return _mean_over_windows(channel, _windows.gaussian(11, 1.5), _ssim_of_windows)
 
 
+def _planes(picture: np.ndarray):
+    """Return a picture as float64 (C, H, W)."""
+    import torch
+
+    planes = picture[None] if picture.ndim == 2 else np.moveaxis(picture, -1, 0)
+    return torch.from_numpy(planes.astype(np.float64))
+
+
 def mef_ssim_of_pictures(pictures: Pictures) -> float:
     if min(pictures.a.shape[:2]) < 44:
         return -math.inf
@@ -87,9 +101,54 @@ def mef_ssim_of_pictures(pictures: Pictures) -> float:
 
     from ffmef.losses import structural
 
-    grey = [torch.from_numpy(to_grey(x).astype(np.float64)) for x in (pictures.a, pictures.b, pictures.fused)]
+    sources = torch.stack([_planes(to_grey(x)) for x in pictures.sources])[None]
     with torch.no_grad():
-        return structural.mef_ssim(torch.stack(grey[:2])[None, :, None], grey[2][None, None]).item()
+        return structural.mef_ssim(sources, _planes(to_grey(pictures.fused))[None]).item()
+
+
+def mef_ssim_c_of_pictures(pictures: Pictures) -> float:
+    if min(pictures.a.shape[:2]) < 8:
+        return math.nan
+    import torch
+
+    from ffmef.metrics import functional
+
+    channels = 3 if pictures.in_colour else pictures.fused.ndim * 2 - 3
+    planes = [_planes(x).expand(channels, -1, -1) for x in (*pictures.sources, pictures.fused)]
+    with torch.no_grad():
+        return functional.mef_ssim_c(torch.stack(planes[:-1])[None], planes[-1][None]).item()
+
+
+def ms_ssim_of_channel(channel: Channel) -> float:
+    if min(channel.shape) < 176:
+        return math.nan
+    import torch
+
+    from ffmef.metrics import functional
+
+    planes = {name: _planes(levels)[None] for name, levels in channel.levels.items()}
+    with torch.no_grad():
+        return functional.ms_ssim(planes["a"], planes["b"], planes["f"]).item()
+
+
+def _correlation(covariance: int, first: int, second: int) -> float:
+    """Pearson's correlation from whole numbers, NaN where a picture is constant."""
+    return covariance / math.sqrt(first * second) if first > 0 and second > 0 else math.nan
+
+
+def cc_of_channel(channel: Channel) -> float:
+    spread = channel.scatter("f", "f")
+    values = [_correlation(channel.scatter(x, "f"), channel.scatter(x, x), spread) for x in channel.sources]
+    return sum(values) / len(values)
+
+
+def scd_of_channel(channel: Channel) -> float:
+    of = {pair: channel.scatter(*pair) for pair in ("aa", "bb", "ff", "ab", "af", "bf")}
+    without_b = of["ff"] - 2 * of["bf"] + of["bb"]
+    without_a = of["ff"] - 2 * of["af"] + of["aa"]
+    return _correlation(of["af"] - of["ab"], without_b, of["aa"]) + _correlation(
+        of["bf"] - of["ab"], without_a, of["bb"]
+    )
 
 
 def mef_ssim(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
@@ -116,6 +175,85 @@ def mef_ssim(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
         1.0
     """
     return mef_ssim_of_pictures(Pictures(a, b, fused))
+
+
+def mef_ssim_c(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
+    r"""Structural similarity for multi-exposure fusion of colour patches, luminance included.
+
+    .. math:: \operatorname{mean} \frac{(2\mu_{\hat x}\mu_f + C_1)(2\sigma_{\hat x f} + C_2)}
+        {(\mu_{\hat x}^2 + \mu_f^2 + C_1)(\sigma_{\hat x}^2 + \sigma_f^2 + C_2)}, \qquad
+        \mu_{\hat x} = \frac{\sum_k L_k \mu_k}{\sum_k L_k}, \quad
+        L_k = \exp\Big(-\frac{(\mu_k - 1/2)^2 + (\bar\mu_k - 1/2)^2}{2 \cdot 0.2^2}\Big)
+
+    In windows of 8 x 8 pixels and all channels inside the picture, at one scale. The desired patch has the structure
+    and contrast of the source with the largest variance there, and a mean weighted by how well each source's window
+    (:math:`\mu_k`) and whole picture (:math:`\bar\mu_k`, both from 0 to 1) are exposed. Higher is better; at most 1.
+    NaN for sides under 8 pixels. Source: Ma, Duanmu, Yeganeh, Wang, IEEE Transactions on Computational Imaging 2018,
+    with the limit of its exponent that its code takes. Arguments and errors as for :func:`mef_ssim`.
+
+    Example:
+        >>> import numpy as np
+        >>> picture = (np.arange(48 * 48) % 251).astype(np.uint8).reshape(48, 48)
+        >>> round(mef_ssim_c(picture, picture, picture), 9)
+        1.0
+    """
+    return mef_ssim_c_of_pictures(Pictures(a, b, fused))
+
+
+def ms_ssim(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
+    r"""Structural similarity at five scales of the fused picture with each source, added.
+
+    .. math:: \sum_{X \in \{A,B\}} \mathrm{SSIM}_5(X,F)^{w_5} \prod_{l=1}^{4} \mathrm{cs}_l(X,F)^{w_l}, \qquad
+        w = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+    With cs the factor of contrast and structure in :func:`ssim`, whose windows and constants these are, and 2 x 2 means
+    between the scales. A scale whose mean is negative counts as 0. Higher is better; 0 to 2. NaN for sides under 176
+    pixels. Mean over R, G and B. Source: Wang, Simoncelli, Bovik, Asilomar 2003. Arguments and errors as for
+    :func:`mef_ssim`.
+
+    Example:
+        >>> import numpy as np
+        >>> picture = (np.arange(176 * 176) % 251).astype(np.uint8).reshape(176, 176)
+        >>> round(ms_ssim(picture, picture, picture), 9)
+        2.0
+    """
+    return channel_mean(ms_ssim_of_channel, a, b, fused)
+
+
+def cc(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
+    r"""Mean correlation of the fused picture with the sources.
+
+    .. math:: \frac{r(A,F) + r(B,F)}{2}
+
+    With r Pearson's correlation of the pixels, from whole numbers without rounding. Higher is better; -1 to 1. NaN
+    where a channel is constant. Mean over R, G and B. Source: Deshmukh, Bhosale, 2010. Arguments and errors as for
+    :func:`mef_ssim`.
+
+    Example:
+        >>> import numpy as np
+        >>> a, b = np.uint8([[0, 1], [2, 3]]), np.uint8([[3, 2], [1, 0]])
+        >>> cc(a, a, a), cc(a, b, a)
+        (1.0, 0.0)
+    """
+    return channel_mean(cc_of_channel, a, b, fused)
+
+
+def scd(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
+    r"""Sum of the correlations of differences: what one source gave the fused picture, beside that source.
+
+    .. math:: r(F - B, A) + r(F - A, B)
+
+    With r Pearson's correlation of the pixels, from whole numbers without rounding. Higher is better; -2 to 2. NaN
+    where a source is constant, or differs from the fused picture by a constant. Mean over R, G and B. Source: Aslantas,
+    Bendes, AEU 2015. Arguments and errors as for :func:`mef_ssim`.
+
+    Example:
+        >>> import numpy as np
+        >>> a, b = np.uint8([[0, 1], [2, 3]]), np.uint8([[3, 0], [1, 9]])
+        >>> round(scd(a, b, a + b), 9)
+        2.0
+    """
+    return channel_mean(scd_of_channel, a, b, fused)
 
 
 def qw(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:

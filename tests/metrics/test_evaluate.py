@@ -230,10 +230,10 @@ def test_broken_pairs_do_not_stop_the_others(bench, capsys):
     failures = {f["pair"]: f["reason"] for f in json.loads((bench / "out" / "scores.json").read_text())["failures"]}
     assert failures.keys() == {"one", "two", "three", "four", "five", "six", "seven"}
     assert failures["one"] == "fused must have the size of a, (32, 40), got (31, 40)"
-    assert failures["two"] == "two_B is missing"
+    assert failures["two"] == "two_B is missing, found two_A.png"
     assert failures["three"] == "sources differ in size: three_A.png 40 x 32, three_B.png 38 x 32"
     assert failures["four"] == "no fused picture"
-    assert failures["five"] == "five_A exists 2 times"
+    assert failures["five"] == "five_A exists 2 times: five_A.bmp, five_A.png"
     assert "8-bit" in failures["six"] and "seven_B.png" in failures["seven"]
     [row] = table(bench)
     assert row["pair"] == "two_more" and row["NMI"] == "" and float(row["EN"]) == 0  # constant: not defined
@@ -296,7 +296,7 @@ def test_infrared_and_visible(tmp_path):
     read = lambda path: np.asarray(Image.open(tmp_path / path))  # noqa: E731
     args = read("data/x/x_VI.jpg"), read("data/x/x_IR.jpg"), read("fused/x_some.jpg")
     assert float(row["SF"]) == metrics.sf(*args, convention="vifb") != metrics.sf(*args)
-    [pair], _ = dataset.find_pairs(tmp_path / "data")
+    [pair] = dataset.find_pairs(tmp_path / "data").pairs
     assert (pair.a.name, pair.b.name) == ("x_VI.jpg", "x_IR.jpg")
 
 

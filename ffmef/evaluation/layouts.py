@@ -1,0 +1,270 @@
+"""The layouts of benchmark folders: a folder a scene, a folder a role, all pictures in one folder."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from ffmef.evaluation import roles
+from ffmef.evaluation.found import Failure, Found, Pair
+from ffmef.imaging.io import FORMATS
+
+LISTED = 6  # names in a message, before "and N more"
+CLOSE = 0.75  # least likeness of a file's name to its folder's where letters were mistaken
+SOURCE_FOLDERS = ("input", "inputs", "source", "sources", "source_images")
+
+
+def pictures(folder: Path, deep: bool = False) -> list[Path]:
+    """Return the pictures in a folder by name, with those of its folders if ``deep``."""
+    return sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.suffix.lower() in FORMATS and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def listed(names: list[str]) -> str:
+    """Return names as a sentence lists them, the first few of many."""
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def find(folder: Path) -> Found:
+    """Return what the layout that a folder has holds; nothing where it has none."""
+    scenes = _scene_folders(folder)
+    if len(scenes.pairs) == len(scenes.guessed):
+        by_role = _role_folders(folder)
+        if by_role.pairs or (by_role.failures and not scenes.pairs):
+            return by_role
+        if not scenes.pairs:
+            flat = _flat(folder)
+            if flat.pairs:
+                return flat
+    return scenes
+
+
+def find_below(folder: Path) -> list[tuple[Path, Found]]:
+    """Return the folders one level below that have a layout; only the one for sources where one is named so."""
+    below = [(path, find(path)) for path in folders(folder)]
+    below = [(path, found) for path, found in below if found.pairs and not found.guessed]
+    sources = [entry for entry in below if entry[0].name.casefold() in SOURCE_FOLDERS]
+    return sources if len(sources) == 1 else below
+
+
+# A folder a scene
+
+
+def _scene_folders(folder: Path) -> Found:
+    found = Found()
+    unused: list[str] = []
+    for scene in folders(folder):
+        own = pictures(scene)
+        if not own:
+            continue
+        pair, reason, guess = _scene(scene, own)
+        if pair is None:
+            found.failures.append(Failure(scene.name, "", reason))
+            continue
+        found.pairs.append(pair)
+        if guess:
+            found.guessed.append(scene.name)
+        unused += [f"{scene.name}/{path.name}" for path in own if path not in pair.frames]
+    if unused:
+        found.remarks.append(
+            f"Not used, because their names name no frame of their folder: {len(unused)} pictures, {listed(unused)}."
+        )
+    if found.guessed:
+        found.remarks.append(
+            f"Guessed: the pictures of {listed(found.guessed)} name no role and are frames in the order of their names."
+        )
+    return found
+
+
+def _scene(folder: Path, own: list[Path]) -> tuple[Pair | None, str, bool]:
+    """Return the pair of a scene's folder, or why there is none, and whether it was guessed."""
+    choices = [(family, *_members(folder.name, own, family)) for family in roles.FAMILIES]
+    family, members, doubles = max(choices, key=lambda c: sum(role in c[1] or role in c[2] for role in (0, 1)))
+    if 0 in members and 1 in members and not doubles:
+        frames = [members[role] for role in sorted(members)]
+        return Pair(folder.name, frames[0], frames[1], tuple(frames[2:])), "", False
+    names = [path.name for path in own]
+    if members or doubles:
+        for role in sorted({0, 1, *doubles}):
+            what = f"{folder.name}_{family.roles[role][0]}"
+            if role in doubles:
+                return None, f"{what} exists {len(doubles[role])} times: {listed(doubles[role])}", False
+            if role not in members:
+                return None, f"{what} is missing, found {listed(names)}", False
+    numbered = {re.sub(r"\d+$", "", path.stem).casefold() for path in own}
+    if len(own) == 2 or (len(own) > 2 and len(numbered) == 1 and all(path.stem[-1].isdigit() for path in own)):
+        frames = sorted(own, key=_natural)
+        return Pair(folder.name, frames[0], frames[1], tuple(frames[2:])), "", True
+    expected = " or ".join(f"{folder.name}_{f.names()[0]}, {folder.name}_{f.names()[1]}" for f in roles.FAMILIES[:3])
+    return None, f"found {listed(names)}; expected {expected}", False
+
+
+def _natural(path: Path) -> list[tuple[bool, int | str]]:
+    """Order of names in which 2 stands before 10."""
+    return [
+        (not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path.stem) if part
+    ]
+
+
+def _members(scene: str, own: list[Path], family: roles.Family) -> tuple[dict[int, Path], dict[int, list[str]]]:
+    """Return the picture of each role, and the names where several fit equally well.
+
+    A picture named like its folder goes before one whose name has slips, and that before one with the role alone.
+    """
+    ranked: dict[int, list[tuple[int, Path]]] = defaultdict(list)
+    for path in own:
+        parts = roles.split(path.stem, family)
+        if parts is not None:
+            ranked[parts[1]].append((_rank(parts[0], scene), path))
+    best = min((rank for entries in ranked.values() for rank, _ in entries), default=0)
+    members, doubles = {}, {}
+    for role, entries in ranked.items():
+        first = min(rank for rank, _ in entries)
+        if role > 1 and first > max(best, 2):
+            continue  # further frames are named like the pair, so that D.png beside NAME_A and NAME_B is not one
+        paths = [path for rank, path in entries if rank == first]
+        if len(paths) == 1:
+            members[role] = paths[0]
+        else:
+            doubles[role] = [path.name for path in paths]
+    return members, doubles
+
+
+def _rank(key: str, scene: str) -> int:
+    if key == scene:
+        return 0
+    key, scene = key.casefold(), scene.casefold()
+    if key == scene:
+        return 1
+    if difflib.SequenceMatcher(None, key, scene).ratio() >= CLOSE:
+        return 2
+    return 4 if key else 3
+
+
+# A folder a role
+
+
+def _role_folders(folder: Path) -> Found:
+    for family in roles.FAMILIES:
+        holders: dict[int, list[Path]] = defaultdict(list)
+        for path in folders(folder):
+            role = roles.of_folder(path.name, family)
+            if role is not None:
+                holders[role].append(path)
+        if 0 in holders and 1 in holders:
+            return _of_holders(family, holders)
+    return Found()
+
+
+def _of_holders(family: roles.Family, holders: dict[int, list[Path]]) -> Found:
+    found = Found()
+    chosen = {role: paths[0] for role, paths in holders.items()}
+    for role, paths in holders.items():
+        if len(paths) > 1:
+            others = {other: entries for other, entries in holders.items() if other != role}
+            best = _fitting(paths, [path for entries in others.values() for path in entries], family)
+            names = [path.name for path in paths]
+            if best is None:
+                text = f"found {listed(names)} for {family.roles[role][0]}; expected one folder"
+                found.failures.append(Failure(paths[0].parent.name, "", text))
+                return found
+            chosen[role] = best
+            found.remarks.append(f"Of {listed(names)}, {best.name} was taken: its pictures have the others' sizes.")
+    files = {role: _by_key(path, family, found) for role, path in chosen.items()}
+    keys = {key: None for role in sorted(files) for key in files[role]}
+    names = Counter(Path(next(own[key] for own in files.values() if key in own)[0]).name.casefold() for key in keys)
+    for key in keys:
+        own = {role: entries[key] for role, entries in files.items() if key in entries}
+        label = own[min(own)][0]
+        name = Path(label).name if names[Path(label).name.casefold()] == 1 else label.replace("/", "_")
+        missing = [f"{chosen[role].name}/" for role in (0, 1) if role not in own]
+        if missing:
+            there = next(iter(own.values()))[1]
+            text = f"{there.parent.name}/{there.name} has no picture of that name in {missing[0]}"
+            found.failures.append(Failure(name, "", text))
+            continue
+        frames = [own[role][1] for role in sorted(own)]
+        found.pairs.append(Pair(name, frames[0], frames[1], tuple(frames[2:])))
+    found.pairs.sort(key=lambda pair: pair.name)
+    return found
+
+
+def _by_key(folder: Path, family: roles.Family, found: Found) -> dict[str, tuple[str, Path]]:
+    """Return the pictures of a role by what they share with those of the others: path and name without the role."""
+    entries: dict[str, tuple[str, Path]] = {}
+    for path in pictures(folder, deep=True):
+        parts = roles.split(path.stem, family)
+        stem = parts[0] if parts and parts[0] else path.stem
+        label = (path.parent.relative_to(folder) / stem).as_posix()
+        original = (path.parent.relative_to(folder) / roles.without_copy_mark(stem)).as_posix()
+        if original != label and (folder / f"{original}{path.suffix}").exists():
+            found.remarks.append(f"{folder.name}/{path.name} was left out as a copy.")
+        elif label.casefold() in entries:
+            found.remarks.append(
+                f"{folder.name}/{path.name} was left out: {entries[label.casefold()][1].name} is used."
+            )
+        else:
+            entries[label.casefold()] = label, path
+    return entries
+
+
+def _fitting(paths: list[Path], others: list[Path], family: roles.Family) -> Path | None:
+    """Return the one folder whose pictures have the names and sizes of those in the other role's folders."""
+    from PIL import Image
+
+    def size(path: Path) -> tuple[int, int]:
+        with Image.open(path) as picture:
+            return picture.size
+
+    sizes: set[tuple[str, tuple[int, int]]] = set()
+    for folder in others:
+        sizes |= {(key, size(path)) for key, (_, path) in list(_by_key(folder, family, Found()).items())[:8]}
+    fitting = []
+    for folder in paths:
+        own = _by_key(folder, family, Found())
+        if any(key in own and size(own[key][1]) == wanted for key, wanted in sizes):
+            fitting.append(folder)
+    return fitting[0] if len(fitting) == 1 else None
+
+
+# All in one folder
+
+
+def _flat(folder: Path) -> Found:
+    best = Found()
+    own = pictures(folder)
+    for family in roles.FAMILIES:
+        scenes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
+        labels: dict[str, str] = {}
+        for path in own:
+            parts = roles.split(path.stem, family)
+            if parts and parts[0]:
+                scenes[parts[0].casefold()][parts[1]].append(path)
+                labels.setdefault(parts[0].casefold(), parts[0])
+        found = Found()
+        used: set[Path] = set()
+        for key, members in scenes.items():
+            if all(len(members.get(role, ())) == 1 for role in (0, 1)):
+                frames = [members[role][0] for role in sorted(members)]
+                found.pairs.append(Pair(labels[key], frames[0], frames[1], tuple(frames[2:])))
+                used |= set(frames)
+            elif 0 in members or 1 in members:
+                names = [path.name for paths in members.values() for path in paths]
+                wanted = " and ".join(f"{labels[key]}_{name}" for name in family.names())
+                found.failures.append(Failure(labels[key], "", f"found {listed(names)}; expected {wanted}"))
+        if len(found.pairs) > len(best.pairs):
+            unused = [path.name for path in own if path not in used]
+            if unused:
+                found.remarks.append(f"Not used, because their names name no frame: {listed(unused)}.")
+            best = found
+    return best
