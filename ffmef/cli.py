@@ -7,9 +7,11 @@ import importlib
 import pkgutil
 import sys
 
-from ffmef import commands
+from ffmef import commands, interruption
 from ffmef.errors import InputError
 from ffmef.version import __version__
+
+CATCHING = ("batch", "evaluate", "train")  # clean up after KeyboardInterrupt: other processes, checkpoints
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -42,8 +44,16 @@ def _summary(module: pkgutil.ModuleInfo) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; return 0, its own status, or 2 after a mistake that the message names."""
     argv = sys.argv[1:] if argv is None else argv
-    # Options before the command end the program, so the command is the first argument or none.
-    args = build_parser(argv[0] if argv else "").parse_args(argv)
+    command = argv[0] if argv else ""
+    with interruption.ends_at_once(command):
+        # Options before the command end the program, so the command is the first argument or none.
+        args = build_parser(command).parse_args(argv)
+        if args.command not in CATCHING:
+            return _run(args)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args) or 0
     except InputError as error:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 
 from ffmef.commands import MOST_THREADS
 from ffmef.errors import InputError
-from ffmef.models.registry import MODELS
+from ffmef.models.registry import MODELS, TASKS
+
+FUSION_ARGUMENTS = ("weights", "model", "device")
+_FORMATS = "PNG, JPEG, TIFF, BMP, WebP or OpenEXR, by extension"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("pictures", nargs="*", metavar="PICTURE", help="the exposures, in any order (mef), or foci (mff)")
-    add("-o", "--output", required=True, metavar="FUSED", help="PNG, JPEG, TIFF, BMP or WebP, by extension")
-    add("--task", default="mef", help="mef: exposures (default); mff: foci; vif: infrared and visible")
-    add("--infrared", metavar="PICTURE", help="for --task vif")
+    exposures = "the exposures, in any order (mef), or foci (mff); - reads one from standard input"
+    add("pictures", nargs="*", metavar="PICTURE", help=exposures)
+    add("-o", "--output", required=True, metavar="FUSED", help=f"{_FORMATS}; - writes to standard output")
+    add("--infrared", metavar="PICTURE", help="for --task vif; scaled to the size of the visible picture")
     add("--visible", metavar="PICTURE", help="for --task vif; the colours are taken from it")
+    add("--format", default="png", metavar="EXT", help="what -o - writes: png (default), jpg, tif, webp, bmp, exr")
+    add_fusion_arguments(parser)
+    parser.epilog = "Folders of brackets are fused by 'ffmef batch FOLDER... -o OUT'."
+
+
+def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what one picture and a batch of pictures have in common."""
+    add = parser.add_argument
+    add("--task", default="mef", help="mef: exposures (default); mff: foci; vif: infrared and visible")
     add(
         "--model",
         metavar="NAME",
@@ -32,39 +43,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", help=argparse.SUPPRESS)  # deprecated: --backend takes its values
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
     add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
+    add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
+    add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
+    add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
+    add("--output-depth", metavar="BITS", help="8 or 16 bits a sample (default: that of the deepest picture)")
 
 
 def run(args: argparse.Namespace) -> None:
-    from ffmef import pipeline
-    from ffmef.imaging import io
+    from ffmef import jobs
+    from ffmef.imaging import paths
 
-    if args.task not in pipeline.TASKS:
-        raise InputError(f"--task must be one of {', '.join(pipeline.TASKS)}, got {args.task!r}")
-    paths = _paths(args)
-    threads = _threads(args.threads)
-    io.check_target(args.output)
-    with io.hidden_decoder_messages():
-        pictures = {name: io.read_picture(path) for name, path in paths.items()}
-
-    started = time.perf_counter()
-    fused = pipeline.fuse_pictures(
-        pictures if args.task == "vif" else list(pictures.values()),
-        args.task,
-        args.weights,
-        names=list(paths.values()),
-        backend=_backend(args),
-        model=args.model,
-        device=args.device,
-        threads=threads,
-    )
-    seconds = time.perf_counter() - started
-    written = io.write_picture(args.output, fused)
-    height, width = written.pixels.shape[:2]
-    bits = 8 * written.pixels.itemsize
+    options = fusion_options(args)
+    inputs = _inputs(args)
+    report = sys.stderr if args.output == paths.STANDARD else sys.stdout
+    outcome = jobs.fuse_files(inputs, args.output, options, _remark)
     backend = args.backend or _default_backend(args.device)
-    print(f"{args.output}: {width} x {height}, {bits} bit, backend {backend}, {seconds:.2f} s")
-    for remark in _reductions(fused, written):
-        print(f"{args.output}: {remark}")
+    target = "standard output" if args.output == paths.STANDARD else args.output
+    size = f"{outcome.width} x {outcome.height}, {outcome.bits} bit"
+    print(f"{target}: {size}, backend {backend}, {outcome.seconds:.2f} s", file=report)
+    for line in outcome.reductions:
+        print(f"{target}: {line}", file=report)
+
+
+def _remark(text: str) -> None:
+    print(f"ffmef fuse: remark: {text}", file=sys.stderr)
+
+
+def fusion_options(args: argparse.Namespace):
+    """Return the options that the arguments of :func:`add_fusion_arguments` make.
+
+    Raises:
+        InputError: a value breaks its rule.
+    """
+    from ffmef.jobs import Options
+
+    if args.task not in TASKS:
+        raise InputError(f"--task must be one of {', '.join(TASKS)}, got {args.task!r}")
+    threads = whole_number(args.threads, "--threads", 1, MOST_THREADS)
+    return Options(
+        task=args.task,
+        stretch=args.stretch,
+        quality=whole_number(args.quality, "--quality", 1, 100),
+        compression=whole_number(args.compression, "--compression", 0, 9),
+        output_depth=whole_number(args.output_depth, "--output-depth"),
+        standard_format=getattr(args, "format", "png").removeprefix("."),
+        fusion={"threads": threads, "backend": _backend(args), **{name: getattr(args, name) for name in FUSION_ARGUMENTS}},
+    )
 
 
 def _backend(args: argparse.Namespace) -> str | None:
@@ -73,19 +97,20 @@ def _backend(args: argparse.Namespace) -> str | None:
     engines = ("auto", "eager", "fused")
     if args.engine not in engines:
         raise InputError(f"--engine must be one of {', '.join(engines)}, got {args.engine!r}")
-    print("ffmef fuse: --engine is deprecated: --backend takes its values", file=sys.stderr)
+    print("ffmef: --engine is deprecated: --backend takes its values", file=sys.stderr)
     return args.backend or (None if args.engine == "auto" else args.engine)
 
 
-def _threads(text: str | None) -> int | None:
+def whole_number(text: str | None, name: str, least: int = 0, most: int | None = None) -> int | None:
+    """Return an argument's number, or raise what is wrong with it."""
     if text is None:
         return None
     if not text.removeprefix("-").isdecimal():
-        raise InputError(f"--threads must be a whole number, got {text!r}")
-    if int(text) < 1:
-        raise InputError(f"--threads must be at least 1, got {text}")
-    if int(text) > MOST_THREADS:
-        raise InputError(f"--threads must be at most {MOST_THREADS}, got {text}")
+        raise InputError(f"{name} must be a whole number, got {text!r}")
+    if int(text) < least:
+        raise InputError(f"{name} must be at least {least}, got {text}")
+    if most is not None and int(text) > most:
+        raise InputError(f"{name} must be at most {most}, got {text}")
     return int(text)
 
 
@@ -99,28 +124,25 @@ def _default_backend(device: str | None) -> str:
     return next((name for name in preferred if missing[name] is None), "reference")
 
 
-def _paths(args: argparse.Namespace) -> dict[str | int, str]:
-    """Return the path of each picture by its role or number, infrared before visible."""
+def _inputs(args: argparse.Namespace) -> list[str]:
+    """Return the paths of the pictures, infrared before visible."""
+    from ffmef.imaging import paths
+
     roles = {"infrared": args.infrared, "visible": args.visible}
     if args.task != "vif":
         given = [name for name, path in roles.items() if path is not None]
         if given:
             raise InputError(f"--{given[0]} is for --task vif, got --task {args.task}")
-        if len(args.pictures) < 2:
-            raise InputError(f"PICTURE must be given at least twice, got {len(args.pictures)}")
-        return dict(enumerate(args.pictures))
+        pictures = paths.expand(args.pictures)
+        if len(pictures) < 2:
+            raise InputError(f"PICTURE must be given at least twice, got {len(pictures)}")
+        return pictures
     missing = [name for name, path in roles.items() if path is None]
     if missing:
         raise InputError(f"--task vif needs --infrared and --visible, got no --{missing[0]}")
     if args.pictures:
         raise InputError(f"--task vif takes its pictures by --infrared and --visible, got {args.pictures[0]}")
-    return roles
-
-
-def _reductions(fused, written) -> list[str]:
-    remarks = []
-    if fused.pixels.dtype != written.pixels.dtype:
-        remarks.append(f"reduced from 16 to 8 bit, because {written.format} has no more")
-    if fused.alpha is not None and written.alpha is None:
-        remarks.append(f"alpha left out, because {written.format} has none")
-    return remarks
+    pictures = paths.expand(roles.values())
+    if len(pictures) != 2:
+        raise InputError(f"--infrared and --visible must each name one picture, got {', '.join(pictures)}")
+    return pictures

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ffmef
+import ffmef.pipeline
 from ffmef import models
 from ffmef.cli import main
 from ffmef.imaging.io import Picture, read_picture, write_picture
@@ -102,15 +103,17 @@ def test_depth_alpha_and_metadata_arrive(tmp_path, weights, capsys):
     assert fused.pixels.dtype == np.uint16 and (fused.alpha == 19999).all()
 
 
-def test_threads(tmp_path, pair, weights):
-    before = torch.get_num_threads()
-    try:
-        for threads in (2, 1):
-            command = ["fuse", *pair, "-o", str(tmp_path / "fused.png"), "--weights", weights]
-            assert main([*command, "--threads", str(threads)]) == 0
-            assert torch.get_num_threads() == threads
-    finally:
-        torch.set_num_threads(before)
+def test_threads(tmp_path, pair, monkeypatch):
+    given, fuse_pictures = [], ffmef.pipeline.fuse_pictures
+
+    def listening(*arguments, threads, **options):
+        given.append(threads)
+        return fuse_pictures(*arguments, threads=threads, **options)
+
+    monkeypatch.setattr(ffmef.pipeline, "fuse_pictures", listening)
+    for options in (["--threads", "2"], ["--threads", "1"], []):
+        assert main(["fuse", *pair, "-o", str(tmp_path / "fused.png"), *options]) == 0
+    assert given == [2, 1, None]
 
 
 def test_an_existing_file_is_replaced(tmp_path, pair, weights):

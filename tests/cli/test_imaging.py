@@ -394,8 +394,8 @@ def bad_file(tmp_path, kind: str):
         "flipped_png": png[:2000] + bytes([png[2000] ^ 1]) + png[2001:],
         "half_tiff": tiff_bytes(noise(40, 40, 3, dtype=np.uint16))[:2000],
         "scratched_lzw_tiff": lzw[:100] + b"\xff" * 2000 + lzw[2100:],
-        "float_tiff": tiff_bytes(np.zeros((8, 8), np.float32)),
-        "float_rgb_tiff": tiff_bytes(np.zeros((8, 8, 3), np.float32)),
+        "signed_tiff": tiff_bytes(np.zeros((8, 8), np.int16)),
+        "signed_rgb_tiff": tiff_bytes(np.zeros((8, 8, 3), np.int16)),
         "long_tiff": tiff_bytes(np.zeros((8, 8), np.uint32)),
     }
     if kind == "directory":
@@ -413,14 +413,14 @@ def bad_file(tmp_path, kind: str):
         ("empty", "the file is empty"),
         ("text", "not a PNG, JPEG, TIFF, BMP or WebP picture"),
         ("gif", "not a PNG, JPEG, TIFF, BMP or WebP picture"),
-        ("float_rgb_tiff", "of a rare kind"),
+        ("signed_rgb_tiff", "must be unsigned integers or floating point"),
         ("half_header", "damaged"),
         ("half_jpeg", "damaged"),
         ("half_png", "damaged"),
         ("flipped_png", "damaged"),
         ("half_tiff", "damaged"),
         ("scratched_lzw_tiff", "damaged"),
-        ("float_tiff", "must be unsigned integers"),
+        ("signed_tiff", "must be unsigned integers or floating point"),
         ("long_tiff", "8 or 16 bit"),
     ],
 )

@@ -1,0 +1,89 @@
+"""Which files a command line means: wildcards that no shell expanded, standard streams, outputs that are inputs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections.abc import Iterable
+
+from ffmef.errors import InputError
+
+STANDARD = "-"
+
+
+def expand(paths: Iterable[str]) -> list[str]:
+    """Return the paths with wildcards (``*``, ``?``, ``[...]``) replaced by what they match, in natural order.
+
+    A path that names a file as it stands is left alone, as is ``-``.
+
+    Raises:
+        InputError: a pattern matches nothing, or ``-`` is given twice.
+    """
+    expanded = []
+    for path in paths:
+        if path == STANDARD or not glob.has_magic(path) or os.path.lexists(path):
+            expanded.append(path)
+            continue
+        found = sorted((name for name in glob.glob(path) if os.path.isfile(name)), key=natural)
+        if not found:
+            raise InputError(f"{path}: no such file, nor any that the pattern matches")
+        expanded += found
+    if expanded.count(STANDARD) > 1:
+        raise InputError("- (standard input) must be given at most once")
+    return expanded
+
+
+def natural(name: str) -> list:
+    """Return a key that sorts numbers in names by value.
+
+    >>> sorted(["p10.jpg", "p9.jpg"], key=natural)
+    ['p9.jpg', 'p10.jpg']
+    """
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def refuse_input_as_output(output: str, inputs: Iterable[str]) -> None:
+    """Raise where an output is one of the inputs, also through a link or in another spelling.
+
+    Raises:
+        InputError: naming both.
+    """
+    if output == STANDARD:
+        return
+    for path in inputs:
+        if path == STANDARD:
+            continue
+        try:
+            same = os.path.samefile(output, path)
+        except (OSError, ValueError):  # one of them does not exist
+            same = os.path.realpath(output) == os.path.realpath(path) if "\0" not in output + path else False
+        if same:
+            raise InputError(f"{output}: must not be one of the inputs: it is {path}, which would be lost")
+
+
+def read_standard_input() -> bytes:
+    """Return all of standard input.
+
+    Raises:
+        InputError: it is a terminal, or empty.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("- (standard input) is a terminal: a picture must be piped into it")
+    data = sys.stdin.buffer.read()
+    if not data:
+        raise InputError("- (standard input) is empty")
+    return data
+
+
+def write_standard_output(data: bytes) -> None:
+    """Write all of a file to standard output.
+
+    Raises:
+        InputError: it is a terminal.
+    """
+    if sys.stdout.isatty():
+        raise InputError("- (standard output) is a terminal: the picture must be piped into a file or program")
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -1,0 +1,136 @@
+"""TIFF pictures of 16 bit and floating point, and the writing of all of them: Pillow has neither."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import zlib
+
+import numpy as np
+
+from ffmef.errors import InputError
+from ffmef.imaging import metadata
+from ffmef.imaging.png import decode_opencv
+
+_STRIP_SAMPLES = 1 << 20  # samples of a strip
+_UNSIGNED, _FLOAT = 1, 3  # SampleFormat
+_ICC_PROFILE = 34675
+
+
+def sample_type(data: bytes) -> np.dtype:
+    """Return the type in which a file's samples are kept: uint8 (also for fewer bits), uint16 or float32.
+
+    Raises:
+        InputError: signed or complex samples, or integers of another width.
+    """
+    with _opened(data) as file:
+        page = file.pages[0]
+        bits, kind = page.bitspersample, page.sampleformat
+    if kind == _FLOAT and bits in (16, 32, 64):
+        return np.dtype(np.float32)
+    if kind != _UNSIGNED:
+        raise InputError(f"samples must be unsigned integers or floating point, got TIFF sample format {int(kind)}")
+    if bits not in (1, 2, 4, 8, 16):
+        raise InputError(f"samples must be 8 or 16 bit integers or floating point, got {bits} bit integers")
+    return np.dtype(np.uint16 if bits == 16 else np.uint8)
+
+
+def pages(data: bytes) -> int:
+    """Return how many pictures of full size a file holds."""
+    with _opened(data) as file:
+        return sum(not page.is_reduced and not page.is_mask for page in file.pages[:1000])
+
+
+def _opened(data: bytes):
+    import tifffile
+
+    logging.getLogger("tifffile").disabled = True  # what matters is raised
+    return tifffile.TiffFile(io.BytesIO(data))
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Return the samples as stored, not turned: uint16 or float32, (H, W) or (H, W, channels)."""
+    import tifffile
+
+    with _opened(data) as file:
+        page = file.pages[0]
+        if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
+            raise ValueError(f"16-bit and float TIFF must be RGB or grey, got {page.photometric.name}")
+        planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG and page.samplesperpixel > 1
+        predictable = page.predictor in tifffile.TIFF.UNPREDICTORS
+        if (page.compression in tifffile.TIFF.DECOMPRESSORS and predictable) or planar:
+            samples = page.asarray()
+            samples = np.moveaxis(samples, 0, -1) if planar else samples
+            return samples if samples.dtype == np.uint16 else samples.astype(np.float32)
+    # tifffile leaves LZW and a few others to a further package. libtiff reads them, and turns the picture upright.
+    samples = decode_opencv(data, (np.uint16, np.float32, np.float64))
+    samples = samples if samples.dtype == np.uint16 else samples.astype(np.float32)
+    orientation, _ = metadata.read_exif(lambda: metadata.tiff_exif(data))
+    return metadata.turn_back(samples, orientation)
+
+
+def profile(data: bytes) -> bytes | None:
+    """Return the ICC profile of the first page."""
+    with _opened(data) as file:
+        tag = file.pages[0].tags.get(_ICC_PROFILE)
+        return bytes(tag.value) if tag is not None else None
+
+
+def encode(samples: np.ndarray, *, alpha: bool, icc: bytes | None, exif: bytes | None, level: int) -> bytes:
+    """Return the file of uint8, uint16 or float32 samples, (H, W) or (H, W, channels).
+
+    Pillow writes the directory, the strips are ours: Pillow has no 16-bit RGB, nor EXIF if compressing.
+
+    Args:
+        alpha: the last channel is alpha, not multiplied into the colours.
+        level: of deflate, 0 to 9; 0 stores without compression.
+    """
+    from PIL import Image, TiffImagePlugin
+
+    samples = samples.reshape(*samples.shape[:2], -1)
+    height, width, channels = samples.shape
+    real = samples.dtype.kind == "f"
+    rows = max(1, _STRIP_SAMPLES // (width * channels))
+    strips = [_strip(samples[row : row + rows], level) for row in range(0, height, rows)]
+    sizes = tuple(len(strip) for strip in strips)
+
+    directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    if exif:
+        source = Image.Exif()
+        source.load(exif)
+        for tag, value in source.items():
+            directory[tag] = source.get_ifd(tag) if tag in (metadata.EXIF_IFD, metadata.GPS_IFD) else value
+    directory[TiffImagePlugin.IMAGEWIDTH] = width
+    directory[TiffImagePlugin.IMAGELENGTH] = height
+    directory[TiffImagePlugin.BITSPERSAMPLE] = (8 * samples.itemsize,) * channels
+    directory[TiffImagePlugin.COMPRESSION] = 8 if level else 1  # Adobe deflate
+    if level and not real:
+        directory[TiffImagePlugin.PREDICTOR] = 2  # differences along a row
+    directory[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 2 if channels >= 3 else 1
+    directory[TiffImagePlugin.SAMPLESPERPIXEL] = channels
+    if real:
+        directory[TiffImagePlugin.SAMPLEFORMAT] = (_FLOAT,) * channels
+    directory[TiffImagePlugin.ROWSPERSTRIP] = rows
+    directory[TiffImagePlugin.STRIPBYTECOUNTS] = sizes
+    # Counted from the end of the directory, where the strips follow; Pillow adds its length.
+    directory[TiffImagePlugin.STRIPOFFSETS] = tuple(itertools.accumulate(sizes[:-1], initial=0))
+    if alpha:
+        directory[TiffImagePlugin.EXTRASAMPLES] = 2  # alpha that is not multiplied into the colours
+    if icc:
+        directory[TiffImagePlugin.ICCPROFILE] = icc
+    target = io.BytesIO()
+    directory.save(target)
+    target.writelines(strips)
+    return target.getvalue()
+
+
+def _strip(samples: np.ndarray, level: int) -> bytes:
+    little = samples.dtype.newbyteorder("<")
+    if not level:
+        return samples.astype(little, copy=False).tobytes()
+    if samples.dtype.kind != "f":
+        differences = samples.copy()
+        differences[:, 1:] -= samples[:, :-1]
+        samples = differences
+    return zlib.compress(samples.astype(little, copy=False), level)

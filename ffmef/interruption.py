@@ -1,0 +1,48 @@
+"""Ctrl-C in a command: one line, exit status 130, nothing half-written, at whatever moment it comes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+
+STATUS = 130
+
+
+@contextlib.contextmanager
+def ends_at_once(command: str) -> Iterator[None]:
+    """Let SIGINT end the process at once, with one line and status 130.
+
+    A ``KeyboardInterrupt`` would rise in whatever code is running: an import turns it into an ``ImportError``, a
+    destructor or callback prints it and goes on. The handler ends the process itself, after it has removed what an
+    unfinished write left. Where another handler than Python's own is set, or outside the main thread, nothing changes.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+
+    def end(*_) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        io = sys.modules.get("ffmef.imaging.io")
+        if io is not None and hasattr(io, "forget_unfinished"):  # absent while that module is being imported
+            io.forget_unfinished()
+        os.write(_terminal(), f"ffmef {command}: interrupted\n".encode())
+        os._exit(STATUS)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _terminal() -> int:
+    """Return where standard error goes, even while it is redirected to keep decoders quiet."""
+    io = sys.modules.get("ffmef.imaging.io")
+    return next(iter(getattr(io, "hidden_error_streams", ())), 2)
