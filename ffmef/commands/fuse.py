@@ -87,7 +87,11 @@ def fusion_options(args: argparse.Namespace):
         compression=whole_number(args.compression, "--compression", 0, 9),
         output_depth=whole_number(args.output_depth, "--output-depth"),
         standard_format=getattr(args, "format", "png").removeprefix("."),
-        fusion={"threads": threads, "backend": _backend(args), **{name: getattr(args, name) for name in FUSION_ARGUMENTS}},
+        fusion={
+            "threads": threads,
+            "backend": _backend(args),
+            **{name: getattr(args, name) for name in FUSION_ARGUMENTS},
+        },
     )
 
 
