@@ -1,14 +1,17 @@
-"""Options and fixtures that several test files share."""
+"""Options and fixtures that several test files share, and what is collected here at all."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
+import interpreter
 import pytest
 import torch
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+BACKENDS = {"backend": ("reference", "cpu", "triton", "cuda"), "kernel_backend": ("cpu", "triton", "cuda")}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,24 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--dtype", action="append", choices=DTYPES, help="only this dtype where a test runs in several; repeatable"
     )
     parser.addoption(
-        "--exhaustive", action="store_true", help="all faults planted in CUDA kernels, not a third of them"
+        "--exhaustive", action="store_true", help="all faults planted in CUDA kernels and all GPU architectures"
     )
-
-
-@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Plant one fault in three of each file's CUDA kernels unless all are asked for: each is a compilation."""
-    from cuda_emulation import Mutant
-
-    if config.getoption("exhaustive"):
-        return
-    skip = pytest.mark.skip(reason="one planted fault in three unless --exhaustive is given")
-    planted: dict[Path, int] = {}
-    for item in items:
-        if isinstance(getattr(item, "callspec", None) and item.callspec.params.get("mutant"), Mutant):
-            planted[item.path] = planted.get(item.path, 0) + 1
-            if planted[item.path] % 3 != 1:
-                item.add_marker(skip)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,18 +29,24 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    device = config.getoption("device")
+    reasons = {name: _missing(name, device) for name in BACKENDS["backend"]}
+    return [f"backend {name}: not tested: {reason}" for name, reason in reasons.items() if reason is not None]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give a test each ``dtype`` and each ``backend`` (``kernel_backend``: all but the reference), or why one cannot run."""
+    """Give a test each ``dtype`` and each ``backend`` that runs here (``kernel_backend``: all but the reference)."""
     if "dtype" in metafunc.fixturenames and "dtype" not in _own_parameters(metafunc):
         names = metafunc.config.getoption("dtype") or DTYPES
         metafunc.parametrize("dtype", [getattr(torch, name) for name in names], ids=names)
     device = metafunc.config.getoption("device")
-    for fixture, names in (
-        ("backend", ("reference", "cpu", "triton", "cuda")),
-        ("kernel_backend", ("cpu", "triton", "cuda")),
-    ):
+    for fixture, names in BACKENDS.items():
         if fixture in metafunc.fixturenames and fixture not in _own_parameters(metafunc):
-            metafunc.parametrize(fixture, [_backend(name, device) for name in names])
+            reasons = {name: _missing(name, device) for name in names}
+            here = [name for name, reason in reasons.items() if reason is None]
+            none = pytest.param(names[0], marks=pytest.mark.skip(reason=str(reasons[names[0]])))
+            metafunc.parametrize(fixture, here or [none])
 
 
 def _own_parameters(metafunc: pytest.Metafunc) -> set[str]:
@@ -64,14 +57,73 @@ def _own_parameters(metafunc: pytest.Metafunc) -> set[str]:
     return names
 
 
-def _backend(name: str, device: str):
+def _missing(backend: str, device: str) -> str | None:
     from ffmef.ops.selection import check_backend
 
     try:
-        check_backend(name, torch.device(device))
+        check_backend(backend, torch.device(device))
     except RuntimeError as error:
-        return pytest.param(name, marks=pytest.mark.skip(reason=str(error)))
-    return name
+        return str(error)
+    return None
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what would not run: two planted faults of three, and all but one test of each reason to skip a file's."""
+    kept, left_out = [], []
+    planted: Counter[Path] = Counter()
+    skipped: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        reason = next(
+            (m.kwargs["reason"] for m in item.iter_markers("skipif") if m.args and m.args[0] is True),
+            next((m.kwargs["reason"] for m in item.iter_markers("skip") if "reason" in m.kwargs), None),
+        )
+        if reason is not None:
+            skipped.setdefault((item.path, reason), []).append(item)
+            (kept if len(skipped[item.path, reason]) == 1 else left_out).append(item)
+            continue
+        # Each planted fault of a CUDA kernel is a compilation.
+        parameters = getattr(item, "callspec", None) and item.callspec.params or {}
+        if type(parameters.get("mutant")).__module__ == "cuda_emulation" and not config.getoption("exhaustive"):
+            planted[item.path] += 1
+            if planted[item.path] % 3 != 1:
+                left_out.append(item)
+                continue
+        kept.append(item)
+    for (_, reason), same in skipped.items():
+        if len(same) > 1:
+            same[0].add_marker(pytest.mark.skip(reason=f"{reason} ({len(same)} tests)"), append=False)
+            same[0].own_markers = [mark for mark in same[0].own_markers if mark.name != "skipif"]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+# Triton's interpreter, in a process of its own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    if interpreter.INTERPRETED or not interpreter.is_interpreted(item):
+        return None
+    interpreter.run_in_the_interpreter(item, nextitem)
+    return True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    if not interpreter.serves():
+        return None
+    interpreter.serve(session)
+    return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session, "interpreter"):
+        session.interpreter.close()
+
+
+# Fixtures
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""The whole network's Triton kernels in Triton's interpreter, against the float64 network, and faults planted in them.
-
-The interpreter has to be chosen before triton is imported, so this file runs itself in a process of its own.
-"""
+"""The whole network's Triton kernels in Triton's interpreter, against the float64 network, and faults planted in them."""
 
 from __future__ import annotations
 
@@ -22,22 +19,12 @@ from triton_guard import (
     in_nan,
     inside,
     needs_triton,
-    outside,
     plant,
-    run_in_the_interpreter,
     watched,
 )
 
 SOURCE = Path(__file__).resolve().parents[2] / "ffmef/kernels/ffmef_forward.py"
 pytestmark = needs_triton
-
-
-@outside
-@pytest.mark.slow
-@pytest.mark.parametrize("part", ("network", "planted"))
-def test_kernels_in_the_interpreter(part: str) -> None:
-    chosen = part if part == "planted" else "not planted"
-    run_in_the_interpreter(__file__, "-k", chosen)
 
 
 def use_tile(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
@@ -159,7 +146,6 @@ def test_layout_takes_every_parameter_in_its_place(channels: int, kernel_sizes: 
     assert torch.equal(found, step.detach().flip(2, 3).permute(0, 2, 3, 1))
 
 
-@outside
 def test_the_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU: what the model asks, of tensors that only say where they are."""
     from torch._subclasses import FakeTensorMode

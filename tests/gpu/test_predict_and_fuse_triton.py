@@ -1,7 +1,4 @@
-"""The Triton kernel of predict_and_fuse in Triton's interpreter, through the public function and in guarded memory.
-
-The interpreter has to be chosen before triton is imported, so this file runs itself in a process of its own.
-"""
+"""The Triton kernel of predict_and_fuse in Triton's interpreter, through the public function and in guarded memory."""
 
 from __future__ import annotations
 
@@ -22,20 +19,12 @@ from triton_guard import (
     in_nan,
     inside,
     needs_triton,
-    outside,
     plant,
-    run_in_the_interpreter,
     watched,
 )
 
 SOURCE = Path(__file__).resolve().parents[2] / "ffmef/kernels/predict_and_fuse.py"
 pytestmark = needs_triton
-
-
-@pytest.mark.slow
-@outside
-def test_kernel_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

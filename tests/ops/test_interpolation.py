@@ -7,7 +7,6 @@ import itertools
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from interpreter import INTERPRETED
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which(os.environ.get("CXX", "g++"))
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 # (size, cells, pixels, fine size): coarse axes that span the fine one, and cells of whole numbers of pixels
 SPANNING = [(coarse, coarse, fine, fine) for fine in range(1, 24) for coarse in range(1, fine + 1)]
@@ -99,25 +99,6 @@ def test_header(tmp_path: Path) -> None:
         check(axis, taps.reshape(fine, 3), spans.reshape(size, 2), shares.reshape(fine, size))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
-def test_triton_in_the_interpreter() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "test_triton_helper",
-    ]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout[-4000:]
-
-
 if INTERPRETED:
     import triton
     import triton.language as tl
@@ -138,7 +119,8 @@ if INTERPRETED:
         tl.store(shares + y[:, None] * size + i[None, :], both, mask=(y < fine)[:, None] & (i < size)[None, :])
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="run by test_triton_in_the_interpreter in a process of its own")
+@pytest.mark.interpreter
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_triton_helper() -> None:
     for axis in (SPANNING + CELLS)[::7] + SPANNING[-1:]:
         size, fine = axis[0], axis[3]

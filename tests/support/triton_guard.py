@@ -1,10 +1,8 @@
-"""Triton kernels in the interpreter: a process for it, memory in which stray accesses show, and planted faults."""
+"""Triton kernels in the interpreter: memory in which stray accesses show, and planted faults."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-# The interpreter has to be chosen before triton is imported, so a file of such tests runs itself in another process.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from interpreter import INTERPRETED
+
+__all__ = ["INTERPRETED", "Mutant", "guarded_outputs", "in_nan", "inside", "needs_triton", "plant", "watched"]
+
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-inside = pytest.mark.skipif(not INTERPRETED, reason="run by this file's other tests in the interpreter's process")
-outside = pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+inside = pytest.mark.interpreter
 
 ZONE = 4096  # elements on both sides of a tensor
 SENTINEL = 7777.0  # around outputs: a NaN written over a NaN would go unseen
@@ -96,15 +95,6 @@ def watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Ite
     with monkeypatch.context() as patch:
         patch.setattr(InterpreterBuilder, "create_masked_load", watched_load)
         yield lambda: strays[0]
-
-
-def run_in_the_interpreter(file: str, *options: str) -> None:
-    """Run the tests of a file, those marked ``inside``, in a process of the interpreter."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *options, file]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout
 
 
 @dataclass(frozen=True)
