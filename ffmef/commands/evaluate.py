@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         import jinja2  # noqa: F401
+        import scipy  # noqa: F401
         import tqdm  # noqa: F401
     except ImportError as error:
         raise InputError(f"needs {error.name}: pip install 'ffmef[metrics]'") from None
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         progress=runner.show_progress,
     )
     print(report.markdown(result), end="")
-    print(f"\nwrote scores.csv, scores.json, scores.md and report.html to {args.output}")
+    print(f"\nwrote scores.csv, scores.json, scores.md, scores.tex and report.html to {args.output}")
     for failure in result.failures:
         who = f"{failure.pair} by {failure.method}" if failure.method else failure.pair
         print(f"ffmef evaluate: {who}: {failure.reason}", file=sys.stderr)

@@ -7,8 +7,10 @@ import io
 from importlib import resources
 from pathlib import Path
 
+from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Pair
-from ffmef.evaluation.report import Report, best, label, show, write_whole
+from ffmef.evaluation.report import Report, best, label, show, statistics_tables, write_whole
+from ffmef.metrics.registry import METRICS
 
 
 def _embedded(path: Path, longest_side: int) -> str:
@@ -36,6 +38,8 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
     """Write the page; pictures are embedded with sides of at most ``longest_side`` pixels."""
     import jinja2
 
+    higher = {name: METRICS[name].higher_is_better for name in report.metrics}
+    badness = statistics.badness(report.scores, higher)
     scenes = []
     for pair in report.pairs:
         values = {m: report.scores[m][pair.name] for m in report.methods if pair.name in report.scores.get(m, {})}
@@ -46,16 +50,23 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
         scenes.append(
             {
                 "name": pair.name,
+                "badness": badness.get(pair.name, 0.0),
                 "pictures": [(name, _embedded(file, longest_side)) for name, file in pictures.items()],
                 "scores": [(m, _cells(v, list(values.values()), report.metrics)) for m, v in values.items()],
             }
         )
+    scenes.sort(key=lambda scene: (-scene["badness"], scene["name"]))
     rows = report.rows()
     averages = [(method, _cells(values, [v for _, v in rows], report.metrics)) for method, values in rows]
     template = resources.files("ffmef.evaluation").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     html = environment.from_string(template).render(
-        report=report, labels=[label(name) for name in report.metrics], averages=averages, scenes=scenes
+        report=report,
+        labels=[label(name) for name in report.metrics],
+        higher=[higher[name] for name in report.metrics],
+        averages=averages,
+        scenes=scenes,
+        tables=statistics_tables(report),
     )
     write_whole(path, lambda file: file.write(html))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Failure, Pair
 from ffmef.metrics.registry import METRICS
 
@@ -50,6 +53,39 @@ class Report:
                 listed = ", ".join(f"{name} {count}" for name, count in fewer.items())
                 sentences.append(f"Averages of {method} over fewer pairs: {listed}.")
         return sentences
+
+    def values(self, method: str, metric: str) -> dict[str, float]:
+        """Return the defined and finite values of a metric by pair."""
+        known = {pair: values.get(metric) for pair, values in self.scores.get(method, {}).items()}
+        return {pair: value for pair, value in known.items() if value is not None and math.isfinite(value)}
+
+    @functools.cached_property
+    def intervals(self) -> dict[str, dict[str, tuple[float, float] | None]]:
+        """Bootstrap confidence intervals of the averages, by method and metric."""
+        return {
+            method: {name: statistics.interval(list(self.values(method, name).values())) for name in self.metrics}
+            for method in self.methods
+        }
+
+    @functools.cached_property
+    def p_values(self) -> dict[tuple[str, str], dict[str, float | None]]:
+        """P-values of the paired Wilcoxon test between each two methods, by metric, over the pairs that both have."""
+        found = {}
+        for first, second in itertools.combinations(self.methods, 2):
+            found[first, second] = {}
+            for name in self.metrics:
+                own, other = self.values(first, name), self.values(second, name)
+                both = [pair for pair in own if pair in other]
+                found[first, second][name] = statistics.wilcoxon([own[p] for p in both], [other[p] for p in both])
+        return found
+
+    @functools.cached_property
+    def standings(self) -> dict[str, statistics.Standing]:
+        """Borda counts and mean ranks of two or more methods."""
+        if len(self.methods) < 2:
+            return {}
+        averages = {method: {name: self.average(method, name)[0] for name in self.metrics} for method in self.methods}
+        return statistics.standings(averages, {name: METRICS[name].higher_is_better for name in self.metrics})
 
     def rows(self) -> list[tuple[str, dict[str, float | None]]]:
         """Return the published rows and each method's averages."""
@@ -115,7 +151,7 @@ def write_json(report: Report, path: Path, versions: dict[str, str]) -> None:
     """Write averages with the number of pairs behind each, versions and failures."""
     averages = {
         method: {
-            name: {"mean": mean, "pairs": count}
+            name: {"mean": mean, "pairs": count, "interval": report.intervals[method][name]}
             for name in report.metrics
             for mean, count in [report.average(method, name)]
         }
@@ -128,6 +164,8 @@ def write_json(report: Report, path: Path, versions: dict[str, str]) -> None:
         "pairs": len(report.pairs),
         "averages": averages,
         "published": report.published,
+        "wilcoxon": [{"methods": list(both), "p": values} for both, values in report.p_values.items()],
+        "standings": {method: asdict(standing) for method, standing in report.standings.items()},
         "higher_is_better": {name: METRICS[name].higher_is_better for name in report.metrics},
         "remarks": report.remarks,
         "failures": [asdict(failure) for failure in report.failures],
@@ -153,10 +191,92 @@ def markdown(report: Report) -> str:
         lines.append(f"| {method.replace('|', '/')} | " + " | ".join(cells) + " |")
     lines += ["", f"Fused pictures scored as {report.save_as}. Arrows point to better values, the best are bold."]
     lines += report.fewer_pairs() + report.remarks
+    lines += _statistics(report)
     if report.failures:
         lines += ["", "## Not scored", ""]
         lines += [f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}" for f in report.failures]
     return "\n".join(lines) + "\n"
+
+
+INTERVALS = "95 % confidence intervals of the averages (bootstrap over pairs, 10 000 samples)"
+TESTS = "P-values of the paired two-sided Wilcoxon test between methods (not corrected for their number)"
+STANDINGS = "Ranks over all metrics (Borda: M - rank added up, of M methods; mean rank: 1 is best)"
+
+
+def show_p(value: float | None) -> str:
+    """Return a p-value with three significant digits, and a dash where there is none."""
+    return show(None) if value is None else f"{value:.3g}" if value >= 0.001 else "< 0.001"
+
+
+def show_interval(both: tuple[float, float] | None) -> str:
+    """Return an interval as two values, and a dash where there is none."""
+    return show(None) if both is None else f"{show(both[0])} to {show(both[1])}"
+
+
+def statistics_tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return the tables of statistics as title, header and rows of text; those that need several methods may lack."""
+    labels = [label(name) for name in report.metrics]
+    tables = []
+    if len(report.pairs) > 1:
+        rows = [[m, *(show_interval(report.intervals[m][name]) for name in report.metrics)] for m in report.methods]
+        tables.append((INTERVALS, ["", *labels], rows))
+    if report.standings:
+        ordered = sorted(report.standings.items(), key=lambda entry: entry[1].mean_rank)
+        rows = [[method, f"{place.borda:g}", f"{place.mean_rank:.2f}"] for method, place in ordered]
+        tables.append((STANDINGS, ["", "Borda ↑", "mean rank ↓"], rows))
+    tested = {both: values for both, values in report.p_values.items() if any(p is not None for p in values.values())}
+    if tested:
+        rows = [[f"{a} / {b}", *(show_p(values[n]) for n in report.metrics)] for (a, b), values in tested.items()]
+        tables.append((TESTS, ["", *labels], rows))
+    return tables
+
+
+def _statistics(report: Report) -> list[str]:
+    lines = []
+    for title, header, rows in statistics_tables(report):
+        lines += ["", f"## {title}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+    return lines
+
+
+_TEX = str.maketrans(
+    {
+        "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
+        "<": "$<$", ">": "$>$",
+    }
+)  # fmt: skip
+
+
+def latex(report: Report) -> str:
+    """Return the averages, best in bold, and the statistics as LaTeX tables of the package booktabs."""
+    leading = {name: report.best(name) for name in report.metrics}
+    rows = []
+    for method, values in report.rows():
+        texts = [show(values.get(name)) for name in report.metrics]
+        best_ones = [
+            text == show(leading[name]) != show(None) for text, name in zip(texts, report.metrics, strict=True)
+        ]
+        cells = [text.translate(_TEX) for text in texts]
+        cells = [rf"\textbf{{{c}}}" if leads else c for c, leads in zip(cells, best_ones, strict=True)]
+        rows.append([method.translate(_TEX), *cells])
+    title = f"{report.dataset}: averages over {len(report.pairs)} pairs, {report.save_as}; best values in bold"
+    parts = [_tex_table(title, ["", *(label(name) for name in report.metrics)], rows)]
+    for title, header, texts in statistics_tables(report):
+        parts.append(_tex_table(title, header, [[cell.translate(_TEX) for cell in row] for row in texts]))
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
+
+
+def _tex_table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{title.translate(_TEX)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines += [" & ".join(cell.translate(_TEX) for cell in header) + r" \\", r"\midrule"]
+    lines += [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def write_latex(report: Report, path: Path) -> None:
+    write_whole(path, lambda file: file.write(latex(report)))
 
 
 def write_markdown(report: Report, path: Path) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from pathlib import Path
 
-from ffmef import models, pipeline
+from ffmef import models
 from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
 from ffmef.evaluation import layouts, page, published, report, scoring
 from ffmef.evaluation.journal import Journal
 from ffmef.metrics.registry import METRICS, canonical
+from ffmef.models import registry
 from ffmef.version import __version__
 
 TASK_METRICS = {
@@ -51,7 +52,7 @@ def evaluate(
     page_pixels: int = PAGE_PIXELS,
     progress: Callable[[Iterator, int], Iterator] = lambda outcomes, total: outcomes,
 ) -> report.Report:
-    """Score fused pictures of a benchmark folder and write scores.csv, scores.json, scores.md and report.html.
+    """Score fused pictures of a benchmark folder and write scores.csv, .json, .md, .tex and report.html.
 
     Args:
         folder: a benchmark in one of the layouts of :mod:`ffmef.evaluation.layouts`, or a table (CSV) of its files.
@@ -140,6 +141,7 @@ def evaluate(
     report.write_csv(result, output / "scores.csv")
     report.write_json(result, output / "scores.json", versions())
     report.write_markdown(result, output / "scores.md")
+    report.write_latex(result, output / "scores.tex")
     page.write_page(result, output / "report.html", page_pixels)
     return result
 
@@ -199,10 +201,7 @@ def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
 
 def _default_weights(task: str, pairs: list[datasets.Pair]) -> list[str]:
     """Return the weights that fuse where nothing was asked for: those for brackets where there are any."""
-    model = pipeline.DEFAULT_MODEL[task]
-    if any(pair.more for pair in pairs) and task == "mef" and model in pipeline.BRACKETS:
-        return [pipeline.BRACKETS[model]]
-    return [pipeline.default_weights(task)]
+    return [registry.default(task).weights_for(task, max(len(pair.frames) for pair in pairs))]
 
 
 def _weights_identity(weights: str) -> str:

@@ -74,7 +74,8 @@ def test_report_of_several_methods(bench, capsys):
     content = json.loads((bench / "out" / "scores.json").read_text())
     for method in ("mean", "max", "min_of_two"):
         own = [float(row["QABF"]) for row in rows if row["method"] == method]
-        assert content["averages"][method]["QABF"] == {"mean": pytest.approx(np.mean(own), rel=1e-14), "pairs": 3}
+        average = content["averages"][method]["QABF"]
+        assert (average["mean"], average["pairs"]) == (pytest.approx(np.mean(own), rel=1e-14), 3)
     assert content["failures"] == [] and content["higher_is_better"]["CE"] is False
     assert {"ffmef", "numpy", "torch"} <= content["versions"].keys()
 
@@ -250,7 +251,7 @@ def test_averages_leave_out_what_is_not_defined(bench):
     nmi = [float(row["NMI"]) for row in table(bench) if row["NMI"]]
     assert len(nmi) == 2
     average = json.loads((bench / "out" / "scores.json").read_text())["averages"]["mean"]["NMI"]
-    assert average == {"mean": pytest.approx(np.mean(nmi), rel=1e-14), "pairs": 2}
+    assert (average["mean"], average["pairs"]) == (pytest.approx(np.mean(nmi), rel=1e-14), 2)
     assert "Averages of mean over fewer pairs: NMI 2." in (bench / "out" / "scores.md").read_text()
 
 

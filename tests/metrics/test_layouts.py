@@ -214,7 +214,8 @@ def test_grey_and_colour_meet_on_luma(tmp_path, capsys, grey_sources):
 
 def test_a_bracket_is_scored_with_all_its_frames(tmp_path, capsys):
     frames = [
-        save(tmp_path / "d" / "s" / f"s_{name}.png", 1, (48, 50), gain=g) for name, g in zip("ABC", (0.3, 0.6, 1))
+        save(tmp_path / "d" / "s" / f"s_{name}.png", 1, (48, 50), gain=g)
+        for name, g in zip("ABC", (0.3, 0.6, 1), strict=True)
     ]
     fused = save(tmp_path / "f" / "s.png", 1, (48, 50), gain=0.7)
     arguments = ["evaluate", str(tmp_path / "d"), "-o", str(tmp_path / "out"), "--fused", str(tmp_path / "f")]
