@@ -217,7 +217,7 @@ def check(function: Callable, step: str, inputs: Inputs, side: int = 32) -> None
 
 @pytest.mark.cases(of=cases)
 def test_adaptive_fuse(case, compare, mode, device):
-    if case.memory_needed > 0.7 * (measure.available_memory() or float("inf")):
+    if case.memory_needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {case.memory_needed / 2**30:.0f} GiB of free memory")
     function = make_function(case.provider, mode)
     inputs = Inputs.random(case, device, seed=0)
@@ -314,7 +314,7 @@ def coarse_inputs(case: CoarseCase, device: str, seed: int) -> Inputs:
 
 @pytest.mark.cases(of=coarse_cases)
 def test_coarse_filters(case, compare, device):
-    if case.memory_needed > 0.7 * (measure.available_memory() or float("inf")):
+    if case.memory_needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {case.memory_needed / 2**30:.0f} GiB of free memory")
     name = case.provider.removeprefix(INTERPOLATED)
     function = FORMULATIONS[name] if name in FORMULATIONS else named(name)

@@ -70,7 +70,7 @@ def test_model(case, compare, mode, device):
     pixels = batch * height * width
     with_baseline = case.provider != BASELINE and pixels <= (1080 * 1920 if mode == "full" else 551 * 707)
     needed = pixels * (EAGER_BYTES if with_baseline or case.provider not in LIGHT else 300)
-    if needed > 0.7 * (measure.available_memory() or float("inf")):
+    if needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {needed / 2**30:.0f} GiB of free memory")
     network, release = FORMS[case.provider](mode, device), FORMS[BASELINE](mode, device)
     options = {"generator": harness.generator(0, device), "device": device}

@@ -70,7 +70,7 @@ def test_pyramid_fuse(case, compare, device):
     if device != "cpu" and case.provider == "cpu":
         pytest.skip("backend cpu needs tensors on the CPU")
     height, width = SIZES[case.size]
-    if height * width * 400 > 0.7 * (measure.available_memory() or float("inf")):
+    if height * width * 400 > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {height * width * 400 / 2**30:.0f} GiB of free memory")
     options = {"generator": harness.generator(0, device), "device": device}
     cells = -(-height // SCALE), -(-width // SCALE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import statistics
@@ -38,7 +39,7 @@ def clock_for(device: str, threads: int) -> str:
 
 
 def timed(run: Callable[[], object], timings: Timings, device: str = "cpu") -> None:
-    """Call ``run`` once and append what each clock says."""
+    """Append what each clock says of a call of ``run``; on a GPU a second call is made for the device's clock."""
     if device == "cpu":
         wall, process = time.perf_counter(), time.process_time()
         run()
@@ -46,15 +47,45 @@ def timed(run: Callable[[], object], timings: Timings, device: str = "cpu") -> N
         timings.wall.append(time.perf_counter() - wall)
         return
     torch.cuda.synchronize()
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     wall, process = time.perf_counter(), time.process_time()
+    run()
+    handed_over = time.perf_counter() - wall
+    torch.cuda.synchronize()
+    timings.process.append(time.process_time() - process)
+    timings.wall.append(time.perf_counter() - wall)
+    timings.device.append(device_seconds(run, handed_over))
+
+
+def device_seconds(run: Callable[[], object], handed_over: float) -> float:
+    """Return the seconds that the GPU itself takes for one call, with nothing of its inputs in the caches.
+
+    ``handed_over`` is how long the CPU takes to enqueue the call. For that long a kernel keeps the GPU waiting first;
+    otherwise a short call's time would be that of Python. Another buffer is read before it, twice the second-level
+    cache, so that a call finds its inputs in memory, as it does when pictures change.
+    """
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    evict_caches()
+    torch.cuda._sleep(int(min(1.5 * handed_over + 2e-5, LONGEST_WAIT) * CYCLES_A_SECOND))
     first.record()
     run()
     last.record()
     last.synchronize()
-    timings.process.append(time.process_time() - process)
-    timings.wall.append(time.perf_counter() - wall)
-    timings.device.append(first.elapsed_time(last) / 1e3)
+    return first.elapsed_time(last) / 1e3
+
+
+CYCLES_A_SECOND = 2e9  # of the fastest GPUs; slower ones wait longer
+LONGEST_WAIT = 0.1  # seconds: a call that the CPU takes longer for is not short
+
+
+@functools.cache
+def _larger_than_caches(device: int) -> torch.Tensor:
+    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    return torch.ones(max(size, 2**20) // 4, device=f"cuda:{device}")
+
+
+def evict_caches() -> None:
+    """Read a buffer of twice the GPU's second-level cache: reading leaves nothing behind that must be written back."""
+    _larger_than_caches(torch.cuda.current_device()).sum()
 
 
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, device: str = "cpu") -> list[Timings]:
@@ -201,8 +232,10 @@ def kernels_of_trace(trace: dict) -> dict[str, int | float | None]:
     return {"launches": len(kernels), "occupancy_percent": occupancy}
 
 
-def available_memory() -> int | None:
-    """Return the bytes that the system can still give without swapping; None where it does not say."""
+def available_memory(device: str = "cpu") -> int | None:
+    """Return the bytes that the device can still give, the CPU without swapping; None where the system does not say."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0]
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

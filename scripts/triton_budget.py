@@ -1,6 +1,9 @@
 """Compiles the Triton kernels for every architecture without a GPU and prints registers, spills and wide loads.
 
-python scripts/triton_budget.py [ARCHITECTURE ...]
+python scripts/triton_budget.py [--check] [ARCHITECTURE ...]
+
+With --check it ends with status 1 if a kernel keeps anything on the stack. Triton's versions differ in that: run it with the
+oldest that torch brings along (scripts/check_oldest_torch.sh does) and with the newest.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ NETWORK = {"C": 4, **TILE}
 # A kernel's name in the table: its module in ffmef.kernels, the function, and its constants.
 KERNELS = {
     "forward_kernel": ("adaptive_fuse", {"COARSE": False, "SIZE_0": 1, "SIZE_1": 3, "SIZE_2": 5, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED}),
+    "forward_kernel of zeros": ("adaptive_fuse", {
+        "COARSE": False, "SIZE_0": 1, "SIZE_1": 3, "SIZE_2": 5, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED, "PADDING": 0}),
     "filters_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "NEED_FILTERS": True, "NEED_ALPHA": True, **SHARED}),
     "cells_gradient_kernel": ("adaptive_fuse", {"SIZE": 5, "NEED_FILTERS": True, "NEED_ALPHA": True, **SHARED}),
     "forward_kernel of cells": ("adaptive_fuse", {
@@ -105,11 +110,19 @@ def compile_kernel(name: str, architecture: int) -> dict[str, int]:
 
 
 def main() -> int:
-    for architecture in map(int, sys.argv[1:] or ARCHITECTURES):
+    import triton
+
+    print(f"triton {triton.__version__}")
+    numbers = [argument for argument in sys.argv[1:] if argument != "--check"]
+    stacks = 0
+    for architecture in map(int, numbers or ARCHITECTURES):
         for name in KERNELS | PYRAMID_KERNELS:
             usage = compile_kernel(name, architecture)
+            stacks += usage["stack"] > 0
             print(f"sm_{architecture:<4} {name:<37} " + "  ".join(f"{key} {value}" for key, value in usage.items()))
-    return 0
+    if stacks:
+        print(f"{stacks} kernels use the stack")
+    return 1 if stacks and "--check" in sys.argv else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ gathers: no atomics, one order of summation. Nothing here is particular to one v
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,17 +19,22 @@ from torch import Tensor
 from ffmef.kernels.interpolation import share_of, span_of, tap_of
 from ffmef.kernels.launch import (
     INT32_MAX,
+    Tile,
     accumulator,
     launch,
-    most_programs,
+    like,
     needs_64_bits,
     on_device,
+    programs_of,
     stride_arguments,
     tile_of_program,
+    without_memory,
 )
 
 LEVELS = 4  # of one launch; further levels are added by further launches
 CHANNELS = 4  # of one program
+# Each tile's share of alpha's gradient is summed inside the tile, so the gradient would change with the tile.
+ALPHA_TILE: Tile = (8, 64, 4)
 PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2}
 # Numbers of which no compiled code should depend; strides and the width may, for they decide how wide loads are.
 UNSPECIALISED = ["count", "channels", "height", "groups", "size_class", "cells_down", "cells_across"]
@@ -107,7 +113,8 @@ def _fuse_level(
 ):  # fmt: skip
     total = tl.zeros_like(result)
     if SIZE <= 7 and not COARSE:  # four loads a tap of cells are enough in flight without unrolling
-        for tap in tl.static_range(SIZE * SIZE):
+        # A row of taps at a time: all 25 of 5 x 5 in flight need more registers than there are.
+        for tap in tl.range(SIZE * SIZE, loop_unroll_factor=SIZE):
             total = _response(
                 total, image, channel, image_channel, image_row, image_column, filters, filter_tap, filter_row,
                 filter_column, y, x, inside, channels, height, width, cells_down, cells_across, tap, COARSE, SIZE,
@@ -350,11 +357,10 @@ def images_gradient_kernel(
     tl.store(target, total.to(output.dtype.element_ty), mask=mask)
 
 
-def _in_level(level: Tensor | None, number: int, dummy: Tensor) -> dict[str, object]:
+def _in_level(level: Tensor | None, number: int) -> dict[str, object]:
     strides = level.stride() if level is not None else (0,) * 5
     names = ("batch", "image", "tap", "row", "column")
     arguments: dict[str, object] = {f"{name}_{number}": stride for name, stride in zip(names, strides, strict=True)}
-    arguments[f"filters_{number}"] = level if level is not None else dummy
     arguments[f"SIZE_{number}"] = math.isqrt(level.shape[2]) if level is not None else 0
     return arguments
 
@@ -400,35 +406,40 @@ FILTER_AXES = ("batch", "image", "tap", "row", "column")
 GRADIENT_AXES = ("batch", "channel", "row", "column")
 
 
+@functools.lru_cache(256)
+def _forward_plan(image_kind, level_kinds, padding_mode: str) -> list[tuple[list[int], int, dict[str, object]]]:
+    """Return the levels, planes and numbers of each launch: all that does not change while shapes and strides do not."""
+    images, filters = without_memory(image_kind), [without_memory(kind) for kind in level_kinds]
+    shared, group, groups = _common(images, padding_mode)
+    plan = []
+    for number_of_launch, chosen in enumerate(_launches(images, filters)):
+        levels = [filters[l] for l in chosen]
+        arguments = shared | stride_arguments("image", images, IMAGE_AXES)
+        for number in range(LEVELS):
+            arguments |= _in_level(levels[number] if number < len(levels) else None, number)
+        arguments |= _grid(levels[0], images) | {"groups": groups, "GROUP": group, "ADD": number_of_launch > 0}
+        arguments["WIDE"] = arguments["WIDE"] or needs_64_bits(*levels)
+        plan.append((chosen, images.shape[0] * groups, arguments))
+    return plan
+
+
 def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_mode: str) -> Tensor:
     """Return ``ffmef::adaptive_fuse`` of (B, N, C, H, W) images; arguments are taken as valid."""
     batch, _, channels, height, width = images.shape
     wide = accumulator(images.dtype)
+    if batch * channels * height * width == 0:
+        return images.new_empty((batch, channels, height, width))
     # Sums of several launches are kept where they do not lose digits.
-    launches = _launches(images, filters)
-    dtype = wide if len(launches) > 1 else images.dtype
-    output = images.new_empty((batch, channels, height, width), dtype=dtype)
-    if output.numel() == 0:
-        return output.to(images.dtype)
+    plan = _forward_plan(like(images), tuple(map(like, filters)), padding_mode)
+    output = images.new_empty((batch, channels, height, width), dtype=wide if len(plan) > 1 else images.dtype)
     alphas = alphas.to(wide).contiguous()
-    shared, group, groups = _common(images, padding_mode)
+    key = ("GROUP", "COARSE", *(f"SIZE_{number}" for number in range(LEVELS)))
     with on_device(images):
-        for number_of_launch, chosen in enumerate(launches):
-            levels = [filters[l] for l in chosen]
-            arguments = shared | stride_arguments("image", images, IMAGE_AXES)
+        for chosen, planes, numbers in plan:
+            arguments = {**numbers, "images": images, "alphas": alphas[chosen[0] :], "output": output}
             for number in range(LEVELS):
-                arguments |= _in_level(levels[number] if number < len(levels) else None, number, levels[0])
-            arguments |= {
-                "images": images,
-                "alphas": alphas[chosen[0] :],
-                "output": output,
-                "groups": groups,
-                "GROUP": group,
-            }
-            arguments |= _grid(levels[0], images) | {"ADD": number_of_launch > 0}
-            arguments["WIDE"] = arguments["WIDE"] or needs_64_bits(*levels)
-            key = ("GROUP", "COARSE", *(f"SIZE_{number}" for number in range(LEVELS)))
-            launch(forward_kernel, batch * groups, arguments, key, restored=("output",))
+                arguments[f"filters_{number}"] = filters[chosen[min(number, len(chosen) - 1)]]
+            launch(forward_kernel, planes, arguments, key, restored=("output",))
     return output.to(images.dtype)
 
 
@@ -455,7 +466,8 @@ def backward(
     if images.numel() == 0:
         return image_grad.to(images.dtype), filter_grads, alpha_grad.to(alphas.dtype)
     shared, group, groups = _common(images, padding_mode)
-    programs = most_programs(height, width, batch * count) if need_alphas else 1
+    programs = programs_of(height, width, batch * count, ALPHA_TILE) if need_alphas else 1
+    alpha_tile = ALPHA_TILE if need_alphas else None
     with on_device(images):
         for l, level in enumerate(filters):
             arguments = (
@@ -473,14 +485,14 @@ def backward(
                 if need_alphas:
                     alpha_grad[l] = alpha_sum
             elif need_filters[l] or need_alphas:
-                partials = wide_alphas.new_zeros(programs)
+                partials = wide_alphas.new_empty(programs)
                 own = (
                     arguments | stride_arguments("image", images, IMAGE_AXES) | {"images": images, "partials": partials}
                 )
                 own |= {"target": filter_grads[l] if need_filters[l] else level}
                 own |= {"NEED_FILTERS": bool(need_filters[l]), "NEED_ALPHA": need_alphas}
                 key = ("SIZE", "NEED_FILTERS", "NEED_ALPHA")
-                launch(filters_gradient_kernel, batch * count, own, key, zeroed=("partials",))
+                launch(filters_gradient_kernel, batch * count, own, key, only=alpha_tile)
                 if need_alphas:
                     alpha_grad[l] = partials.sum(dtype=torch.float64)
             if need_images:
@@ -496,7 +508,7 @@ def _cells_gradient(
     """Write the gradient of a coarse level's filters to ``target``, and return that of its alpha."""
     fine, cells = images.shape[-2:], level.shape[-2:]
     planes = level.shape[0] * level.shape[1] * level.shape[2]
-    partials = arguments["alpha"].new_zeros(most_programs(*cells, planes) if need_alphas else 1)
+    partials = arguments["alpha"].new_empty(programs_of(*cells, planes, ALPHA_TILE) if need_alphas else 1)
     # A cell reaches the pixels between its neighbours' centres, fewer than two cells' and one more.
     most_rows, most_columns = (-(-2 * pixels // size) + 1 for pixels, size in zip(fine, cells, strict=True))
     own = arguments | stride_arguments("image", images, IMAGE_AXES)
@@ -504,5 +516,6 @@ def _cells_gradient(
     own |= {"height": cells[0], "width": cells[1], "fine_height": fine[0], "fine_width": fine[1]}
     own |= {"most_rows": min(most_rows, fine[0]), "most_columns": min(most_columns, fine[1])}
     own |= {"NEED_FILTERS": need_filters, "NEED_ALPHA": need_alphas}
-    launch(cells_gradient_kernel, planes, own, ("SIZE", "NEED_FILTERS", "NEED_ALPHA"), zeroed=("partials",))
+    only = ALPHA_TILE if need_alphas else None
+    launch(cells_gradient_kernel, planes, own, ("SIZE", "NEED_FILTERS", "NEED_ALPHA"), only=only)
     return partials.sum(dtype=torch.float64)

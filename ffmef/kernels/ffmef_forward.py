@@ -393,25 +393,29 @@ class _Map:
     """(planes, C, H, W), or luminance in place of the stem's result, and how it is to be read."""
 
     def __init__(self, values: Tensor, kind: tl.constexpr, norms: Tensor | None = None) -> None:
-        self.values, self.kind, self.norms = values, kind, values if norms is None else norms
+        self.values, self.kind, self.norms = values, kind.value, values if norms is None else norms
 
 
 class _Network:
     """The launches for one batch of luminance (B, 2, H, W)."""
 
     def __init__(self, luminance: Tensor, packed: Tensor, places: dict[str, int], channels: int) -> None:
-        self.luminance, self.packed, self.places, self.channels = luminance, packed, places, channels
+        self.luminance, self.packed, self.channels = luminance, packed, channels
+        # Cut at once: a slice for each use would take longer than the launch.
+        ends = [*list(places.values())[1:], packed.numel()]
+        sizes = [end - first for first, end in zip(places.values(), ends, strict=True)]
+        self.pieces = dict(zip(places, packed.split(sizes), strict=True))
         self.batch, _, self.height, self.width = luminance.shape
         self.planes = self.batch * IMAGES
-        self.rows, self.columns, self.warps = launch._fixed_tile() or TILE
+        self.rows, self.columns, self.warps = launch.fixed_tile(TILE)
         self.tiles = triton.cdiv(self.height, self.rows) * triton.cdiv(self.width, self.columns)
 
     def weights(self, name: str) -> Tensor:
-        return self.packed[self.places[name] :]
+        return self.pieces[name]
 
     def run(self, kernel, programs: int, *arguments, **constants) -> None:
-        tile = {"ROWS": self.rows, "COLUMNS": self.columns, "C": self.channels}
-        kernel[(programs,)](*arguments, self.height, self.width, **constants, **tile, num_warps=self.warps)
+        constants |= {"ROWS": self.rows, "COLUMNS": self.columns, "C": self.channels}
+        launch.start_in_order(kernel, programs, (*arguments, self.height, self.width), constants, self.warps)
 
     def new_map(self) -> Tensor:
         return self.luminance.new_empty((self.planes, self.channels, self.height, self.width))
@@ -446,7 +450,7 @@ class _Network:
             self.weights(f"{block}.identity.bias") if inputs is not None else unused,
             self.weights(f"{block}.gains") if skip is not None else unused,
             output, partials,
-            KIND=first.kind, SECOND=second is not None, TAIL=tail, IDENTITY=around.kind, MERGE=skip is not None,
+            KIND=first.kind, SECOND=second is not None, TAIL=tail.value, IDENTITY=around.kind, MERGE=skip is not None,
             MOMENTS=moments,
         )  # fmt: skip
         return output, partials

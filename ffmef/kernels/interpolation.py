@@ -44,6 +44,8 @@ def span_of(cell, size, cells, pixels, fine_size):
 def share_of(cell, pixel, size, cells, pixels, DTYPE: tl.constexpr):
     """Return the share of a cell in a pixel, zero outside :func:`span_of`; cells and pixels broadcast."""
     unit = 2 * pixels
-    place = tl.minimum(tl.maximum((2 * pixel + 1) * cells - pixels, 0), unit * (size - 1))
+    # The cell lends its type: numbers alone are 32 bits wide, and the last centre's place may need more.
+    last = unit * (size - 1 + 0 * cell)
+    place = tl.minimum(tl.maximum((2 * pixel + 1) * cells - pixels, 0), last)
     distance = tl.abs(place - unit * cell)
     return tl.maximum(unit - distance, 0).to(DTYPE) / tl.cast(unit, DTYPE)

@@ -1,5 +1,8 @@
-"""How the Triton kernels of this package are launched: one program a tile of pixels, tuned once for each kind of problem.
+"""How the Triton kernels of this package are launched: one program per tile of pixels, through a kept compiled kernel.
 
+A tile is fixed unless tuning is asked for, so results and the first call's time do not depend on a measurement:
+``FFMEF_TRITON_TILE=8x64x4`` (rows, columns, warps) chooses one for every kernel, ``FFMEF_TRITON_TILE=tune`` measures
+``TILES`` at the first call of each kind of problem, and :func:`tiled` does the same for a block of code.
 Importing this module imports triton.
 """
 
@@ -8,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -17,10 +20,18 @@ from torch import Tensor
 
 INT32_MAX = 2**31 - 1
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# (rows, columns, warps) of a program's tile; None lets the tuner choose on a GPU. Tests set it.
-tile: tuple[int, int, int] | None = None
-TILES = [(8, 64, 4), (4, 128, 4), (16, 64, 8), (4, 64, 2), (8, 64, 2), (4, 64, 4)]
-INTERPRETED_TILE = (16, 64, 4)
+Tile = tuple[int, int, int]  # rows, columns and warps of a program
+TUNE = "tune"
+TILES: list[Tile] = [(8, 64, 4), (4, 128, 4), (16, 64, 8), (4, 64, 2), (8, 64, 2), (4, 64, 4)]
+TILE: Tile = (8, 64, 4)
+# Tiles for which the compilers of both triton 3.6 and 3.9 keep everything in registers, where TILE does not: by the
+# major number of the architecture, None for all; then by the kernel, "float64" where only that type needs it. Chosen by
+# registers and stack (scripts/triton_budget.py), not by time: no GPU has timed them.
+TABLE: dict[int | None, dict[str, Tile]] = {None: {}}
+INTERPRETED_TILE: Tile = (16, 64, 4)
+ENVIRONMENT = "FFMEF_TRITON_TILE"
+# What a block of code or a test asks for; None leaves it to the environment, then to the table.
+tile: Tile | str | None = None
 
 
 @triton.jit
@@ -38,17 +49,147 @@ def tile_of_program(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WI
     return tl.cast(rest // rows_of_tiles, tl.int64), y, x
 
 
+# ---- tiles ----
+
+
 @functools.cache
-def _tuner(kernel, key: tuple[str, ...], restored: tuple[str, ...], zeroed: tuple[str, ...]):
+def parse_tile(text: str) -> Tile | str:
+    """Return the tile that ``"8x64x4"`` means, or ``"tune"``; raise ValueError for anything else."""
+    if text == TUNE:
+        return TUNE
+    parts = text.split("x")
+    numbers = tuple(int(part) for part in parts if part.isdigit())
+    powers = all(number > 0 and number & (number - 1) == 0 for number in numbers)
+    if len(parts) != 3 or len(numbers) != 3 or not powers or numbers[2] > 32 or numbers[0] * numbers[1] > 2**16:
+        raise ValueError(
+            f"{ENVIRONMENT} must be ROWSxCOLUMNSxWARPS, powers of two with at most 65536 pixels and 32 warps, "
+            f"or {TUNE!r}, got {text!r}"
+        )
+    return numbers
+
+
+@contextlib.contextmanager
+def tiled(chosen: Tile | str | None) -> Iterator[None]:
+    """Launch every kernel with this tile, or tune them with ``"tune"``, inside the block."""
+    global tile
+    before, tile = tile, chosen
+    try:
+        yield
+    finally:
+        tile = before
+
+
+@functools.cache
+def _from_table(kernel: str, wide: bool, device: int) -> Tile:
+    major = torch.cuda.get_device_capability(device)[0] if torch.cuda.is_available() else None
+    names = (f"{kernel} float64", kernel) if wide else (kernel,)
+    for rows in (TABLE.get(major, {}), TABLE[None]):
+        for name in names:
+            if name in rows:
+                return rows[name]
+    return TILE
+
+
+def asked_tile() -> Tile | str | None:
+    """Return what the code or the environment asks for: a tile, ``"tune"``, or None."""
+    if tile is not None:
+        return tile
+    text = os.environ.get(ENVIRONMENT)
+    if text:
+        return parse_tile(text)
+    return INTERPRETED_TILE if INTERPRETED else None
+
+
+def fixed_tile(default: Tile) -> Tile:
+    """Return the tile asked for, or ``default`` where none is or tuning is."""
+    asked = asked_tile()
+    return default if asked is None or isinstance(asked, str) else asked
+
+
+def programs_of(height: int, width: int, planes: int, chosen: Tile) -> int:
+    """Return how many programs of a tile cover ``planes`` pictures."""
+    return -(-width // chosen[1]) * -(-height // chosen[0]) * planes
+
+
+# ---- launches ----
+
+
+class _Forms:
+    """One kernel's compiled forms, each under all that Triton compiles a kernel anew for.
+
+    Triton binds and specialises some 50 arguments at each call, 100 us and more; here a call looks at the dtype and the
+    alignment of its tensors and at what its numbers are specialised for.
+    """
+
+    def __init__(self, kernel) -> None:
+        self.kernel = kernel
+        self.names: list[str] = list(kernel.arg_names)
+        parameters = [] if INTERPRETED else kernel.params
+        self.constants = [i for i, p in enumerate(parameters) if p.is_constexpr]
+        self.specialised = [not p.do_not_specialize for p in parameters]
+        self.tensors: list[int] | None = None
+        self.numbers: list[int] = []
+        self.plain: list[int] = []
+        self.compiled: dict[tuple, object] = {}
+
+    def sort(self, values: list[object]) -> None:
+        """Note which arguments are tensors and which numbers: the same at every call."""
+        rest = [i for i in range(len(values)) if i not in self.constants]
+        self.tensors = [i for i in rest if isinstance(values[i], Tensor)]
+        self.numbers = [i for i in rest if i not in self.tensors and self.specialised[i]]
+        self.plain = [i for i in rest if i not in self.tensors and not self.specialised[i]]
+
+    def form_of(self, values: list[object], warps: int) -> tuple:
+        if self.tensors is None:
+            self.sort(values)
+        form = [warps, values[self.tensors[0]].device]
+        form += [values[i] for i in self.constants]
+        for i in self.tensors:
+            form.append(values[i].dtype)
+            form.append(values[i].data_ptr() & 15 == 0)
+        for i in self.numbers:
+            value = values[i]
+            # 1 becomes a constant, multiples of 16 let loads be wide, larger numbers are of another type.
+            form.append((1 if value == 1 else 2 if value & 15 == 0 else 0) + (4 if value > INT32_MAX else 0))
+        form += [values[i] > INT32_MAX for i in self.plain]
+        return tuple(form)
+
+    def start(self, programs: int, values: list[object], warps: int) -> None:
+        # The interpreter compiles nothing; AMD's backend specialises for more than is looked at here.
+        kept = not INTERPRETED and torch.version.hip is None
+        if kept:
+            form = self.form_of(values, warps)
+            compiled = self.compiled.get(form)
+            if compiled is not None:
+                compiled[(programs, 1, 1)](*values)
+                return
+        # Multiply-adds are fused, as the error bounds take them; triton 3.9 asks that this be said.
+        compiled = self.kernel[(programs,)](*values, num_warps=warps, enable_fp_fusion=True)
+        if kept:
+            self.compiled[form] = compiled
+
+
+_forms: dict[object, _Forms] = {}
+
+
+def start(kernel, programs: int, arguments: dict[str, object], warps: int) -> None:
+    """Run ``programs`` programs of a kernel; ``arguments`` may hold more than it takes."""
+    forms = _forms.get(kernel) or _forms.setdefault(kernel, _Forms(kernel))
+    forms.start(programs, [arguments[name] for name in forms.names], warps)
+
+
+def start_in_order(
+    kernel, programs: int, arguments: Sequence[object], constants: dict[str, object], warps: int
+) -> None:
+    """Run ``programs`` programs of a kernel whose last arguments are ``constants``, the others given in order."""
+    forms = _forms.get(kernel) or _forms.setdefault(kernel, _Forms(kernel))
+    forms.start(programs, [*arguments, *(constants[name] for name in forms.names[len(arguments) :])], warps)
+
+
+@functools.cache
+def _tuner(kernel, key: tuple[str, ...], restored: tuple[str, ...]):
     configs = [triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps) for rows, columns, warps in TILES]
-    decorate = triton.autotune(
-        configs, key=list(key), restore_value=list(restored), reset_to_zero=list(zeroed), cache_results=True
-    )
-    return decorate(kernel)
-
-
-def _fixed_tile() -> tuple[int, int, int] | None:
-    return tile or (INTERPRETED_TILE if INTERPRETED else None)
+    return triton.autotune(configs, key=list(key), restore_value=list(restored), cache_results=True)(kernel)
 
 
 def launch(
@@ -57,28 +198,40 @@ def launch(
     arguments: dict[str, object],
     key: tuple[str, ...],
     restored: tuple[str, ...] = (),
-    zeroed: tuple[str, ...] = (),
+    only: Tile | None = None,
 ) -> None:
-    """Run ``kernel`` over all tiles of ``planes`` pictures, with the tile given or the fastest for these keys."""
+    """Run ``kernel`` over all tiles of ``planes`` pictures, with the tile asked for, the table's, or the fastest.
+
+    ``key`` names the constants for which tuning is done anew. ``only`` is the one tile that may be taken: sums over a
+    tile are written, and their order is part of the result.
+    """
     height, width = arguments["height"], arguments["width"]
     # Tuned anew for each power of two of pixels, not for each size.
     arguments["size_class"] = (height * width).bit_length()
+    chosen = only or asked_tile()
+    if chosen is None:
+        device = next(value for value in arguments.values() if isinstance(value, Tensor)).device
+        chosen = _from_table(kernel.__name__, arguments["DTYPE"] == tl.float64, device.index or 0)
+    if chosen == TUNE:
+        own = {name: arguments[name] for name in kernel.arg_names if name in arguments}
 
-    def grid(meta):
-        return (triton.cdiv(width, meta["COLUMNS"]) * triton.cdiv(height, meta["ROWS"]) * planes,)
+        def grid(meta):
+            return (programs_of(height, width, planes, (meta["ROWS"], meta["COLUMNS"], 0)),)
 
-    fixed = _fixed_tile()
-    if fixed is None:
-        _tuner(kernel, (*key, "size_class"), restored, zeroed)[grid](**arguments)
-    else:
-        rows, columns, warps = fixed
-        kernel[grid](**arguments, ROWS=rows, COLUMNS=columns, num_warps=warps)
+        _tuner(kernel, (*key, "size_class"), restored)[grid](**own)
+        return
+    arguments["ROWS"], arguments["COLUMNS"], warps = chosen
+    start(kernel, programs_of(height, width, planes, chosen), arguments, warps)
 
 
-def most_programs(height: int, width: int, planes: int) -> int:
-    """Return how many programs the smallest tile needs."""
-    tiles = [_fixed_tile()] if _fixed_tile() is not None else TILES
-    return max(triton.cdiv(width, columns) * triton.cdiv(height, rows) for rows, columns, _ in tiles) * planes
+def like(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
+    """Return what a launch's numbers depend on, as a key for what is kept between calls."""
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def without_memory(kind: tuple[torch.Size, tuple[int, ...], torch.dtype]) -> Tensor:
+    """Return a tensor of this shape, these strides and this dtype that holds nothing."""
+    return torch.empty_strided(kind[0], kind[1], dtype=kind[2], device="meta")
 
 
 def stride_arguments(prefix: str, tensor: Tensor, axes: Sequence[str]) -> dict[str, int]:

@@ -14,7 +14,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ffmef.kernels.interpolation import share_of, tap_of
-from ffmef.kernels.launch import accumulator, launch, needs_64_bits, on_device, stride_arguments, tile_of_program
+from ffmef.kernels.launch import (
+    accumulator,
+    launch,
+    needs_64_bits,
+    on_device,
+    start,
+    stride_arguments,
+    tile_of_program,
+)
 
 # Numbers of which no compiled code should depend; strides and the width may, for they decide how wide loads are.
 UNSPECIALISED = [
@@ -277,14 +285,6 @@ class _Pyramid:
         return arguments | {"WIDE": needs_64_bits(*tensors)}
 
 
-def _only(arguments: dict[str, object], kernel) -> dict[str, object]:
-    return {name: value for name, value in arguments.items() if name in kernel.arg_names}
-
-
-def _launch(kernel, planes: int, arguments: dict[str, object], key: tuple[str, ...]) -> None:
-    launch(kernel, planes, _only(arguments, kernel), key)
-
-
 def _pyramid(images: Tensor, weights: Tensor, base: Tensor, scale: int, with_levels: bool) -> _Pyramid:
     batch, count, channels = images.shape[:3]
     wide = accumulator(images.dtype)
@@ -295,7 +295,7 @@ def _pyramid(images: Tensor, weights: Tensor, base: Tensor, scale: int, with_lev
         fine = pyramid.levels[-1]
         coarse = images.new_empty((batch, count, channels, *pyramid.size(level)), dtype=wide)
         arguments = pyramid.at(level, fine) | stride_arguments("image", fine, IMAGE_AXES)
-        _launch(halve_kernel, batch * count * channels, arguments | {"images": fine, "output": coarse}, ())
+        launch(halve_kernel, batch * count * channels, arguments | {"images": fine, "output": coarse}, ())
         pyramid.levels.append(coarse)
     return pyramid
 
@@ -318,7 +318,7 @@ def forward(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor
             arguments |= stride_arguments("cell", cells, CELL_AXES) | {"images": fine, "cells": cells, "output": out}
             arguments |= {"below": pyramid.levels[level + 1] if has_below else fine, "HAS_BELOW": has_below}
             arguments |= {"below_fused": fused if has_below else fine, "FACTOR": scale >> level}
-            _launch(fuse_kernel, batch * channels, arguments, ("FACTOR", "HAS_BELOW"))
+            launch(fuse_kernel, batch * channels, arguments, ("FACTOR", "HAS_BELOW"))
             fused = out
     return fused
 
@@ -331,7 +331,7 @@ def _fused_gradients(pyramid: _Pyramid, grad: Tensor) -> list[Tensor]:
         fine = gradients[-1]
         coarse = grad.new_empty((batch, channels, *pyramid.size(level)), dtype=pyramid.wide)
         arguments = pyramid.at(level, fine) | stride_arguments("gradient", fine, GRADIENT_AXES)
-        _launch(adjoint_kernel, batch * channels, arguments | {"gradient": fine, "output": coarse}, ())
+        launch(adjoint_kernel, batch * channels, arguments | {"gradient": fine, "output": coarse}, ())
         gradients.append(coarse)
     return gradients
 
@@ -347,7 +347,7 @@ def _collect(pyramid: _Pyramid, level: int, gradient: Tensor, target: Tensor) ->
     arguments |= {"output": target, "output_batch": target.stride(0), "output_image": target.stride(1)}
     arguments |= {"FACTOR": factor, "HAS_BELOW": has_below, "CELLS": cells}
     programs = triton.cdiv(across, cells) * down * batch * count
-    weights_gradient_kernel[(programs,)](**_only(arguments, weights_gradient_kernel), num_warps=4)
+    start(weights_gradient_kernel, programs, arguments, warps=4)
 
 
 def _images_gradient(pyramid: _Pyramid, gradients: list[Tensor]) -> Tensor:
@@ -367,7 +367,7 @@ def _images_gradient(pyramid: _Pyramid, gradients: list[Tensor]) -> Tensor:
         arguments |= {"below": out if below is None else below, "output": out, "FACTOR": pyramid.scale >> level}
         arguments |= {"HAS_FINER": level > 0, "HAS_BELOW": below is not None}
         key = ("FACTOR", "HAS_FINER", "HAS_BELOW")
-        _launch(images_gradient_kernel, batch * count * channels, arguments, key)
+        launch(images_gradient_kernel, batch * count * channels, arguments, key)
         below = out
     return below
 

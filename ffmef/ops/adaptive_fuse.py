@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ffmef import _loader
 from ffmef.ops import reference
-from ffmef.ops.library import carries_tangent, define, implement, library, operator
+from ffmef.ops.library import autocast_available, carries_tangent, define, implement, library, operator
 from ffmef.ops.selection import check_backend, warn_of_reference
 
 PADDING_MODES = ("zeros", "replicate", "reflect")
@@ -152,7 +152,7 @@ def _validate(
     for index, level in enumerate(filters):
         _check_tensor(f"filters[{index}]", level)
     device_type = images.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         images, filters = _promote(images, filters)
     if images.dim() == 4:
         images = images.unsqueeze(2)

@@ -49,3 +49,9 @@ def carries_tangent(*tensors: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+@torch.compiler.assume_constant_result
+def autocast_available(device_type: str) -> bool:
+    """Return ``torch.amp.is_autocast_available``, which torch 2.11's compiler cannot trace."""
+    return torch.amp.is_autocast_available(device_type)

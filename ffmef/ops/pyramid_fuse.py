@@ -117,7 +117,8 @@ def _validate(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> tupl
     bands = weights.shape[1]
     if not isinstance(scale, int) or isinstance(scale, bool):
         raise TypeError(f"scale must be an integer, got {type(scale).__name__}")
-    if not 1 << bands <= scale <= MAX_SCALE or scale & (scale - 1):
+    # Without 1 << bands: torch 2.11 cannot compile a shift by a number that may change.
+    if not 1 <= scale <= MAX_SCALE or scale & (scale - 1) or bands >= scale.bit_length():
         raise ValueError(f"scale must be a power of two from {1 << bands} (2^L) to {MAX_SCALE}, got {scale}")
     cells = (-(-height // scale), -(-width // scale))
     if tuple(weights.shape) != (batch, bands, count, *cells):

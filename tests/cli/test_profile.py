@@ -86,6 +86,38 @@ def test_process_time_ignores_sleep_and_wall_time_does_not():
     assert timings.wall[0] >= 0.05 > 2 * timings.process[0]
 
 
+def test_device_time_starts_when_the_cpu_is_ahead_and_caches_are_empty(monkeypatch):
+    """Without a GPU: the order of what is enqueued, and that the wait is as long as the CPU needs for the call."""
+    order, waits = [], []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def synchronize(self):
+            order.append("synchronize")
+
+        def elapsed_time(self, last):
+            return 2.0  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: order.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: (order.append("wait"), waits.append(cycles)))
+    monkeypatch.setattr(measure, "evict_caches", lambda: order.append("evict"))
+    timings = measure.Timings()
+    measure.timed(lambda: (order.append("call"), time.sleep(0.01)), timings, "cuda")
+    as_called, alone = (
+        ["synchronize", "call", "synchronize"],
+        ["evict", "wait", "event", "call", "event", "synchronize"],
+    )
+    assert order == as_called + alone
+    assert timings.device == [2e-3] and timings.wall[0] >= 0.01
+    assert waits[0] >= 0.01 * 2e9
+
+
 @pytest.mark.parametrize("measure_host", [measure.host_peak, measure.sampled_peak])
 def test_peak_memory_sees_what_was_freed_again(measure_host):
     def use():

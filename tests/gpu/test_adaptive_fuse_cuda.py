@@ -54,6 +54,15 @@ def test_offsets_past_32_bits(program: Path, backward: bool) -> None:
         assert worst(case, results, backward) <= TOLERANCE[case.dtype]
 
 
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+def test_places_past_32_bits(program: Path, backward: bool) -> None:
+    """(2 * pixel + 1) * cells, the place of a pixel on the grid, passes 2^31."""
+    case = Case("places past 32 bits", height=1, width=32800, sizes=(1,), grids=((1, 32780),), images=1)
+    ((*results,),) = run(program, [case], backward)
+    # 1 - share is off by half a unit of 1, which shows where the other cell's value is near zero.
+    assert worst(case, results, backward) <= 4 * TOLERANCE[case.dtype]
+
+
 def test_empty_images(program: Path) -> None:
     ((image_grad, filter_grad, alpha_grad),) = run(program, [Case("no rows", height=0, sizes=(3,))], backward=True)
     assert image_grad.numel() == filter_grad.numel() == 0

@@ -94,6 +94,22 @@ MUTANTS = [
         nth=1,
         count=4,
     ),
+    # Without a sanitizer: what is read outside is NaN, and so is what is written, but the memory around outputs is not.
+    Mutant(
+        "a row too far",
+        "const bool inside = at.row < p.height && at.column < p.width;",
+        "const bool inside = at.row <= p.height && at.column < p.width;",
+        count=4,
+        sign="a write outside an output",
+    ),
+    Mutant(
+        "a row too far, filters' gradient",
+        "const bool inside = at.row < p.height && at.column < p.width;",
+        "const bool inside = at.row <= p.height && at.column < p.width;",
+        nth=2,
+        count=4,
+        sign="a write outside an output",
+    ),
     Mutant(
         "tile too small",
         "size_t tile_bytes(const Problem<T>& p) {\n  return sizeof(Accumulate<T>) *",

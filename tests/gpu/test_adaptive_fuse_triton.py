@@ -141,6 +141,19 @@ def test_backward_equals_float64_reference(case: Case, monkeypatch: pytest.Monke
     assert worst(present(), case, True, SMALL, monkeypatch) <= 1
 
 
+# (2 * pixel + 1) * cells, the place of a pixel on the grid, passes 2^31. One wide tile: a program takes the interpreter long.
+FAR = Case("triton, coarse, places past 32 bits", height=1, width=32800, sizes=(1,), grids=((1, 32780),), images=1)
+
+
+@inside
+@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
+def test_places_past_32_bits(backward: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = present()
+    monkeypatch.setattr(kernels, "ALPHA_TILE", (1, 65536, 1))
+    # 1 - share is off by half a unit of 1, which shows where the other cell's value is near zero.
+    assert worst(kernels, FAR, backward, (1, 65536, 1), monkeypatch) <= 4
+
+
 @inside
 def test_public_function_runs_triton_and_differentiates() -> None:
     assert backends()["triton"] is None

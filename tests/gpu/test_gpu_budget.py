@@ -83,8 +83,10 @@ def test_triton_kernels_compile_without_local_memory(architecture: int) -> None:
         assert usage["stack"] == 0, f"{name} uses local memory: {usage}"
         # predict_and_fuse's holds a 5 x 5 neighbourhood: 208 on sm_75.
         assert usage["registers"] <= (208 if name == "level_kernel" else 192), f"{name}: {usage}"
-        if name == "forward_kernel":
-            assert usage["wide_loads"] >= 35, f"{name}: {usage}"
+        if name in ("forward_kernel", "forward_kernel of zeros"):
+            # The first tap of 1 x 1 and a row of each other filter.
+            assert usage["wide_loads"] >= 1 + 3 + 5, f"{name}: {usage}"
+            assert usage["registers"] <= 160, f"{name}: {usage}"
         # Two kernels of the network write sums alone, a pair of numbers a tile or channel.
         if name != "norm_kernel" and constants.get("STORE", True):
             assert usage["wide_stores"] >= 1, f"{name}: {usage}"

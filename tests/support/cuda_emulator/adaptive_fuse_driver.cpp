@@ -154,7 +154,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
             new_output(shape[0] * shape[1] * sizes[l] * sizes[l] * grids[2 * l] * grids[2 * l + 1], element);
     gradients.filters = filter_gradients.data();
     if (c.need_alphas) gradients.alphas = new_output(fusion.level_count, c.dtype == FFMEF_FLOAT64 ? 8 : 4);
-    Memory workspace(static_cast<size_t>(ffmef_cuda_adaptive_fuse_workspace(&fusion, &gradients)));
+    Memory workspace(static_cast<size_t>(ffmef_cuda_adaptive_fuse_workspace(&fusion, &gradients)), kSentinel);
     gradients.workspace = workspace.data();
     status = entries ? run_entries(fusion, &gradients, nullptr)
                      : ffmef_cuda_adaptive_fuse_backward(&fusion, &gradients, nullptr);

@@ -103,7 +103,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
   int status = 0;
   if (!c.backward) {
     void* output = new_output(shape[0] * shape[2] * shape[3] * shape[4]);
-    Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_fuse_workspace(&pyramid)));
+    Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_fuse_workspace(&pyramid)), kSentinel);
     status = entries ? run_entries(pyramid, nullptr, output)
                      : ffmef_cuda_pyramid_fuse(&pyramid, output, workspace.data(), nullptr);
     workspace.check_red_zones();
@@ -114,7 +114,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
     if (c.needed[0]) gradients.images = new_output(elements(c.images));
     if (c.needed[1]) gradients.weights = new_output(elements(c.weights));
     if (c.needed[2]) gradients.base = new_output(elements(c.base));
-    Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_fuse_backward_workspace(&pyramid, &gradients)));
+    Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_fuse_backward_workspace(&pyramid, &gradients)), kSentinel);
     status = entries ? run_entries(pyramid, &gradients, nullptr)
                      : ffmef_cuda_pyramid_fuse_backward(&pyramid, &gradients, workspace.data(), nullptr);
     workspace.check_red_zones();

@@ -1,5 +1,7 @@
 // What drivers of emulated kernels share: tensors read from a file, each in memory of its own in which all that is not the
-// tensor is NaN: the space between its elements and, unless the address sanitizer watches, a red zone on both sides.
+// tensor is NaN: the space between its elements and, unless the address sanitizer watches, a red zone on both sides. The
+// red zones of what kernels write hold a finite sentinel instead: what is read outside an input is NaN, and a NaN stored
+// over a NaN would go unseen.
 #pragma once
 
 #include "cuda_emulator.hpp"
@@ -20,17 +22,19 @@ constexpr size_t kRedZone = 4096;
 #endif
 constexpr size_t kSparseAbove = size_t(1) << 30;  // such a tensor is mostly untouched pages
 constexpr int kNan = 0xff;
+constexpr int kSentinel = 0x3b;  // of every dtype a finite number that no case's result is made of
 
 class Memory {
  public:
-  explicit Memory(size_t bytes) : bytes_(bytes) {
+  explicit Memory(size_t bytes, int zone = kNan) : bytes_(bytes), zone_(zone) {
     if (bytes > kSparseAbove) {
       base_ = static_cast<unsigned char*>(
           mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
       if (base_ == MAP_FAILED) emulator::fail("no address space for a sparse tensor");
     } else {
       if (posix_memalign(reinterpret_cast<void**>(&base_), 64, bytes + 2 * kRedZone) != 0) emulator::fail("no memory");
-      std::memset(base_, kNan, bytes + 2 * kRedZone);
+      std::memset(base_, zone_, bytes + 2 * kRedZone);
+      std::memset(base_ + kRedZone, kNan, bytes);
     }
   }
   ~Memory() {
@@ -46,12 +50,13 @@ class Memory {
   void check_red_zones() const {
     if (sparse()) return;
     for (size_t i = 0; i < kRedZone; ++i)
-      if (base_[i] != kNan || base_[kRedZone + bytes_ + i] != kNan) emulator::fail("a write outside an output");
+      if (base_[i] != zone_ || base_[kRedZone + bytes_ + i] != zone_) emulator::fail("a write outside an output");
   }
 
  private:
   bool sparse() const { return bytes_ > kSparseAbove; }
   size_t bytes_;
+  int zone_;
   unsigned char* base_ = nullptr;
 };
 
@@ -105,7 +110,7 @@ class Output {
  public:
   Output(int64_t count, size_t element, int64_t offset)
       : offset_(static_cast<size_t>(offset) * element),
-        memory_(std::make_unique<Memory>(offset_ + static_cast<size_t>(count) * element)) {}
+        memory_(std::make_unique<Memory>(offset_ + static_cast<size_t>(count) * element, kSentinel)) {}
   void* data() { return memory_->data() + offset_; }
   void write(std::ofstream& results) {
     memory_->check_red_zones();
