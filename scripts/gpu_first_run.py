@@ -1,0 +1,533 @@
+"""The steps of scripts/gpu_first_run.sh: python scripts/gpu_first_run.py STEP[,STEP...] [ARGUMENTS].
+
+There each step is a process, so that a fault of one leaves the others alone; results are lines of $OUT/results.jsonl. With
+FFMEF_RUN_CPU=1 every step runs on the CPU at tiny sizes, which keeps the script working where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+
+from ffmef import measure
+
+CPU = os.environ.get("FFMEF_RUN_CPU") == "1"
+DEVICE = "cpu" if CPU else "cuda"
+BACKENDS = ("cpu",) if CPU else ("cuda", "triton")
+OUT = Path(os.environ.get("OUT", "."))
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SIZES = {"512": (512, 512), "551x707": (551, 707), "1080p": (1080, 1920), "12MP": (3000, 4000)}
+if CPU:
+    SIZES = {"512": (16, 24), "551x707": (16, 23), "1080p": (24, 32), "12MP": (24, 40)}
+KERNEL_SIZES = (1, 3, 5)
+SCALE, BANDS = 8, 3
+
+
+# ---- what steps share ----
+
+
+def attempt(what: str, function: Callable):
+    """Return ``function()``; a failure is kept and reported, and the step goes on."""
+    try:
+        return function()
+    except Exception as error:
+        print(f"FAILED {what}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}", flush=True)
+        with (OUT / "failures.txt").open("a") as file:
+            file.write(f"---- {what}\n{traceback.format_exc()}\n")
+        return None
+
+
+def keep(what: str, **record) -> None:
+    """Print a record and append it to the results."""
+    print(what, " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in record.items()), flush=True)
+    with (OUT / "results.jsonl").open("a") as file:
+        file.write(json.dumps({"what": what, **record}) + "\n")
+
+
+def times(run: Callable, seconds: float = 0.15) -> dict[str, float]:
+    """Return milliseconds of a call: ``ms`` by the device's clock, ``called_ms`` as Python sees it, ends waited for."""
+    for _ in range(1 if CPU else 2):
+        run()
+    one = measure.seconds(run, DEVICE)
+    rounds = 1 if CPU else measure.rounds_within(seconds, one, 3, 30)
+    (timings,) = measure.take_turns([run], rounds, DEVICE)
+    called = 1e3 * statistics.median(timings.wall)
+    return {"ms": called if CPU else 1e3 * statistics.median(timings.device), "called_ms": called}
+
+
+def timed(what: str, run: Callable, **record) -> None:
+    """Keep the times of a call, or its failure."""
+    attempt(f"{what} {record}", lambda: keep(what, **record, **times(run)))
+
+
+def replaying(run: Callable) -> Callable:
+    """Return a callable that replays one captured call."""
+    if CPU:
+        return run
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.rand(shape, generator=generator, device=DEVICE).to(dtype)
+
+
+def fusion(size: tuple[int, int], dtype: torch.dtype = torch.float32):
+    """Return images, filters, alphas and a gradient of the output."""
+    filters = [draw(1, 2, k * k, *size, dtype=dtype, seed=k) for k in KERNEL_SIZES]
+    alphas = torch.tensor([0.6, 0.3, 0.1], device=DEVICE)
+    return draw(1, 2, 1, *size, dtype=dtype), filters, alphas, draw(1, 1, *size, dtype=dtype, seed=9)
+
+
+def heads() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return weights and biases of predict_and_fuse."""
+    return [draw(k * k, k * k, seed=k) for k in KERNEL_SIZES], [draw(k * k, seed=k) for k in KERNEL_SIZES]
+
+
+def cells(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights and base of pyramid_fuse."""
+    grid = -(-size[0] // SCALE), -(-size[1] // SCALE)
+    return draw(1, BANDS, 2, *grid), draw(1, 2, *grid)
+
+
+def backward_of(operator: str, backend: str):
+    """Return the dispatcher's operator that computes chosen gradients and nothing else."""
+    return getattr(torch.ops.ffmef, f"{operator}{'_triton' if backend == 'triton' else ''}_backward")
+
+
+# ---- is it right? ----
+
+
+def step_facts() -> None:
+    """What runs here, with which versions."""
+    import platform
+
+    import ffmef
+    from ffmef.commands import info
+
+    print(platform.python_version(), torch.__version__, torch.version.cuda, ffmef.__file__)
+    print("\n".join(info.lines()))
+    if not CPU:
+        p = torch.cuda.get_device_properties(0)
+        print(
+            p.name,
+            f"sm_{p.major}{p.minor}",
+            p.multi_processor_count,
+            "multiprocessors",
+            p.L2_cache_size,
+            p.total_memory,
+        )
+    print("TF32: cudnn", torch.backends.cudnn.allow_tf32, "matmul", torch.backends.cuda.matmul.allow_tf32)
+
+
+def step_quick() -> None:
+    """A tenth of the matrix with the backend that users get."""
+    step_check(BACKENDS[0], "0", "12", "30")
+
+
+def step_check(backend: str, part: str = "0", parts: str = "1", seconds: str = "140") -> None:
+    """Check problems part, part + parts, ... of the selftest's matrix, float32 first, until the time is up."""
+    from ffmef.commands import selftest
+
+    order = tuple(selftest.TOLERANCE)
+    problems = sorted(selftest.matrix(quick=False), key=lambda p: order.index(p.dtype))[int(part) :: int(parts)]
+    started, passed, worst, reached = time.perf_counter(), 0, 0.0, 0
+    for problem in problems:
+        if time.perf_counter() - started > float(seconds):
+            break
+        tally = selftest.check(backend, DEVICE, [problem])
+        reached, passed, worst = reached + 1, passed + tally.passed, max(worst, tally.worst)
+        for failure in tally.failures:
+            print("  FAILED", failure, flush=True)
+    print(
+        f"{backend} {part}/{parts}: {passed} of {reached} right and repeatable, {len(problems) - reached} not reached, "
+        f"worst {worst:.2f} of what is allowed, {time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
+    if part == "0" and not CPU:
+        print(f"{backend}: captured in a CUDA graph:", attempt("graph", lambda: selftest.graph_capture(backend)))
+        print("\n".join(selftest.check_others(backend, DEVICE, False)[0]), flush=True)
+
+
+def step_sanitize() -> None:
+    """Every CUDA kernel once or twice at small odd sizes: for compute-sanitizer."""
+    from ffmef.commands import selftest as s
+    from ffmef.ops import adaptive_fuse
+
+    backend = BACKENDS[0]
+    problems = [
+        s.Problem("float32", "reflect", 1, 2, 1, 37, 144, (1, 3, 5)),
+        s.Problem("float16", "zeros", 1, 2, 3, 18, 72, (3, 7)),
+        s.Problem("float32", "replicate", 1, 2, 1, 19, 67, (1, 3, 5)),
+        s.Problem("float64", "zeros", 1, 1, 2, 12, 40, (9, 3)),
+        s.Problem("float32", "zeros", 1, 2, 1, 5, 24, (1, 3) * 8 + (5,)),
+        s.PyramidProblem("float32", 1, 2, 1, 77, 144, 3, 8),
+        s.PyramidProblem("float16", 1, 3, 2, 37, 67, 3, 16),
+        s.PyramidProblem("float32", 1, 2, 1, 70, 45, 5, 32),
+        s.PyramidProblem("float32", 1, 2, 1, 5, 7, 1, 2, "transposed"),
+    ]
+    for problem in problems:
+        found = s.results(problem, DEVICE, backend)
+        print(problem, "finite" if all(bool(part.isfinite().all()) for part in found) else "NOT FINITE", flush=True)
+    images = draw(1, 2, 1, 37, 51).requires_grad_()
+    filters = [draw(1, 2, k * k, 5, 7).requires_grad_() for k in (1, 3)]
+    alphas = torch.ones(2, device=DEVICE, requires_grad=True)
+    fused = adaptive_fuse(images, filters, alphas, backend=backend)
+    torch.autograd.grad(fused.sum(), [images, *filters, alphas])
+    if not CPU:
+        for problem in s.predictions(False)[:3]:
+            s.prediction_error(problem, DEVICE, backend)
+    print("sanitize: done")
+
+
+def step_hazards() -> None:
+    """What no emulation shows: streams, repetition, compilation."""
+    from ffmef.ops import adaptive_fuse, pyramid_fuse
+
+    backend, count = BACKENDS[0], 3 if CPU else 50
+    images, filters, alphas, grad = fusion((64, 96))
+    expected = adaptive_fuse(images, filters, alphas, backend=backend)
+    if not CPU:
+        side, wrong = torch.cuda.Stream(), 0
+        for _ in range(count):
+            with torch.cuda.stream(side):
+                torch.cuda._sleep(2_000_000)
+                late = images * 2
+                result = adaptive_fuse(late, filters, alphas, backend=backend)
+                del late  # its memory may go to this stream's next call only
+            side.synchronize()
+            wrong += not torch.equal(result, 2 * expected)
+        print("on another stream: wrong results", wrong, "of", count)
+    leaves = [t.detach().requires_grad_() for t in (images, *filters, alphas)]
+    fused = adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], backend=backend)
+    runs = [torch.autograd.grad(fused, leaves, grad, retain_graph=True) for _ in range(count)]
+    print("gradients the same each time:", all(all(map(torch.equal, runs[0], run)) for run in runs))
+    weights, base = cells((64, 96))
+    runs = [pyramid_fuse(images, weights, base, scale=SCALE, backend=backend) for _ in range(count)]
+    print("pyramid_fuse the same each time:", all(torch.equal(runs[0], run) for run in runs))
+    compiled = torch.compile(
+        lambda i, f, a: adaptive_fuse(i * 1, f, a) + 1, fullgraph=True, backend="eager" if CPU else "inductor"
+    )
+    close = attempt("torch.compile", lambda: torch.allclose(compiled(images, filters, alphas), expected + 1))
+    print("torch.compile(fullgraph=True):", close)
+
+
+def step_capture() -> None:
+    """A first call inside a capture, when kernels are loaded late: a process of its own, which a failure may spoil."""
+    from ffmef.ops import adaptive_fuse
+
+    if CPU:
+        return
+    images, filters, alphas, _ = fusion((64, 96))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = adaptive_fuse(images, filters, alphas, backend="cuda")
+    graph.replay()
+    torch.cuda.synchronize()
+    equal = torch.equal(captured, adaptive_fuse(images, filters, alphas, backend="cuda"))
+    print("captured without a call before:", equal)
+
+
+# ---- how fast is it? ----
+
+
+def bandwidth() -> float:
+    """Return the GB/s of a copy, the floor that everything is measured by."""
+    source = torch.rand(2**20 if CPU else 2**28, device=DEVICE)
+    target = torch.empty_like(source)
+    copy = 2 * source.nbytes / times(lambda: target.copy_(source))["ms"] / 1e6
+    read = source.nbytes / times(lambda: source.sum())["ms"] / 1e6
+    keep("bandwidth", copy_GBps=copy, read_GBps=read)
+    return copy
+
+
+def step_operator() -> None:
+    """adaptive_fuse: the forward pass and each gradient, in units of the floor."""
+    from ffmef.ops import adaptive_fuse
+
+    copy = bandwidth()
+    for (size_name, size), (dtype_name, dtype) in itertools.product(SIZES.items(), DTYPES.items()):
+        images, filters, alphas, grad = fusion(size, dtype)
+        floor = 73 * size[0] * size[1] * dtype.itemsize / copy / 1e6  # two images, 70 planes of filters, one plane out
+        for backend in BACKENDS:
+            operator = backward_of("adaptive_fuse", backend)
+
+            def gradient(of_images: bool, of_filters: int, of_alphas: bool, operator=operator):
+                needed = of_images, [of_filters] * 3, of_alphas
+                return lambda: operator(grad, images, filters, alphas, "zeros", *needed)  # noqa: B023
+
+            forms = {
+                "forward": lambda b=backend: adaptive_fuse(images, filters, alphas, backend=b),  # noqa: B023
+                "filters": gradient(False, 1, False),
+                "images": gradient(True, 0, False),
+                "filters+alphas": gradient(False, 1, True),
+                "all": gradient(True, 1, True),
+            }
+            for form, run in forms.items():
+                if dtype is not torch.float32 and form not in ("forward", "filters"):
+                    continue
+
+                def measured(run=run, form=form, backend=backend):
+                    with torch.no_grad():
+                        found = times(run)
+                    facts = {"backend": backend, "form": form, "size": size_name, "dtype": dtype_name}  # noqa: B023
+                    keep("adaptive_fuse", **facts, **found, floors=found["ms"] / floor)  # noqa: B023
+
+                attempt(f"adaptive_fuse {backend} {form} {size_name} {dtype_name}", measured)
+
+
+def step_rivals() -> None:
+    """Unfold, as it is and compiled, against ours at 1080p; coarse filters against interpolating first."""
+    from torch.nn import functional as F
+
+    from benchmarks import formulations
+    from ffmef.ops import adaptive_fuse
+
+    backend = BACKENDS[0]
+    forms = {
+        "unfold": formulations.unfold,
+        "compiled unfold": torch.compile(formulations.unfold, backend="eager" if CPU else "inductor"),
+        "ours": lambda i, f, a: adaptive_fuse(i, f, a, backend=backend),
+    }
+    images, filters, alphas, grad = fusion(SIZES["1080p"])
+    leaves = [leaf.requires_grad_() for leaf in (*filters, alphas)]
+    for name, function in forms.items():
+        with torch.no_grad():
+            timed("rival", lambda f=function: f(images, filters, alphas), form="forward", name=name)
+        both = lambda f=function: torch.autograd.grad(f(images, filters, alphas), leaves, grad)  # noqa: E731
+        timed("rival", both, form="forward and backward", name=name)
+    coarse = [level.detach()[..., ::SCALE, ::SCALE].contiguous() for level in filters]
+
+    def interpolated() -> list[torch.Tensor]:
+        to = images.shape[-2:]
+        return [F.interpolate(f.flatten(0, 1), to, mode="bilinear").unflatten(0, f.shape[:2]) for f in coarse]
+
+    with torch.no_grad():
+        timed("coarse", lambda: adaptive_fuse(images, coarse, alphas, backend=backend), name="ours")
+        timed(
+            "coarse", lambda: adaptive_fuse(images, interpolated(), alphas, backend=backend), name="interpolated first"
+        )
+
+
+def step_others() -> None:
+    """predict_and_fuse against storing the filters, and pyramid_fuse."""
+    from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
+
+    weight, bias = heads()
+    for name, size in SIZES.items():
+        images, hidden, alphas, grad = fusion(size)
+        weights, base = cells(size)
+
+        def stored(images=images, hidden=hidden, alphas=alphas):
+            maps = (
+                torch.conv2d(h.flatten(0, 1), w[..., None, None], b).unflatten(0, h.shape[:2])
+                for h, w, b in zip(hidden, weight, bias, strict=True)
+            )
+            return adaptive_fuse(images, list(maps), alphas, backend=BACKENDS[0])
+
+        with torch.no_grad():
+            timed("predict_and_fuse", stored, backend="filters stored", size=name)
+            for b in BACKENDS:
+                predict = lambda b=b, h=hidden, i=images, a=alphas: predict_and_fuse(h, weight, bias, i, a, backend=b)  # noqa: E731
+                timed("predict_and_fuse", predict, backend=b, size=name)
+                arguments = (images, weights, base)
+                fuse = lambda b=b, t=arguments: pyramid_fuse(*t, scale=SCALE, backend=b)  # noqa: E731
+                timed("pyramid_fuse", fuse, backend=b, form="forward", size=name)
+                operator = backward_of("pyramid_fuse", b)
+                gradients = lambda o=operator, g=grad, t=arguments: o(g, *t, SCALE, True, True, True)  # noqa: E731
+                timed("pyramid_fuse", gradients, backend=b, form="all gradients", size=name)
+
+
+def networks() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
+    """Return how to build each network, ours and the rivals, and its inputs at the size of the MEFB pictures."""
+    from benchmarks import methods, peers
+
+    size = SIZES["551x707"]
+    pair = draw(1, 2, *size)
+    every: dict[str, tuple[Callable, tuple[torch.Tensor, ...]]] = {
+        "FFMEF": (lambda: methods.model(device=DEVICE), (pair,)),
+        "FFMEF (eager)": (lambda: methods.model("eager", device=DEVICE), (pair,)),
+        "FFMEF (unfold)": (lambda: methods.model("eager", unfold=True, device=DEVICE), (pair,)),
+        "PyramidFFMEF": (lambda: methods.pyramid(DEVICE), (pair,)),
+    }
+    for name, peer in peers.PEERS.items():
+        if CPU and name not in ("MEFLUT", "DeepFuse (paper)"):
+            continue  # a rehearsal
+        every[name] = (lambda n=name: peers.build(n).to(DEVICE), tuple(draw(2, 1, peer.build.channels, *size)))
+    return every
+
+
+def step_networks() -> None:
+    """Each network on one pair: as called, on the device alone, as a CUDA graph; with TF32 in cuDNN and without."""
+    from benchmarks import methods
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False  # torch's default, said here so that it is known
+    for tf32, (name, (build, inputs)) in itertools.product((True, False), networks().items()):
+        if CPU and not tf32:
+            continue
+        torch.backends.cudnn.allow_tf32 = tf32
+
+        def measured(name=name, build=build, inputs=inputs, tf32=tf32):
+            with torch.inference_mode():
+                network = build()
+                keep("network", name=name, tf32=tf32, **times(lambda: network(*inputs), 0.4))
+                replay = attempt(f"graph of {name}", lambda: replaying(lambda: network(*inputs)))
+                if replay is not None:
+                    keep("network as a graph", name=name, tf32=tf32, **times(replay, 0.3))
+
+        attempt(f"network {name}", measured)
+        if not CPU:
+            torch.cuda.empty_cache()
+    torch.backends.cudnn.allow_tf32 = before
+    for size_name in ("1080p", "12MP"):
+        for name, build in (("FFMEF", methods.model), ("PyramidFFMEF", methods.pyramid)):
+            with torch.inference_mode():
+                picture, network = draw(1, 2, *SIZES[size_name]), build(device=DEVICE)
+                timed("network", lambda n=network, p=picture: n(p), name=name, size=size_name)
+
+
+def step_training() -> None:
+    """A training step of the network in the release's formulation and in ours, with mixed precision too."""
+    from benchmarks import methods
+
+    batch = draw(2 if CPU else 8, 2, *((16, 24) if CPU else (128, 128)))
+    for (name, unfold), mixed in itertools.product((("FFMEF", False), ("FFMEF (unfold)", True)), (False, True)):
+        network = methods.model("eager", unfold=unfold, device=DEVICE).train().requires_grad_(True)
+
+        def step(network=network, mixed=mixed):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
+                loss = network(batch).float().square().mean()
+            return torch.autograd.grad(loss, list(network.parameters()))
+
+        timed("training step", step, name=name, mixed=mixed)
+
+
+def step_pictures() -> None:
+    """ffmef.fuse from pictures to picture, on the GPU and on this machine's CPU."""
+    import numpy as np
+
+    import ffmef
+
+    random = np.random.default_rng(0)
+    for size_name, model in itertools.product(("551x707", "12MP"), ("pyramid", "ffmef")):
+        pair = [(random.random((*SIZES[size_name], 3)) * top).astype(np.uint8) for top in (90, 255)]
+        for device in dict.fromkeys((DEVICE, "cpu")):
+            if model == "ffmef" and size_name == "12MP" and device == "cpu":
+                continue  # seconds a call
+
+            def called(pair=pair, model=model, device=device, size_name=size_name):
+                ms = [1e3 * measure.seconds(lambda: ffmef.fuse(pair, model=model, device=device)) for _ in range(6)]
+                keep("fuse", model=model, device=device, size=size_name, ms=statistics.median(ms[1:]), first_ms=ms[0])
+
+            attempt(f"fuse {model} {device}", called)
+
+
+def step_profiled() -> None:
+    """One call of each kernel that matters, for ncu."""
+    from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
+
+    backend = BACKENDS[0]
+    images, filters, alphas, grad = fusion(SIZES["1080p"])
+    weight, bias = heads()
+    with torch.no_grad():
+        adaptive_fuse(images, filters, alphas, backend=backend)
+        backward_of("adaptive_fuse", backend)(grad, images, filters, alphas, "zeros", True, [1, 1, 1], False)
+        predict_and_fuse(filters, weight, bias, images, alphas, backend=backend)
+        pyramid_fuse(images, *cells(SIZES["1080p"]), scale=SCALE, backend=backend)
+    if not CPU:
+        torch.cuda.synchronize()
+
+
+def step_launches() -> None:
+    """The networks' kernels by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from benchmarks import methods
+
+    for network in (methods.model(device=DEVICE), methods.pyramid(DEVICE)):
+        pair = draw(1, 2, *SIZES["551x707"])
+        with torch.inference_mode():
+            network(pair)
+            with profile(activities=[ProfilerActivity.CPU if CPU else ProfilerActivity.CUDA]) as record:
+                network(pair)
+                if not CPU:
+                    torch.cuda.synchronize()
+        order = "cpu_time_total" if CPU else "cuda_time_total"
+        print(type(network).__name__)
+        print(record.key_averages().table(sort_by=order, row_limit=14, max_name_column_width=44), flush=True)
+
+
+# ---- helpers of the shell script ----
+
+
+def step_warm() -> None:
+    """Compile now, beside other work, what is timed later: Triton's kernels and inductor's unfold."""
+    jobs = (step_profiled_by_triton, step_rivals_once)
+    with ProcessPoolExecutor(len(jobs)) as pool:
+        for job, future in [(job, pool.submit(job)) for job in jobs]:
+            print("warm", job.__name__, attempt(job.__name__, future.result), flush=True)
+
+
+def step_profiled_by_triton() -> str:
+    global BACKENDS
+    from benchmarks import methods
+
+    BACKENDS = ("triton",)
+    step_profiled()
+    with torch.inference_mode():
+        methods.model(device=DEVICE)(draw(1, 2, *SIZES["551x707"]))
+    return "done"
+
+
+def step_rivals_once() -> str:
+    from benchmarks import formulations
+
+    images, filters, alphas, grad = fusion(SIZES["1080p"])
+    compiled = torch.compile(formulations.unfold)
+    with torch.no_grad():
+        compiled(images, filters, alphas)
+    leaves = [leaf.requires_grad_() for leaf in (*filters, alphas)]
+    torch.autograd.grad(compiled(images, filters, alphas), leaves, grad)
+    return "done"
+
+
+def step_table() -> None:
+    """All numbers in few lines."""
+    path = OUT / "results.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for what, group in itertools.groupby(sorted(records, key=lambda r: r["what"]), lambda r: r["what"]):
+        print(f"[{what}]")
+        for record in group:
+            names = [str(v) for k, v in record.items() if k != "what" and not isinstance(v, float)]
+            numbers = [f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float)]
+            print("  " + " ".join(names) + ": " + ", ".join(numbers))
+
+
+if __name__ == "__main__":
+    OUT.mkdir(parents=True, exist_ok=True)
+    failed = [
+        name
+        for name in sys.argv[1].split(",")
+        if not attempt(name, lambda step=globals()[f"step_{name}"]: (step(*sys.argv[2:]), True))
+    ]
+    sys.exit(1 if failed else 0)
