@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from triton_guard import inside, needs_triton, outside, run_in_the_interpreter
+from triton_guard import inside, needs_triton
 
 pytestmark = needs_triton
 
 
-@outside
 @pytest.mark.parametrize(
     ("text", "meaning"), [("8x64x4", (8, 64, 4)), ("1x128x1", (1, 128, 1)), ("tune", "tune")], ids=lambda v: str(v)
 )
@@ -32,7 +31,6 @@ def test_environment_names_a_tile(text: str, meaning: object, monkeypatch: pytes
     assert launch.asked_tile() == meaning
 
 
-@outside
 @pytest.mark.parametrize("text", ("8x64", "8x60x4", "0x64x4", "8x64x64", "512x512x4", "fast", "8x64x-4"))
 def test_environment_without_a_tile_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ffmef.kernels import launch
@@ -45,7 +43,6 @@ def test_environment_without_a_tile_is_refused(text: str, monkeypatch: pytest.Mo
 # ---- in a process whose GPU is only compiled for ----
 
 
-@outside
 @pytest.mark.slow
 def test_launches_without_a_gpu() -> None:
     script = Path(__file__).resolve().parents[1] / "support/triton_launches.py"
@@ -56,12 +53,6 @@ def test_launches_without_a_gpu() -> None:
 
 
 # ---- in the interpreter ----
-
-
-@outside
-@pytest.mark.slow
-def test_tiles_in_the_interpreter() -> None:
-    run_in_the_interpreter(__file__)
 
 
 @inside
