@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-as", default="lossless", metavar="HOW",
         help="lossless (default), or source: under the source's extension, as published tables were made",
     )  # fmt: skip
+    add("--faults", action="store_true", help="measure faults that scores do not see as well (mef; see ffmef.faults)")
     add("--jobs", type=int, default=1, metavar="J", help="processes at a time (default: 1)")
     add("--page-pixels", type=int, default=1024, metavar="P", help="longest side of pictures in the page (1024)")
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         weights=args.weights,
         metrics=args.metrics.split(",") if args.metrics else None,
         save_as=args.save_as,
+        faults=args.faults,
         jobs=args.jobs,
         page_pixels=args.page_pixels,
         progress=runner.show_progress,

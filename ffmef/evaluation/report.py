@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Failure, Pair
+from ffmef.faults import Fault
 from ffmef.metrics.registry import METRICS
 
 
@@ -34,6 +35,7 @@ class Report:
     failures: list[Failure]
     published: dict[str, dict[str, float]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)  # by method
 
     def average(self, method: str, metric: str) -> tuple[float | None, int]:
         """Return the mean over the pairs where a metric is defined and finite, and their number."""
@@ -167,6 +169,7 @@ def write_json(report: Report, path: Path, versions: dict[str, str]) -> None:
         "wilcoxon": [{"methods": list(both), "p": values} for both, values in report.p_values.items()],
         "standings": {method: asdict(standing) for method, standing in report.standings.items()},
         "higher_is_better": {name: METRICS[name].higher_is_better for name in report.metrics},
+        "faults": {method: [line._asdict() for line in lines] for method, lines in report.faults.items()},
         "remarks": report.remarks,
         "failures": [asdict(failure) for failure in report.failures],
         "versions": versions,
@@ -192,6 +195,8 @@ def markdown(report: Report) -> str:
     lines += ["", f"Fused pictures scored as {report.save_as}. Arrows point to better values, the best are bold."]
     lines += report.fewer_pairs() + report.remarks
     lines += _statistics(report)
+    if report.faults:
+        lines += ["", *fault_table(report.faults)]
     if report.failures:
         lines += ["", "## Not scored", ""]
         lines += [f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}" for f in report.failures]
@@ -277,6 +282,19 @@ def _tex_table(title: str, header: list[str], rows: list[list[str]]) -> str:
 
 def write_latex(report: Report, path: Path) -> None:
     write_whole(path, lambda file: file.write(latex(report)))
+
+
+def fault_table(faults: dict[str, list[Fault]]) -> list[str]:
+    """Return the faults of every method as lines of a table: mean and worst over the scenes."""
+    lines = ["## Faults", "", "Mean / worst over the scenes; smaller is better, but for the sky.", ""]
+    lines += [
+        "| | " + " | ".join(method.replace("|", "/") for method in faults) + " |",
+        "|---" * (len(faults) + 1) + "|",
+    ]
+    for row in zip(*faults.values(), strict=True):
+        cells = [f"{line.mean:.2f} / {line.worst:.2f}" for line in row]
+        lines.append(f"| {row[0].name}, {row[0].unit} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def write_markdown(report: Report, path: Path) -> None:

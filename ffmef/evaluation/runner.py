@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import sys
@@ -14,6 +15,7 @@ from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
 from ffmef.evaluation import layouts, page, published, report, scoring
 from ffmef.evaluation.journal import Journal
+from ffmef.faults import Fault
 from ffmef.metrics.registry import METRICS, canonical
 from ffmef.models import registry
 from ffmef.version import __version__
@@ -48,6 +50,7 @@ def evaluate(
     weights: list[str] | None = None,
     metrics: list[str] | None = None,
     save_as: str = "lossless",
+    faults: bool = False,
     jobs: int = 1,
     page_pixels: int = PAGE_PIXELS,
     progress: Callable[[Iterator, int], Iterator] = lambda outcomes, total: outcomes,
@@ -64,6 +67,8 @@ def evaluate(
             table if None.
         save_as: "lossless" scores pictures as they are, "source" as saved under the extension of their first source by
             an image library's defaults, which is what published tables hold.
+        faults: measure the faults of :mod:`ffmef.faults` as well, of every method that fuses here, on the pairs reduced
+            to sides of at most 768 pixels; task "mef" only.
         jobs: processes that score at the same time.
         page_pixels: the longest side of pictures embedded in the page.
         progress: wraps the iterator of outcomes, given their number.
@@ -79,6 +84,8 @@ def evaluate(
         raise InputError(f"--task must be one of {', '.join(TASK_METRICS)}, got {task!r}")
     if save_as not in SAVE_AS:
         raise InputError(f"--save-as must be one of {', '.join(SAVE_AS)}, got {save_as!r}")
+    if faults and task != "mef":
+        raise InputError(f"--faults must be left out for task {task}: exposures alone have such faults")
     if jobs < 1:
         raise InputError(f"--jobs must be at least 1, got {jobs}")
     if page_pixels < 16:
@@ -102,7 +109,8 @@ def evaluate(
         for pair in pairs:
             if pair.name in pictures:
                 tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
-    for method, given in _names_of_weights(weights or ([] if methods else _default_weights(task, pairs)), methods):
+    fusing = _names_of_weights(weights or ([] if methods else _default_weights(task, pairs)), methods)
+    for method, given in fusing:
         models.load(given)  # what is wrong with the weights is wrong with every pair
         methods[method] = {}
         identity = _weights_identity(given)
@@ -138,12 +146,37 @@ def evaluate(
     result.published = published.rows([pair.name for pair in pairs]) if task == "mef" else {}
     result.remarks = [*found.remarks, *_bracket_remarks(result), *_notes(done, journal)]
     result.remarks += [published.REMARK] if result.published else []
+    if faults:
+        result.faults, unmeasured = _faults(fusing, pairs)
+        result.remarks += unmeasured
     report.write_csv(result, output / "scores.csv")
     report.write_json(result, output / "scores.json", versions())
     report.write_markdown(result, output / "scores.md")
     report.write_latex(result, output / "scores.tex")
     page.write_page(result, output / "report.html", page_pixels)
     return result
+
+
+def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[dict[str, list[Fault]], list[str]]:
+    """Return the faults of every method that fuses, and what to say about scenes that cannot be measured."""
+    from ffmef import faults
+    from ffmef.imaging.io import read_picture
+
+    measured: dict[str, list[Fault]] = {}
+    left_out: dict[str, str] = {}
+    scenes = []
+    for pair in pairs:
+        try:
+            pictures = faults.reduced([read_picture(path).pixels for path in pair.frames])
+            faults.check_scene(pictures)
+            scenes.append(pictures)
+        except InputError as error:
+            left_out[pair.name] = str(error)
+    if scenes:
+        for method, weights in fusing:
+            measured[method] = faults.measure(functools.partial(pipeline.fuse, weights=weights), scenes)
+    remarks = [f"Faults: {name} is not measured: {reason}." for name, reason in left_out.items()]
+    return measured, remarks
 
 
 def _bracket_remarks(result: report.Report) -> list[str]:

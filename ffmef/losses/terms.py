@@ -30,8 +30,8 @@ class View:
     Attributes:
         grey_sources: (B, N, H, W).
         grey: (B, 1, H, W).
-        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with the channels as pictures of their own, or the grey
-            pictures (B, N, H, W) and (B, 1, H, W).
+        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with the channels as pictures of their own, or the
+            grey pictures (B, N, H, W) and (B, 1, H, W).
     """
 
     def __init__(self, sources: Tensor, picture: Tensor, unclipped: Tensor, luminance: Tensor, *, grey: bool = False):

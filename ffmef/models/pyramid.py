@@ -1,11 +1,12 @@
 """PyramidFFMEF: shares and gains predicted on a coarse grid, applied band by band, for any number of exposures.
 
-The definition of the model, as plain torch; the native library computes the same. Shapes: B pictures to make, N exposures,
-H x W pixels, h x w = ceil(H / 8) x ceil(W / 8) cells.
+The definition of the model, as plain torch; the native library computes the same. Shapes: B pictures to make, N
+exposures, H x W pixels, h x w = ceil(H / 8) x ceil(W / 8) cells.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ def halve(pictures: Tensor) -> Tensor:
 
 
 def shrink(maps: Tensor) -> Tensor:
-    """Return maps of half size by the filter [1 3 3 1] / 8 along both sides, (B, N, h, w) -> (B, N, ceil(h/2), ceil(w/2)).
+    """Return maps of half size by the filter [1 3 3 1] / 8 along both sides, h x w -> ceil(h / 2) x ceil(w / 2).
 
     The two middle taps are the cells that become one; borders are repeated, an odd one before that as well.
     """
@@ -40,7 +41,7 @@ def shrink(maps: Tensor) -> Tensor:
 
 
 def validity_of(luminance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far luminance Y / 255 is from white and from black: ``high`` and ``low``, 0 where nothing is recorded."""
+    """Return how far Y / 255 is from white and from black, ``high`` and ``low``: 0 where nothing is recorded."""
     return ((0.915 - luminance) / 0.06).clamp(0, 1), ((luminance - 0.065) / 0.05).clamp(0, 1)
 
 
@@ -89,7 +90,7 @@ class CoarsePredictor(nn.Module):
         self.enter = nn.Conv2d(stem, finest, 2, stride=2)
         self.statistics = nn.Conv2d(3, finest, 1)
         self.meet = Meet(finest)
-        steps = list(zip(channels[:-1], channels[1:]))
+        steps = list(itertools.pairwise(channels))
         self.down = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2) for fine, coarse in steps)
         self.encode = nn.ModuleList(_repeating(coarse) for _, coarse in steps)
         self.overall = nn.Conv2d(coarsest, coarsest, 1)
@@ -103,12 +104,12 @@ class CoarsePredictor(nn.Module):
         x = F.relu(self.stem(half))
         x = self.meet(self.enter(x) + self.statistics(statistics), count)
         skips = []
-        for down, encode in zip(self.down, self.encode):
+        for down, encode in zip(self.down, self.encode, strict=True):
             skips.append(x)
             x = F.relu(down(_to_multiple(x, 2)))
             x = F.relu(encode(x)) + x
         x = self.meet_coarsest(x + self.overall(x), count)
-        for up, decode, skip in zip(reversed(self.up), reversed(self.decode), reversed(skips)):
+        for up, decode, skip in zip(reversed(self.up), reversed(self.decode), reversed(skips), strict=True):
             x = F.relu(_up(up(x), skip) + skip)
             x = F.relu(decode(x)) + x
         return self.head(x)
@@ -362,8 +363,8 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
         C &= \sum_n m'_n C_n / \sum_n m'_n
 
     [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. The second line trusts an
-    exposure less the further its colour is from that of all others: what one exposure alone shows does not win. With two
-    exposures both distances are equal, so it changes nothing and is left out.
+    exposure less the further its colour is from that of all others: what one exposure alone shows does not win. With
+    two exposures both distances are equal, so it changes nothing and is left out.
 
     Args:
         rgb: (B, N, 3, H, W) on 0..255.
@@ -389,7 +390,7 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
 
 
 def adjust_colour(ycbcr: Tensor, adjust: Adjustments) -> Tensor:
-    """Return Y, Cb and Cr (B, 3, H, W) on 0..255 with brightness and saturation of :class:`ffmef.adjust.Adjustments`."""
+    """Return Y, Cb and Cr (B, 3, H, W) on 0..255 with the brightness and saturation of ``adjust``."""
     if not adjust.brightness and not adjust.saturation:
         return ycbcr
     factor = 2.0**adjust.brightness
@@ -407,8 +408,8 @@ def _ranks(luminance: Tensor) -> Tensor:
 def into_gamut(ycbcr: Tensor) -> Tensor:
     """Return RGB on 0..255 of Y, Cb and Cr (B, 3, H, W): what lies outside is brought in towards grey, hue kept.
 
-    With g = 1.164383 (Y - 16) clamped to 0..255 and t, b the largest and smallest of R, G and B, chroma is multiplied by
-    the smallest of 1, (255 - g) / (t - g) where t > 255, and g / (g - b) where b < 0.
+    With g = 1.164383 (Y - 16) clamped to 0..255 and t, b the largest and smallest of R, G and B, chroma is multiplied
+    by the smallest of 1, (255 - g) / (t - g) where t > 255, and g / (g - b) where b < 0.
     """
     rgb = ycbcr_to_rgb(ycbcr)
     grey = luminance_to_grey(ycbcr[:, :1]).clamp(0, 255)

@@ -323,6 +323,32 @@ def test_fuses_with_weights(bench, monkeypatch, capsys):
     assert run(bench, "--weights", str(path), "--weights", str(path), fused=[]) == 2
 
 
+def test_faults_stand_beside_the_scores(bench, capsys, monkeypatch):
+    """Of every method that fuses; pairs that are too small for margins and tiles are named, others measured."""
+    from ffmef import faults, pipeline
+
+    for name, gain in (("A", 20), ("B", 70)):
+        large = picture(3, gain).repeat(6, 0).repeat(6, 1)
+        save(large, bench / "data" / "large" / f"large_{name}.png")
+    measured = []
+
+    def measure(fuse, scenes):
+        measured.extend(scenes)
+        assert np.array_equal(fuse(scenes[0]), pipeline.fuse(scenes[0], weights="mef"))
+        return [faults.Fault("identity", "levels", 0.25, 0.5)]
+
+    monkeypatch.setattr(faults, "measure", measure)
+    assert run(bench, "--weights", "mef", "--faults", "--metrics", "EN", fused=["mean"]) == 1  # mean lacks "large"
+    assert len(measured) == 1 and measured[0][0].shape == (192, 240, 3)
+    told = capsys.readouterr().out
+    assert "| identity, levels | 0.25 / 0.50 |" in told and "Faults: one is not measured: scenes must hold" in told
+    assert "0.25 / 0.50" in (bench / "out" / "report.html").read_text()
+    stored = json.loads((bench / "out" / "scores.json").read_text())["faults"]
+    assert stored["mef"][0]["worst"] == 0.5 and list(stored) == ["mef"]
+    assert run(bench, "--faults", "--task", "mff", fused=["mean"]) == 2
+    assert "--faults must be left out for task mff" in capsys.readouterr().err
+
+
 def test_weights_of_one_name_are_told_apart(bench, capsys):
     from ffmef import models
 
