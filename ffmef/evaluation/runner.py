@@ -159,7 +159,7 @@ def evaluate(
 
 def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[dict[str, list[Fault]], list[str]]:
     """Return the faults of every method that fuses, and what to say about scenes that cannot be measured."""
-    from ffmef import faults
+    from ffmef import faults, pipeline
     from ffmef.imaging.io import read_picture
 
     measured: dict[str, list[Fault]] = {}
