@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from ffmef import files
+
 STATUS = 130
 
 
@@ -29,9 +31,7 @@ def ends_at_once(command: str) -> Iterator[None]:
 
     def end(*_) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        io = sys.modules.get("ffmef.imaging.io")
-        if io is not None and hasattr(io, "forget_unfinished"):  # absent while that module is being imported
-            io.forget_unfinished()
+        files.forget_unfinished()
         os.write(_terminal(), f"ffmef {command}: interrupted\n".encode())
         os._exit(STATUS)
 

@@ -1,6 +1,6 @@
 """Train a fusion network from pairs, brackets or ordinary photographs.
 
-Settings come from the defaults (the FFMEF paper's), from a TOML or YAML file over them, and from the options over both.
+Settings come from the defaults (the FFMEF paper's), from a TOML file over them, and from the options over both.
 Several processes or GPUs: ``torchrun --nproc-per-node 2 -m ffmef.cli train ...``.
 """
 
@@ -18,7 +18,7 @@ from ffmef.training.config import Config, resolve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one option for each setting, and those of the run itself."""
     parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--config", metavar="FILE", help="settings as .toml or .yaml")
+    parser.add_argument("--config", metavar="FILE", help="settings as TOML")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in RUN")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     settings = parser.add_argument_group("settings")

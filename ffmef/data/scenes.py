@@ -7,6 +7,7 @@ import logging
 import re
 from pathlib import Path
 
+from ffmef import files
 from ffmef.errors import InputError
 from ffmef.imaging.io import FORMATS
 
@@ -74,7 +75,7 @@ def read_table(table: str | Path) -> dict[str, list[Path]]:
         with table.open(newline="", encoding="utf-8") as file:
             rows = [[cell.strip() for cell in row if cell.strip()] for row in csv.reader(file)]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{table}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{table}: cannot be read: {files.reason(error)}") from None
     scenes = {}
     for number, row in enumerate(rows, start=1):
         if not row:

@@ -8,12 +8,11 @@ import io
 import itertools
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ffmef import files
 from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Failure, Pair
 from ffmef.faults import Fault
@@ -120,17 +119,11 @@ def label(metric: str) -> str:
 
 
 def write_whole(path: Path, write: Callable[[io.TextIOBase], object]) -> None:
-    """Write a text file under a temporary name and rename it."""
+    """Write a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            write(file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    text = io.StringIO(newline="")
+    write(text)
+    files.write(path, text.getvalue())
 
 
 def write_csv(report: Report, path: Path) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import math
 import multiprocessing
 import os
-import tempfile
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from ffmef import files
 from ffmef.errors import InputError
 
 
@@ -74,14 +75,9 @@ def save_plainly(pixels: np.ndarray, path: str) -> None:
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=target.suffix)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(pixels).save(file, format=Image.registered_extensions()[target.suffix.lower()])
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, format=Image.registered_extensions()[target.suffix.lower()])
+    files.write(target, encoded.getvalue())
 
 
 LUMA = "on luma, because fused picture and sources are not both in colour"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ffmef import files
 from ffmef.errors import InputError
 
 # What can be written, by extension.
@@ -85,7 +86,7 @@ def check_target(path: str | os.PathLike) -> str:
         path.exists()  # a name that is too long is one for existing files too
         has_directory = directory.is_dir()
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise InputError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{path}: cannot be written: {files.reason(error)}") from None
     if is_folder:
         raise InputError(f"{path}: cannot be written: is a directory")
     if not has_directory:

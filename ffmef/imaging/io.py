@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
 import stat
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile
 
+from ffmef import files
 from ffmef.errors import InputError
 from ffmef.imaging import formats, metadata
 from ffmef.imaging.formats import FORMATS, check_target
@@ -35,7 +35,6 @@ _JPEG_SEGMENT = 65533
 _PLUGINS = {"AVIF": "pillow_avif", "HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 
 _process_settings = threading.RLock()
-_temporary: set[str] = set()
 hidden_error_streams: list[int] = []  # the real standard error, while hidden_decoder_messages redirects it
 
 
@@ -146,10 +145,7 @@ def write_picture(
     path = Path(path)
     name = check_target(path)
     data, picture = encode_picture(picture, name, str(path), quality=quality, compression=compression, depth=depth)
-    try:
-        _write_bytes(path, data)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    files.write(path, data)
     return picture
 
 
@@ -211,7 +207,7 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{path}: cannot be read: {files.reason(error)}") from None
     if not data:
         raise InputError(f"{path}: the file is empty")
     return data
@@ -451,31 +447,6 @@ def _encode(picture: Picture, quality: int | None, compression: int) -> bytes:
     target = io.BytesIO()
     Image.fromarray(samples).save(target, picture.format, **options)
     return target.getvalue()
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same directory, then rename: the target is never half a file."""
-    target = Path(os.path.realpath(path))  # a link stays a link
-    temporary = target.with_name(f".ffmef-{os.getpid()}-{os.urandom(4).hex()}.tmp")
-    _temporary.add(str(temporary))
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        _temporary.discard(str(temporary))
-
-
-def forget_unfinished() -> None:
-    """Remove what a write under way has left so far, for a process that is about to end at once."""
-    for name in list(_temporary):
-        with contextlib.suppress(OSError):
-            os.unlink(name)
 
 
 def _one_line(error: Exception) -> str:

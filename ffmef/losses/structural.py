@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ffmef.ops.reference import halve
+from ffmef.windows import gaussian
+
 WINDOW = 11
 EXPONENTS = (0.0448, 0.2856, 0.3001)  # of the three scales of MEF-SSIM, before they are made to sum to 1
 _STABILISER = 2.0**-52  # keeps the quotients and the weights of textureless patches defined
@@ -17,13 +20,7 @@ _STRIP_PIXELS = 1 << 16
 _GRADIENT_FLOOR = 1e-3  # below it a power's slope is taken here, so that a bad start still learns
 
 
-def gaussian_window(size: int, sigma: float) -> tuple[float, ...]:
-    """Return the ``size`` samples of a Gaussian of ``sigma`` pixels, made to sum to 1."""
-    samples = [math.exp(-((i - (size - 1) / 2) ** 2) / (2 * sigma**2)) for i in range(size)]
-    return tuple(sample / sum(samples) for sample in samples)
-
-
-_GAUSSIAN = gaussian_window(WINDOW, 1.5)
+_GAUSSIAN = gaussian(WINDOW, 1.5)
 _BOX = (1.0,) * WINDOW
 
 
@@ -53,12 +50,6 @@ class _SlidingSum(torch.autograd.Function):
 
 def _gaussian(maps: Tensor) -> Tensor:
     return _SlidingSum.apply(maps, _GAUSSIAN)
-
-
-def _halve(pictures: Tensor) -> Tensor:
-    """Mean of each 2 x 2 block; an odd last row or column is repeated."""
-    height, width = pictures.shape[-2:]
-    return F.avg_pool2d(F.pad(pictures, (0, width % 2, 0, height % 2), mode="replicate"), 2)
 
 
 def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -169,7 +160,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
     value, slope = 1.0, 1.0
     for level, exponent in enumerate(exponents):
         if level:
-            sources, fused = _halve(sources), _halve(fused)
+            sources, fused = halve(sources), halve(fused)
         score = _mean_of_map(sources, fused, pairs)
         value = value * score.detach().clamp_min(0) ** exponent
         slope = slope * (score + (score.detach().clamp_min(_GRADIENT_FLOOR) - score.detach())) ** exponent

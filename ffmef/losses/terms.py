@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ffmef.losses import edges
 from ffmef.losses.histograms import entropy, soft_histogram, soft_joint_histogram
-from ffmef.losses.structural import _SlidingSum, gaussian_window, mef_ssim
+from ffmef.losses.structural import _SlidingSum, mef_ssim
+from ffmef.windows import gaussian
 
 
 class View:
@@ -127,7 +128,7 @@ def information_loss(view: View) -> Tensor:
     noise = 0.005 * 255**2
     total = 0.0
     for window, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
-        taps = gaussian_window(window, window / 5)
+        taps = gaussian(window, window / 5)
         if window < 17:
             sources, picture = (_SlidingSum.apply(maps, taps)[..., ::2, ::2] for maps in (sources, picture))
         if not weight:
@@ -267,7 +268,7 @@ def _blur(maps: Tensor) -> Tensor:
     return _SlidingSum.apply(maps, _GAUSSIAN_11)
 
 
-_GAUSSIAN_11 = gaussian_window(11, 1.5)
+_GAUSSIAN_11 = gaussian(11, 1.5)
 
 
 def _visible_contrast(grey: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ffmef import windows
+
 STRIP_PIXELS = 1 << 16
 SOBEL = (1, 2, 1)
 PREWITT = (1, 1, 1)
@@ -16,9 +18,7 @@ PREWITT = (1, 1, 1)
 @functools.lru_cache(maxsize=32)
 def gaussian(size: int, sigma: float) -> np.ndarray:
     """Return the ``size`` samples of a Gaussian of ``sigma`` pixels, made to sum to 1."""
-    offsets = np.arange(size) - (size - 1) / 2
-    taps = np.exp(-(offsets**2) / (2 * sigma**2))
-    return taps / taps.sum()
+    return np.array(windows.gaussian(size, sigma))
 
 
 def strips(height: int, width: int, margin: int, inside: bool) -> Iterator[tuple[slice, tuple[slice, slice]]]:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ffmef.losses import structural
+from ffmef.ops.reference import halve
+from ffmef.windows import gaussian
 
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 _SOBEL, _PREWITT = (1.0, 2.0, 1.0), (1.0, 1.0, 1.0)
@@ -316,7 +318,7 @@ def ms_ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     last = len(_MS_SSIM_EXPONENTS) - 1
     for level, exponent in enumerate(_MS_SSIM_EXPONENTS):
         if level:
-            pictures = [structural._halve(picture) for picture in pictures]
+            pictures = [halve(picture) for picture in pictures]
         moments = _Moments(structural._GAUSSIAN, **dict(zip("abf", pictures, strict=True)))
         of_scale = moments.similarity if level == last else moments.contrast_structure
         values = [
@@ -417,7 +419,7 @@ def _regression(moments: _Moments, source: str) -> tuple[Tensor, Tensor, Tensor]
 def _vif_scales(pictures: dict[str, Tensor]):
     for scale in range(4):
         size = 2 ** (4 - scale) + 1
-        taps = structural.gaussian_window(size, size / 5)
+        taps = gaussian(size, size / 5)
         if scale:
             pictures = {name: _window_sums(picture, taps)[..., ::2, ::2] for name, picture in pictures.items()}
         yield _Moments(taps, **pictures)

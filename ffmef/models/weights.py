@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ffmef import files
 from ffmef.errors import InputError
 from ffmef.models import registry
 from ffmef.models.ffmef import FFMEF
@@ -141,10 +142,7 @@ def save(model: nn.Module, path: str | Path, **facts: str) -> None:
         2
     """
     header = {"architecture": type(model).__name__, "config": json.dumps(model.config()), **facts}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(serialise(model.state_dict(), header))
-    part.replace(path)
+    files.write(path, serialise(model.state_dict(), header))
 
 
 def serialise(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
@@ -195,7 +193,7 @@ def load(name_or_path: str | Path) -> nn.Module:
 
 
 def _load_safetensors(path: Path) -> nn.Module:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:

@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ffmef import files
 from ffmef.errors import InputError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name always holds a complete one, the old or the new.
-
-    Raises:
-        InputError: it cannot be written, for example because the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write the state of a run; see :func:`write_atomically`."""
+    """Write the state of a run; see :func:`ffmef.files.write`."""
     # Through memory: torch's own writer turns a full disk into an error about the archive.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-    write_atomically(path, buffer.getvalue())
+    files.remove_leftovers(path.parent)
+    files.write(path, buffer.getvalue(), durable=True)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of a training run: defaults of the paper, a TOML or YAML file over them, the command line over both."""
+"""The settings of a training run: defaults of the paper, a TOML file over them, the command line over both."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ffmef import files
 from ffmef.errors import InputError
 from ffmef.models import registry
 
@@ -141,7 +142,7 @@ def resolve(path: str | Path | None, overrides: dict[str, Any]) -> Config:
     """Return the settings of a file, with ``overrides`` over them.
 
     Args:
-        path: a ``.toml``, ``.yaml`` or ``.yml`` file, or None.
+        path: a ``.toml`` file, or None.
         overrides: settings by name.
 
     Raises:
@@ -158,36 +159,17 @@ def resolve(path: str | Path | None, overrides: dict[str, Any]) -> Config:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.suffix.lower() != ".toml":
+        raise InputError(f"{path}: the extension must be .toml, got {path.suffix!r}")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        if path.suffix.lower() == ".toml":
-            settings = tomllib.loads(text)
-        elif path.suffix.lower() in (".yaml", ".yml"):
-            import yaml
-
-            settings = yaml.safe_load(text) or {}
-        else:
-            raise InputError(f"{path}: the extension must be .toml, .yaml or .yml, got {path.suffix!r}")
-    except InputError:
-        raise
-    except Exception as error:  # each parser has errors of its own
+        return tomllib.loads(files.read_text(path))
+    except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: must hold settings by name, got {type(settings).__name__}")
-    return settings
 
 
 def _typed(name: str, value: Any, described: dataclasses.Field) -> Any:
     default = described.default if described.default is not dataclasses.MISSING else described.default_factory()
     wanted = type(default)
-    if wanted is float and isinstance(value, str):
-        try:
-            value = float(value)  # YAML 1.1 reads 1e-3 as a string
-        except ValueError:
-            pass
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if wanted is list and isinstance(value, str):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffmef.training.checkpoint import write_atomically
+from ffmef import files
 
 
 class LossTable:
@@ -34,7 +34,7 @@ class LossTable:
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
-        write_atomically(self._path, text.getvalue().encode())
+        files.write(self._path, text.getvalue())
 
     def plot(self, path: Path) -> None:
         """Draw all losses over the epochs, each in a panel of its own."""
@@ -58,7 +58,7 @@ class LossTable:
         image = io.BytesIO()
         figure.supxlabel("epoch", fontsize=8)
         figure.savefig(image, dpi=100)
-        write_atomically(path, image.getvalue())
+        files.write(path, image.getvalue())
 
     def _draw(self, axis, name: str, label: str) -> None:
         points = [(int(row["epoch"]) + 1, float(row[name])) for row in self.rows if row.get(name)]

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ffmef import files
 from ffmef.data import EpochBatches, Mixture, PictureScenes, SyntheticBrackets, TrainingSet, find_scenes
 from ffmef.errors import InputError
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
 from ffmef.models import PyramidFFMEF, registry
-from ffmef.training.checkpoint import load, save, write_atomically
+from ffmef.training.checkpoint import load, save
 from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
 from ffmef.training.report import LossTable, contact_sheet
@@ -492,7 +493,7 @@ class Trainer:
 
     def _export(self) -> None:
         model = self.average if self.average is not None else self.plain
-        write_atomically(self.folder / "weights.safetensors", export(model, self.config, self.step))
+        files.write(self.folder / "weights.safetensors", export(model, self.config, self.step), durable=True)
 
 
 def export(model: nn.Module, config: Config, steps: int) -> bytes:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffmef import _loader, cli, ops
-from ffmef.commands import selftest
+from ffmef import _loader, checks, cli, ops
 
 
 def test_quick_selftest_passes_and_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 0
     page = capsys.readouterr().out
-    count = len(selftest.matrix(quick=True))
+    count = len(checks.matrix(quick=True))
     assert f"{count} of {count} problems right and repeatable" in page
     assert page.endswith("selftest: passed\n") and f"torch {torch.__version__}" in page
 
 
 def test_selftest_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     right = ops.adaptive_fuse
-    monkeypatch.setattr(selftest, "matrix", lambda quick: [selftest.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
+    monkeypatch.setattr(checks, "matrix", lambda quick: [checks.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
     monkeypatch.setattr(ops, "adaptive_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
     assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 1
     assert "FAILED float32 zeros 1x2x1x4x5 k=3 contiguous" in capsys.readouterr().out
@@ -34,7 +33,7 @@ def test_selftest_finds_results_that_change(
         calls.append(1)
         return right(*args, **options) * (1 + 1e-7 * len(calls))
 
-    monkeypatch.setattr(selftest, "matrix", lambda quick: [selftest.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
+    monkeypatch.setattr(checks, "matrix", lambda quick: [checks.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
     monkeypatch.setattr(ops, "adaptive_fuse", restless)
     assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 1
     assert "another result when run again" in capsys.readouterr().out
@@ -54,22 +53,22 @@ def test_an_unknown_backend_is_named(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_floor_is_the_traffic_of_the_paper_s_operator() -> None:
     # (1 + 9 + 25) taps of two images and three pictures, 4 bytes each: 280 + 12.
-    assert selftest.bytes_moved(1, 1, 4) == 292
+    assert checks.bytes_moved(1, 1, 4) == 292
 
 
 @pytest.mark.skipif(_loader.cpu_missing is not None, reason=str(_loader.cpu_missing))
 def test_the_network_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines, wrong = selftest.check_others("cpu", "cpu", interpreted=True)
+    lines, wrong = checks.check_others("cpu", "cpu", interpreted=True)
     assert not wrong and lines == ["  1 of 1 problems of predict_and_fuse and ffmef_forward right and repeatable"]
     right = ops.ffmef_forward
     monkeypatch.setattr(ops, "ffmef_forward", lambda *args, **options: right(*args, **options) + 2e-4)
-    lines, wrong = selftest.check_others("cpu", "cpu", interpreted=True)
+    lines, wrong = checks.check_others("cpu", "cpu", interpreted=True)
     assert wrong and "FAILED ffmef_forward 3 x 5: error" in lines[1]
 
 
 def test_a_wrong_prediction_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.predict_and_fuse
-    problem = selftest.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))
-    assert selftest.prediction_error(problem, "cpu", "reference") <= 1
+    problem = checks.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))
+    assert checks.prediction_error(problem, "cpu", "reference") <= 1
     monkeypatch.setattr(ops, "predict_and_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
-    assert selftest.prediction_error(problem, "cpu", "reference") > 1
+    assert checks.prediction_error(problem, "cpu", "reference") > 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ffmef.commands import selftest
+from ffmef.checks import tolerances
 from ffmef.ops import reference
 
 
@@ -144,8 +144,10 @@ def expected_backward(case: Case) -> list[Expected]:
 
 
 # As the selftest has it, but for float32: these problems are small, so half of that is enough.
-TOLERANCE = {getattr(torch, name): share for name, share in selftest.TOLERANCE.items()} | {torch.float32: 8 * 2.0**-24}
-SMALLEST = {getattr(torch, name): step for name, step in selftest.SMALLEST.items()}
+TOLERANCE = {getattr(torch, name): share for name, share in tolerances.TOLERANCE.items()} | {
+    torch.float32: 8 * 2.0**-24
+}
+SMALLEST = {getattr(torch, name): step for name, step in tolerances.SMALLEST.items()}
 
 
 def relative_error(result: torch.Tensor, expected: Expected) -> float:

@@ -7,11 +7,12 @@ import zlib
 from dataclasses import dataclass, replace
 
 import torch
-
-from ffmef.commands import selftest
 from gpu_cases import DTYPES, Expected, lay_out
 
-TOLERANCE = {getattr(torch, name): share for name, share in selftest.TOLERANCE.items()}
+from ffmef.checks import tolerances
+from ffmef.checks.problems import pyramid_terms
+
+TOLERANCE = {getattr(torch, name): share for name, share in tolerances.TOLERANCE.items()}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _expected(case: Case, backward: bool) -> list[Expected]:
     for sign, change in ((-1, torch.clone), (1, torch.abs)):
         t = make_tensors(case)
         leaves = [change(x.double().contiguous()).requires_grad_() for x in (t.images, t.weights, t.base)]
-        output = selftest.pyramid_terms(*leaves, case.scale, sign)
+        output = pyramid_terms(*leaves, case.scale, sign)
         if backward:
             # Without bands nothing is taken of weights, whose gradient is then empty.
             grads = torch.autograd.grad(output, leaves, change(t.gradient.double()), allow_unused=True)

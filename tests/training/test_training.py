@@ -372,9 +372,6 @@ def test_settings_file_and_overrides(tmp_path):
     found = resolve(tmp_path / "a.toml", {"epochs": 9, "data": ["x"]})
     assert (found.epochs, found.learning_rate, found.data) == (9, 1.0, ["x"])
     assert found.loss_options == {"weights": {"structure": 2.0}}
-    (tmp_path / "b.yaml").write_text("epochs: 7\nlearning_rate: 1e-3\nmodel_options: {kernel_sizes: [1, 3]}\n")
-    found = resolve(tmp_path / "b.yaml", {})
-    assert (found.epochs, found.learning_rate, found.model_options) == (7, 1e-3, {"kernel_sizes": [1, 3]})
     found.write(tmp_path / "c.toml")
     assert resolve(tmp_path / "c.toml", {}) == found
     assert Config() == Config(size=128, batch_size=2, epochs=30, learning_rate=1e-3, loss="gif", recipe="whole")

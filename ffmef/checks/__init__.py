@@ -1,0 +1,33 @@
+"""Checks of the kernels against float64: problems, tolerances and a judge, for ``ffmef selftest`` and the tests."""
+
+from ffmef.checks.judge import Tally, check, check_others, error_of, network_error, prediction_error
+from ffmef.checks.problems import (
+    FILTER_SIZES,
+    Problem,
+    PyramidProblem,
+    bytes_moved,
+    inputs,
+    interpretable,
+    lay_out,
+    matrix,
+)
+from ffmef.checks.tolerances import SMALLEST, TOLERANCE
+
+__all__ = [
+    "FILTER_SIZES",
+    "SMALLEST",
+    "TOLERANCE",
+    "Problem",
+    "PyramidProblem",
+    "Tally",
+    "bytes_moved",
+    "check",
+    "check_others",
+    "error_of",
+    "inputs",
+    "interpretable",
+    "lay_out",
+    "matrix",
+    "network_error",
+    "prediction_error",
+]

@@ -1,0 +1,198 @@
+"""Problems that every backend of an operator has to solve: shapes, dtypes, paddings, paths of kernels and layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ffmef.checks.tolerances import TOLERANCE
+
+if TYPE_CHECKING:
+    import torch
+
+FILTER_SIZES = (1, 3, 5)  # of the paper, which timings take
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of adaptive_fuse's matrix."""
+
+    dtype: str
+    padding: str
+    batch: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    sizes: tuple[int, ...]
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        shape = f"{self.batch}x{self.images}x{self.channels}x{self.height}x{self.width}"
+        return f"{self.dtype} {self.padding} {shape} k={','.join(map(str, self.sizes))} {self.layout}"
+
+    def tensors(self, normal: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return images, filters and alphas, and a gradient of the output."""
+        import torch
+
+        images = lay_out(normal(self.batch, self.images, self.channels, self.height, self.width), self.layout)
+        shapes = [(self.batch, self.images, k * k, self.height, self.width) for k in self.sizes]
+        filters = [lay_out(normal(*shape), self.layout) for shape in shapes]
+        alphas = normal(len(self.sizes)).to(torch.promote_types(images.dtype, torch.float32))
+        return [images, *filters, alphas], normal(self.batch, self.channels, self.height, self.width)
+
+    def run(self, leaves: list[torch.Tensor], backend: str) -> torch.Tensor:
+        from ffmef import ops
+
+        return ops.adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], padding_mode=self.padding, backend=backend)
+
+    def define(self, leaves: list[torch.Tensor], magnitudes: bool) -> torch.Tensor:
+        from ffmef.ops import reference
+
+        return reference.adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], self.padding)
+
+
+@dataclass(frozen=True)
+class PyramidProblem:
+    """One row of pyramid_fuse's matrix."""
+
+    dtype: str
+    batch: int
+    images: int
+    channels: int
+    height: int
+    width: int
+    bands: int
+    scale: int
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        shape = f"{self.batch}x{self.images}x{self.channels}x{self.height}x{self.width}"
+        return f"pyramid {self.dtype} {shape} bands={self.bands} scale={self.scale} {self.layout}"
+
+    def tensors(self, normal: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Return images, weights and base, and a gradient of the output."""
+        cells = (-(-self.height // self.scale), -(-self.width // self.scale))
+        images = lay_out(normal(self.batch, self.images, self.channels, self.height, self.width), self.layout)
+        weights = lay_out(normal(self.batch, self.bands, self.images, *cells), self.layout)
+        base = lay_out(normal(self.batch, self.images, *cells), self.layout)
+        return [images, weights, base], normal(self.batch, self.channels, self.height, self.width)
+
+    def run(self, leaves: list[torch.Tensor], backend: str) -> torch.Tensor:
+        from ffmef import ops
+
+        return ops.pyramid_fuse(*leaves, scale=self.scale, backend=backend)
+
+    def define(self, leaves: list[torch.Tensor], magnitudes: bool) -> torch.Tensor:
+        return pyramid_terms(*leaves, self.scale, 1 if magnitudes else -1)
+
+
+def pyramid_terms(
+    images: torch.Tensor, weights: torch.Tensor, base: torch.Tensor, scale: int, sign: int
+) -> torch.Tensor:
+    """Return the definition of pyramid_fuse; with sign 1 its bands add what they subtract, so that magnitudes add up."""
+    from ffmef.ops.reference import expand, halve
+
+    bands = weights.shape[1]
+    levels = [images]
+    for _ in range(bands):
+        levels.append(halve(levels[-1]))
+    out = (expand(base, scale >> bands, *levels[-1].shape[-2:]).unsqueeze(2) * levels[-1]).sum(1)
+    for level in reversed(range(bands)):
+        size = levels[level].shape[-2:]
+        band = levels[level] + sign * expand(levels[level + 1], 2, *size)
+        fine = expand(weights[:, level], scale >> level, *size).unsqueeze(2)
+        out = expand(out, 2, *size) + (fine * band).sum(1)
+    return out
+
+
+AnyProblem = Problem | PyramidProblem
+
+
+def matrix(quick: bool) -> list[AnyProblem]:
+    """Return the problems: every dtype, padding, path of the kernels and memory layout."""
+    problems = []
+    for dtype in TOLERANCE:
+        for padding in ("zeros", "replicate", "reflect"):
+            problems += [
+                Problem(dtype, padding, 2, 2, 1, 37, 144, (1, 3, 5)),
+                Problem(dtype, padding, 1, 2, 1, 19, 67, (1, 3, 5)),
+                Problem(dtype, padding, 1, 3, 3, 18, 72, (3, 7)),
+                Problem(dtype, padding, 1, 2, 6, 9, 21, (1, 5)),
+                Problem(dtype, padding, 1, 2, 1, 2, 3, (5, 7, 1)),
+                Problem(dtype, padding, 1, 1, 2, 12, 40, (9, 3)),
+                Problem(dtype, padding, 1, 2, 1, 1, 1, (3,)),
+            ]
+        problems += [
+            Problem(dtype, "zeros", 2, 2, 3, 11, 32, (1, 3), "slice"),
+            Problem(dtype, "reflect", 1, 2, 3, 11, 32, (3,), "transposed"),
+            Problem(dtype, "zeros", 3, 2, 1, 9, 32, (1, 5), "expanded"),
+            Problem(dtype, "zeros", 1, 2, 1, 5, 24, (1, 3) * 8 + (5,)),
+        ]
+    problems.append(Problem("float32", "replicate", 1, 1, 1, 12, 16, (31,)))
+    for dtype in TOLERANCE:
+        problems += [
+            PyramidProblem(dtype, 2, 2, 1, 77, 144, 3, 8),
+            PyramidProblem(dtype, 1, 3, 2, 37, 67, 3, 16),
+            PyramidProblem(dtype, 1, 2, 1, 35, 39, 2, 4, "slice"),
+            PyramidProblem(dtype, 2, 2, 3, 9, 24, 1, 2, "expanded"),
+            PyramidProblem(dtype, 1, 2, 1, 5, 7, 1, 2, "transposed"),
+            PyramidProblem(dtype, 1, 2, 1, 70, 45, 5, 32),
+            PyramidProblem(dtype, 1, 1, 1, 9, 33, 0, 1),
+            PyramidProblem(dtype, 1, 2, 1, 1, 1, 3, 8),
+        ]
+    return problems[2::12] if quick else problems
+
+
+def interpretable(problems: list[AnyProblem]) -> list[AnyProblem]:
+    """Return some small problems: in Triton's interpreter every tap of a tile takes tens of milliseconds."""
+    small = [p for p in problems if isinstance(p, Problem) and p.height * p.width <= 400]
+    small = [p for p in small if sum(k * k for k in p.sizes) <= 35 and (p.padding == "zeros" or max(p.sizes) <= 3)]
+    tiny = [p for p in problems if isinstance(p, PyramidProblem) and p.height * p.width <= 40]
+    return small[::3] + tiny
+
+
+def predictions(interpreted: bool) -> list[Problem]:
+    """Return the problems of predict_and_fuse: every dtype, with and without vectors, maps taken in turns."""
+    problems = []
+    for dtype in TOLERANCE:
+        problems += [
+            Problem(dtype, "zeros", 2, 2, 1, 37, 144, (1, 3, 5)),
+            Problem(dtype, "reflect", 1, 3, 3, 19, 67, (3, 7)),
+            Problem(dtype, "replicate", 1, 2, 1, 4, 9, (9, 1)),
+            Problem(dtype, "zeros", 1, 2, 1, 5, 9, (3,)),
+        ]
+    return problems[3::4] if interpreted else problems
+
+
+def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """Return equal values in another memory layout."""
+    if layout == "slice":
+        larger = tensor.new_full([n + 3 for n in tensor.shape], float("nan"))
+        view = larger[tuple(slice(1, n + 1) for n in tensor.shape)]
+        return view.copy_(tensor)
+    if layout == "transposed":
+        return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+    if layout == "expanded":
+        return tensor[:1].expand_as(tensor)
+    return tensor
+
+
+def inputs(problem: AnyProblem, device: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return the operator's tensors and a gradient of its output; the same values on every call and device."""
+    import torch
+
+    random = torch.Generator().manual_seed(7)
+    dtype = getattr(torch, problem.dtype)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
+
+    return problem.tensors(normal)
+
+
+def bytes_moved(height: int, width: int, element: int) -> int:
+    """Return the least traffic for two one-channel images: the filters, or their gradient, two images and one more."""
+    taps = 2 * sum(k * k for k in FILTER_SIZES)
+    return height * width * element * (taps + 3)

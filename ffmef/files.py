@@ -1,0 +1,90 @@
+"""Files that are written whole or not at all, and why a file could not be read or written in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+
+from ffmef.errors import InputError
+
+_unfinished: set[str] = set()
+
+
+def write(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) -> None:
+    """Write a file so that its name always holds a complete one, the old or the new; text as UTF-8.
+
+    A symbolic link stays a link, and a file that is replaced keeps its permissions.
+
+    Args:
+        path: the target.
+        data: all of it.
+        durable: wait until it is on the disk, so that it survives a crash of the system too.
+
+    Raises:
+        InputError: it cannot be written, for example because the disk is full.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(f"{folder}/a", "text")
+    ...     Path(folder, "a").read_text()
+    'text'
+    """
+    try:
+        _write(Path(os.path.realpath(path)), data.encode() if isinstance(data, str) else data, durable)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from None
+
+
+def _write(target: Path, data: bytes, durable: bool) -> None:
+    temporary = target.with_name(f".ffmef-{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    _unfinished.add(str(temporary))
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        _unfinished.discard(str(temporary))
+
+
+def forget_unfinished() -> None:
+    """Remove what a write under way has left so far, for a process that is about to end at once."""
+    for name in list(_unfinished):
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left of its writes into a folder."""
+    for leftover in folder.glob(".ffmef-*-*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return a file's text, UTF-8 with or without a byte order mark.
+
+    Raises:
+        InputError: it cannot be read or is no text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """Return in a few words why a file could not be read or written.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.png"))
+    'No such file or directory'
+    """
+    return getattr(error, "strerror", None) or str(error)
