@@ -7,16 +7,21 @@ named. Whoever calls ``torch.ops.ffmef`` by itself imports :mod:`ffmef.ops` firs
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 from ffmef.errors import InputError
 from ffmef.version import __version__
+
+if TYPE_CHECKING:
+    from ffmef import data, evaluation, imaging, losses, metrics, models, nn, ops, training
+    from ffmef.pipeline import fuse
 
 _LAZY_MODULES = ("data", "evaluation", "imaging", "losses", "metrics", "models", "nn", "ops", "training")
 
 __all__ = ["InputError", "__version__", "fuse", *_LAZY_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
         return importlib.import_module(f"ffmef.{name}")
     if name == "fuse":

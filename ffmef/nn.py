@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ffmef.ops import adaptive_fuse
 from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES
+from ffmef.ops.types import Backend, PaddingMode
 
 __all__ = ["AdaptiveFuse", "initial_alphas"]
 
 
-def initial_alphas(levels: int) -> Tensor:
+def initial_alphas(
+    levels: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return the levels' weights at the start of training: 0.6, 0.3, 0.1 for three levels, as in the paper.
 
     Other numbers of levels start in the same spirit: halving from level to level, with sum 1.
+
+    Args:
+        levels: how many.
+        device: of the result; None: torch's default device.
+        dtype: of the result; None: torch's default dtype.
 
     Example:
         >>> initial_alphas(3)
         tensor([0.6000, 0.3000, 0.1000])
     """
     if levels == 3:
-        return torch.tensor([0.6, 0.3, 0.1])
-    weights = 0.5 ** torch.arange(levels, dtype=torch.float32)
-    return weights / weights.sum()
+        return torch.tensor([0.6, 0.3, 0.1], device=device, dtype=dtype)
+    total = 2.0 - 0.5 ** (levels - 1)
+    return torch.tensor([0.5**level / total for level in range(levels)], device=device, dtype=dtype)
 
 
 class AdaptiveFuse(nn.Module):
-    """F-Fusion with learnable level weights: ``forward(images, filters)``, see :func:`ffmef.ops.adaptive_fuse`.
+    """F-Fusion with learnable level weights, see :func:`ffmef.ops.adaptive_fuse`.
 
     Args:
-        kernel_sizes: one odd filter side a level; ``forward`` checks the filters against it.
+        kernel_sizes: one odd filter side per level; ``forward`` checks the filters against it.
         padding_mode: "zeros", "replicate" or "reflect".
         backend: see :func:`ffmef.ops.adaptive_fuse`.
+        device: of the parameter ``alphas``; None: torch's default device.
+        dtype: of the parameter ``alphas``, any floating one whatever the images have; None: torch's default dtype.
+
+    Attributes:
+        alphas: (L,), the weights of the levels; starts as :func:`initial_alphas`.
+
+    Note:
+        ``torch.fx`` keeps the operator as one node, and ``torch.jit.script`` takes the module; a scripted module
+        computes by the backend that ``backend=None`` would choose.
 
     Example:
         >>> import torch
@@ -47,7 +65,13 @@ class AdaptiveFuse(nn.Module):
     """
 
     def __init__(
-        self, kernel_sizes: Sequence[int] = (1, 3, 5), *, padding_mode: str = "zeros", backend: str | None = None
+        self,
+        kernel_sizes: Sequence[int] = (1, 3, 5),
+        *,
+        padding_mode: PaddingMode = "zeros",
+        backend: Backend | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.kernel_sizes = tuple(kernel_sizes)
@@ -57,11 +81,49 @@ class AdaptiveFuse(nn.Module):
             raise ValueError(f"kernel_sizes must be odd and from 1 to {MAX_FILTER_SIZE}, got {self.kernel_sizes}")
         if padding_mode not in PADDING_MODES:
             raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating one, got {str(dtype)[6:]}")
         self.padding_mode = padding_mode
         self.backend = backend
-        self.alphas = nn.Parameter(initial_alphas(len(self.kernel_sizes)))
+        self.alphas = nn.Parameter(torch.empty(len(self.kernel_sizes), device=device, dtype=dtype))
+        self.reset_parameters()
 
-    def forward(self, images: Tensor, filters: Sequence[Tensor]) -> Tensor:
+    def reset_parameters(self) -> None:
+        """Set the weights of the levels to :func:`initial_alphas`, as after construction."""
+        with torch.no_grad():
+            self.alphas.copy_(
+                initial_alphas(len(self.kernel_sizes), device=self.alphas.device, dtype=self.alphas.dtype)
+            )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor, filters: Sequence[Tensor]) -> Tensor: ...
+
+    # TorchScript knows no Sequence; any sequence is taken.
+    def forward(self, images: Tensor, filters: list[Tensor]) -> Tensor:
+        """Filter every image with its own filter at every pixel and sum over images, taps and levels.
+
+        Args:
+            images: (B, N, C, H, W) or (B, N, H, W).
+            filters: one (B, N, k*k, H, W) per level, or (B, N, k*k, h, w) on a coarser grid, in the order of
+                ``kernel_sizes``.
+
+        Returns:
+            (B, C, H, W), or (B, H, W) for images without channels, in the images' dtype.
+
+        Raises:
+            ValueError: the number of levels, or the taps of one, differ from ``kernel_sizes``; and what
+                :func:`ffmef.ops.adaptive_fuse` raises.
+        """
+        if torch.jit.is_scripting():
+            images_5d = images if images.dim() == 5 else images.unsqueeze(2)
+            out = torch.ops.ffmef.adaptive_fuse(images_5d, filters, self.alphas, self.padding_mode)
+            return out if images.dim() == 5 else out.squeeze(1)
+        if not isinstance(filters, torch.fx.Proxy):  # of which torch.fx knows nothing yet
+            self._check(filters)
+        return adaptive_fuse(images, filters, self.alphas, padding_mode=self.padding_mode, backend=self.backend)
+
+    def _check(self, filters: Sequence[Tensor]) -> None:
         if len(filters) != len(self.kernel_sizes):
             raise ValueError(f"filters must have {len(self.kernel_sizes)} levels like kernel_sizes, got {len(filters)}")
         for index, (level, size) in enumerate(zip(filters, self.kernel_sizes, strict=True)):
@@ -70,7 +132,8 @@ class AdaptiveFuse(nn.Module):
                 raise ValueError(
                     f"filters[{index}] must have {size * size} taps for kernel size {size}, got {level.shape[2]}"
                 )
-        return adaptive_fuse(images, filters, self.alphas, padding_mode=self.padding_mode, backend=self.backend)
 
     def extra_repr(self) -> str:
-        return f"kernel_sizes={self.kernel_sizes}, padding_mode={self.padding_mode!r}"
+        """Return the arguments that differ between modules."""
+        backend = "" if self.backend is None else f", backend={self.backend!r}"
+        return f"kernel_sizes={self.kernel_sizes}, padding_mode={self.padding_mode!r}{backend}"

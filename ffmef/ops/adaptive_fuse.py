@@ -13,8 +13,10 @@ from torch import Tensor
 
 from ffmef import _loader
 from ffmef.ops import reference
+from ffmef.ops._overrides import overridable
 from ffmef.ops.library import autocast_available, carries_tangent, define, implement, library, operator
 from ffmef.ops.selection import check_backend, warn_of_reference
+from ffmef.ops.types import Backend, PaddingMode
 
 PADDING_MODES = ("zeros", "replicate", "reflect")
 MAX_FILTER_SIZE = 31
@@ -28,13 +30,14 @@ _BACKWARD = (
 )
 
 
+@overridable
 def adaptive_fuse(
     images: Tensor,
     filters: Sequence[Tensor],
     alphas: Tensor | Sequence[float] | None = None,
     *,
-    padding_mode: str = "zeros",
-    backend: str | None = None,
+    padding_mode: PaddingMode = "zeros",
+    backend: Backend | None = None,
 ) -> Tensor:
     r"""Filter every image with its own filter at every pixel, at several filter sizes, and sum.
 

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ffmef import _loader
+from ffmef.ops._overrides import overridable
 from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES
 from ffmef.ops.library import carries_tangent, define, implement, library, native_missing, operator
 from ffmef.ops.reference import accumulator, pad
 from ffmef.ops.selection import check_backend
+from ffmef.ops.types import Backend, PaddingMode
 
 _SCHEMA = "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode) -> Tensor"
 
@@ -31,6 +33,7 @@ _missing = native_missing("predict_and_fuse_level")
 _CHUNK_VALUES = 1 << 20
 
 
+@overridable
 def predict_and_fuse(
     hidden: Sequence[Tensor],
     weight: Sequence[Tensor],
@@ -38,8 +41,8 @@ def predict_and_fuse(
     images: Tensor,
     alphas: Tensor | Sequence[float] | None = None,
     *,
-    padding_mode: str = "zeros",
-    backend: str | None = None,
+    padding_mode: PaddingMode = "zeros",
+    backend: Backend | None = None,
 ) -> Tensor:
     r"""Predict filters from hidden maps by a 1x1 convolution and fuse the images by them, without storing filters.
 

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from ffmef import _loader
 from ffmef.ops import reference
+from ffmef.ops._overrides import overridable
 from ffmef.ops.adaptive_fuse import DTYPES
 from ffmef.ops.library import carries_tangent, define, implement, library, operator
 from ffmef.ops.selection import check_backend, warn_of_reference
+from ffmef.ops.types import Backend
 
 MAX_SCALE = 64
 
@@ -26,8 +28,9 @@ _BACKWARD = (
 )
 
 
+@overridable
 def pyramid_fuse(
-    images: Tensor, weights: Tensor, base: Tensor, *, scale: int = 8, backend: str | None = None
+    images: Tensor, weights: Tensor, base: Tensor, *, scale: int = 8, backend: Backend | None = None
 ) -> Tensor:
     r"""Fuse images band by band on their Laplacian pyramids, with weights that are interpolated from a coarse grid.
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ffmef.nn import AdaptiveFuse, initial_alphas
-from ffmef.ops import adaptive_fuse
+from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
 
 
 def arguments(sides=(1, 3, 5)):
@@ -90,3 +90,80 @@ def test_refusals():
     with pytest.raises(ValueError) as caught:
         AdaptiveFuse(padding_mode="circular")
     assert str(caught.value) == "padding_mode must be one of zeros, replicate, reflect, got 'circular'"
+
+
+def test_where_and_in_what_dtype_parameters_are_made():
+    for sizes in ((1, 3), (1, 3, 5)):
+        module = AdaptiveFuse(sizes, device="meta", dtype=torch.bfloat16)
+        assert (module.alphas.device.type, module.alphas.dtype) == ("meta", torch.bfloat16)
+        with torch.device("meta"):
+            assert AdaptiveFuse(sizes).alphas.is_meta
+        module = module.to_empty(device="cpu")
+        torch.nn.init.constant_(module.alphas, float("nan"))
+        module.reset_parameters()
+        assert torch.equal(module.alphas, initial_alphas(len(sizes)).bfloat16())
+        skipped = torch.nn.utils.skip_init(AdaptiveFuse, sizes, dtype=torch.float64)
+        assert (skipped.alphas.device.type, skipped.alphas.dtype) == ("cpu", torch.float64)
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert {AdaptiveFuse(sizes).alphas.dtype for sizes in ((1,), (1, 3), (1, 3, 5))} == {torch.float64}
+    finally:
+        torch.set_default_dtype(default)
+    with pytest.raises(ValueError, match="dtype must be a floating one, got int64"):
+        AdaptiveFuse(dtype=torch.int64)
+
+
+class Network(torch.nn.Module):
+    """Filters from a convolution, fused by the module, as a user would write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Conv2d(4, 20, 3, padding=1)
+        self.fuse = AdaptiveFuse((1, 3), padding_mode="replicate")
+
+    def forward(self, images):
+        filters = self.head(images.flatten(1, 2)).unflatten(1, (2, 10))
+        return self.fuse(images, [filters[:, :, :1], filters[:, :, 1:]])
+
+
+class AllOperators(torch.nn.Module):
+    def forward(self, images, filters, hidden, weight, bias, coarse, base):
+        fused = adaptive_fuse(images, filters, padding_mode="reflect")
+        fused = fused + predict_and_fuse([hidden], [weight], [bias], images)
+        return fused + pyramid_fuse(images, coarse, base, scale=4)
+
+
+def test_symbolic_traces_keep_operators_whole():
+    network, images = Network(), torch.rand(1, 2, 2, 6, 7)
+    traced = torch.fx.symbolic_trace(network)
+    assert torch.equal(traced(images), network(images))
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert adaptive_fuse in calls
+    filters = [torch.rand(1, 2, 9, 6, 7)]
+    tensors = (images, filters, torch.rand(1, 2, 3, 6, 7), torch.rand(9, 3), torch.rand(9))
+    tensors += (torch.rand(1, 2, 2, 2, 2), torch.rand(1, 2, 2, 2))
+    traced = torch.fx.symbolic_trace(AllOperators())
+    assert torch.equal(traced(*tensors), AllOperators()(*tensors))
+    calls = {node.target for node in traced.graph.nodes}
+    assert {adaptive_fuse, predict_and_fuse, pyramid_fuse} <= calls
+
+
+@pytest.mark.parametrize("channels", [(2,), ()])
+def test_the_module_can_be_scripted(channels):
+    images, filters = torch.rand(2, 2, *channels, 6, 7), [torch.rand(2, 2, k * k, 6, 7) for k in (1, 3)]
+    module = AdaptiveFuse((1, 3), padding_mode="reflect")
+    scripted = torch.jit.script(module)
+    assert torch.equal(scripted(images, filters), module(images, filters))
+    scripted(images, filters).sum().backward()
+    grad, module.alphas.grad = module.alphas.grad, None
+    module(images, filters).sum().backward()
+    torch.testing.assert_close(grad, module.alphas.grad)
+
+
+def test_subclasses_of_tensor_go_through_torchs_protocol():
+    class Named(torch.Tensor):
+        pass
+
+    images = torch.rand(1, 1, 4, 4).as_subclass(Named)
+    assert type(adaptive_fuse(images, [torch.rand(1, 1, 9, 4, 4)])) is Named

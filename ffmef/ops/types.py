@@ -1,0 +1,11 @@
+"""Types of arguments that editors can complete and type checkers can check."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+PaddingMode: TypeAlias = Literal["zeros", "replicate", "reflect"]
+"""What lies outside an image, see :func:`ffmef.ops.adaptive_fuse`."""
+
+Backend: TypeAlias = Literal["reference", "cpu", "triton", "cuda"]
+"""Which kernels compute, see :func:`ffmef.ops.backends`."""
