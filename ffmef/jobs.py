@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ffmef.errors import InputError
 
@@ -21,6 +21,10 @@ class Options:
         quality: of JPEG and WebP, 1 to 100.
         compression: of PNG and TIFF, 0 to 9.
         output_depth: 8 or 16 bits a sample.
+        align: move hand-held frames onto one of them first.
+        crop: cut to what every aligned frame covers.
+        reference: the frame that stays where it is and gives the EXIF block: its number from 1, or its path; None takes
+            the best exposed one.
         standard_format: extension that says what is written to standard output.
         fusion: the further arguments of :func:`ffmef.pipeline.fuse_pictures`.
     """
@@ -30,6 +34,9 @@ class Options:
     quality: int | None = None
     compression: int = 3
     output_depth: int | None = None
+    align: bool = False
+    crop: bool = False
+    reference: str | None = None
     standard_format: str = "png"
     fusion: dict = field(default_factory=dict)
 
@@ -65,6 +72,10 @@ def check(output: str, options: Options) -> None:
         raise InputError(f"--quality is for JPEG and WebP, got the target {output} ({name})")
     if not 0 <= options.compression <= 9:
         raise InputError(f"--compression must be from 0 to 9, got {options.compression}")
+    if options.align and options.task == "vif":
+        raise InputError("--align is for --task mef and mff, got --task vif")
+    if not options.align and (options.crop or options.reference is not None):
+        raise InputError(f"{'--crop' if options.crop else '--reference'} is for --align, which is not given")
     if options.output_depth not in (None, 8, 16):
         raise InputError(f"--output-depth must be 8 or 16, got {options.output_depth}")
     if options.output_depth == 16 and name not in ("PNG", "TIFF"):
@@ -95,6 +106,11 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
         )
     for line in remarks:
         remark(line)
+    exif = None
+    if options.align:
+        pictures, exif = _aligned(pictures, inputs, options, remark)
+    elif options.task == "mef":
+        _say_shift(pictures, inputs, remark)
     started = time.perf_counter()
     fused = pipeline.fuse_pictures(
         dict(zip(pipeline.ROLES, pictures)) if options.task == "vif" else pictures,
@@ -103,6 +119,8 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
         **options.fusion,
     )
     seconds = time.perf_counter() - started
+    if exif is not None:
+        fused = replace(fused, exif=exif)
     encoding = {"quality": options.quality, "compression": options.compression, "depth": options.output_depth}
     if output == paths.STANDARD:
         name = FORMATS[f".{options.standard_format}"]
@@ -121,6 +139,38 @@ def _read(path, white_balance=None):
     if path == paths.STANDARD:
         return io.decode_picture(paths.read_standard_input(), "standard input", white_balance=white_balance)
     return io.read_picture(path, white_balance=white_balance)
+
+
+def _aligned(pictures, names: Sequence[str], options: Options, remark) -> tuple[list, bytes | None]:
+    """Return the pictures moved onto the reference, and the reference's EXIF block."""
+    from ffmef import align
+
+    if options.reference is None:
+        reference = align.best_exposed([picture.pixels for picture in pictures])
+    else:
+        reference = _index(options.reference, names)
+    moved, lines = align.align_pictures(pictures, names, reference, options.crop)
+    for line in lines:
+        remark(line)
+    return moved, pictures[reference].exif
+
+
+def _say_shift(pictures, names: Sequence[str], remark) -> None:
+    from ffmef import align
+
+    found = align.apparent_shift([picture.pixels for picture in pictures])
+    if found is not None:
+        one, other, pixels = found
+        remark(f"{names[one]} and {names[other]} are shifted by about {pixels:.0f} pixels: --align moves them together")
+
+
+def _index(reference: str, names: Sequence[str]) -> int:
+    """Return which of the inputs a reference names."""
+    if reference in names:
+        return list(names).index(reference)
+    if reference.isdecimal() and 1 <= int(reference) <= len(names):
+        return int(reference) - 1
+    raise InputError(f"--reference must be one of the pictures or a number from 1 to {len(names)}, got {reference!r}")
 
 
 def _reductions(fused, written, depth: int | None) -> list[str]:

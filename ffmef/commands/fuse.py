@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, metavar="FUSED", help=f"{_FORMATS}; - writes to standard output")
     add("--infrared", metavar="PICTURE", help="for --task vif; scaled to the size of the visible picture")
     add("--visible", metavar="PICTURE", help="for --task vif; the colours are taken from it")
+    add(
+        "--reference", metavar="PICTURE", help="with --align: the frame that stays, or its number from 1 (best exposed)"
+    )
     add("--format", default="png", metavar="EXT", help="what -o - writes: png (default), jpg, tif, webp, bmp, exr")
     add_fusion_arguments(parser)
     parser.epilog = "Folders of brackets are fused by 'ffmef batch FOLDER... -o OUT'."
@@ -43,6 +46,8 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     add("--engine", help=argparse.SUPPRESS)  # deprecated: --backend takes its values
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
     add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
+    add("--align", action="store_true", help="move hand-held frames onto one of them first")
+    add("--crop", action="store_true", help="with --align: cut to what every frame covers")
     add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
     add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
     add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
@@ -83,6 +88,9 @@ def fusion_options(args: argparse.Namespace):
     return Options(
         task=args.task,
         stretch=args.stretch,
+        align=args.align,
+        crop=args.crop,
+        reference=getattr(args, "reference", None),
         quality=whole_number(args.quality, "--quality", 1, 100),
         compression=whole_number(args.compression, "--compression", 0, 9),
         output_depth=whole_number(args.output_depth, "--output-depth"),
