@@ -168,6 +168,11 @@ def _fuse(
         return picture.fuse(network, images, threads), order
     if named:
         model = _load_model(weights, len(images), backend, device)
+    if task == "mef" and _takes_pictures_there(model, images, device):
+        order = list(range(len(images)))
+        if ties is not None:
+            order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
+        return _fuse_pictures_there(model, images, device), order
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
@@ -387,9 +392,9 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     path = find(weights)
-    # Which GPU "cuda" is can change, and its memory is scarce: only models on the CPU are kept.
-    ready_model = _ready_model if place.type == "cpu" else _ready_model.__wrapped__
-    model = ready_model(path, stamp(path), backend, place)
+    if place.type == "cuda" and place.index is None:  # which GPU that is can change
+        place = torch.device("cuda", torch.cuda.current_device())
+    model = _ready_model(path, stamp(path), backend, place)
     if spec := registry.of(model):
         spec.check_count(images)
     return model
@@ -417,13 +422,36 @@ def _run(model, planes: np.ndarray, device) -> np.ndarray:
     """Return the model's fused luminance, clamped to [0, 1]."""
     import torch
 
+    from ffmef.graphs import through_graphs
+
     if device is None:
         device = next((parameter.device for parameter in getattr(model, "parameters", tuple)()), None)
     with torch.inference_mode():
-        fused = model(torch.from_numpy(planes)[None].to(device))
+        fused = through_graphs(model)(torch.from_numpy(planes)[None].to(device))
         expected = (1, 1, *planes.shape[1:])
         if tuple(fused.shape) != expected:
             raise InputError(f"model must return luminance of shape {expected}, got {tuple(fused.shape)}")
         if not bool(torch.isfinite(fused).all()):
             raise InputError("model gave luminance that is not finite: its weights do not fit these pictures")
         return fused[0, 0].clamp(0, 1).float().cpu().numpy()
+
+
+def _takes_pictures_there(model, images: list[np.ndarray], device) -> bool:
+    """Return whether the model fuses these pictures, colour included, on a device that is not the CPU."""
+    if not hasattr(model, "fuse_rgb") or any(image.ndim != 3 or image.dtype != np.uint8 for image in images):
+        return False
+    place = (
+        next((str(parameter.device.type) for parameter in model.parameters()), "cpu") if device is None else str(device)
+    )
+    return not place.startswith("cpu")
+
+
+def _fuse_pictures_there(model, images: list[np.ndarray], device) -> np.ndarray:
+    """Return the fused picture of 8-bit RGB ones; only their bytes go to the device and back."""
+    import torch
+
+    if device is None:
+        device = next(model.parameters()).device
+    with torch.inference_mode():
+        pictures = [torch.from_numpy(np.ascontiguousarray(image)).to(device) for image in images]
+        return model.fuse_rgb(pictures).cpu().numpy()

@@ -1,7 +1,7 @@
 """The steps of scripts/gpu_first_run.sh: python scripts/gpu_first_run.py STEP[,STEP...] [ARGUMENTS].
 
-There each step is a process, so that a fault of one leaves the others alone; results are lines of $OUT/results.jsonl. With
-FFMEF_RUN_CPU=1 every step runs on the CPU at tiny sizes, which keeps the script working where there is no GPU.
+There each step is a process, so that a fault of one leaves the others alone; results are lines of
+$OUT/results.jsonl. With FFMEF_RUN_CPU=1 every step runs on the CPU at tiny sizes, which keeps the script working where there is no GPU.
 """
 
 from __future__ import annotations
@@ -146,15 +146,16 @@ def step_quick() -> None:
 
 def step_check(backend: str, part: str = "0", parts: str = "1", seconds: str = "140") -> None:
     """Check problems part, part + parts, ... of the selftest's matrix, float32 first, until the time is up."""
+    from ffmef import checks
     from ffmef.commands import selftest
 
-    order = tuple(selftest.TOLERANCE)
-    problems = sorted(selftest.matrix(quick=False), key=lambda p: order.index(p.dtype))[int(part) :: int(parts)]
+    order = tuple(checks.TOLERANCE)
+    problems = sorted(checks.matrix(quick=False), key=lambda p: order.index(p.dtype))[int(part) :: int(parts)]
     started, passed, worst, reached = time.perf_counter(), 0, 0.0, 0
     for problem in problems:
         if time.perf_counter() - started > float(seconds):
             break
-        tally = selftest.check(backend, DEVICE, [problem])
+        tally = checks.check(backend, DEVICE, [problem])
         reached, passed, worst = reached + 1, passed + tally.passed, max(worst, tally.worst)
         for failure in tally.failures:
             print("  FAILED", failure, flush=True)
@@ -165,28 +166,30 @@ def step_check(backend: str, part: str = "0", parts: str = "1", seconds: str = "
     )
     if part == "0" and not CPU:
         print(f"{backend}: captured in a CUDA graph:", attempt("graph", lambda: selftest.graph_capture(backend)))
-        print("\n".join(selftest.check_others(backend, DEVICE, False)[0]), flush=True)
+        print("\n".join(checks.check_others(backend, DEVICE, False)[0]), flush=True)
 
 
 def step_sanitize() -> None:
     """Every CUDA kernel once or twice at small odd sizes: for compute-sanitizer."""
-    from ffmef.commands import selftest as s
+    from ffmef import checks
+    from ffmef.checks.judge import results
+    from ffmef.checks.problems import predictions
     from ffmef.ops import adaptive_fuse
 
     backend = BACKENDS[0]
     problems = [
-        s.Problem("float32", "reflect", 1, 2, 1, 37, 144, (1, 3, 5)),
-        s.Problem("float16", "zeros", 1, 2, 3, 18, 72, (3, 7)),
-        s.Problem("float32", "replicate", 1, 2, 1, 19, 67, (1, 3, 5)),
-        s.Problem("float64", "zeros", 1, 1, 2, 12, 40, (9, 3)),
-        s.Problem("float32", "zeros", 1, 2, 1, 5, 24, (1, 3) * 8 + (5,)),
-        s.PyramidProblem("float32", 1, 2, 1, 77, 144, 3, 8),
-        s.PyramidProblem("float16", 1, 3, 2, 37, 67, 3, 16),
-        s.PyramidProblem("float32", 1, 2, 1, 70, 45, 5, 32),
-        s.PyramidProblem("float32", 1, 2, 1, 5, 7, 1, 2, "transposed"),
+        checks.Problem("float32", "reflect", 1, 2, 1, 37, 144, (1, 3, 5)),
+        checks.Problem("float16", "zeros", 1, 2, 3, 18, 72, (3, 7)),
+        checks.Problem("float32", "replicate", 1, 2, 1, 19, 67, (1, 3, 5)),
+        checks.Problem("float64", "zeros", 1, 1, 2, 12, 40, (9, 3)),
+        checks.Problem("float32", "zeros", 1, 2, 1, 5, 24, (1, 3) * 8 + (5,)),
+        checks.PyramidProblem("float32", 1, 2, 1, 77, 144, 3, 8),
+        checks.PyramidProblem("float16", 1, 3, 2, 37, 67, 3, 16),
+        checks.PyramidProblem("float32", 1, 2, 1, 70, 45, 5, 32),
+        checks.PyramidProblem("float32", 1, 2, 1, 5, 7, 1, 2, "transposed"),
     ]
     for problem in problems:
-        found = s.results(problem, DEVICE, backend)
+        found = results(problem, DEVICE, backend)
         print(problem, "finite" if all(bool(part.isfinite().all()) for part in found) else "NOT FINITE", flush=True)
     images = draw(1, 2, 1, 37, 51).requires_grad_()
     filters = [draw(1, 2, k * k, 5, 7).requires_grad_() for k in (1, 3)]
@@ -194,8 +197,8 @@ def step_sanitize() -> None:
     fused = adaptive_fuse(images, filters, alphas, backend=backend)
     torch.autograd.grad(fused.sum(), [images, *filters, alphas])
     if not CPU:
-        for problem in s.predictions(False)[:3]:
-            s.prediction_error(problem, DEVICE, backend)
+        for problem in predictions(False)[:3]:
+            checks.prediction_error(problem, DEVICE, backend)
     print("sanitize: done")
 
 
@@ -525,9 +528,9 @@ def step_table() -> None:
 
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
-    failed = [
-        name
-        for name in sys.argv[1].split(",")
-        if not attempt(name, lambda step=globals()[f"step_{name}"]: (step(*sys.argv[2:]), True))
-    ]
+    failed = []
+    for name in sys.argv[1].split(","):
+        step = globals()[f"step_{name}"]
+        if not attempt(name, lambda step=step: (step(*sys.argv[2:]), True)):
+            failed.append(name)
     sys.exit(1 if failed else 0)

@@ -11,6 +11,7 @@ from ffmef.checks.problems import (
     lay_out,
     matrix,
 )
+from ffmef.checks.processes import check_in_processes, worker_count
 from ffmef.checks.tolerances import SMALLEST, TOLERANCE
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Tally",
     "bytes_moved",
     "check",
+    "check_in_processes",
     "check_others",
     "error_of",
     "inputs",
@@ -30,4 +32,5 @@ __all__ = [
     "matrix",
     "network_error",
     "prediction_error",
+    "worker_count",
 ]

@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     for backend in chosen:
         interpreted = backend == "triton" and args.device == "cpu"
         problems = checks.interpretable(checks.matrix(quick=False)) if interpreted else checks.matrix(args.quick)
-        tally = checks.check(backend, args.device, problems)
+        workers = checks.worker_count(backend, args.device)
+        tally = checks.check_in_processes(backend, args.device, problems, workers)
         failed |= bool(tally.failures)
         print(f"{backend} on {args.device}{', in the interpreter' if interpreted else ''}:")
         print(

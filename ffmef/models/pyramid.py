@@ -320,8 +320,10 @@ class PyramidFFMEF(nn.Module):
 
         # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
         # are told apart by their samples.
+        sums = torch.stack([picture.sum(dtype=torch.int64) for picture in pictures]).tolist()
+
         def key(index: int):
-            return int(pictures[index].sum(dtype=torch.int64)), pictures[index].numpy().tobytes()
+            return sums[index], pictures[index].cpu().numpy().tobytes() if sums.count(sums[index]) > 1 else b""
 
         order = sorted(range(len(pictures)), key=key)
         pictures = [pictures[index] for index in order]

@@ -369,3 +369,21 @@ def test_the_authors_pictures(task, name, files):
     difference = fused - expected
     assert difference.min() >= -1 and difference.max() <= 1
     assert (difference < 0).mean() < 1e-4
+
+
+def test_pictures_go_to_another_device_as_bytes(monkeypatch):
+    """The path that a GPU takes, run on the CPU: one call of the model with colour, in place of planes of luminance."""
+    random = np.random.default_rng(0)
+    pictures = [random.integers(low, low + 128, (40, 50, 3), dtype=np.uint8) for low in (0, 100)]
+    model = models.PyramidFFMEF().eval()
+    expected = model.fuse_rgb([torch.from_numpy(picture) for picture in pictures]).numpy()
+    assert pipeline._takes_pictures_there(model, pictures, "cuda:1")
+    assert not pipeline._takes_pictures_there(model, pictures, "cpu")
+    assert not pipeline._takes_pictures_there(model, pictures, None)  # the model is on the CPU
+    assert not pipeline._takes_pictures_there(model, [pictures[0], pictures[1][..., 0]], "cuda")
+    assert not pipeline._takes_pictures_there(model, [picture.astype(np.uint16) for picture in pictures], "cuda")
+    assert not pipeline._takes_pictures_there(models.FFMEF(), pictures, "cuda")
+    monkeypatch.setattr(pipeline, "_native_network", lambda *arguments: None)
+    monkeypatch.setattr(pipeline, "_takes_pictures_there", lambda *arguments: True)
+    monkeypatch.setattr(pipeline, "_luminance", None)  # no plane of luminance is made on the CPU
+    np.testing.assert_array_equal(fuse(pictures, model=model), expected)

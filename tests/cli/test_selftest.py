@@ -72,3 +72,15 @@ def test_a_wrong_prediction_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks.prediction_error(problem, "cpu", "reference") <= 1
     monkeypatch.setattr(ops, "predict_and_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
     assert checks.prediction_error(problem, "cpu", "reference") > 1
+
+
+def test_processes_share_a_matrix() -> None:
+    problems = [checks.Problem("float32", "zeros", 1, 2, 1, 4, width, (3,)) for width in (5, 6, 7)]
+    alone = checks.check("reference", "cpu", problems)
+    assert checks.check_in_processes("reference", "cpu", problems, 2) == alone
+    assert alone.passed == 3
+    # They also bring back their failures.
+    shared = checks.check_in_processes("cuda", "cpu", problems, 2)
+    assert shared.passed == 0
+    assert sorted(shared.failures) == sorted(checks.check("cuda", "cpu", problems).failures)
+    assert checks.worker_count("triton", "cpu") == checks.worker_count("cuda", "cuda") == 1

@@ -1,0 +1,48 @@
+"""The matrix shared by several processes: Triton compiles some kernels for every problem, seconds each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+from ffmef.checks.judge import Tally, check
+from ffmef.checks.problems import AnyProblem
+
+MOST_WORKERS = 14
+
+
+def worker_count(backend: str, device: str) -> int:
+    """Return how many processes check a backend: several where kernels are compiled as they are met."""
+    import torch
+
+    if backend != "triton" or device != "cuda":
+        return 1
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Each process has a context of some hundred MB on the GPU.
+    return max(1, min(processors - 1, MOST_WORKERS, torch.cuda.mem_get_info()[0] // 2**30))
+
+
+def check_in_processes(backend: str, device: str, problems: list[AnyProblem], workers: int) -> Tally:
+    """Do what :func:`check` does, the problems dealt out to ``workers`` processes.
+
+    The result is that of one process, but for the order of the failures.
+    """
+    if workers == 1:
+        return check(backend, device, problems)
+    shares = [problems[worker::workers] for worker in range(workers)]
+    # A forked process could not use the GPU.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        tallies = list(pool.map(_check_with_one_thread, [backend] * workers, [device] * workers, shares))
+    return Tally(
+        passed=sum(tally.passed for tally in tallies),
+        worst=max(tally.worst for tally in tallies),
+        failures=[failure for tally in tallies for failure in tally.failures],
+    )
+
+
+def _check_with_one_thread(backend: str, device: str, problems: list[AnyProblem]) -> Tally:
+    import torch
+
+    torch.set_num_threads(1)
+    return check(backend, device, problems)

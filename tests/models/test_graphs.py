@@ -1,0 +1,111 @@
+"""Models behind CUDA graphs: what is recorded anew and what is replayed. A GPU is not needed to see that."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ffmef import graphs
+
+
+class Doubling(nn.Module):
+    backend: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.calls += 1
+        return self.factor * values
+
+
+class Recorder:
+    """Records as a graph does: one input and one result, whose memory every replay uses."""
+
+    def __init__(self) -> None:
+        self.recorded: list[torch.Size] = []
+
+    def __call__(self, model: nn.Module, example: Tensor) -> graphs.Replay:
+        self.recorded.append(example.shape)
+        static, result = example.clone(), torch.empty_like(example)
+
+        def replay(tensor: Tensor) -> Tensor:
+            static.copy_(tensor)
+            result.copy_(model.factor * static)
+            return result.clone()
+
+        return replay
+
+
+def test_each_shape_is_recorded_once_and_the_latest_are_kept() -> None:
+    recorder = Recorder()
+    model = graphs.Graphed(Doubling().eval(), most=2, record=recorder)
+    with torch.inference_mode():
+        first, second = model(torch.ones(3)), model(torch.full((3,), 5.0))
+        assert (first.tolist(), second.tolist()) == ([2.0] * 3, [10.0] * 3)  # a later call leaves a result alone
+        model(torch.ones(4))
+        model(torch.ones(3))
+        assert recorder.recorded == [torch.Size([3]), torch.Size([4])]
+        model(torch.ones(5))  # the third; four's is the oldest
+        model(torch.ones(3))
+        assert len(recorder.recorded) == 3
+        model(torch.ones(4))
+        assert len(recorder.recorded) == 4
+
+
+def test_parameters_may_change_in_place_and_are_recorded_again_when_replaced() -> None:
+    recorder = Recorder()
+    module = Doubling().eval()
+    model = graphs.Graphed(module, record=recorder)
+    with torch.inference_mode():
+        model(torch.ones(3))
+        module.factor.data.fill_(3.0)
+        assert model(torch.ones(3)).tolist() == [3.0] * 3
+        assert len(recorder.recorded) == 1
+        module.factor = nn.Parameter(torch.tensor(4.0))
+        assert model(torch.ones(3)).tolist() == [4.0] * 3
+        assert len(recorder.recorded) == 2
+        module.backend = "cuda"
+        model(torch.ones(3))
+        assert len(recorder.recorded) == 3
+
+
+def test_gradients_training_and_the_cpu_take_the_model_itself() -> None:
+    recorder = Recorder()
+    module = Doubling().eval()
+    model = graphs.Graphed(module, record=recorder)
+    model(torch.ones(3)).sum().backward()
+    assert module.factor.grad.item() == 3.0
+    with torch.inference_mode():
+        module.train()
+        model(torch.ones(3))
+        module.eval()
+        graphs.Graphed(module)(torch.ones(3))
+    assert (module.calls, recorder.recorded) == (3, [])
+
+
+def test_switch_wraps_modules_alone_and_keeps_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = Doubling().eval()
+    assert graphs.through_graphs(module) is module
+    monkeypatch.setenv("FFMEF_CUDA_GRAPHS", "1")
+    assert graphs.through_graphs(len) is len
+    wrapped = graphs.through_graphs(module)
+    assert isinstance(wrapped, graphs.Graphed)
+    assert graphs.through_graphs(module) is wrapped
+    with torch.inference_mode():
+        assert wrapped(torch.ones(2)).tolist() == [2.0, 2.0]
+    alive = weakref.ref(module)
+    del module, wrapped
+    gc.collect()
+    assert alive() is None
+
+
+def test_at_least_one_graph_is_kept() -> None:
+    with pytest.raises(ValueError, match="most must be at least 1, got 0"):
+        graphs.Graphed(Doubling(), most=0)
