@@ -35,6 +35,7 @@ _JPEG_SEGMENT = 65533
 _PLUGINS = {"AVIF": "pillow_avif", "HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 
 _process_settings = threading.RLock()
+_hiding = 0  # threads that hide decoders' messages at the moment
 hidden_error_streams: list[int] = []  # the real standard error, while hidden_decoder_messages redirects it
 
 
@@ -174,20 +175,27 @@ def encode_picture(
 def hidden_decoder_messages() -> Iterator[None]:
     """Keep off the terminal what C libraries print about a damaged file, for commands: the error says it in one line.
 
-    It redirects the standard error of the whole process, so a library must not do it on its own.
+    It redirects the standard error of the whole process, so a library must not do it on its own. Threads share it: the
+    first hides, the last shows again.
     """
-    sys.stderr.flush()
-    saved = os.dup(2)
+    global _hiding
+    with _process_settings:
+        if _hiding == 0:
+            sys.stderr.flush()
+            hidden_error_streams.append(os.dup(2))
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+        _hiding += 1
     try:
-        with open(os.devnull, "wb") as nowhere:
-            hidden_error_streams.append(saved)
-            os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        sys.stderr.flush()
-        os.dup2(saved, 2)
-        hidden_error_streams.remove(saved)
-        os.close(saved)
+        with _process_settings:
+            _hiding -= 1
+            if _hiding == 0:
+                sys.stderr.flush()
+                saved = hidden_error_streams.pop()
+                os.dup2(saved, 2)
+                os.close(saved)
 
 
 # Reading
@@ -219,6 +227,14 @@ def _open(data: bytes, kind: str | None) -> ImageFile.ImageFile:
     readers = [kind] if kind in _PLUGINS else ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]
     with _quiet_decoders():
         return Image.open(io.BytesIO(data), formats=readers)
+
+
+def open_lazily(path: Path, kind: str) -> ImageFile.ImageFile:
+    """Return a picture of which only the header is read, for what it says about itself."""
+    if kind in _PLUGINS:
+        _load_plugin(kind)
+    with _quiet_decoders():
+        return Image.open(path, formats=[kind])
 
 
 def _load_plugin(kind: str) -> None:

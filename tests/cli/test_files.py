@@ -547,3 +547,17 @@ def test_an_interruption_is_one_line(tmp_path, pair, moment):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "ffmef fuse: interrupted\n")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_decoders_are_hushed_by_threads_together(capfd):
+    """The last one shows standard error again, whatever the order in which they end."""
+    from ffmef.imaging.io import hidden_decoder_messages
+
+    first, second = hidden_decoder_messages(), hidden_decoder_messages()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    os.write(2, b"hidden")
+    second.__exit__(None, None, None)
+    os.write(2, b"shown")
+    assert capfd.readouterr().err == "shown"

@@ -1,0 +1,139 @@
+"""Fuse the brackets of whole folders, in several processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from ffmef.commands.fuse import add_fusion_arguments, fusion_options, whole_number
+from ffmef.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="with the frames; folders in them are searched, too")
+    add("-o", "--output", required=True, metavar="OUT", help="folder of the results, NAME_fused.EXT; made if missing")
+    add("--extension", default="jpg", metavar="EXT", help="of the results: jpg (default), png, tif, webp, ...")
+    add("--count", metavar="N", help="a bracket is N files in the order of their names (default: grouped by EXIF)")
+    add("--pattern", metavar="REGEX", help="a bracket is files with the same first group, as '(.+)_(under|over)'")
+    add("--gap", default="3", metavar="SECONDS", help="most seconds between frames of a bracket (default: 3)")
+    add("--dry-run", action="store_true", help="show the plan and write nothing")
+    add("--overwrite", action="store_true", help="replace results that are there; otherwise they are kept")
+    add("--jobs", metavar="J", help="processes at a time (default: one for each processor, as memory permits)")
+    add("--scheduler", metavar="ADDRESS", help="of a dask.distributed cluster that does the work (extra: cluster)")
+    add_fusion_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ffmef import batch, grouping, jobs
+
+    if args.task == "vif":
+        raise InputError("--task must be mef or mff for a batch, got 'vif'")
+    processes = whole_number(args.jobs, "--jobs", 1, 1024)
+    options = fusion_options(args)
+    if options.fusion["threads"] is None and not args.scheduler:
+        options = replace(options, fusion={**options.fusion, "threads": 1})  # many processes instead
+    extension = args.extension.removeprefix(".").lower()
+    _check_output(args.output, extension, options, jobs)
+    plan = grouping.find(
+        args.folders,
+        args.output,
+        count=whole_number(args.count, "--count", 2),
+        pattern=args.pattern,
+        gap=_seconds(args.gap),
+    )
+    todo, there = [], 0
+    for group in plan.groups:
+        target = os.path.abspath(os.path.join(args.output, f"{group.name}.{extension}"))
+        frames = tuple(os.path.abspath(frame) for frame in group.frames)
+        if os.path.exists(target) and not args.overwrite:
+            there += 1
+            status = "kept, is there"
+        else:
+            status = "to be fused"
+            todo.append(batch.Job(frames, target, options))
+        if args.dry_run:
+            print(f"{group.name}.{extension} ({status}): {' '.join(frame.name for frame in group.frames)}")
+    if args.dry_run:
+        _report(plan.left, plan.failures)
+        print(f"{len(todo)} brackets to be fused, {there} kept, {len(plan.left)} files left alone")
+        return 1 if plan.failures else 0
+    if todo:
+        _try_fusion(options)
+    return _perform(args, plan, todo, there, batch, processes)
+
+
+def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
+    failures, done = list(plan.failures), 0
+    try:
+        outcomes = batch.run(todo, processes=processes, scheduler=args.scheduler, progress=_progress)
+        for outcome in outcomes:
+            for line in outcome.remarks:
+                _say(f"remark: {line}")
+            if outcome.failure is None:
+                done += 1
+            else:
+                failures.append((os.path.relpath(outcome.job.target), outcome.failure))
+    except KeyboardInterrupt:
+        rest = len(todo) - done
+        print(f"ffmef batch: interrupted: {done} brackets fused, {rest} left; run it again to go on", file=sys.stderr)
+        return 130
+    _report(plan.left, failures)
+    print(f"{args.output}: {done} brackets fused, {there} kept, {len(failures)} failures")
+    return 1 if failures else 0
+
+
+def _check_output(output: str, extension: str, options, jobs) -> None:
+    """Raise what is wrong with every target alike."""
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output must be a folder, got the file {output}")
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    jobs.check(str(existing / f"x.{extension}"), options)
+
+
+def _try_fusion(options) -> None:
+    """Raise what is wrong with the weights, backend or device before thousands of jobs do."""
+    import numpy as np
+
+    from ffmef import pipeline
+
+    frames = [np.full((32, 32, 3), level, np.uint8) for level in (60, 180)]
+    pipeline.fuse(frames, options.task, **options.fusion)
+
+
+def _seconds(text: str) -> float:
+    try:
+        gap = float(text)
+    except ValueError:
+        gap = -1.0
+    if not 0 <= gap < 1e9:
+        raise InputError(f"--gap must be a number of seconds, got {text!r}")
+    return gap
+
+
+def _progress(outcomes, total: int):
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return outcomes
+    return tqdm(outcomes, total=total, unit="bracket", disable=None)  # only on a terminal
+
+
+def _say(text: str) -> None:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(f"ffmef batch: {text}", file=sys.stderr)
+        return
+    tqdm.write(f"ffmef batch: {text}", file=sys.stderr)
+
+
+def _report(left, failures) -> None:
+    for name, why in left:
+        print(f"ffmef batch: {name}: left alone: {why}", file=sys.stderr)
+    for name, why in failures:
+        print(f"ffmef batch: {name}: {why}", file=sys.stderr)

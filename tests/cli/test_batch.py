@@ -1,0 +1,246 @@
+"""``ffmef batch``: grouping, the plan, resuming, broken files, several processes, a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ffmef import batch, grouping, jobs
+from ffmef.cli import main
+from ffmef.errors import InputError
+from ffmef.imaging.io import read_picture
+
+SHAPE = (40, 60, 3)
+random = np.random.default_rng(0)
+scene = np.cumsum(np.cumsum(random.normal(0, 1, SHAPE), 0), 1)
+scene = (scene - scene.min()) / np.ptp(scene)
+
+
+def frame(path: Path, second: float | None, stops: float = 0, camera: str = "A", size: int = 0) -> Path:
+    """Write a small JPEG with the EXIF of a camera."""
+    pixels = np.clip(scene * 160 * 2.0 ** (stops / 2), 0, 255).astype(np.uint8)[: SHAPE[0] - size]
+    exif = Image.Exif()
+    exif[272] = camera
+    if second is not None:
+        details = exif.get_ifd(34665)
+        minutes, seconds = divmod(int(second), 60)
+        details[36867] = f"2024:05:06 07:{minutes:02}:{seconds:02}"
+        details[37521] = f"{second % 1:.2f}"[2:]
+        details[33434], details[37380] = 0.01 * 2.0**stops, float(stops)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, exif=exif)
+    return path
+
+
+def card(folder: Path, brackets: int = 2, start: int = 0) -> list[Path]:
+    """A memory card: brackets of three, ten seconds apart."""
+    return [
+        frame(folder / f"IMG_{3 * number + index}.jpg", start + 10 * number + index / 4, stops)
+        for number in range(brackets)
+        for index, stops in enumerate((0, -2, 2))
+    ]
+
+
+def names(plan: grouping.Plan) -> list[list[str]]:
+    return [[path.stem.removeprefix("IMG_") for path in group.frames] for group in plan.groups]
+
+
+def run(*arguments) -> int:
+    return main(["batch", *map(str, arguments)])
+
+
+# Grouping
+
+
+def test_brackets_by_exif(tmp_path):
+    card(tmp_path / "in", 3)
+    frame(tmp_path / "in" / "IMG_20.jpg", 200)  # a snapshot
+    plan = grouping.find([tmp_path / "in"], tmp_path / "out")
+    assert names(plan) == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
+    assert [group.name for group in plan.groups] == ["IMG_0_fused", "IMG_3_fused", "IMG_6_fused"]
+    assert plan.left == [(str(tmp_path / "in" / "IMG_20.jpg"), "a single frame")] and plan.failures == []
+
+
+def test_an_exposure_that_repeats_begins_the_next_bracket(tmp_path):
+    """Shot without a pause: nothing but the exposures tells the brackets apart."""
+    for index, stops in enumerate((0, -2, 2) * 3):
+        frame(tmp_path / f"IMG_{index}.jpg", index * 0.5, stops)
+    assert names(grouping.find([tmp_path], tmp_path / "out")) == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
+
+
+def test_a_long_exposure_does_not_end_its_bracket(tmp_path):
+    frame(tmp_path / "IMG_0.jpg", 0, 0)
+    frame(tmp_path / "IMG_1.jpg", 1, 11)  # 20 seconds
+    frame(tmp_path / "IMG_2.jpg", 21.75, -2)
+    assert names(grouping.find([tmp_path], tmp_path / "out")) == [["0", "1", "2"]]
+    assert names(grouping.find([tmp_path], tmp_path / "out", gap=0.5)) == [["1", "2"]]
+
+
+def test_cameras_and_sizes_are_told_apart(tmp_path):
+    for index, stops in enumerate((0, -2, 2)):
+        frame(tmp_path / f"IMG_{index}.jpg", index * 0.25, stops)
+        frame(tmp_path / f"IMG_{index + 10}.jpg", index * 0.25, stops, camera="B")
+        frame(tmp_path / f"IMG_{index + 20}.jpg", 1 + index * 0.25, stops - 5, size=8)
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    assert sorted(names(plan)) == [["0", "1", "2"], ["10", "11", "12"], ["20", "21", "22"]]
+
+
+def test_brackets_by_count_and_by_name(tmp_path):
+    for name in ("a_1", "a_2", "a_10", "b_1", "b_2", "b_10", "c"):
+        frame(tmp_path / f"{name}.jpg", None)
+    plan = grouping.find([tmp_path], tmp_path / "out", count=3)
+    assert [[path.stem for path in group.frames] for group in plan.groups] == [
+        ["a_1", "a_2", "a_10"],
+        ["b_1", "b_2", "b_10"],
+    ]
+    assert [name for name, _ in plan.failures] == [str(tmp_path / "c.jpg")]
+    plan = grouping.find([tmp_path], tmp_path / "out", pattern=r"(.+)_\d+$")
+    assert [group.name for group in plan.groups] == ["a_fused", "b_fused"] and len(plan.left) == 1
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    assert not plan.groups and all("no capture time" in why for _, why in plan.failures)
+    for arguments, message in (
+        ({"count": 1}, "--count must be at least 2"),
+        ({"count": 2, "pattern": "x"}, "must not be given together"),
+        ({"pattern": "("}, "must be a regular expression"),
+    ):
+        with pytest.raises(InputError, match=message):
+            grouping.find([tmp_path], tmp_path / "out", **arguments)
+    with pytest.raises(InputError, match="FOLDER must be a folder"):
+        grouping.find([tmp_path / "a_1.jpg"], tmp_path / "out")
+
+
+def test_folders_keep_their_place_and_results_are_no_frames(tmp_path):
+    card(tmp_path / "one" / "deep", 1)
+    card(tmp_path / "two", 1)
+    frame(tmp_path / "two" / "IMG_0_fused.jpg", 1, 5)
+    frame(tmp_path / "two" / "out" / "x.jpg", 1, 5)
+    plan = grouping.find([tmp_path / "one", tmp_path / "two"], tmp_path / "two" / "out")
+    assert [group.name for group in plan.groups] == ["one/deep/IMG_0_fused", "two/IMG_0_fused"]
+
+
+def test_a_bracket_with_a_damaged_header_is_not_fused_without_it(tmp_path):
+    files = card(tmp_path, 3)
+    files[4].write_bytes(b"damaged")
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    assert names(plan) == [["0", "1", "2"], ["6", "7", "8"]]
+    assert {Path(name).stem for name, _ in plan.failures} == {"IMG_3", "IMG_4", "IMG_5"}
+
+
+# Running
+
+
+def test_the_plan_writes_nothing(tmp_path, capsys):
+    card(tmp_path / "in")
+    assert run(tmp_path / "in", "-o", tmp_path / "out", "--dry-run") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "IMG_0_fused.jpg (to be fused): IMG_0.jpg IMG_1.jpg IMG_2.jpg"
+    assert out[-1] == "2 brackets to be fused, 0 kept, 0 files left alone"
+    assert os.listdir(tmp_path) == ["in"]
+
+
+def test_a_batch_goes_on_past_a_broken_file_and_after_an_interruption(tmp_path, capsys):
+    files = card(tmp_path / "in", 3)
+    whole = files[5].read_bytes()
+    files[5].write_bytes(whole[: len(whole) * 2 // 3])  # its header is good
+    out = tmp_path / "out"
+    assert run(tmp_path / "in", "-o", out, "--jobs", 2) == 1
+    said = capsys.readouterr()
+    assert "2 brackets fused, 0 kept, 1 failures" in said.out
+    assert "IMG_3_fused.jpg: " in said.err and "IMG_5.jpg" in said.err and "Traceback" not in said.err
+    assert sorted(os.listdir(out)) == ["IMG_0_fused.jpg", "IMG_6_fused.jpg"]
+    assert main(["fuse", *map(str, files[:3]), "-o", str(tmp_path / "alone.jpg")]) == 0
+    np.testing.assert_array_equal(
+        read_picture(out / "IMG_0_fused.jpg").pixels, read_picture(tmp_path / "alone.jpg").pixels
+    )
+
+    files[5].write_bytes(whole)
+    (out / "IMG_0_fused.jpg").write_bytes(b"mine")
+    assert run(tmp_path / "in", "-o", out, "--jobs", 1) == 0
+    assert "1 brackets fused, 2 kept, 0 failures" in capsys.readouterr().out
+    assert (out / "IMG_0_fused.jpg").read_bytes() == b"mine"
+    assert run(tmp_path / "in", "-o", out, "--jobs", 1, "--overwrite") == 0
+    assert read_picture(out / "IMG_0_fused.jpg").pixels.shape == SHAPE
+
+
+def test_a_process_that_dies_takes_only_its_job_along(tmp_path):
+    files = [str(path) for path in card(tmp_path, 3)]
+    options = [jobs.Options(), jobs.Options(fusion={"model": Deadly()}), jobs.Options()]
+    todo = [batch.Job(tuple(files[3 * i : 3 * i + 3]), str(tmp_path / f"{i}.png"), o) for i, o in enumerate(options)]
+    outcomes = {Path(done.job.target).stem: done.failure for done in batch.in_processes(todo, 2)}
+    assert outcomes["0"] is None and outcomes["2"] is None and "its process died" in outcomes["1"]
+
+
+class Deadly:
+    """A model that ends its process."""
+
+    def __call__(self, luminance):
+        os._exit(9)
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    card(tmp_path / "in", 1)
+    (tmp_path / "file").write_text("")
+    for options, message in (
+        (["-o", tmp_path / "file"], "--output must be a folder"),
+        (["-o", tmp_path / "o", "--extension", "gif"], "the extension must be one of"),
+        (["-o", tmp_path / "o", "--task", "vif"], "--task must be mef or mff"),
+        (["-o", tmp_path / "o", "--jobs", "0"], "--jobs must be at least 1"),
+        (["-o", tmp_path / "o", "--gap", "soon"], "--gap must be a number of seconds"),
+        (["-o", tmp_path / "o", "--weights", "nonsense"], "nonsense"),
+        (["-o", tmp_path / "o", "--quality", "50", "--extension", "png"], "--quality is for JPEG"),
+    ):
+        assert run(tmp_path / "in", *options) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_interruption_of_a_batch(tmp_path):
+    card(tmp_path / "in", 40)
+    command = [sys.executable, "-m", "ffmef", "batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--jobs", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "out" / "IMG_0_fused.jpg").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "") and error.count("\n") == 1, error
+    assert error.startswith("ffmef batch: interrupted: ") and error.endswith(" left; run it again to go on\n")
+    written = os.listdir(tmp_path / "out")
+    assert all(name.endswith("_fused.jpg") for name in written) and len(written) < 40
+    for name in written:
+        assert read_picture(tmp_path / "out" / name).pixels.shape == SHAPE
+
+
+def test_a_cluster_of_two_workers(tmp_path, capsys):
+    distributed = pytest.importorskip("distributed")
+    files = card(tmp_path / "in", 3)
+    files[8].write_bytes(files[8].read_bytes()[:900])
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", cluster.scheduler_address) == 1
+    said = capsys.readouterr()
+    assert "2 brackets fused, 0 kept, 1 failures" in said.out and "IMG_8.jpg" in said.err
+    assert sorted(os.listdir(tmp_path / "out")) == ["IMG_0_fused.jpg", "IMG_3_fused.jpg"]
+
+
+def test_no_scheduler_at_the_address(tmp_path, capsys, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def refused(address, **_):
+        raise OSError(f"Timed out trying to connect to {address}")
+
+    monkeypatch.setattr(distributed, "Client", refused)
+    card(tmp_path / "in", 1)
+    assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9") == 2
+    assert "--scheduler tcp://127.0.0.1:9 does not answer" in capsys.readouterr().err
