@@ -1,4 +1,4 @@
-"""Builds the native library by CMake and ninja when a compiler and torch are at hand; installs pure Python otherwise."""
+"""Builds the native library by CMake and ninja where a compiler and torch exist; installs pure Python otherwise."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
 
 
 def find_nvcc() -> Path | None:
-    """Return nvcc of CUDA_HOME or CUDA_PATH, of the PATH, or of the usual folder, provided its headers are there too."""
+    """Return nvcc of CUDA_HOME or CUDA_PATH, of the PATH, or of the usual folder, if its headers are there."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     found = [Path(home, "bin", "nvcc") for home in homes if home]
     if shutil.which("nvcc"):

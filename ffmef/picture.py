@@ -1,4 +1,4 @@
-"""The pyramid model from pictures to a picture in one native pass, with NumPy arrays and threads of its own: no torch."""
+"""The pyramid model from pictures to a picture in one native pass, with NumPy arrays, without torch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ except ImportError as error:
 def thread_count(threads: int | None = None) -> int:
     """Return how many threads to use where ``threads`` were asked for.
 
-    None means ``FFMEF_THREADS``, or torch's number in a process that has loaded torch, or ``OMP_NUM_THREADS``, or as many
-    as there are processors that the process may run on. The result does not depend on it.
+    None means ``FFMEF_THREADS``, or torch's number in a process that has loaded torch, or ``OMP_NUM_THREADS``, or as
+    many as there are processors that the process may run on. The result does not depend on it.
 
     Raises:
         InputError: the number, or that of ``FFMEF_THREADS``, is not from 1 to 4096.

@@ -185,7 +185,7 @@ def _fuse(
 
 
 def _native_network(source, task: str, backend: str | None, device):
-    """Return what fuses these pictures in one native pass, colour included, for a name or path of weights or a model."""
+    """Return what fuses these pictures in one native pass, colour included, for weights or a model."""
     if picture.missing is not None or task == "vif" or str(device or "cpu") != "cpu":
         return None
     if isinstance(source, str | Path):
@@ -248,7 +248,7 @@ def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
     for name, image in named:
         if not isinstance(image, np.ndarray):
             raise InputError(f"{name} must be a NumPy array, got {type(image).__name__}")
-        if image.ndim not in (2, 3) or image.ndim == 3 and image.shape[2] != 3:
+        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             raise InputError(f"{name} must have shape (H, W) or (H, W, 3), got {image.shape}")
         if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
             raise InputError(f"{name} must be uint8, uint16 or floating point, got {image.dtype}")

@@ -30,8 +30,8 @@ from ffmef.data.pictures import read_rgb, shrink
 from ffmef.errors import InputError
 from ffmef.imaging.io import Picture, write_picture
 from ffmef.models import load
-from ffmef.models.pyramid_first import FirstPyramidFFMEF
 from ffmef.models.pyramid import SCALE, CoarsePredictor
+from ffmef.models.pyramid_first import FirstPyramidFFMEF
 from ffmef.training.checkpoint import write_atomically
 from ffmef.training.config import Config, resolve
 from ffmef.training.report import contact_sheet

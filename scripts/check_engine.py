@@ -3,8 +3,8 @@
     python scripts/check_engine.py --weights mef.pth mff.pth vif.pth --data MEFB VIFB MFIFB
 
 Each data folder has the layout of MEFB: a folder a pair, with a file whose name ends in _A or _VI and one in _B or _IR.
-Every pair is fused with every weights file, whatever it was trained for. Exits with 1 where the luminance is further apart
-than 1e-4 or a pixel of the 8-bit picture by more than one grey level.
+Every pair is fused with every weights file, whatever it was trained for. Exits with 1 where the luminance is further
+apart than 1e-4 or a pixel of the 8-bit picture by more than one grey level.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The steps of scripts/gpu_first_run.sh: python scripts/gpu_first_run.py STEP[,STEP...] [ARGUMENTS].
 
-There each step is a process, so that a fault of one leaves the others alone; results are lines of
-$OUT/results.jsonl. With FFMEF_RUN_CPU=1 every step runs on the CPU at tiny sizes, which keeps the script working where there is no GPU.
+There each step is a process, so that a fault of one leaves the others alone; results are lines of $OUT/results.jsonl.
+With FFMEF_RUN_CPU=1 every step runs on the CPU at tiny sizes, which keeps the script working where there is no GPU.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 python scripts/triton_budget.py [--check] [ARCHITECTURE ...]
 
-With --check it ends with status 1 if a kernel keeps anything on the stack. Triton's versions differ in that: run it with the
-oldest that torch brings along (scripts/check_oldest_torch.sh does) and with the newest.
+With --check it ends with status 1 if a kernel keeps anything on the stack. Triton's versions differ in that: run it
+with the oldest that torch brings along (scripts/check_oldest_torch.sh does) and with the newest.
 """
 
 from __future__ import annotations

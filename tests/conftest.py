@@ -6,9 +6,10 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import interpreter
 import pytest
 import torch
+
+import interpreter
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 BACKENDS = {"backend": ("reference", "cpu", "triton", "cuda"), "kernel_backend": ("cpu", "triton", "cuda")}
@@ -69,7 +70,7 @@ def _missing(backend: str, device: str) -> str | None:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what would not run: two planted faults of three, and all but one test of each reason to skip a file's."""
+    """Leave out what would not run: two planted faults of three, and all but one test per file and reason to skip."""
     kept, left_out = [], []
     planted: Counter[Path] = Counter()
     skipped: dict[tuple[Path, str], list[pytest.Item]] = {}
@@ -83,7 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             (kept if len(skipped[item.path, reason]) == 1 else left_out).append(item)
             continue
         # Each planted fault of a CUDA kernel is a compilation.
-        parameters = getattr(item, "callspec", None) and item.callspec.params or {}
+        parameters = (getattr(item, "callspec", None) and item.callspec.params) or {}
         if type(parameters.get("mutant")).__module__ == "cuda_emulation" and not config.getoption("exhaustive"):
             planted[item.path] += 1
             if planted[item.path] % 3 != 1:

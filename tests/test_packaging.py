@@ -65,7 +65,7 @@ def _sources(target: Path) -> Path:
 
 
 def _environment(folder: Path) -> tuple[Path, dict[str, str]]:
-    """A new environment that sees this one's packages but not its programs, and the variables that keep compilers away."""
+    """A new environment that sees this one's packages but not its programs, and variables that keep compilers away."""
     _run(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
     site = Path(_run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
@@ -102,7 +102,7 @@ def _fuses(python: Path, folder: Path, variables: dict[str, str]) -> dict[str, s
     assert (folder / "fused.png").stat().st_size > 10_000
     info = _run(python.parent / "ffmef", "info", cwd=folder, **variables).stdout
     assert "backends:" in info and "weights: mef" in info
-    return eval(backends)  # noqa: S307  printed by the lines above
+    return eval(backends)
 
 
 @needs_sources
@@ -149,7 +149,8 @@ def test_install_without_compilers_serves_by_the_reference(tmp_path):
     warned = _run(
         python,
         "-c",
-        "import torch, ffmef\nx = torch.ones(1, 1, 4, 5)\nfor _ in range(3): print(ffmef.ops.adaptive_fuse(x, [x[:, :, None]]).sum().item())",
+        "import torch, ffmef\nx = torch.ones(1, 1, 4, 5)\n"
+        "for _ in range(3): print(ffmef.ops.adaptive_fuse(x, [x[:, :, None]]).sum().item())",
         cwd=tmp_path,
         **variables,
     )
@@ -163,8 +164,8 @@ import torch
 before, started = set(sys.modules), time.process_time()
 import ffmef
 seconds = time.process_time() - started
-heavy = sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"triton", "scipy", "cv2", "matplotlib", "PIL", "tifffile", "pandas"})
-assert not torch.cuda.is_initialized()
+heavy = sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"triton", "scipy", "cv2",
+"matplotlib", "PIL", "tifffile", "pandas"}) assert not torch.cuda.is_initialized()
 sys.stderr.write(f"{seconds} {' '.join(heavy)}")
 """
 

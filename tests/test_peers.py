@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import methods, peers  # noqa: E402
-from benchmarks.peers import counting, guided_filter, transmef  # noqa: E402
-from benchmarks.peers.dpe_mef import rgb_to_ycbcr, ycbcr_to_rgb  # noqa: E402
+from benchmarks import methods, peers
+from benchmarks.peers import counting, guided_filter, transmef
+from benchmarks.peers.dpe_mef import rgb_to_ycbcr, ycbcr_to_rgb
 
 
 @pytest.mark.parametrize("name", peers.PEERS)

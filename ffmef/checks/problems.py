@@ -91,7 +91,7 @@ class PyramidProblem:
 def pyramid_terms(
     images: torch.Tensor, weights: torch.Tensor, base: torch.Tensor, scale: int, sign: int
 ) -> torch.Tensor:
-    """Return the definition of pyramid_fuse; with sign 1 its bands add what they subtract, so that magnitudes add up."""
+    """Return the definition of pyramid_fuse; with sign 1 its bands add where they subtract, for magnitudes."""
     from ffmef.ops.reference import expand, halve
 
     bands = weights.shape[1]

@@ -65,4 +65,7 @@ def engine_line() -> str:
         return "eager for every network: " + "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
     sets = ", ".join("{" + ",".join(map(str, sizes)) + "}" for sizes in KERNEL_SIZES)
     channels = ", ".join(map(str, CHANNELS))
-    return f"fused on {' and '.join(served)} without gradients for FFMEF of {channels} channels and filter sets {sets}; eager otherwise"
+    where = " and ".join(served)
+    return (
+        f"fused on {where} without gradients for FFMEF of {channels} channels and filter sets {sets}; eager otherwise"
+    )

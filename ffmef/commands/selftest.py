@@ -30,9 +30,8 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join(info.lines()))
     if args.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        print(
-            f"GPU: {properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
-        )
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        print(f"GPU: {properties.name}, sm_{properties.major}{properties.minor}, {memory}")
     failed = False
     for backend in chosen:
         interpreted = backend == "triton" and args.device == "cpu"
@@ -101,49 +100,60 @@ def timing(backend: str, device: str) -> list[str]:
     """Return lines with times and bandwidths beside a plain copy's, the floor of what memory allows."""
     import torch
 
-    from ffmef.ops import adaptive_fuse
-
-    rounds = 20 if device == "cuda" else 5
-    source = torch.empty(2**27 if device == "cuda" else 2**25, device=device)
-    target = torch.empty_like(source)
-    copy = 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device, rounds)
-    del source, target
+    copy = _copy_bandwidth(device)
     lines = [f"  a copy moves {copy / 1e9:.0f} GB/s; forward: two images, k = 1, 3, 5, zeros"]
-    for dtype in ("float32", "float16") if device == "cuda" else ("float32",):
+    for dtype in (torch.float32, torch.float16) if device == "cuda" else (torch.float32,):
         for height, width in TIMED_SIZES if device == "cuda" else TIMED_SIZES[:2]:
-            element = getattr(torch, dtype).itemsize
-            images = torch.rand(1, 2, 1, height, width, device=device).to(getattr(torch, dtype))
-            filters = [
-                torch.rand(1, 2, k * k, height, width, device=device).to(images.dtype) for k in checks.FILTER_SIZES
-            ]
-            alphas = torch.ones(3, device=device)
-            floor = checks.bytes_moved(height, width, element) / copy
-
-            def forward() -> torch.Tensor:
-                return adaptive_fuse(images, filters, alphas, backend=backend)
-
-            seconds = _median_seconds(forward, device, rounds)
-            for leaf in filters:
-                leaf.requires_grad_()
-            output = forward()
-            gradient = torch.ones_like(output)
-
-            def backward() -> None:
-                torch.autograd.grad(output, filters, gradient, retain_graph=True)
-
-            back = _median_seconds(backward, device, rounds)
+            floor = checks.bytes_moved(height, width, dtype.itemsize) / copy
+            forward, backward = _seconds_of_both(backend, device, dtype, height, width)
             lines.append(
-                f"  {dtype:<8} {height:>5} x {width:<5} forward {seconds * 1e3:8.3f} ms = {seconds / floor:5.2f} floors, "
-                f"filters' gradient {back * 1e3:8.3f} ms = {back / floor:5.2f} floors"
+                f"  {str(dtype)[6:]:<8} {height:>5} x {width:<5} "
+                f"forward {forward * 1e3:8.3f} ms = {forward / floor:5.2f} floors, "
+                f"filters' gradient {backward * 1e3:8.3f} ms = {backward / floor:5.2f} floors"
             )
     return lines
 
 
-def _median_seconds(run: Callable[[], object], device: str, rounds: int) -> float:
+def _rounds(device: str) -> int:
+    return 20 if device == "cuda" else 5
+
+
+def _copy_bandwidth(device: str) -> float:
+    """Return the bytes that a plain copy reads and writes per second."""
+    import torch
+
+    source = torch.empty(2**27 if device == "cuda" else 2**25, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
+
+
+def _seconds_of_both(backend: str, device: str, dtype: torch.dtype, height: int, width: int) -> tuple[float, float]:
+    """Return the seconds of the forward pass and of the filters' gradient."""
+    import torch
+
+    from ffmef.ops import adaptive_fuse
+
+    images = torch.rand(1, 2, 1, height, width, device=device).to(dtype)
+    filters = [torch.rand(1, 2, k * k, height, width, device=device).to(dtype) for k in checks.FILTER_SIZES]
+    alphas = torch.ones(len(filters), device=device)
+
+    def forward() -> torch.Tensor:
+        return adaptive_fuse(images, filters, alphas, backend=backend)
+
+    seconds = _median_seconds(forward, device)
+    for leaf in filters:
+        leaf.requires_grad_()
+    output = forward()
+    gradient = torch.ones_like(output)
+    back = _median_seconds(lambda: torch.autograd.grad(output, filters, gradient, retain_graph=True), device)
+    return seconds, back
+
+
+def _median_seconds(run: Callable[[], object], device: str) -> float:
     import statistics
 
     from ffmef import measure
 
     run()
-    (timings,) = measure.take_turns([run], rounds, device)
+    (timings,) = measure.take_turns([run], _rounds(device), device)
     return statistics.median(timings.of("device" if device == "cuda" else "wall"))

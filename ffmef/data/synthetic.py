@@ -22,8 +22,8 @@ _LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 class SyntheticBrackets:
     """Under- and over-exposed pictures of scenes that were photographed once.
 
-    A photograph is taken back to linear light by a random camera curve, and its large tones are spread to the range of a
-    scene that needs a bracket; in some samples a second photograph appears behind a sharp or soft edge, many times
+    A photograph is taken back to linear light by a random camera curve, and its large tones are spread to the range
+    of a scene that needs a bracket; in some samples a second photograph appears behind a sharp or soft edge, many times
     brighter, as a window does. A radiance map has that range already; a panorama is seen through a random view of it.
     Each exposure is then taken from this light: shutter chosen by what it saves of highlights or shadows, photon and
     read noise, clipping, the camera's curve, rounding to 8 bit.

@@ -21,6 +21,6 @@ REMARK = (
 
 def rows(pairs: list[str]) -> dict[str, dict[str, float]]:
     """Return the published averages by label if the pairs are a whole benchmark, else nothing."""
-    if len(pairs) == 100 and _MEFB_SCENES <= set(pairs):
+    if len(pairs) == 100 and set(pairs) >= _MEFB_SCENES:
         return {"FFMEF (paper)": _MEFB}
     return {}

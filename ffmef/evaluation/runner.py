@@ -21,9 +21,9 @@ from ffmef.models import registry
 from ffmef.version import __version__
 
 TASK_METRICS = {
-    "mef": "EN FMI NMI PSNR QNCIE AG QABF CE QP QW MEF_SSIM QCB QCV VIF".split(),
-    "mff": "EN FMI QNCIE AG QABF QW QCV VIF".split(),
-    "vif": "AG EI EN PSNR QCV RMSE SF SSIM".split(),
+    "mef": ["EN", "FMI", "NMI", "PSNR", "QNCIE", "AG", "QABF", "CE", "QP", "QW", "MEF_SSIM", "QCB", "QCV", "VIF"],
+    "mff": ["EN", "FMI", "QNCIE", "AG", "QABF", "QW", "QCV", "VIF"],
+    "vif": ["AG", "EI", "EN", "PSNR", "QCV", "RMSE", "SF", "SSIM"],
 }
 SAVE_AS = {"lossless": "stored without loss", "source": "saved under their source's extension (JPEG quality 75)"}
 PAGE_PIXELS = 1024

@@ -2,7 +2,8 @@
 
 A program computes a tile of pixels of one batch element for up to four channels, so that filters are read once; several
 levels share one launch, those on a coarser grid have one each. The gradients of the images and of coarse filters are
-gathers: no atomics, one order of summation. Nothing here is particular to one vendor's GPUs. Importing this module imports triton.
+gathers: no atomics, one order of summation. Nothing here is particular to one vendor's GPUs. Importing this module
+imports triton.
 """
 
 from __future__ import annotations

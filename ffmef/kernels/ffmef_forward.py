@@ -2,8 +2,8 @@
 
 InstanceNorm needs the whole image's statistics, so a map is written as it leaves its convolution, with the moments of
 every tile beside it; one small launch merges them in the tiles' order, and whoever reads the map normalises and
-activates it on the way in. Heads end in one kernel that predicts and fuses: neither hidden k*k maps nor filters are ever
-stored. All images of a batch share each launch; nothing is atomic, so results are the same from run to run.
+activates it on the way in. Heads end in one kernel that predicts and fuses: neither hidden k*k maps nor filters are
+ever stored. All images of a batch share each launch; nothing is atomic, so results are the same from run to run.
 Importing this module imports triton.
 """
 
@@ -29,7 +29,8 @@ TILE = (8, 64, 4)  # rows, columns, warps of a program where no test chooses oth
 MAPS = 8  # hidden maps of one program at a time: they share the pixels that they are made of
 TILES_AT_ONCE = 1024  # whose moments are merged in one step
 
-# How a map is read. STEM: it is a 1x1 convolution of luminance, never stored. MAP: as it is. RECTIFIED: normalised, ReLU.
+# How a map is read. STEM: it is a 1x1 convolution of luminance, never stored. MAP: as it is. RECTIFIED: normalised,
+# ReLU.
 # LEAKY: normalised, leaky ReLU. GATED: times its image's attention.
 STEM, MAP, RECTIFIED, LEAKY, GATED = (tl.constexpr(i) for i in range(5))
 # What follows a convolution. RAW: nothing. RECTIFY: ReLU. RESIDUAL: leaky ReLU, plus a 1x1 of the block's inputs.
@@ -265,7 +266,8 @@ def head_kernel(
     tl.store(target, total, mask=inside)
 
 
-# ---- parameters ----------------------------------------------------------------------------------------------------------
+# ---- parameters
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -386,7 +388,8 @@ def _on(device: torch.device, channels: int, kernel_sizes: tuple[int, ...]) -> t
     return plan.index.to(device), plan.factor.to(device), torch.tensor([1.0, 0.0], device=device)
 
 
-# ---- the chain of launches -----------------------------------------------------------------------------------------------
+# ---- the chain of launches
+# -----------------------------------------------------------------------------------------------
 
 
 class _Map:

@@ -1,9 +1,11 @@
-"""Bilinear interpolation between cell centres in Triton, one axis at a time, and its adjoint: csrc/common/interpolation.h's rules.
+"""Bilinear interpolation between cell centres in Triton, one axis at a time, and its adjoint:
+csrc/common/interpolation.h's rules.
 
-A coarse axis of ``size`` cells lies under a fine one: ``cells`` cells are as long as ``pixels`` pixels, and both start at
+A coarse axis of ``size`` cells lies under a fine one: ``cells`` cells are as long as ``pixels`` pixels, and both
+start at
 the same edge. A grid that spans the picture, as ``F.interpolate(..., align_corners=False)`` has it, is ``cells = size``
-and ``pixels`` the fine size; cells of ``factor`` pixels each, as pyramid_fuse has them, are ``cells = 1`` and ``pixels =
-factor``. Numbers must have room for ``2 * pixels * (size + 1)`` and ``2 * cells`` times the fine size.
+and ``pixels`` the fine size; cells of ``factor`` pixels each, as pyramid_fuse has them, are ``cells = 1`` and
+``pixels = factor``. Numbers must have room for ``2 * pixels * (size + 1)`` and ``2 * cells`` times the fine size.
 Importing this module imports triton.
 """
 

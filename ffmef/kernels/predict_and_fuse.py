@@ -1,7 +1,8 @@
 """Triton kernel of predict_and_fuse, for GPUs without the compiled CUDA library.
 
 A program computes a tile of one channel of one batch element: for each hidden map, its filter's response
-to the image times the map. Filters never exist; tiles are tuned. Nothing here is particular to one vendor's GPUs. Importing this module imports triton.
+to the image times the map. Filters never exist; tiles are tuned. Nothing here is particular to one vendor's GPUs.
+Importing this module imports triton.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The first design of PyramidFFMEF, to be removed: weights predicted on a coarse grid, applied band by band on a Laplacian pyramid, for any number of exposures."""
+"""The first design of PyramidFFMEF, to be removed: weights of bands, predicted on a coarse grid."""
 
 from __future__ import annotations
 

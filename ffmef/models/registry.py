@@ -87,7 +87,7 @@ class Spec:
         """Raise InputError unless the model takes so many pictures."""
         if self.most is not None and self.most == self.fewest and count != self.most:
             raise InputError(f"images must be {self.most} pictures for the model {self.architecture}, got {count}")
-        if count < self.fewest or self.most is not None and count > self.most:
+        if count < self.fewest or (self.most is not None and count > self.most):
             most = "" if self.most is None else f" and at most {self.most}"
             raise InputError(
                 f"images must be at least {self.fewest}{most} pictures for the model {self.architecture}, got {count}"

@@ -187,7 +187,7 @@ def load(name_or_path: str | Path) -> nn.Module:
             start = file.read(9)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if path.suffix == ".safetensors" or len(start) == 9 and start[8:9] == b"{":
+    if path.suffix == ".safetensors" or (len(start) == 9 and start[8:9] == b"{"):
         return _load_safetensors(path)
     return _load_authors(path)
 

@@ -10,6 +10,13 @@ from ffmef.ops.selection import backends
 from ffmef.ops.thin_convolution import thin_convolution
 
 __all__ = [
-    "adaptive_fuse", "backends", "ffmef_forward", "half_luminance", "norm_activation", "predict_and_fuse", "pyramid_fuse", "pyramid_fuse_rgb",
+    "adaptive_fuse",
+    "backends",
+    "ffmef_forward",
+    "half_luminance",
+    "norm_activation",
+    "predict_and_fuse",
+    "pyramid_fuse",
+    "pyramid_fuse_rgb",
     "thin_convolution",
-]  # fmt: skip
+]

@@ -48,10 +48,11 @@ def adaptive_fuse(
     This is F-Fusion, equation 4 of FFMEF (CVPR workshops 2023), for any number of images, channels and levels. The
     same as unfolding each image, multiplying and summing, without the k*k copies.
 
-    Filters of a level may be given on a coarser grid, (B, N, k*k, h, w) with h <= H and w <= W: :math:`f_l` is then what
+    Filters of a level may be given on a coarser grid, (B, N, k*k, h, w) with h <= H and w <= W: :math:`f_l` is then
+    what
     ``F.interpolate(filters, (H, W), mode="bilinear", align_corners=False)`` returns, interpolated row by row inside the
-    kernels without ever existing at full resolution. The grid spans the image; where h divides H and w divides W, a cell
-    is a block of pixels as in :func:`ffmef.ops.pyramid_fuse`.
+    kernels without ever existing at full resolution. The grid spans the image; where h divides H and w divides W, a
+    cell is a block of pixels as in :func:`ffmef.ops.pyramid_fuse`.
 
     Args:
         images: (B, N, C, H, W) or (B, N, H, W); float64, float32, float16 or bfloat16, any strides.
@@ -176,7 +177,8 @@ def _validate(
             )
         if not (_fits(level.shape[3], height) and _fits(level.shape[4], width)):
             raise ValueError(
-                f"{name} must have height and width {height} x {width} like images, or of a coarser grid of at least 1 x 1, "
+                f"{name} must have height and width {height} x {width} like images, "
+                "or of a coarser grid of at least 1 x 1, "
                 f"got {level.shape[3]} x {level.shape[4]}"
             )
         if level.dtype != images.dtype:
@@ -374,7 +376,7 @@ def _register(name: str) -> None:
 
 
 def _register_responses() -> None:
-    """The forward operator that also returns each level's sum, (L, B, C, H, W) in the dtype of sums, for the backward."""
+    """The forward operator that also returns each level's sum, (L, B, C, H, W) in the dtype of sums."""
     forward_op, backward_op = operator("adaptive_fuse_responses"), operator("adaptive_fuse_backward")
 
     def fake(images, filters, alphas, padding_mode):

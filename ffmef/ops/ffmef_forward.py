@@ -71,11 +71,12 @@ def ffmef_forward(
         backend: "cpu" or "triton"; None takes the one that the tensors' device has.
 
     Returns:
-        (B, 1, H, W), unclamped. The bits are the same from run to run and do not depend on the number of threads; they do
-        depend on the instruction set or the GPU.
+        (B, 1, H, W), unclamped. The bits are the same from run to run and do not depend on the number of threads;
+        they do depend on the instruction set or the GPU.
 
     Raises:
-        ValueError: shapes or the architecture are not supported; the message names the argument, the rule and the value.
+        ValueError: shapes or the architecture are not supported; the message names the argument, the rule and the
+            value.
         RuntimeError: the tensors cannot be run here (device, dtype, gradients), or the parameters do not fit.
 
     Example:

@@ -21,7 +21,8 @@ def unsupported(input: Tensor, weight: Tensor) -> str | None:
 def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float, eps: float = 1e-5) -> Tensor:
     r"""Normalise the first channels of every picture by their mean and variance, then activate all channels.
 
-    .. math:: z_c = weight_c \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + eps}} + bias_c \;\text{ for } c < M, \qquad z_c = x_c \text{ beyond}
+    .. math:: z_c = weight_c \frac{x_c - \mu_c}{\sqrt{\sigma_c^2 + eps}} + bias_c \;\text{ for } c < M,
+    .. math:: z_c = x_c \;\text{ beyond}
     .. math:: out = z \text{ where } z > 0, \quad slope \cdot z \text{ elsewhere}
 
     ``torch.nn.functional.instance_norm`` and ``leaky_relu`` in one operator, which keeps nothing but its input for the

@@ -1,10 +1,12 @@
 """The last 1x1 convolution of a prediction head and F-Fusion in one step, without the filters between them.
 
 Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output for each
-hidden map, which is recomputed backwards instead of being stored. On the CPU native kernels compute both directions, on GPUs
-one computes the forward pass. Elsewhere torch does, a few rows at a time; on GPUs that is no loss backwards: its convolutions
-have the batch or the maps as channels, for which torch has tuned kernels, and the forward pass alone is what an application
-waits for.
+hidden map, which is recomputed backwards instead of being stored. On the CPU native kernels compute both directions,
+on GPUs
+one computes the forward pass. Elsewhere torch does, a few rows at a time; on GPUs that is no loss backwards: its
+convolutions
+have the batch or the maps as channels, for which torch has tuned kernels, and the forward pass alone is what an
+application waits for.
 """
 
 from __future__ import annotations
@@ -47,8 +49,10 @@ def predict_and_fuse(
     r"""Predict filters from hidden maps by a 1x1 convolution and fuse the images by them, without storing filters.
 
     .. math::
-        out[b,c,y,x] = \sum_l \alpha_l \sum_n \sum_j \Big(\sum_i w_l[j,i]\, h_l[b,n,i,y,x] + b_l[j]\Big)\, I_j[b,n,c,y,x]
-                     = \sum_l \alpha_l \sum_n \Big(\sum_i h_l[b,n,i,y,x] \sum_j w_l[j,i]\, I_j + \sum_j b_l[j]\, I_j\Big)
+        out[b,c,y,x] = \sum_l \alpha_l \sum_n \sum_j \Big(\sum_i w_l[j,i]\, h_l[b,n,i,y,x] + b_l[j]\Big)\,
+        I_j[b,n,c,y,x]
+                     = \sum_l \alpha_l \sum_n \Big(\sum_i h_l[b,n,i,y,x] \sum_j w_l[j,i]\, I_j + \sum_j b_l[j]\,
+                     I_j\Big)
 
     with :math:`I_j` the images moved by tap j. The same as :func:`ffmef.ops.adaptive_fuse` (equation 4 of FFMEF, CVPR
     workshops 2023) of ``conv2d(hidden, weight, bias)``, in less memory: neither pass holds the k*k filters, and the
@@ -62,8 +66,8 @@ def predict_and_fuse(
         images: (B, N, C, H, W) or (B, N, H, W).
         alphas: (L,) weights of the levels; ones where None.
         padding_mode: "zeros", "replicate" or "reflect", as in :func:`ffmef.ops.adaptive_fuse`.
-        backend: "reference" (torch's convolutions, anywhere), "cpu" (float32 images of one channel, k up to 7), "triton" or
-            "cuda"; None takes the fastest that can run the tensors.
+        backend: "reference" (torch's convolutions, anywhere), "cpu" (float32 images of one channel, k up to 7),
+            "triton" or "cuda"; None takes the fastest that can run the tensors.
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels.
@@ -73,7 +77,8 @@ def predict_and_fuse(
         RuntimeError: ``backend`` cannot run here; the message says why.
 
     Note:
-        Differentiable to any order in every tensor; derivatives are the reference's on every backend, but the first of "cpu", whose
+        Differentiable to any order in every tensor; derivatives are the reference's on every backend, but the first
+        of "cpu", whose
         bits do not depend on the number of threads. Under autocast, tensors are promoted to the widest of their dtypes.
 
     Example:
@@ -115,7 +120,7 @@ def _kernel(backend: str | None, images: Tensor, hidden, weight, bias, alphas: T
         for h, w in zip(hidden, weight, strict=True):
             if (reason := not_native(h, _side(w), images.shape[2])) is not None:
                 raise RuntimeError(f"backend 'cpu' is not available: {reason}")
-    if backend in ("cpu", "reference") or backend is None and (images.device.type != "cuda" or not _has_gpu_kernel()):
+    if backend in ("cpu", "reference") or (backend is None and (images.device.type != "cuda" or not _has_gpu_kernel())):
         return None
     if images.dtype not in DTYPES:
         raise ValueError(f"images must be float64, float32, float16 or bfloat16 on GPUs, got {str(images.dtype)[6:]}")
@@ -267,7 +272,8 @@ class _PredictAndFuse(torch.autograd.Function):
         # A second derivative goes through torch's operators, and so does the images' own.
         if ctx.native and not need_padded and not torch.is_grad_enabled():
             hidden_grad, shares = operator("predict_and_fuse_level_backward")(
-                grad.squeeze(1).contiguous(), hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2), need_hidden,
+                grad.squeeze(1).contiguous(), hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2),
+                need_hidden,
                 need_weight or need_bias,
             )  # fmt: skip
             kernel_grad = shares.sum(0).flatten(1).t() if need_weight or need_bias else None

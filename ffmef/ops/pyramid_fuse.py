@@ -1,6 +1,7 @@
 """Fusion on a Laplacian pyramid with weights that are given on a coarse grid only.
 
-The function here documents and validates; kernels are in ``csrc/`` and ``ffmef/kernels/``. The operator is linear in the images and in weights
+The function here documents and validates; kernels are in ``csrc/`` and ``ffmef/kernels/``. The operator is linear in
+the images and in weights
 and base together, so two dispatcher operators, forward and backward, give derivatives of every order.
 """
 
@@ -38,7 +39,8 @@ def pyramid_fuse(
         out_L = \sum_n U_{s/2^L}(base_n) \, G_{L,n}, \qquad
         out_l = U_2(out_{l+1}) + \sum_n U_{s/2^l}(w_{l,n}) \, \bigl(G_{l,n} - U_2(G_{l+1,n})\bigr), \qquad out = out_0
 
-    :math:`G_{0,n}` is image n, :math:`G_{l+1}` the means of 2 x 2 pixels of :math:`G_l` (an odd border is repeated), and
+    :math:`G_{0,n}` is image n, :math:`G_{l+1}` the means of 2 x 2 pixels of :math:`G_l` (an odd border is repeated),
+    and
     :math:`U_r` bilinear interpolation between pixel centres to an r times finer grid, constant beyond the outermost
     centres and cropped to the finer level's size. With one cell's weights this is a filter spanned by a delta and tents
     of 2, 4, ... :math:`2^L` pixels, in the place of F-Fusion's 1x1, 3x3 and 5x5 (FFMEF, CVPR workshops 2023, eq. 4).

@@ -28,7 +28,8 @@ def available(half: Tensor, channels: Sequence[int], stem: int) -> bool:
 def pyramid_predict(
     half: Tensor, parameters: Sequence[Tensor], channels: Sequence[int], stem: int, bands: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the weights of the bands and of the base as ``FirstPyramidFFMEF.predict_weights`` does, without derivatives.
+    """Return the weights of the bands and of the base as ``FirstPyramidFFMEF.predict_weights`` does, without
+    derivatives.
 
     Args:
         half: (N, H, W), float32 luminance in [0, 1] at half size, on the CPU.
@@ -47,7 +48,8 @@ def pyramid_predict(
         >>> import torch
         >>> from ffmef.models.pyramid_first import FirstPyramidFFMEF
         >>> model = FirstPyramidFFMEF()
-        >>> weights, base = pyramid_predict(torch.rand(2, 20, 30), list(model.predictor.parameters()), (16, 16, 32, 32), 8, 3)
+        >>> weights, base = pyramid_predict(torch.rand(2, 20, 30), list(model.predictor.parameters()), (16, 16, 32,
+        32), 8, 3)
         >>> weights.shape, base.shape
         (torch.Size([3, 2, 5, 8]), torch.Size([2, 5, 8]))
     """

@@ -113,7 +113,8 @@ class Config:
                 raise InputError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if not (0 <= self.consistency < math.inf and self.overlap < self.size):
             raise InputError(
-                f"consistency must be at least 0 and finite, and overlap below size, got {self.consistency} and {self.overlap}"
+                "consistency must be at least 0 and finite, and overlap below size, "
+                f"got {self.consistency} and {self.overlap}"
             )
         if self.consistency and not self.overlap:
             raise InputError(f"overlap must be positive where consistency has a weight, got {self.overlap}")

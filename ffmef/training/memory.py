@@ -12,9 +12,10 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 def return_large_blocks() -> bool:
     """Let glibc give each block of 4 MiB or more a mapping of its own; return whether this system has such a setting.
 
-    By itself it keeps freed maps of a picture in the heap, where smaller blocks cut them up: the process grows to several
-    times of what is in use. Own mappings are returned when they are freed, and cleared again for each new block, which takes
-    time. It holds for the whole process and cannot be undone.
+    By itself it keeps freed maps of a picture in the heap, where smaller blocks cut them up: the process grows to
+    several
+    times of what is in use. Own mappings are returned when they are freed, and cleared again for each new block,
+    which takes time. It holds for the whole process and cannot be undone.
 
     Example:
         >>> return_large_blocks() in (True, False)

@@ -153,7 +153,7 @@ def test_round_trip(tmp_path, dtype, shape, with_alpha, suffix):
         np.testing.assert_array_equal(read.alpha, alpha if deep else to_eight_bit(alpha))
     expected = pixels if deep else to_eight_bit(pixels)
     if read.pixels.ndim > expected.ndim:  # WebP, and 16-bit grey with alpha, are stored as colour
-        assert suffix == ".webp" or dtype == np.uint16 and with_alpha
+        assert suffix == ".webp" or (dtype == np.uint16 and with_alpha)
         expected = np.dstack([expected] * 3)
     difference = np.abs(read.pixels.astype(int) - expected)
     assert difference.max() <= (3 if suffix == ".jpg" else 0)

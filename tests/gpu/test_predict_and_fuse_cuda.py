@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from cuda_emulation import (
-    DTYPE_CODES, Failed, Mutant, build, check_entries_compile_to_ptx, encoded_tensor, execute, needs_emulator, numbers, plant,
+    DTYPE_CODES,
+    Failed,
+    Mutant,
+    build,
+    check_entries_compile_to_ptx,
+    encoded_tensor,
+    execute,
+    needs_emulator,
+    numbers,
+    plant,
 )  # fmt: skip
 from gpu_cases import PADDINGS, TOLERANCE, relative_error
 from predict_and_fuse_cases import Case, expected, make_tensors, matrix

@@ -293,7 +293,7 @@ def test_infrared_and_visible(tmp_path):
     arguments = ["evaluate", str(tmp_path / "data"), "--task", "vif", "--fused", str(tmp_path / "fused")]
     assert cli.main([*arguments, "-o", str(tmp_path / "out")]) == 0
     [row] = table(tmp_path)
-    assert list(row)[2:] == "AG EI EN PSNR QCV RMSE SF SSIM".split()
+    assert list(row)[2:] == ["AG", "EI", "EN", "PSNR", "QCV", "RMSE", "SF", "SSIM"]
     read = lambda path: np.asarray(Image.open(tmp_path / path))  # noqa: E731
     args = read("data/x/x_VI.jpg"), read("data/x/x_IR.jpg"), read("fused/x_some.jpg")
     assert float(row["SF"]) == metrics.sf(*args, convention="vifb") != metrics.sf(*args)

@@ -1,4 +1,4 @@
-"""The native halves of windowed statistics and of filters in the Fourier domain against the ones in NumPy and OpenCV."""
+"""Native windowed statistics and filters in the Fourier domain against the ones in NumPy and OpenCV."""
 
 import os
 import subprocess

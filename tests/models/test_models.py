@@ -8,12 +8,11 @@ import pickle
 import struct
 import zipfile
 
-import ffmef_oracle
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
+import ffmef_oracle
 from ffmef import models
 from ffmef.errors import InputError
 from ffmef.imaging.colour import luminance as luminance_of
@@ -329,7 +328,7 @@ def _config(config: str, architecture: str = "FFMEF") -> bytes:
             "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
         },
         bytes(4),
-    )  # noqa: E501
+    )
 
 
 BAD_FILES = {

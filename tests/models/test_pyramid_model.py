@@ -149,7 +149,7 @@ def test_hue_is_kept_outside_of_rgb():
 
 
 def test_adjustments_do_what_their_formulas_say(model):
-    """Brightness is a gain of shadows, saturation 0 is grey, contrast leaves the lowest level, preference moves shares."""
+    """Brightness is a gain of shadows, saturation 0 is grey, contrast leaves the lowest level."""
     model.predictor.head.weight.mul_(0.02)
     pictures = [torch.randint(low, low + 100, (64, 64, 3), dtype=torch.uint8) for low in (10, 100)]
     plain = model.fuse_rgb(pictures).float()

@@ -85,7 +85,7 @@ def oracle(images, filters, alphas, padding_mode: str) -> np.ndarray:
 def bound(
     exact: np.ndarray, magnitude: np.ndarray, dtype: torch.dtype, terms: int, wide: torch.dtype | None = None
 ) -> np.ndarray:
-    """Largest rounding error: one final rounding to ``dtype`` of a sum whose terms' magnitudes add up to ``magnitude``."""
+    """Largest rounding error: one rounding to ``dtype`` of a sum whose terms' magnitudes add up to ``magnitude``."""
     wide = wide or accumulator(dtype)
     final = 0.0 if dtype == wide else 0.501 * torch.finfo(dtype).eps
     return (
@@ -174,7 +174,7 @@ def test_every_filter_side(side, kernel_backend, device):
 
 @pytest.mark.parametrize(
     "sides",
-    list(itertools.permutations((1, 3, 5))) + [(1,), (1, 3), (3, 5), (1, 3, 5, 7), (3, 3), (9, 31, 1, 11)],
+    [*itertools.permutations((1, 3, 5)), (1,), (1, 3), (3, 5), (1, 3, 5, 7), (3, 3), (9, 31, 1, 11)],
     ids=str,
 )
 def test_any_set_of_filter_sizes_in_any_order(sides, kernel_backend, device):
@@ -206,7 +206,7 @@ def test_every_row_end(width, kernel_backend, device):
 
 
 def test_three_by_three_by_hand(backend, device):
-    """The image 1 ... 9 under taps 0 ... 8: the centre is 0*1 + 1*2 + ... + 8*9 = 240, and the first corner of each padding."""
+    """Image 1 ... 9, taps 0 ... 8: the centre is 0*1 + 1*2 + ... + 8*9 = 240, and each padding's first corner."""
     image = torch.arange(1.0, 10.0, device=device).view(1, 1, 3, 3)
     taps = torch.arange(9.0, device=device).view(1, 1, 9, 1, 1).expand(1, 1, 9, 3, 3)
     for padding_mode, corner in (
@@ -826,7 +826,8 @@ REFUSED = {
     "alphas tensors": (
         lambda: adaptive_fuse(IMAGES, FILTERS, [torch.ones(()), 1.0]),
         TypeError,
-        "alphas must be a tensor or a sequence of numbers, got a sequence of tensors: stack them, so that their gradients are kept",
+        "alphas must be a tensor or a sequence of numbers, got a sequence of tensors: "
+        "stack them, so that their gradients are kept",
     ),
     "padding_mode": (
         lambda: adaptive_fuse(IMAGES, FILTERS, padding_mode="circular"),

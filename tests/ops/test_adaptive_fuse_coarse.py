@@ -11,7 +11,15 @@ from torch.nn import functional as F
 from ffmef.ops import adaptive_fuse, reference
 from ffmef.ops.reference import accumulator
 from test_adaptive_fuse import (
-    BACKWARD_OP, MODES, STRIDES, bound, call, check_forward, gradients, native, random,
+    BACKWARD_OP,
+    MODES,
+    STRIDES,
+    bound,
+    call,
+    check_forward,
+    gradients,
+    native,
+    random,
 )  # fmt: skip
 
 # (B, N, C, H, W), (side, h, w) of each level
@@ -41,7 +49,8 @@ def arguments(shape, levels, dtype=torch.float64, device="cpu", seed: int = 0):
 
 
 def tents(cells: int, pixels: int) -> torch.Tensor:
-    """The share of every cell in every pixel, (pixels, cells): a tent over the cell's centre, flat beyond the outermost.
+    """The share of every cell in every pixel, (pixels, cells): a tent over the cell's centre, flat beyond the
+    outermost.
 
     Distances are whole numbers of half pixels, so they are exact; torch's own coordinates are not.
     """

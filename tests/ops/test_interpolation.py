@@ -90,7 +90,7 @@ def test_header(tmp_path: Path) -> None:
         [COMPILER, "-std=c++17", "-O1", "-I", ROOT / "csrc" / "common", tmp_path / "program.cpp", "-o", program],
         check=True,
     )
-    axes = [axis for axis in SPANNING + CELLS]
+    axes = SPANNING + CELLS
     given = "\n".join(" ".join(map(str, axis)) for axis in axes)
     lines = subprocess.run([program], input=given, capture_output=True, text=True, check=True).stdout.splitlines()
     for axis, line in zip(itertools.chain.from_iterable((axis, axis) for axis in axes), lines, strict=True):

@@ -1,4 +1,4 @@
-"""The norm and activation in one operator: equal to torch's in value and gradients, on every size that a vector can end in."""
+"""The norm and activation in one operator: equal to torch's in value and gradients, wherever a vector ends."""
 
 import os
 import subprocess
@@ -113,7 +113,8 @@ def test_threads_do_not_change_the_bits():
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_other_instruction_sets(isa):
     """In a process of its own, because the set is chosen once."""
-    code = "import sys; sys.path[:0] = ['tests/ops', 'tests/support']; import test_norm_activation as t; t.compare(t.arguments(2, 4, 3, 9, 37), 0.2)"
+    code = "import sys; sys.path[:0] = ['tests/ops', 'tests/support']; import test_norm_activation as t; "
+    code += "t.compare(t.arguments(2, 4, 3, 9, 37), 0.2)"
     environment = {**os.environ, "FFMEF_ISA": isa}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True

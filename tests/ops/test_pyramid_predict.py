@@ -56,7 +56,7 @@ def test_available_names_what_it_can_run():
 
 
 def test_fused_pictures_are_those_of_the_module():
-    """RGB fused natively, and by the module between the colour functions, within a grey level; order does not matter."""
+    """RGB fused natively, and by the module between colour functions, within a grey level in any order."""
     from ffmef.pipeline import fuse
 
     model = model_of()

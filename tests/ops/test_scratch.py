@@ -31,7 +31,8 @@ large, small = torch.rand(1, 2, *{SIZE}), torch.rand(1, 2, 40, 50)
 model(small)
 
 def lent():
-    line = next(line for line in Path("/proc/self/smaps_rollup").read_text().splitlines() if line.startswith("LazyFree:"))
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("LazyFree:"))
     return int(line.split()[1]) * 1024
 
 def resident():

@@ -1,11 +1,10 @@
 """The thin convolution: equal to torch's in value and gradients, on every size that a vector can end in."""
 
+import copy
 import os
 import subprocess
 import sys
 from pathlib import Path
-
-import copy
 
 import pytest
 import torch
@@ -198,9 +197,14 @@ def test_native_layers_serve_any_network(monkeypatch):
 
 def test_other_convolutions_are_left_alone():
     model = nn.Sequential(
-        nn.Conv2d(4, 4, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 2), nn.Conv2d(4, 4, 3, padding=1, groups=2),
-        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.Conv2d(128, 4, 1), nn.Conv2d(4, 4, (1, 3), padding=(0, 1)),
-    )  # fmt: skip
+        nn.Conv2d(4, 4, 3, stride=2, padding=1),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(128, 4, 1),
+        nn.Conv2d(4, 4, (1, 3), padding=(0, 1)),
+    )
     assert use_native_operators(model) == 0
 
 

@@ -1,4 +1,4 @@
-"""Builds the driver of the emulated CUDA kernels (tests/support/cuda_emulator) and runs cases of gpu_cases.py through it."""
+"""Builds the driver of the emulated CUDA kernels (tests/support/cuda_emulator) and runs cases through it."""
 
 from __future__ import annotations
 

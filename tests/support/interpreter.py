@@ -1,4 +1,5 @@
-"""Runs tests marked ``interpreter`` in a second pytest process, where Triton interprets its kernels, and reports them here.
+"""Runs tests marked ``interpreter`` in a second pytest process, where Triton interprets its kernels, and reports them
+here.
 
 Triton chooses between compiler and interpreter when it is imported, and other tests of this process need its compiler.
 So the second process collects the same files, waits for the name of a test, runs it and sends its reports back; they

@@ -7,10 +7,10 @@ import zlib
 from dataclasses import dataclass, replace
 
 import torch
-from gpu_cases import DTYPES, Expected, lay_out
 
 from ffmef.checks import tolerances
 from ffmef.checks.problems import pyramid_terms
+from gpu_cases import DTYPES, Expected, lay_out
 
 TOLERANCE = {getattr(torch, name): share for name, share in tolerances.TOLERANCE.items()}
 

@@ -10,8 +10,8 @@ import math
 import sys
 
 import torch
-import triton_without_gpu as gpu
 
+import triton_without_gpu as gpu
 from ffmef.kernels import adaptive_fuse, launch, pyramid_fuse
 
 

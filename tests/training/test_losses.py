@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffmef.losses import TERMS, GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
-from ffmef.losses import edges, histograms, terms
+from ffmef.losses import TERMS, GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources, edges, histograms, terms
 
 LOSSES = {
     "gif": GIFLoss(),
@@ -17,7 +16,7 @@ LOSSES = {
     "gif-release": GIFLoss(variant="release"),
     "mef-ssim": MEFSSIMLoss(),
     "pmgi": PMGILoss(),
-    "picture": PictureLoss({name: 1.0 for name in TERMS}),
+    "picture": PictureLoss(dict.fromkeys(TERMS, 1.0)),
 }
 
 
@@ -246,8 +245,8 @@ def test_shade_that_one_exposure_records_is_asked_for():
 def test_order_of_sources_does_not_matter_to_terms():
     rgb = scene()
     fused = Sources.from_rgb(rgb).luminance.mean(1, keepdim=True)
-    one = PictureLoss({name: 1.0 for name in TERMS})(fused, Sources.from_rgb(rgb))[1]
-    two = PictureLoss({name: 1.0 for name in TERMS})(fused, Sources.from_rgb(rgb.flip(1)))[1]
+    one = PictureLoss(dict.fromkeys(TERMS, 1.0))(fused, Sources.from_rgb(rgb))[1]
+    two = PictureLoss(dict.fromkeys(TERMS, 1.0))(fused, Sources.from_rgb(rgb.flip(1)))[1]
     for name in TERMS:
         assert one[name].item() == pytest.approx(two[name].item(), abs=2e-5), name
 

@@ -1,4 +1,4 @@
-"""Memory of a training step in a process of its own, as its user sees it: glibc's defaults, and what the trainer changes."""
+"""Memory of a training step in a process of its own, as its user sees it, and what the trainer changes."""
 
 from __future__ import annotations
 

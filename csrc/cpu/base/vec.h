@@ -92,7 +92,7 @@ inline void from_acc(float x, Half& out) {
   if (rest >= 0x477ff000u) {
     out.bits = uint16_t(sign | 0x7c00u);
     return;
-  }                          // rounds beyond 65504
+  }  // rounds beyond 65504
   if (rest < 0x38800000u) {  // subnormal half: adding 0.5 lets the float adder round to nearest even
     out.bits = uint16_t(sign | (float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000u));
     return;
