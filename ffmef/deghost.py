@@ -1,0 +1,216 @@
+"""Ghosts: what moved between the exposures of a bracket is taken from one of them alone.
+
+One exposure, the reference, says what the scene looked like. Every other is compared with it: the brightness that each
+level of the reference has there is learnt from the pair itself (the median over the picture, which needs no camera
+curve and no exposure times), and pixels that disagree by more than noise and edges explain have moved. Their samples are
+replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ffmef.errors import InputError
+
+WORKING_SIDE = 1024  # movement is looked for in pictures no larger than this
+RECORDED = (10, 245)  # levels on which a picture says what brightness it saw
+DISAGREEMENT = 1.0  # in tolerances, mean over 5 x 5 pixels: seeds of what moved
+SPREAD = 0.6  # and what belongs to it around a seed
+TRUST = 5  # of 255: what replaced samples count in the fusion
+
+
+class Deghosted(NamedTuple):
+    """Frames that show what the reference shows.
+
+    Attributes:
+        pictures: the frames, replaced where they disagree; the reference is the picture that was given.
+        validity: (H, W) uint8 for each: 255, and 5 where it was replaced; None for a frame that stays as it is.
+        moved: (H, W) bool for each: where it was replaced.
+        reference: index of the reference.
+    """
+
+    pictures: list[np.ndarray]
+    validity: list[np.ndarray | None]
+    moved: list[np.ndarray]
+    reference: int
+
+
+def best_exposed(pictures: Sequence[np.ndarray]) -> int:
+    """Return the index of the picture with most pixels between black and white; of equal ones that nearest to grey.
+
+    Args:
+        pictures: (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1].
+
+    Example:
+        >>> best_exposed([np.full((4, 4), level, np.uint8) for level in (3, 120, 254)])
+        1
+    """
+    grades = []
+    for picture in pictures:
+        levels = _levels(picture)
+        brightest, darkest = (levels.max(-1), levels.min(-1)) if levels.ndim == 3 else (levels, levels)
+        recorded = (brightest < RECORDED[1]) & (darkest > RECORDED[0])
+        grades.append((float(recorded.mean()), -abs(float(levels.mean()) - 118)))
+    return max(range(len(grades)), key=lambda index: grades[index])
+
+
+def deghost(pictures: Sequence[np.ndarray], reference: int | None = None) -> Deghosted:
+    """Replace in every frame what disagrees with a reference frame.
+
+    Args:
+        pictures: two or more of one size and dtype, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1].
+        reference: index of the frame whose content is kept; None takes :func:`best_exposed`.
+
+    Raises:
+        InputError: fewer pictures, of different kinds, or no such reference.
+
+    Example:
+        >>> still = [np.full((64, 64, 3), level, np.uint8) for level in (40, 120, 200)]
+        >>> deghost(still).moved[0].any()
+        np.False_
+    """
+    pictures = list(pictures)
+    if len(pictures) < 2:
+        raise InputError(f"images must be at least 2 pictures to compare, got {len(pictures)}")
+    kinds = {(picture.shape, picture.dtype.str) for picture in pictures}
+    if len(kinds) > 1:
+        raise InputError(f"images must have one size and dtype, got {len(kinds)} kinds")
+    if reference is None:
+        reference = best_exposed(pictures)
+    if not -len(pictures) <= reference < len(pictures):
+        raise InputError(f"deghost must name one of {len(pictures)} frames, got {reference}")
+    reference %= len(pictures)
+    kept = pictures[reference]
+    result = Deghosted([], [], [], reference)
+    for index, picture in enumerate(pictures):
+        moved = np.zeros(kept.shape[:2], bool) if index == reference else _moved(picture, kept)
+        validity = None
+        if moved.any():
+            picture = _replaced(picture, kept, moved)
+            validity = np.where(moved, np.uint8(TRUST), np.uint8(255))
+        result.pictures.append(picture)
+        result.validity.append(validity)
+        result.moved.append(moved)
+    return result
+
+
+def _levels(picture: np.ndarray) -> np.ndarray:
+    """Return samples on 0..255, float32."""
+    scale = 255.0 if picture.dtype.kind == "f" else 1 / 257 if picture.dtype == np.uint16 else 1.0
+    return picture.astype(np.float32) * np.float32(scale)
+
+
+def _channels(levels: np.ndarray) -> list[np.ndarray]:
+    return [levels] if levels.ndim == 2 else [np.ascontiguousarray(plane) for plane in np.moveaxis(levels, -1, 0)]
+
+
+def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return, for each level 0..255 of ``seen``, the median level of ``wanted`` and half the spread around it.
+
+    The medians rise with the level, as brightness does; levels that are hardly seen lie between their neighbours. The
+    spread is 1.4826 times the median distance from the median, the deviation where it is that of noise.
+    """
+    joint = np.histogram2d(seen.ravel(), wanted.ravel(), bins=256, range=((-0.5, 255.5), (-0.5, 255.5)))[0]
+    # Levels share their neighbours' counts, so that rare ones have a median, too.
+    joint = joint + 0.5 * (np.roll(joint, 1, 0) + np.roll(joint, -1, 0)) * _inner()
+    counts = joint.sum(1)
+    seen_levels = np.flatnonzero(counts >= max(4.0, 2e-5 * counts.sum()))
+    columns = np.arange(256)
+    middle = np.empty(len(seen_levels))
+    spread = np.empty(len(seen_levels))
+    for place, level in enumerate(seen_levels):
+        row = joint[level]
+        middle[place] = np.searchsorted(row.cumsum(), row.sum() / 2)
+        distance = np.abs(columns - middle[place])
+        order = np.argsort(distance, kind="stable")
+        spread[place] = 1.4826 * distance[order][np.searchsorted(row[order].cumsum(), row.sum() / 2)]
+    # Brightness rises: of medians that fall, the mean of the largest before and the smallest after.
+    middle = (np.maximum.accumulate(middle) + np.minimum.accumulate(middle[::-1])[::-1]) / 2
+    every = np.arange(256)
+    return (
+        np.interp(every, seen_levels, middle).astype(np.float32),
+        np.interp(every, seen_levels, spread).astype(np.float32),
+    )
+
+
+def _inner() -> np.ndarray:
+    inner = np.ones((256, 1))
+    inner[[0, 255]] = 0  # black and white gather what is beyond; their neighbours do not
+    return inner
+
+
+def _disagreement(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return how far ``wanted`` is from what ``seen`` predicts, in tolerances, mean over 5 x 5 pixels."""
+    import cv2
+
+    curve, spread = _curve(seen, wanted)
+    # White stands for every brightness from the last level that is recorded, black for all below the first.
+    low, high = curve.copy(), curve.copy()
+    low[RECORDED[1] :], high[RECORDED[1] :] = curve[RECORDED[1]], 255
+    low[: RECORDED[0] + 1], high[: RECORDED[0] + 1] = 0, curve[RECORDED[0]]
+    level = seen.round().astype(np.uint8)
+    predicted = cv2.LUT(level, curve)
+    kernel = np.ones((3, 3), np.uint8)
+    edges = cv2.dilate(predicted, kernel) - cv2.erode(predicted, kernel)
+    beyond = np.maximum(cv2.LUT(level, low) - wanted, wanted - cv2.LUT(level, high)).clip(0)
+    tolerance = 6 + 3 * cv2.LUT(level, spread) + 0.5 * edges
+    return cv2.blur(beyond / tolerance, (5, 5))
+
+
+def _moved(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return where a frame shows something else than the reference, (H, W) bool."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = min(1.0, WORKING_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = [cv2.resize(_levels(p), size, interpolation=cv2.INTER_AREA) for p in (picture, reference)]
+    found = np.zeros(size[::-1], np.float32)
+    for mine, theirs in zip(_channels(small[0]), _channels(small[1]), strict=True):
+        # Both ways: shadows of one are where the other tells more.
+        one, other = _disagreement(theirs, mine), _disagreement(mine, theirs)
+        found = np.maximum(found, np.maximum(one, other))
+    parts, labels, facts, _ = cv2.connectedComponentsWithStats((found > SPREAD).astype(np.uint8), connectivity=8)
+    seeds = np.bincount(labels.ravel(), (found > DISAGREEMENT).ravel(), parts)
+    keep = (seeds >= 12) & (facts[:, cv2.CC_STAT_AREA] >= 24)
+    keep[0] = False
+    mask = keep[labels].astype(np.uint8)
+    if not mask.any():
+        return np.zeros((height, width), bool)
+    mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, _disc(9))
+    mask = cv2.dilate(mask, _disc(4))
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def _disc(radius: int) -> np.ndarray:
+    import cv2
+
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+
+
+def _replaced(picture: np.ndarray, reference: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Return a frame with what the reference shows, in the frame's brightness, where it moved; soft within 4 pixels."""
+    import cv2
+
+    mine, theirs = _levels(picture), _levels(reference)
+    soft = cv2.blur(moved.astype(np.float32), (5, 5))
+    still = ~moved
+    shown = np.empty_like(mine)
+    planes = [shown] if mine.ndim == 2 else [shown[..., channel] for channel in range(mine.shape[2])]
+    for plane, own, other in zip(planes, _channels(mine), _channels(theirs), strict=True):
+        curve = _curve(other[still], own[still])[0]
+        # Between whole levels, too: 16 bit and floating point keep their steps.
+        plane[...] = np.interp(other, np.arange(256), curve)
+    mix = soft[..., None] if mine.ndim == 3 else soft
+    mixed = mine + mix * (shown - mine)
+    if picture.dtype.kind == "f":
+        replaced = (mixed / 255).clip(0, 1).astype(picture.dtype)
+    else:
+        scale = 257 if picture.dtype == np.uint16 else 1
+        replaced = np.rint(mixed.clip(0, 255) * scale).astype(picture.dtype)
+    untouched = soft == 0
+    replaced[untouched] = picture[untouched]
+    return replaced
