@@ -32,6 +32,10 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");
   m.def(
+      "pyramid_exposures(Tensor[] pictures, Tensor[] validity, Tensor[] parameters, int[] channels, int stem, "
+      "int octaves, float[] adjust) -> Tensor");
+  m.def("pyramid_luminance(Tensor luminance, Tensor[] parameters, int[] channels, int stem, int octaves) -> Tensor");
+  m.def(
       "phase_congruency(Tensor levels, Tensor tables, Tensor decay, float angular_deviation, Tensor noise_gains, "
       "bool always_double) -> Tensor");
   m.def("spectral_filter(Tensor planes, Tensor response) -> Tensor");

@@ -1,4 +1,4 @@
-"""The pyramid model from pictures to a picture in one native pass, with NumPy arrays, without torch."""
+"""The pyramid model from pictures to a picture in one native pass, with NumPy arrays and its own threads: no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
 from ffmef.weight_files import stamp
 
@@ -59,11 +60,28 @@ def thread_count(threads: int | None = None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def fuse(network, images: Sequence[np.ndarray], threads: int | None = None) -> np.ndarray:
-    """Return the fused picture of images that :func:`ffmef.fuse` accepts, by a network of this module."""
+def fuse(
+    network,
+    images: Sequence[np.ndarray],
+    threads: int | None = None,
+    validity: Sequence[np.ndarray | None] = (),
+    adjust: Adjustments = NEUTRAL,
+) -> np.ndarray:
+    """Return the fused picture of images that :func:`ffmef.fuse` accepts, by a network of this module.
+
+    Args:
+        network: of :func:`read_network` or :func:`network_of`.
+        images: in any order.
+        threads: as for :func:`thread_count`.
+        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all of it; none where nothing
+            is known. Like ``adjust``, not for networks of the first design.
+        adjust: what is to be different.
+    """
     dtype = images[0].dtype
     plain = np.float32 if dtype.kind == "f" else dtype
-    fused = network.fuse([image.astype(plain, copy=False) for image in images], thread_count(threads))
+    changes = (adjust.brightness, adjust.contrast, adjust.saturation, adjust.prefer)
+    plain_images = [image.astype(plain, copy=False) for image in images]
+    fused = network.fuse(plain_images, thread_count(threads), list(validity), changes)
     return fused.astype(dtype, copy=False)
 
 
@@ -97,9 +115,12 @@ def _read_network(path: Path, stamp: tuple):
 
 def _network(state: dict[str, np.ndarray], config: dict):
     """Return the native network of parameters by name, where they are just those of a model that the kernels know."""
-    if _picture is None or set(config) != {"bands", "channels", "stem"}:
+    config = dict(config)
+    first = config.pop("design", 1) == 1  # without statistics of cells, prior and octaves
+    octaves = None if first else config.pop("octaves", None)
+    if _picture is None or config.keys() != {"bands", "channels", "stem"}:
         return None
-    shapes = _shapes(**config)
+    shapes = _shapes(first=first, **config)
     fits = state.keys() == shapes.keys() and all(
         state[name].shape == shape and state[name].dtype == np.float32 and np.isfinite(state[name]).all()
         for name, shape in shapes.items()
@@ -107,28 +128,31 @@ def _network(state: dict[str, np.ndarray], config: dict):
     if not fits:
         return None
     try:
-        return _picture.Network([state[name] for name in shapes], config["channels"], config["stem"], config["bands"])
+        return _picture.Network(
+            [state[name] for name in shapes], config["channels"], config["stem"], config["bands"], octaves
+        )
     except (TypeError, ValueError):  # sizes that the kernels are not made for
         return None
 
 
-def _shapes(bands: int, channels: Sequence[int], stem: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the predictor's parameters by name, in the order in which the kernels take them."""
+def _shapes(bands: int, channels: Sequence[int], stem: int, first: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by name, in the order in which the kernels take them."""
     finest, coarsest = channels[0], channels[-1]
     steps = [(str(index), fine, coarse) for index, (fine, coarse) in enumerate(zip(channels[:-1], channels[1:]))]
     layers = {
         "stem": (stem, 1, 2, 2),
         "enter": (finest, stem, 2, 2),
+        **({} if first else {"statistics": (finest, 3, 1, 1)}),
         "meet.conv": (finest, 2 * finest, 1, 1),
         **{f"down.{index}": (coarse, fine, 2, 2) for index, fine, coarse in steps},
         **{f"encode.{index}": (coarse, coarse, 3, 3) for index, _, coarse in steps},
-        "overall": (coarsest, coarsest),
+        "overall": (coarsest, coarsest) if first else (coarsest, coarsest, 1, 1),
         "meet_coarsest.conv": (coarsest, 2 * coarsest, 1, 1),
         **{f"up.{index}": (fine, coarse, 1, 1) for index, fine, coarse in steps},
         **{f"decode.{index}": (fine, fine, 3, 3) for index, fine, _ in steps},
-        "head": (2 * (bands + 1), finest, 1, 1),
+        "head": (2 * (bands + (1 if first else 2)), finest, 1, 1),
     }
-    shapes = {}
+    shapes = {} if first else {"prior": (bands + 2,)}
     for name, shape in layers.items():
         shapes[f"predictor.{name}.weight"] = shape
         shapes[f"predictor.{name}.bias"] = shape[:1]

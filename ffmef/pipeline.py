@@ -6,14 +6,17 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ffmef import picture
+from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging import colour
+from ffmef.imaging.margins import continued, usable_parts, validity_of
 from ffmef.models import registry
 from ffmef.models.registry import ROLES, TASKS
 from ffmef.weight_files import find, stamp
@@ -36,6 +39,8 @@ def fuse(
     model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
+    validity: Sequence[np.ndarray | None] | None = None,
+    adjust: Adjustments = NEUTRAL,
     engine: str | None = None,
 ) -> np.ndarray:
     """Fuse pictures of one scene into one picture.
@@ -64,6 +69,9 @@ def fuse(
         threads: processor threads, on which the result does not depend. None means the number in the variable
             ``FFMEF_THREADS``, or torch's where torch is loaded, or the number in ``OMP_NUM_THREADS``, or one for each
             processor that the process may run on.
+        validity: for each image (H, W), uint8, how far its pixels may be used: 255 as far as they are recorded, 0 not at
+            all; None for all of an image. Like ``adjust`` for the model ``pyramid`` alone.
+        adjust: brightness, contrast, saturation and preferred exposures, where they are to be different.
         engine: deprecated; ``backend`` takes its values.
 
     Returns:
@@ -79,7 +87,9 @@ def fuse(
     [120, 120, 120]
     """
     images = _checked(_listed(images, task))
-    return _fuse(images, task, weights, backend=backend, model=model, device=device, threads=threads, engine=engine)[0]
+    fuser = _fuser_of(task, len(images), weights, backend, model, device, engine)
+    validity = _checked_validity(validity, images)
+    return _fuse(images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust)[0]
 
 
 def fuse_pictures(
@@ -93,8 +103,9 @@ def fuse_pictures(
     """Fuse decoded pictures, with their depth, alpha, colour profile and EXIF.
 
     - Depth: 16 bit where any picture has 16 bit; 8-bit samples are multiplied by 257.
-    - Alpha: where any picture has alpha, the minimum over all pictures, one without alpha counting as opaque. A pixel
-      that is missing in one exposure (the margin of an aligned bracket) holds nothing to fuse, so it stays missing.
+    - Alpha, for the model ``pyramid``: the result is as opaque as the most opaque picture. Where one is less opaque, such
+      as in the margin of an aligned exposure, the others alone count. For other models: the minimum over all pictures,
+      one without alpha counting as opaque.
     - ICC profile and EXIF: of the first picture, in fusion order, that has one (``vif``: of the visible picture).
 
     Args:
@@ -119,60 +130,97 @@ def fuse_pictures(
     deepened = [_deepened(picture.pixels, sixteen) for picture in pictures]
     images = _checked(list(zip(names, deepened, strict=True)))
     ties = [b"%b\0%b" % (picture.icc or b"", picture.exif or b"") for picture in pictures]
-    fused, order = _fuse(images, task, weights, ties=ties, **options)
+    fuser = _fuser_of(task, len(images), **_taken(options, weights=weights))
+    alphas = [None if picture.alpha is None else _deepened(picture.alpha, sixteen) for picture in pictures]
+    alpha = None
+    if fuser.selective:
+        opaque = np.iinfo(images[0].dtype).max if images[0].dtype.kind == "u" else 1
+        alpha, masks = usable_parts(alphas, opaque)
+        images = [image if mask is None else continued(image, mask) for image, mask in zip(images, masks, strict=True)]
+        if any(mask is not None for mask in masks):
+            options["validity"] = [None if mask is None else validity_of(mask) for mask in masks]
+    elif any(alpha is not None for alpha in alphas):
+        alpha = np.minimum.reduce([alpha for alpha in alphas if alpha is not None])
+    fused, order = _fuse(images, task, fuser, ties=ties, **options)
 
-    alphas = [_deepened(picture.alpha, sixteen) for picture in pictures if picture.alpha is not None]
     sources = pictures[1:] if task == "vif" else [pictures[index] for index in order]
     profiles = [picture.icc for picture in sources if picture.icc and picture.pixels.ndim == fused.ndim]
     exifs = [picture.exif for picture in sources if picture.exif]
     return Picture(
         fused,
-        np.minimum.reduce(alphas) if alphas else None,
+        alpha,
         profiles[0] if profiles else None,
         exifs[0] if exifs else None,
         sources[0].format,
     )
 
 
+@dataclass(frozen=True)
+class _Fuser:
+    """What fuses: a native network, from pictures to a picture, or a model that torch runs.
+
+    Selective ones take validity and adjustments, and merge chroma by their own shares.
+    """
+
+    network: object | None = None
+    model: object | None = None
+    selective: bool = False
+
+
+def _taken(options: dict, **given) -> dict:
+    """Return what chooses the model, taken out of the options but for the device."""
+    names = ("backend", "model", "engine")
+    return {**given, **{name: options.pop(name, None) for name in names}, "device": options.get("device")}
+
+
+def _fuser_of(task: str, count: int, weights, backend, model, device, engine) -> _Fuser:
+    """Return what the arguments of :func:`fuse` choose to fuse ``count`` images."""
+    if engine is not None:
+        backend = _backend_of_engine(engine, backend)
+    named = model is None or isinstance(model, str)
+    if named:
+        weights = _weights_name(task, weights, model, count, backend)
+    elif weights is not None or backend is not None:
+        raise InputError("weights and backend must be left alone where model is given")
+    network = _native_network(weights if named else model, task, backend, device)
+    if network is not None:
+        return _Fuser(network=network, selective=not network.first)
+    model = _load_model(weights, count, backend, device) if named else model
+    return _Fuser(model=model, selective=task != "vif" and hasattr(model, "adopt_first"))
+
+
 def _fuse(
     images: list[np.ndarray],
     task: str,
-    weights: str | None,
+    fuser: _Fuser,
     *,
     ties: list[bytes] | None = None,
-    backend: str | None = None,
-    model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
-    engine: str | None = None,
+    validity: list[np.ndarray | None] | None = None,
+    adjust: Adjustments = NEUTRAL,
 ) -> tuple[np.ndarray, list[int]]:
     """Return the fused picture and the fusion order of the images, by which facts about the files are chosen.
 
     Args:
         ties: what orders pictures with equal samples, one for each; None where nobody asks for the order.
     """
-    picture.thread_count(threads)  # names a wrong number before anything is loaded
-    if engine is not None:
-        backend = _backend_of_engine(engine, backend)
-    named = model is None or isinstance(model, str)
-    if named:
-        weights = _weights_name(task, weights, model, len(images), backend)
-    elif weights is not None or backend is not None:
-        raise InputError("weights and backend must be left alone where model is given")
-    network = _native_network(weights if named else model, task, backend, device)
-    if network is not None:
+    threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
+    if not fuser.selective and (validity or not adjust.neutral):
+        name = "validity" if validity else "adjust"
+        raise InputError(f"{name} must be left alone for this model: only pyramid knows it, from its second design on")
+    there = task == "mef" and not validity and adjust.neutral and _takes_pictures_there(fuser.model, images, device)
+    if fuser.network is not None or fuser.selective or there:
         order = list(range(len(images)))
         if task == "mef" and ties is not None:
             # The model does not care for the order, what is known about the files does; every eighth pixel tells it.
             order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
-        return picture.fuse(network, images, threads), order
-    if named:
-        model = _load_model(weights, len(images), backend, device)
-    if task == "mef" and _takes_pictures_there(model, images, device):
-        order = list(range(len(images)))
-        if ties is not None:
-            order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
-        return _fuse_pictures_there(model, images, device), order
+        if there:
+            return _fuse_pictures_there(fuser.model, images, device), order
+        if fuser.network is not None:
+            return picture.fuse(fuser.network, images, threads, validity or (), adjust), order
+        with _torch_threads(threads):
+            return _run_selective(fuser.model, images, validity, adjust, device), order
     planes = _luminance(images)
     order = list(range(len(images)))
     if task == "mef":
@@ -180,12 +228,12 @@ def _fuse(
         if order != sorted(order):
             planes = planes[order]
     with _torch_threads(threads):
-        fused = _run(model, planes, device)
+        fused = _run(fuser.model, planes, device)
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order
 
 
 def _native_network(source, task: str, backend: str | None, device):
-    """Return what fuses these pictures in one native pass, colour included, for weights or a model."""
+    """Return what fuses pictures in one native pass, colour included, for a name or path of weights or a model."""
     if picture.missing is not None or task == "vif" or str(device or "cpu") != "cpu":
         return None
     if isinstance(source, str | Path):
@@ -267,6 +315,20 @@ def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
             if not (low >= 0 and high <= 1):  # also where they are not numbers
                 raise InputError(f"{name} must lie in [0, 1], got values from {low} to {high}")
     return [image for _, image in named]
+
+
+def _checked_validity(validity, images: list[np.ndarray]) -> list[np.ndarray | None] | None:
+    if validity is None:
+        return None
+    if len(validity) != len(images):
+        raise InputError(f"validity must hold {len(images)} maps, one for each image, got {len(validity)}")
+    for index, part in enumerate(validity):
+        if part is None:
+            continue
+        if not isinstance(part, np.ndarray) or part.dtype != np.uint8 or part.shape != images[0].shape[:2]:
+            got = f"{part.shape} {part.dtype}" if isinstance(part, np.ndarray) else type(part).__name__
+            raise InputError(f"validity[{index}] must be {images[0].shape[:2]} uint8 or None, got {got}")
+    return list(validity)
 
 
 def _size(image: np.ndarray) -> str:
@@ -455,3 +517,30 @@ def _fuse_pictures_there(model, images: list[np.ndarray], device) -> np.ndarray:
     with torch.inference_mode():
         pictures = [torch.from_numpy(np.ascontiguousarray(image)).to(device) for image in images]
         return model.fuse_rgb(pictures).cpu().numpy()
+
+
+def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
+    """Return the picture that a PyramidFFMEF makes, by torch: what the native pass computes."""
+    import torch
+
+    from ffmef.models.pyramid import adjust_colour, into_gamut, merge_chroma
+
+    dtype, coloured = images[0].dtype, any(image.ndim == 3 for image in images)
+    device = next(model.parameters()).device if device is None else device
+    scaled = [_scaled(image if image.ndim == 3 else image[..., None].repeat(3, 2)) for image in images]
+    with torch.inference_mode():
+        rgb = torch.from_numpy(np.stack(scaled).astype(np.float32))[None].to(device)
+        ycbcr = torch.stack(tuple(colour.rgb_to_ycbcr(one) for one in rgb[0]))[None]
+        usable = None
+        if validity is not None:
+            full = np.full(images[0].shape[:2], 255, np.uint8)
+            usable = torch.from_numpy(np.stack([full if part is None else part for part in validity]))
+            usable = usable[None].to(device) / 255
+        fused, shares = model.fuse(ycbcr[:, :, 0].contiguous() / 255, usable, adjust)
+        chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
+        joined = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust))
+        if not bool(torch.isfinite(joined).all()):
+            raise InputError("model gave a picture that is not finite: its weights do not fit these pictures")
+        planes = joined[0].cpu().numpy()
+    fused_picture = _unscaled(planes.transpose(1, 2, 0), dtype)
+    return np.ascontiguousarray(fused_picture if coloured else fused_picture[..., 0])

@@ -5,6 +5,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -17,33 +19,49 @@ namespace ffmef {
 namespace {
 
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Mask = std::optional<py::array_t<uint8_t, py::array::c_style>>;
 
 // A predictor with its parameters, which other threads may use at the same time.
 class Network {
  public:
-  Network(const std::vector<Floats>& parameters, const std::vector<int64_t>& channels, int64_t stem, int64_t bands) {
-    if (bands < 1) throw std::invalid_argument("bands must be at least 1");
+  // Without a number of octaves: of the first design.
+  Network(const std::vector<Floats>& parameters, const std::vector<int64_t>& channels, int64_t stem, int64_t bands,
+          std::optional<int> octaves)
+      : octaves_(octaves.value_or(0)) {
+    const bool first = !octaves.has_value();
+    if (first ? bands < 1 : bands != 3) throw std::invalid_argument("bands must be 3, or 1 to 3 in the first design");
+    if (octaves_ < 0 || octaves_ > 16)
+      throw std::invalid_argument("octaves must be 0 to 16, got " + std::to_string(octaves_));
     std::vector<Parameter> plain;
     for (const Floats& parameter : parameters) {
       values_.emplace_back(parameter.data(), parameter.data() + parameter.size());
       plain.push_back({values_.back().data(), int64_t(values_.back().size())});
     }
-    net_ = network_of(plain, channels, stem, bands);
+    net_ = network_of(plain, channels, stem, bands, first);
   }
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  py::array fuse(const std::vector<py::array>& images, int threads) const {
+  bool first() const { return net_.first; }
+
+  py::array fuse(const std::vector<py::array>& images, int threads, const std::vector<Mask>& validity,
+                 const std::array<double, 4>& adjust) const {
     if (threads < 1) throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
     std::vector<py::array> kept;
     const Pictures pictures = pictures_of(images, kept);
+    const Exposures exposures{pictures, masks_of(validity, pictures)};
     std::vector<py::ssize_t> shape{pictures.height, pictures.width};
     if (pictures.coloured()) shape.push_back(3);
     py::array out(images[0].dtype(), shape);
     void* data = out.mutable_data();
     hint_huge_pages(data, int64_t(out.nbytes()));
     const py::gil_scoped_release release;
-    Team::run(pool_crew(threads), [&](Team& team) { fuse_pictures(net_, pictures, data, team); });
+    Team::run(pool_crew(threads), [&](Team& team) {
+      if (net_.first)
+        fuse_pictures(net_, pictures, data, team);
+      else
+        fuse_exposures(net_, exposures, octaves_, {adjust[0], adjust[1], adjust[2], adjust[3]}, data, team);
+    });
     return out;
   }
 
@@ -65,6 +83,20 @@ class Network {
     return pictures;
   }
 
+  std::vector<const uint8_t*> masks_of(const std::vector<Mask>& validity, const Pictures& pictures) const {
+    std::vector<const uint8_t*> masks;
+    if (validity.empty()) return masks;
+    if (net_.first) throw std::invalid_argument("validity must be left out in the first design");
+    if (int64_t(validity.size()) != pictures.count())
+      throw std::invalid_argument("validity must hold an array or None for each picture");
+    for (const Mask& mask : validity) {
+      if (mask && (mask->ndim() != 2 || mask->shape(0) != pictures.height || mask->shape(1) != pictures.width))
+        throw std::invalid_argument("validity must be (H, W) of the pictures' size");
+      masks.push_back(mask ? mask->data() : nullptr);
+    }
+    return masks;
+  }
+
   static Sample sample_of(const py::array& image) {
     if (py::isinstance<py::array_t<uint8_t>>(image)) return Sample::u8;
     if (py::isinstance<py::array_t<uint16_t>>(image)) return Sample::u16;
@@ -73,6 +105,7 @@ class Network {
   }
 
   std::vector<std::vector<float>> values_;
+  int octaves_;
   PredictNetwork net_;
 };
 
@@ -85,8 +118,11 @@ PYBIND11_MODULE(_picture, m) {
   m.def("processors", &ffmef::processors, "Return the number of processors that this process may run on.");
   m.def("isa", [] { return ffmef::isa_name(ffmef::active_isa()); }, "Return the instruction set of the kernels here.");
   py::class_<Network>(m, "Network", "The predictor of a PyramidFFMEF with its parameters.")
-      .def(py::init<const std::vector<ffmef::Floats>&, const std::vector<int64_t>&, int64_t, int64_t>(),
-           py::arg("parameters"), py::arg("channels"), py::arg("stem"), py::arg("bands"))
+      .def(py::init<const std::vector<ffmef::Floats>&, const std::vector<int64_t>&, int64_t, int64_t,
+                    std::optional<int>>(),
+           py::arg("parameters"), py::arg("channels"), py::arg("stem"), py::arg("bands"), py::arg("octaves"))
+      .def_property_readonly("first", &Network::first, "Whether it is of the first design.")
       .def("fuse", &Network::fuse, py::arg("images"), py::arg("threads"),
+           py::arg("validity") = std::vector<ffmef::Mask>{}, py::arg("adjust") = std::array<double, 4>{},
            "Return the fused picture of arrays (H, W) or (H, W, 3) of one size and dtype.");
 }

@@ -6,7 +6,8 @@
 
 namespace ffmef {
 
-enum class Sample { u8, u16, f32 };
+// The samples of pictures; luminance is float, not to be converted or clipped, of one channel.
+enum class Sample { u8, u16, f32, luminance };
 
 // A picture (height, width, channels), contiguous, of 1 or 3 channels.
 struct PictureView {

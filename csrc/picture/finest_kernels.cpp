@@ -10,9 +10,6 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// Luminance on the scale 0..1 of RGB on the scale 0..255.
-constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
-
 // Two rows of n 8-bit pixels -> means of 2 x 2. Two neighbours of 16 bits are one number of 32: no shuffle is needed to
 // add them.
 void halve_run(const Planes<uint8_t>& upper, const Planes<uint8_t>& lower, int64_t n, float* __restrict out) {
@@ -61,10 +58,12 @@ void halve(Sample sample, PictureView picture, int64_t height, int64_t width, fl
     case Sample::u8: return halve_rows<uint8_t>(picture, height, width, half, begin, end);
     case Sample::u16: return halve_rows<uint16_t>(picture, height, width, half, begin, end);
     case Sample::f32: return halve_rows<float>(picture, height, width, half, begin, end);
+    case Sample::luminance: {
+      const PyramidFuseKernels& kernels = pyramid_fuse_kernels;
+      return kernels.halve(Scalar::f32, {picture.data, width, 1, false}, height, width, half, begin, end);
+    }
   }
 }
-
-inline float unit(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
 
 // Sums over the pictures of one run of pixels.
 struct Run {
@@ -180,6 +179,7 @@ void fuse(const FinestLevel& level, void* out, int64_t begin, int64_t end) {
     case Sample::u8: return fuse_rows(level, static_cast<uint8_t*>(out), begin, end);
     case Sample::u16: return fuse_rows(level, static_cast<uint16_t*>(out), begin, end);
     case Sample::f32: return fuse_rows(level, static_cast<float*>(out), begin, end);
+    case Sample::luminance: return;  // pyramid_fuse does that
   }
 }
 

@@ -1,6 +1,9 @@
 #include "fuse.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +39,13 @@ std::unique_ptr<float[]> new_plane(int64_t size) {
 struct Reader {
   const std::vector<Parameter>& parameters;
   size_t next = 0;
+
+  const float* vector(int64_t size) {
+    if (next >= parameters.size() || parameters[next].size != size)
+      throw std::invalid_argument("parameters[" + std::to_string(next) + "] must be float32 with " +
+                                  std::to_string(size) + " elements");
+    return parameters[next++].data;
+  }
 
   PredictConv conv(int64_t outputs, int64_t inputs, int64_t size) {
     if (next + 2 > parameters.size()) throw std::invalid_argument("parameters must hold two tensors for each layer");
@@ -94,7 +104,7 @@ bool Pictures::coloured() const {
 }
 
 PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::vector<int64_t>& channels, int64_t stem,
-                          int64_t bands) {
+                          int64_t bands, bool first) {
   const int grids = int(channels.size());
   if (grids < 1 || grids > kMaxGrids || stem < 1 || stem > kChannelBlock || bands < 0 || bands > 3)
     throw std::invalid_argument("channels must have 1 to " + std::to_string(kMaxGrids) + " grids, stem at most " +
@@ -104,10 +114,13 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
       throw std::invalid_argument("channels must be multiples of " + std::to_string(kChannelBlock));
   Reader reader{parameters};
   PredictNetwork net{};
+  net.first = first;
+  if (!first) net.prior = reader.vector(bands + 2);
   net.grids = grids;
   net.bands = int(bands);
   net.stem = reader.conv(stem, 1, 2);
   net.enter = reader.conv(channels[0], stem, 2);
+  if (!first) net.statistics = reader.conv(channels[0], 3, 1);
   net.meet = reader.conv(channels[0], 2 * channels[0], 1);
   for (int g = 0; g + 1 < grids; ++g) net.down[g] = reader.conv(channels[g + 1], channels[g], 2);
   for (int g = 0; g + 1 < grids; ++g) net.encode[g] = reader.conv(channels[g + 1], channels[g + 1], 3);
@@ -115,7 +128,7 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
   net.meet_coarsest = reader.conv(channels[grids - 1], 2 * channels[grids - 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.up[g] = reader.conv(channels[g], channels[g + 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.decode[g] = reader.conv(channels[g], channels[g], 3);
-  net.head = reader.conv(2 * (bands + 1), channels[0], 1);
+  net.head = reader.conv(2 * (bands + (first ? 1 : 2)), channels[0], 1);
   if (reader.next != parameters.size())
     throw std::invalid_argument("parameters must hold " + std::to_string(reader.next) + " tensors, got " +
                                 std::to_string(parameters.size()));
@@ -131,9 +144,10 @@ void half_luminance(const Pictures& pictures, float* half, Team& team) {
   });
 }
 
-void predict(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width, float* weights,
-             float* base, Team& team) {
-  FFMEF_KERNELS(pyramid_predict_kernels).predict(net, half, count, height, width, weights, base, {&team, over_rows});
+void predict_first(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
+                   float* weights, float* base, Team& team) {
+  FFMEF_KERNELS(pyramid_predict_kernels)
+      .predict(net, half, count, height, width, {}, {weights, base, nullptr, nullptr, nullptr}, {&team, over_rows});
 }
 
 void fuse_bands(const Pictures& pictures, const float* half, const float* weights, const float* base, int bands,
@@ -177,14 +191,244 @@ void fuse_bands(const Pictures& pictures, const float* half, const float* weight
 }
 
 void fuse_pictures(const PredictNetwork& net, const Pictures& pictures, void* out, Team& team) {
-  constexpr int kScale = 8;
+  constexpr int kScale = 8;  // pixels along a side of a cell
   const int64_t count = pictures.count(), down = pictures.down(), across = pictures.across();
   const int64_t cells = (down + 3) / 4 * ((across + 3) / 4);
   const std::unique_ptr<float[]> half = new_plane(count * down * across);
   const std::unique_ptr<float[]> weights = new_plane(net.bands * count * cells), base = new_plane(count * cells);
   half_luminance(pictures, half.get(), team);
-  predict(net, half.get(), count, down, across, weights.get(), base.get(), team);
+  predict_first(net, half.get(), count, down, across, weights.get(), base.get(), team);
   fuse_bands(pictures, half.get(), weights.get(), base.get(), net.bands, kScale, out, team);
+}
+
+namespace {
+
+// Exposures are taken in the order of their samples: sums of floating point depend on theirs. Equal ones may change places.
+Exposures in_order(const Exposures& given) {
+  const Pictures& pictures = given.pictures;
+  const size_t pixels = size_t(pictures.height * pictures.width);
+  const size_t bytes = pictures.sample == Sample::u8 ? 1 : pictures.sample == Sample::u16 ? 2 : 4;
+  const auto before = [&](size_t a, size_t b) {
+    const PictureView &first = pictures.views[a], &second = pictures.views[b];
+    if (first.channels != second.channels) return first.channels < second.channels;
+    const int samples = std::memcmp(first.data, second.data, pixels * bytes * size_t(first.channels));
+    if (samples != 0 || given.validity.empty()) return samples < 0;
+    const uint8_t *one = given.validity[a], *other = given.validity[b];
+    if (one == nullptr || other == nullptr) return one == nullptr && other != nullptr;
+    return std::memcmp(one, other, pixels) < 0;
+  };
+  std::vector<size_t> order(pictures.views.size());
+  std::iota(order.begin(), order.end(), size_t(0));
+  std::stable_sort(order.begin(), order.end(), before);
+  Exposures sorted{{pictures.sample, pictures.height, pictures.width, {}}, {}};
+  for (size_t n : order) {
+    sorted.pictures.views.push_back(pictures.views[n]);
+    if (!given.validity.empty()) sorted.validity.push_back(given.validity[n]);
+  }
+  return sorted;
+}
+
+constexpr int kBands = 3;  // of the exposures' pyramid
+constexpr int kScale = 8;  // pixels along a side of a cell
+
+// What is predicted for the cells of a call.
+struct Predicted {
+  int64_t count, down, across;
+  std::unique_ptr<float[]> weights, base, shares, octave_shares, octave_gains;
+
+  Predicted(int64_t n, int64_t h, int64_t w)
+      : count(n),
+        down(h),
+        across(w),
+        weights(new_plane(kBands * n * h * w)),
+        base(new_plane(n * h * w)),
+        shares(new_plane(n * h * w)),
+        octave_shares(new_plane(n * h * w)),
+        octave_gains(new_plane(n * h * w)) {}
+  void scale_weights(float factor) const {
+    for (int64_t i = 0; i < kBands * count * down * across; ++i) weights[i] *= factor;
+    for (int64_t i = 0; i < count * down * across; ++i) base[i] *= factor;
+  }
+  const float* weights_of(int level) const { return weights.get() + level * count * down * across; }
+};
+
+// From -1 for the darkest mean luminance to 1 for the brightest, in even steps, times `prefer`.
+std::vector<float> preferences(const Pictures& pictures, const float* half, double prefer, Team& team) {
+  const int64_t count = pictures.count(), height = pictures.down(), width = pictures.across();
+  std::vector<double> sums(size_t(count * height));
+  // Pixels of half size stand for four; at an odd border for two.
+  parallel_rows(team, count * height, width, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = half + i * width;
+      double sum = pictures.width % 2 ? -0.5 * row[width - 1] : 0.0;
+      for (int64_t x = 0; x < width; ++x) sum += row[x];
+      sums[i] = pictures.height % 2 && i % height == height - 1 ? 0.5 * sum : sum;
+    }
+  });
+  std::vector<double> means(size_t(count), 0.0);
+  for (int64_t i = 0; i < count * height; ++i) means[i / height] += sums[i];
+  std::vector<size_t> order(means.size());
+  std::iota(order.begin(), order.end(), size_t(0));
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return means[a] < means[b]; });
+  std::vector<float> preferred(means.size(), 0.0f);
+  for (size_t rank = 0; rank < order.size() && count > 1; ++rank)
+    preferred[order[rank]] = float(prefer * (2.0 * double(rank) / double(count - 1) - 1.0));
+  return preferred;
+}
+
+Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, double prefer, float* half, Team& team) {
+  const Pictures& pictures = exposures.pictures;
+  const FinestKernels& finest = FFMEF_KERNELS(finest_kernels);
+  const ExposureKernels& kernels = FFMEF_KERNELS(exposure_kernels);
+  const int64_t count = pictures.count(), height = pictures.down(), width = pictures.across(), down = (height + 3) / 4,
+                across = (width + 3) / 4, cells = down * across;
+  Predicted predicted(count, down, across);
+  const bool masked = !exposures.validity.empty();
+  const std::unique_ptr<float[]> known = new_plane((3 * count + 1) * cells);
+  const Statistics statistics{known.get(), known.get() + count * cells, known.get() + 2 * count * cells,
+                              masked ? known.get() + (2 * count + 1) * cells : nullptr};
+  parallel_rows(team, down, 8 * pictures.width * count, [&](int64_t begin, int64_t end) {
+    // A row of cells after the other, so that what is halved is still in the cache where it is measured.
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t last = 4 * row + 4 < height ? 4 * row + 4 : height;
+      for (int64_t n = 0; n < count; ++n)
+        finest.halve(pictures.sample, pictures.views[n], pictures.height, pictures.width, half + n * height * width,
+                     4 * row, last);
+      kernels.statistics(half, masked ? exposures.validity.data() : nullptr, count, pictures.height, pictures.width,
+                         statistics, row, row + 1);
+    }
+  });
+  std::vector<float> preferred;
+  if (prefer != 0) preferred = preferences(pictures, half, prefer, team);
+  FFMEF_KERNELS(pyramid_predict_kernels)
+      .predict(net, half, count, height, width,
+               {statistics.high, statistics.low, statistics.apart, statistics.validity,
+                preferred.empty() ? nullptr : preferred.data()},
+               {predicted.weights.get(), predicted.base.get(), predicted.shares.get(), predicted.octave_shares.get(),
+                predicted.octave_gains.get()},
+               {&team, over_rows});
+  return predicted;
+}
+
+// One level of the pyramid from the fused level below; weights of cells of `factor` pixels.
+void fuse_level(int64_t count, int64_t height, int64_t width, const PlaneView* fine, const float* coarse,
+                const float* coarse_fused, const float* weights, int64_t down, int64_t across, int factor, float* out,
+                Team& team) {
+  PyramidLevel l{};
+  l.scalar = Scalar::f32;
+  l.count = count;
+  l.height = height;
+  l.width = width;
+  l.fine = fine;
+  l.coarse = coarse;
+  l.coarse_fused = coarse_fused;
+  l.weights = weights;
+  l.cells_down = down;
+  l.cells_across = across;
+  l.factor = factor;
+  parallel_rows(team, height, width * count, [&](int64_t begin, int64_t end) {
+    FFMEF_KERNELS(pyramid_fuse_kernels).fuse(l, out, false, begin, end);
+  });
+}
+
+// The pictures on the grid of cells, blended over octaves below it, into `out`.
+void blend_octaves(const float* cells, const Predicted& predicted, int octaves, float contrast, float* out,
+                   Team& team) {
+  const ExposureKernels& kernels = FFMEF_KERNELS(exposure_kernels);
+  const int64_t count = predicted.count;
+  // Of each octave: pictures, shares and gains, (3, count, height, width); then the weights, and the fused octave.
+  struct Octave {
+    int64_t height, width;
+    std::unique_ptr<float[]> maps, weights, fused;
+    const float *pictures, *shares, *gains;
+    std::vector<PlaneView> planes;
+  };
+  std::vector<Octave> all(size_t(octaves) + 1);
+  all[0] = {predicted.down,
+            predicted.across,
+            nullptr,
+            nullptr,
+            nullptr,
+            cells,
+            predicted.octave_shares.get(),
+            predicted.octave_gains.get(),
+            {}};
+  for (int j = 0; j <= octaves; ++j) {
+    Octave& octave = all[j];
+    if (j > 0) {
+      const Octave& finer = all[j - 1];
+      octave.height = half_of(finer.height);
+      octave.width = half_of(finer.width);
+      const int64_t size = octave.height * octave.width, before = finer.height * finer.width;
+      octave.maps = new_plane(3 * count * size);
+      octave.fused = new_plane(size);
+      octave.pictures = octave.maps.get();
+      octave.shares = octave.pictures + count * size;
+      octave.gains = octave.shares + count * size;
+      parallel_rows_of_planes(team, 3 * count, octave.height, 4 * octave.width,
+                              [&](int64_t n, int64_t begin, int64_t end) {
+                                const float* in = n < count       ? finer.pictures + n * before
+                                                  : n < 2 * count ? finer.shares + (n - count) * before
+                                                                  : finer.gains + (n - 2 * count) * before;
+                                kernels.shrink(in, finer.height, finer.width, octave.maps.get() + n * size, begin, end);
+                              });
+      if (j < octaves) {
+        octave.weights = new_plane(count * size);
+        for (int64_t i = 0; i < count * size; ++i)
+          octave.weights[i] = contrast * octave.shares[i] * (1.0f + octave.gains[i]);
+      }
+    }
+    const int64_t size = octave.height * octave.width;
+    for (int64_t n = 0; n < count; ++n) octave.planes.push_back({octave.pictures + n * size, octave.width, 1, false});
+  }
+  for (int j = octaves; j >= 0; --j) {
+    Octave& octave = all[j];
+    const bool lowest = j == octaves;
+    // The finest has the base's own shares and gains.
+    const float* weights = lowest   ? (j == 0 ? predicted.shares.get() : octave.shares)
+                           : j == 0 ? predicted.base.get()
+                                    : octave.weights.get();
+    fuse_level(count, octave.height, octave.width, octave.planes.data(), lowest ? nullptr : all[j + 1].pictures,
+               lowest ? nullptr : all[j + 1].fused.get(), weights, octave.height, octave.width, 1,
+               j == 0 ? out : octave.fused.get(), team);
+  }
+}
+
+}  // namespace
+
+void fuse_exposures(const PredictNetwork& net, const Exposures& given, int octaves, const Adjustments& adjust,
+                    void* out, Team& team) {
+  const Exposures exposures = in_order(given);
+  const Pictures& pictures = exposures.pictures;
+  const int64_t count = pictures.count();
+  const std::unique_ptr<float[]> half = new_plane(count * pictures.down() * pictures.across());
+  const Predicted predicted = predict_cells(net, exposures, adjust.prefer, half.get(), team);
+  const float contrast = float(1 + adjust.contrast);
+  if (contrast != 1.0f) predicted.scale_weights(contrast);
+  Levels levels = halve_all(pictures, half.get(), kBands, team);
+  blend_octaves(levels.stored[kBands].get(), predicted, octaves, contrast, levels.fused[kBands].get(), team);
+  for (int level = kBands - 1; level >= 1; --level)
+    fuse_level(count, levels.heights[level], levels.widths[level], levels.planes[level].data(),
+               levels.stored[level + 1].get(), levels.fused[level + 1].get(), predicted.weights_of(level),
+               predicted.down, predicted.across, kScale >> level, levels.fused[level].get(), team);
+  const ExposureLevel finest{pictures.sample,
+                             count,
+                             pictures.height,
+                             pictures.width,
+                             pictures.views.data(),
+                             exposures.validity.empty() ? nullptr : exposures.validity.data(),
+                             pictures.coloured(),
+                             half.get(),
+                             levels.fused[1].get(),
+                             predicted.weights_of(0),
+                             predicted.shares.get(),
+                             predicted.down,
+                             predicted.across,
+                             float(std::exp2(adjust.brightness)),
+                             float(1 + adjust.saturation)};
+  const ExposureKernels& kernels = FFMEF_KERNELS(exposure_kernels);
+  parallel_rows(team, pictures.height, 2 * pictures.width * count,
+                [&](int64_t begin, int64_t end) { kernels.fuse(finest, out, begin, end); });
 }
 
 }  // namespace ffmef

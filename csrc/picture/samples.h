@@ -8,19 +8,25 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// 16 bytes of samples.
+// A vector of samples. Shuffles of 16- and 32-bit lanes of whole 64-byte vectors are one instruction each; those of bytes
+// are not.
+#if defined(__AVX512BW__)
+constexpr int kWide = 64;
+#else
+constexpr int kWide = 16;
+#endif
 template <class S> struct Chunk;
 template <> struct Chunk<uint8_t> {
   typedef uint8_t type __attribute__((vector_size(16), may_alias));
 };
 template <> struct Chunk<uint16_t> {
-  typedef uint16_t type __attribute__((vector_size(16), may_alias));
+  typedef uint16_t type __attribute__((vector_size(kWide), may_alias));
 };
 template <> struct Chunk<float> {
-  typedef float type __attribute__((vector_size(16), may_alias));
+  typedef float type __attribute__((vector_size(kWide), may_alias));
 };
 template <class S> using ChunkOf = typename Chunk<S>::type;
-template <class S> constexpr int kInChunk = 16 / int(sizeof(S));
+template <class S> constexpr int kInChunk = int(sizeof(ChunkOf<S>) / sizeof(S));
 
 // Samples times kToByte lie on the scale 0..255, in which the colour equations are written.
 template <class S> constexpr float kToByte = 1.0f;
@@ -29,10 +35,10 @@ template <> constexpr float kToByte<float> = 255.0f;
 
 template <class S> inline ChunkOf<S> load_chunk(const S* p) {
   ChunkOf<S> v;
-  std::memcpy(&v, p, 16);
+  std::memcpy(&v, p, sizeof v);
   return v;
 }
-template <class S> inline void store_chunk(S* p, ChunkOf<S> v) { std::memcpy(p, &v, 16); }
+template <class S> inline void store_chunk(S* p, ChunkOf<S> v) { std::memcpy(p, &v, sizeof v); }
 
 // Channel C of a chunk of pixels that lie in three chunks.
 template <int C, class V, size_t... I> inline V channel(V a, V b, V c, std::index_sequence<I...>) {
@@ -77,6 +83,11 @@ template <class S> void join(S* rgb, int64_t n, const S* r, const S* g, const S*
   }
   for (; x < n; ++x) rgb[3 * x] = r[x], rgb[3 * x + 1] = g[x], rgb[3 * x + 2] = b[x];
 }
+
+// Luminance on the scale 0..1 of RGB on the scale 0..255.
+constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
+
+inline float unit(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
 
 // From the scale 0..255, clipped and rounded.
 inline void to_sample(float x, uint8_t& out) {

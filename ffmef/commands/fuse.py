@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 
 from ffmef.commands import MOST_THREADS
@@ -48,6 +49,10 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
     add("--align", action="store_true", help="move hand-held frames onto one of them first")
     add("--crop", action="store_true", help="with --align: cut to what every frame covers")
+    add("--brightness", metavar="EV", default="0", help="stops for the shadows, -4 to 4; white stays white (default: 0)")
+    add("--contrast", metavar="C", default="0", help="-1 to 4: detail counts 1 + C times (default: 0)")
+    add("--saturation", metavar="S", default="0", help="-1 (grey) to 4: colour counts 1 + S times (default: 0)")
+    add("--prefer", metavar="dark|bright|P", default="0", help="exposures to favour; -4 (dark) to 4 (bright) (default: 0)")
     add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
     add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
     add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
@@ -98,9 +103,23 @@ def fusion_options(args: argparse.Namespace):
         fusion={
             "threads": threads,
             "backend": _backend(args),
+            "adjust": _adjustments(args),
             **{name: getattr(args, name) for name in FUSION_ARGUMENTS},
         },
     )
+
+
+def _adjustments(args: argparse.Namespace):
+    from ffmef.adjust import Adjustments
+
+    values = {name: getattr(args, name) for name in ("brightness", "contrast", "saturation", "prefer")}
+    for name, text in values.items():
+        with contextlib.suppress(ValueError):  # what is no number is named below
+            values[name] = float(text)
+    try:
+        return Adjustments(**values)
+    except InputError as error:
+        raise InputError(f"--{error}") from None
 
 
 def _backend(args: argparse.Namespace) -> str | None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.ops import pyramid_fuse
+from ffmef.ops.pyramid_exposures import available, pyramid_exposures, pyramid_luminance, unsupported_tensors
 
 SCALE = 8
 DESIGN = 2  # written to weights files; the first design had no octaves and took statistics over the whole picture
@@ -243,8 +244,7 @@ class PyramidFFMEF(nn.Module):
         Raises:
             ValueError: a shape is wrong.
         """
-        if luminance.dim() != 4 or luminance.shape[1] < 2:
-            raise ValueError(f"luminance must be (B, N, H, W) with N >= 2, got shape {tuple(luminance.shape)}")
+        _check_luminance(luminance)
         cells = None
         if validity is not None:
             if validity.shape != luminance.shape:
@@ -294,9 +294,24 @@ class PyramidFFMEF(nn.Module):
     def forward(
         self, luminance: Tensor, validity: Tensor | None = None, *, with_shares: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the fused luminance that :meth:`fuse` returns first, or both with ``with_shares``."""
+        """Return the fused luminance that :meth:`fuse` returns first, or both with ``with_shares``.
+
+        In one native operator where derivatives are not asked for; then N exposures in any order give the same bits.
+        """
+        if validity is None and not with_shares and self._is_native(luminance):
+            _check_luminance(luminance)
+            return pyramid_luminance(luminance, list(self.parameters()), self.channels, self.stem, self.octaves)
         fused, shares = self.fuse(luminance, validity)
         return (fused, shares) if with_shares else fused
+
+    def _is_native(self, *tensors: Tensor) -> bool:
+        """Return whether the native operators can run the model on these tensors now."""
+        known = self.backend in (None, "cpu") and available(self.channels, self.stem, self.bands, self.octaves)
+        return (
+            known
+            and all(tensor.numel() for tensor in tensors)
+            and unsupported_tensors(*tensors, parameters=list(self.parameters())) is None
+        )
 
     @torch.inference_mode()
     def fuse_rgb(
@@ -309,7 +324,8 @@ class PyramidFFMEF(nn.Module):
 
         Args:
             pictures: (H, W, 3) each.
-            validity: (H, W) in [0, 1] for each, how far its pixels may be used; None: as far as they are recorded.
+            validity: (H, W) in [0, 1] for each, how far its pixels may be used, in steps of 1/255; None: as far as they
+                are recorded.
             adjust: what is to be different.
 
         Raises:
@@ -317,6 +333,13 @@ class PyramidFFMEF(nn.Module):
         """
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
+        if validity is not None:
+            steps = [(v.clamp(0, 1) * 255).round() for v in validity]
+            validity = [step / 255 for step in steps]
+        if self._is_native() and all(picture.device.type == "cpu" for picture in pictures):
+            usable = [] if validity is None else [step.to(torch.uint8) for step in steps]
+            arguments = list(self.parameters()), self.channels, self.stem, self.octaves
+            return pyramid_exposures(pictures, usable, *arguments, adjust)
 
         # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
         # are told apart by their samples.
@@ -399,6 +422,11 @@ def adjust_colour(ycbcr: Tensor, adjust: Adjustments) -> Tensor:
     y, colours = ycbcr[:, :1] - 16, ycbcr[:, 1:] - 128
     gain = factor / (1 + (factor - 1) * (y / 219).clamp(0, 1))
     return torch.cat([y * gain + 16, colours * gain * (1 + adjust.saturation) + 128], 1)
+
+
+def _check_luminance(luminance: Tensor) -> None:
+    if luminance.dim() != 4 or luminance.shape[1] < 2:
+        raise ValueError(f"luminance must be (B, N, H, W) with N >= 2, got shape {tuple(luminance.shape)}")
 
 
 def _ranks(luminance: Tensor) -> Tensor:

@@ -39,6 +39,24 @@ struct Unpacked {
   }
 };
 
+struct UnpackedNetwork {
+  std::vector<Tensor> kept;
+  PredictNetwork net;
+
+  UnpackedNetwork(const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem,
+                  int64_t bands, bool first) {
+    std::vector<Parameter> plain;
+    for (const Tensor& parameter : parameters) {
+      STD_TORCH_CHECK(parameter.scalar_type() == ScalarType::Float, "parameters must be float32");
+      kept.push_back(torch::stable::contiguous(parameter));
+      plain.push_back({static_cast<const float*>(kept.back().data_ptr()), parameter.numel()});
+    }
+    try {
+      net = network_of(plain, channels, stem, bands, first);
+    } catch (const std::invalid_argument& error) { STD_TORCH_CHECK(false, error.what()); }
+  }
+};
+
 Tensor half_luminance_cpu(const std::vector<Tensor>& tensors) {
   const Unpacked unpacked(tensors);
   const Pictures& pictures = unpacked.pictures;
@@ -52,24 +70,14 @@ std::tuple<Tensor, Tensor> pyramid_predict_cpu(const Tensor& half_, const std::v
   STD_TORCH_CHECK(half_.dim() == 3 && half_.scalar_type() == ScalarType::Float && half_.numel() > 0,
                   "half must be (N, H, W), float32");
   const Tensor half = torch::stable::contiguous(half_);
-  std::vector<Tensor> kept;
-  std::vector<Parameter> plain;
-  for (const Tensor& parameter : parameters) {
-    STD_TORCH_CHECK(parameter.scalar_type() == ScalarType::Float, "parameters must be float32");
-    kept.push_back(torch::stable::contiguous(parameter));
-    plain.push_back({static_cast<const float*>(kept.back().data_ptr()), parameter.numel()});
-  }
-  PredictNetwork net;
-  try {
-    net = network_of(plain, channels, stem, bands);
-  } catch (const std::invalid_argument& error) { STD_TORCH_CHECK(false, error.what()); }
+  const UnpackedNetwork network(parameters, channels, stem, bands, true);
   const int64_t count = half.size(0), height = half.size(1), width = half.size(2);
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4;
   Tensor weights = torch::stable::new_empty(half, {bands, count, down, across});
   Tensor base = torch::stable::new_empty(half, {count, down, across});
   Team::run(torch_crew(), [&](Team& team) {
-    predict(net, static_cast<const float*>(half.data_ptr()), count, height, width,
-            static_cast<float*>(weights.data_ptr()), static_cast<float*>(base.data_ptr()), team);
+    predict_first(network.net, static_cast<const float*>(half.data_ptr()), count, height, width,
+                  static_cast<float*>(weights.data_ptr()), static_cast<float*>(base.data_ptr()), team);
   });
   return {weights, base};
 }
@@ -104,6 +112,54 @@ Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& tensors, const Tensor& ha
   return out;
 }
 
+constexpr int64_t kExposureBands = 3, kMostOctaves = 16;
+
+Tensor pyramid_exposures_cpu(const std::vector<Tensor>& tensors, const std::vector<Tensor>& validity,
+                             const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem,
+                             int64_t octaves, const std::vector<double>& adjust) {
+  Unpacked unpacked(tensors);
+  const UnpackedNetwork network(parameters, channels, stem, kExposureBands, false);
+  STD_TORCH_CHECK(octaves >= 0 && octaves <= kMostOctaves, "octaves must be 0 to ", kMostOctaves, ", got ", octaves);
+  STD_TORCH_CHECK(validity.empty() || validity.size() == tensors.size(), "validity must hold a map for each picture");
+  STD_TORCH_CHECK(adjust.size() == 4, "adjust must be brightness, contrast, saturation and prefer");
+  const Adjustments changes{adjust[0], adjust[1], adjust[2], adjust[3]};
+  Exposures exposures{unpacked.pictures, {}};
+  for (const Tensor& map : validity) {
+    STD_TORCH_CHECK(map.scalar_type() == ScalarType::Byte && map.dim() == 2 &&
+                        map.size(0) == exposures.pictures.height && map.size(1) == exposures.pictures.width,
+                    "validity must be uint8 (H, W) of the pictures' size");
+    unpacked.kept.push_back(torch::stable::contiguous(map));
+    exposures.validity.push_back(static_cast<const uint8_t*>(unpacked.kept.back().data_ptr()));
+  }
+  Tensor out = new_result(tensors[0], {exposures.pictures.height, exposures.pictures.width, 3}, ScalarType::Byte);
+  void* data = out.data_ptr();
+  Team::run(torch_crew(),
+            [&](Team& team) { fuse_exposures(network.net, exposures, int(octaves), changes, data, team); });
+  return out;
+}
+
+Tensor pyramid_luminance_cpu(const Tensor& luminance_, const std::vector<Tensor>& parameters,
+                             const std::vector<int64_t>& channels, int64_t stem, int64_t octaves) {
+  const Tensor luminance = torch::stable::contiguous(luminance_);
+  STD_TORCH_CHECK(luminance.dim() == 4 && luminance.scalar_type() == ScalarType::Float && luminance.numel() > 0,
+                  "luminance must be (B, N, H, W), float32");
+  const UnpackedNetwork network(parameters, channels, stem, kExposureBands, false);
+  STD_TORCH_CHECK(octaves >= 0 && octaves <= kMostOctaves, "octaves must be 0 to ", kMostOctaves, ", got ", octaves);
+  const int64_t batch = luminance.size(0), count = luminance.size(1), height = luminance.size(2),
+                width = luminance.size(3), size = height * width;
+  Tensor out = new_result(luminance, {batch, 1, height, width}, ScalarType::Float);
+  const float* in = static_cast<const float*>(luminance.data_ptr());
+  float* data = static_cast<float*>(out.data_ptr());
+  Team::run(torch_crew(), [&](Team& team) {
+    for (int64_t b = 0; b < batch; ++b) {
+      Exposures exposures{{Sample::luminance, height, width, {}}, {}};
+      for (int64_t n = 0; n < count; ++n) exposures.pictures.views.push_back({in + (b * count + n) * size, 1});
+      fuse_exposures(network.net, exposures, int(octaves), {}, data + b * size, team);
+    }
+  });
+  return out;
+}
+
 }  // namespace
 }  // namespace ffmef
 
@@ -111,4 +167,6 @@ STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
   m.impl("half_luminance", TORCH_BOX(&ffmef::half_luminance_cpu));
   m.impl("pyramid_predict", TORCH_BOX(&ffmef::pyramid_predict_cpu));
   m.impl("pyramid_fuse_rgb", TORCH_BOX(&ffmef::pyramid_fuse_rgb_cpu));
+  m.impl("pyramid_exposures", TORCH_BOX(&ffmef::pyramid_exposures_cpu));
+  m.impl("pyramid_luminance", TORCH_BOX(&ffmef::pyramid_luminance_cpu));
 }

@@ -17,11 +17,30 @@ struct PredictConv {
   int outputs, inputs, size;
 };
 
+// `first` is the first design (ffmef/models/pyramid_first.py): zeros around maps, the mean of the whole picture, and no
+// statistics of cells, prior and octaves.
 struct PredictNetwork {
+  bool first;
   int grids, bands;
-  PredictConv stem, enter, meet;
+  PredictConv stem, enter, meet, statistics;
   PredictConv down[kMaxGrids], encode[kMaxGrids], up[kMaxGrids], decode[kMaxGrids];  // grids - 1 of each
   PredictConv overall, meet_coarsest, head;
+  const float* prior;  // of the bands, the base and the octaves
+};
+
+// What is known of each cell (csrc/picture/exposures.h); null in the first design.
+struct PredictCells {
+  const float *high, *low;  // (count, h, w)
+  const float* apart;       // (h, w)
+  const float* validity;    // (count, h, w), or null
+  const float* preference;  // (count), added to the logits, or null
+};
+
+// Maps (count, h, w) of h = ceil(height / 4) rows.
+struct PredictMaps {
+  float *weights, *base;  // (bands, count, h, w) and (count, h, w): share (1 + gain)
+  float* shares;          // of the base; null in the first design, like those that follow
+  float *octave_shares, *octave_gains;
 };
 
 // Runs body(context, begin, end) over parts of [0, rows), on as many threads as there are.
@@ -32,9 +51,9 @@ struct ParallelRows {
 };
 
 struct PyramidPredictKernels {
-  // half (count, height, width) -> weights (bands, count, h, w) and base (count, h, w), h = ceil(height / 4).
+  // half: (count, height, width).
   void (*predict)(const PredictNetwork&, const float* half, int64_t count, int64_t height, int64_t width,
-                  float* weights, float* base, ParallelRows parallel);
+                  const PredictCells&, const PredictMaps&, ParallelRows parallel);
 };
 
 FFMEF_DECLARE_KERNELS(PyramidPredictKernels, pyramid_predict_kernels)

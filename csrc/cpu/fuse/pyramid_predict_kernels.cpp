@@ -113,6 +113,11 @@ struct Map {
     }
   }
   float* row(int64_t y) const { return data.get() + ((y + 1) * (width + 2) + 1) * channels; }
+  float* repeated_row(int64_t y) const { return row(y < 0 ? 0 : y < height ? y : height - 1); }
+  void repeat_ends(int64_t y) const {
+    std::memcpy(row(y) - channels, row(y), size_t(channels) * sizeof(float));
+    std::memcpy(row(y) + width * channels, row(y) + (width - 1) * channels, size_t(channels) * sizeof(float));
+  }
 };
 
 using Maps = std::vector<Map>;  // one for each image, of one size
@@ -170,8 +175,8 @@ Maps maps_of(size_t count, int64_t height, int64_t width, int64_t channels) {
   return maps;
 }
 
-// relu(3x3(x)) + x into other maps.
-Maps refine(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
+// relu(3x3(x)) + x into other maps; borders are zeros, or repeated.
+Maps refine(const PredictConv& conv, const Maps& in, bool zeros, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t height = in[0].height, width = in[0].width, channels = in[0].channels;
   Maps out = maps_of(in.size(), height, width, channels);
@@ -180,15 +185,15 @@ Maps refine(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
       const ImageRow at(i, height);
       const Map& map = in[at.image];
       const float* rows[3];
-      for (int r = 0; r < 3; ++r) rows[r] = map.row(at.y - 1 + r) - channels;
+      for (int r = 0; r < 3; ++r) rows[r] = (zeros ? map.row(at.y - 1 + r) : map.repeated_row(at.y - 1 + r)) - channels;
       convolve(packed, rows, channels, width, out[at.image].row(at.y), channels, Finish::rectify_add, map.row(at.y));
     }
   });
   return out;
 }
 
-// relu of a 2x2 convolution with stride 2; an odd border is repeated.
-Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
+// relu of a 2x2 convolution with stride 2; an odd border is repeated. Around the result are zeros, or its ends repeated.
+Maps shrink(const PredictConv& conv, const Maps& in, bool zeros, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t c = in[0].channels, width = in[0].width, height = half_of(in[0].height), across = half_of(width);
   Maps out = maps_of(in.size(), height, across, conv.outputs);
@@ -207,14 +212,31 @@ Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
         }
       }
       convolve(packed, rows, 2 * c, across, out[at.image].row(at.y), conv.outputs, Finish::rectify);
+      if (!zeros) out[at.image].repeat_ends(at.y);
     }
   });
   return out;
 }
 
+// Adds a 1x1 convolution of 1 - high, 1 - low and apart to a row of cells.
+void add_statistics(const PredictConv& conv, const float* high, const float* low, const float* apart, int64_t cells,
+                    float* row) {
+  const int channels = conv.outputs;
+  std::vector<float> taps(size_t(3) * channels);
+  for (int o = 0; o < channels; ++o)
+    for (int i = 0; i < 3; ++i) taps[i * channels + o] = conv.weight[3 * o + i];
+  const float *first = taps.data(), *second = first + channels, *third = second + channels;
+  for (int64_t x = 0; x < cells; ++x) {
+    const float white = 1.0f - high[x], black = 1.0f - low[x];
+    float* __restrict out = row + x * channels;
+    for (int c = 0; c < channels; ++c)
+      out[c] += conv.bias[c] + first[c] * white + second[c] * black + third[c] * apart[x];
+  }
+}
+
 // The stem and the step to the finest grid, two rows of the stem at a time.
 Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
-           ParallelRows parallel) {
+           const PredictCells& cells, ParallelRows parallel) {
   const Packed stem(net.stem), step(net.enter);
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs, padded = 4 * across;
   Maps out = maps_of(size_t(count), down, across, net.enter.outputs);
@@ -238,13 +260,18 @@ Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t 
                   convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
                 }
                 convolve(step, stems, 2 * channels, across, out[at.image].row(at.y), net.enter.outputs, Finish::plain);
+                if (!net.first) {
+                  const int64_t row = i * across;
+                  add_statistics(net.statistics, cells.high + row, cells.low + row, cells.apart + at.y * across, across,
+                                 out[at.image].row(at.y));
+                }
               }
             });
   return out;
 }
 
 // relu(bilinear(1x1(coarse)) + skip), in the skips' places.
-void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, ParallelRows parallel) {
+void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, bool zeros, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t c = conv.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
   const int64_t height = skips[0].height, width = skips[0].width;
@@ -277,12 +304,29 @@ void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, ParallelRow
           out[x * c + k] = value > 0.0f ? value : 0.0f;
         }
       }
+      if (!zeros) skips[at.image].repeat_ends(at.y);
+    }
+  });
+}
+
+// Adds a 1x1 convolution of the map itself.
+void add_overall(const PredictConv& conv, Maps& maps, ParallelRows parallel) {
+  const Packed packed(conv);
+  const int64_t height = maps[0].height, width = maps[0].width, channels = maps[0].channels;
+  over_rows(parallel, int64_t(maps.size()) * height, width * channels * channels, [&](int64_t begin, int64_t end) {
+    Row<float> added((width + 1) * channels);
+    for (int64_t i = begin; i < end; ++i) {
+      const ImageRow at(i, height);
+      float* row = maps[at.image].row(at.y);
+      const float* rows[1] = {row};
+      convolve(packed, rows, channels, width, added.data, channels, Finish::plain);
+      for (int64_t k = 0; k < width * channels; ++k) row[k] += added[k];
     }
   });
 }
 
 // Adds the linear map of the mean over all cells.
-void add_overall(const PredictConv& linear, Map& map) {
+void add_overall_mean(const PredictConv& linear, Map& map) {
   std::vector<double> mean(size_t(map.channels), 0.0);
   for (int64_t y = 0; y < map.height; ++y)
     for (int64_t x = 0; x < map.width; ++x)
@@ -299,64 +343,123 @@ void add_overall(const PredictConv& linear, Map& map) {
       for (int64_t c = 0; c < map.channels; ++c) map.row(y)[x * map.channels + c] += added[c];
 }
 
-// Shares (softmax over the images) times gains.
-void finish(const PredictNetwork& net, const Maps& maps, float* weights, float* base, ParallelRows parallel) {
+// One row of cells of the head's results, all images: lanes are planes, logits in the first half of those that are used,
+// gains in the second.
+struct HeadRow {
+  const int64_t count, width, line;
+  const int planes;
+  Row<float> values, shares, totals;
+
+  HeadRow(int64_t count_, int64_t width_, int planes_)
+      : count(count_),
+        width(width_),
+        line((width_ + 1) * kChannelBlock),
+        planes(planes_),
+        values(count_ * line),
+        shares(count_ * width_ * kChannelBlock),
+        totals(width_ * kChannelBlock) {}
+
+  // What an exposure has recorded, and whether it may be used at all, makes it likelier.
+  void add_prior(const float* prior, const PredictCells& cells, int64_t y, int64_t height) {
+    float weighed[kChannelBlock] = {}, all[kChannelBlock] = {};
+    for (int p = 0; p < planes; ++p) weighed[p] = prior[p], all[p] = 1.0f;
+    for (int64_t n = 0; n < count; ++n) {
+      const int64_t row = (n * height + y) * width;
+      for (int64_t x = 0; x < width; ++x) {
+        const float recorded = __builtin_logf(cells.high[row + x] * (0.1f + 0.9f * cells.low[row + x]) + 0.02f);
+        float usable = cells.preference != nullptr ? cells.preference[n] : 0.0f;
+        if (cells.validity != nullptr)
+          usable += __builtin_logf(cells.validity[row + x] > 1e-6f ? cells.validity[row + x] : 1e-6f);
+        float* v = values.data + n * line + x * kChannelBlock;
+        for (int p = 0; p < kChannelBlock; ++p) v[p] += weighed[p] * recorded + all[p] * usable;
+      }
+    }
+  }
+
+  void add_softmax() {
+    for (int64_t x = 0; x < width; ++x)
+      for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
+        const float* first = values.data + x * kChannelBlock + v;
+        FloatVec largest = load(first), total{};
+        for (int64_t n = 1; n < count; ++n) {
+          const FloatVec other = load(first + n * line);
+          largest = other > largest ? other : largest;
+        }
+        for (int64_t n = 0; n < count; ++n) {
+          const FloatVec share = exponential(load(first + n * line) - largest);
+          total += share;
+          store(shares.data + (n * width + x) * kChannelBlock + v, share);
+        }
+        store(totals.data + x * kChannelBlock + v, total);
+      }
+  }
+
+  float share(int64_t n, int64_t x, int plane) const {
+    return shares.data[(n * width + x) * kChannelBlock + plane] / totals.data[x * kChannelBlock + plane];
+  }
+  float gain(int64_t n, int64_t x, int plane) const {
+    return values.data[n * line + x * kChannelBlock + planes + plane];
+  }
+};
+
+// Shares (softmax over the images) and gains.
+void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cells, const PredictMaps& out,
+            ParallelRows parallel) {
   const Packed head(net.head);
-  const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size()), planes = net.bands + 1;
-  over_rows(parallel, height, width * count * (maps[0].channels * kChannelBlock + 32 * planes),
-            [&](int64_t begin, int64_t end) {
-              const int64_t line = (width + 1) * kChannelBlock;
-              Row<float> rows(count * line), shares(count * width * kChannelBlock), totals(width * kChannelBlock);
-              for (int64_t y = begin; y < end; ++y) {
-                for (int64_t n = 0; n < count; ++n) {
-                  const float* in[1] = {maps[n].row(y)};
-                  convolve(head, in, maps[n].channels, width, rows.data + n * line, kChannelBlock, Finish::plain);
-                }
-                // Lanes are planes: shares in the first half of those that are used, gains in the second.
-                for (int64_t x = 0; x < width; ++x)
-                  for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
-                    float* values = rows.data + x * kChannelBlock + v;
-                    FloatVec largest = load(values), total{};
-                    for (int64_t n = 1; n < count; ++n) {
-                      const FloatVec other = load(values + n * line);
-                      largest = other > largest ? other : largest;
-                    }
-                    for (int64_t n = 0; n < count; ++n) {
-                      const FloatVec share = exponential(load(values + n * line) - largest);
-                      total += share;
-                      store(shares.data + (n * width + x) * kChannelBlock + v, share);
-                    }
-                    store(totals.data + x * kChannelBlock + v, total);
-                  }
-                for (int64_t p = 0; p < planes; ++p) {
-                  float* out = (p < net.bands ? weights + p * count * height * width : base) + y * width;
-                  for (int64_t n = 0; n < count; ++n)
-                    for (int64_t x = 0; x < width; ++x)
-                      out[n * height * width + x] = shares.data[(n * width + x) * kChannelBlock + p] /
-                                                    totals.data[x * kChannelBlock + p] *
-                                                    (1.0f + rows.data[n * line + x * kChannelBlock + planes + p]);
-                }
-              }
-            });
+  const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size());
+  const int planes = net.bands + (net.first ? 1 : 2);
+  const int64_t cost = width * count * (maps[0].channels * kChannelBlock + 64 * planes);
+  over_rows(parallel, height, cost, [&](int64_t begin, int64_t end) {
+    HeadRow row(count, width, planes);
+    std::vector<float> gate(size_t(width), 1.0f);
+    for (int64_t y = begin; y < end; ++y) {
+      for (int64_t n = 0; n < count; ++n) {
+        const float* in[1] = {maps[n].row(y)};
+        convolve(head, in, maps[n].channels, width, row.values.data + n * row.line, kChannelBlock, Finish::plain);
+      }
+      if (!net.first) {
+        row.add_prior(net.prior, cells, y, height);
+        // Gains act where exposures differ, so that a picture fused with itself stays as it is.
+        for (int64_t x = 0; x < width; ++x) gate[x] = cells.apart[y * width + x] / (cells.apart[y * width + x] + 0.04f);
+      }
+      row.add_softmax();
+      for (int64_t n = 0; n < count; ++n) {
+        const int64_t place = (n * height + y) * width;
+        for (int p = 0; p <= net.bands; ++p) {
+          float* weights = (p < net.bands ? out.weights + p * count * height * width : out.base) + place;
+          for (int64_t x = 0; x < width; ++x) weights[x] = row.share(n, x, p) * (1.0f + row.gain(n, x, p) * gate[x]);
+        }
+        if (net.first) continue;
+        for (int64_t x = 0; x < width; ++x) {
+          out.shares[place + x] = row.share(n, x, net.bands);
+          out.octave_shares[place + x] = row.share(n, x, net.bands + 1);
+          out.octave_gains[place + x] = row.gain(n, x, net.bands + 1) * gate[x];
+        }
+      }
+    }
+  });
 }
 
-void predict(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width, float* weights,
-             float* base, ParallelRows parallel) {
-  Maps maps = enter(net, half, count, height, width, parallel);
+void predict(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
+             const PredictCells& cells, const PredictMaps& out, ParallelRows parallel) {
+  Maps maps = enter(net, half, count, height, width, cells, parallel);
   meet(net.meet, maps, parallel);
   std::vector<Maps> skips(size_t(net.grids));
   for (int g = 0; g + 1 < net.grids; ++g) {
     skips[g] = std::move(maps);
-    maps = refine(net.encode[g], shrink(net.down[g], skips[g], parallel), parallel);
+    maps = refine(net.encode[g], shrink(net.down[g], skips[g], net.first, parallel), net.first, parallel);
   }
-  for (Map& map : maps) add_overall(net.overall, map);
+  if (net.first)
+    for (Map& map : maps) add_overall_mean(net.overall, map);
+  else
+    add_overall(net.overall, maps, parallel);
   meet(net.meet_coarsest, maps, parallel);
   for (int g = net.grids - 2; g >= 0; --g) {
-    raise(net.up[g], maps, skips[g], parallel);
-    maps = refine(net.decode[g], skips[g], parallel);
+    raise(net.up[g], maps, skips[g], net.first, parallel);
+    maps = refine(net.decode[g], skips[g], net.first, parallel);
     skips[g].clear();
   }
-  finish(net, maps, weights, base, parallel);
+  finish(net, maps, cells, out, parallel);
 }
 
 }  // namespace

@@ -1,0 +1,276 @@
+"""The native PyramidFFMEF against its definition in torch, in float64: sizes, depths, numbers, masks, adjustments."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ffmef
+from ffmef import picture
+from ffmef.adjust import Adjustments
+from ffmef.imaging.colour import rgb_to_ycbcr
+from ffmef.models import PyramidFFMEF
+from ffmef.models.pyramid import adjust_colour, into_gamut, merge_chroma
+
+pytestmark = pytest.mark.skipif(picture.missing is not None, reason=str(picture.missing))
+torch.set_num_threads(1)
+DTYPES = (np.uint8, np.uint16, np.float32)
+SIZES = [(1, 1), (1, 2), (7, 1), (8, 16), (37, 51), (65, 530)]
+# Half a level of rounding and float32 on the way; 16 bit has 257 levels for each.
+TOLERANCE = {np.uint8: 0.502, np.uint16: 2, np.float32: 3e-5}
+# Where exposures are masked, what all others show is a small difference of large sums.
+MASKED_TOLERANCE = {np.uint8: 0.51, np.uint16: 4, np.float32: 6e-5}
+
+
+def model_of(octaves=5, seed=0):
+    """A model far from the plain mean, with every parameter away from 0."""
+    torch.manual_seed(seed)
+    model = PyramidFFMEF(octaves=octaves).eval().requires_grad_(False)
+    model.predictor.head.weight.normal_(std=0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.bias.add_(0.1 * torch.randn_like(module.bias))
+    model.predictor.statistics.weight.normal_(std=0.3)
+    model.prior.copy_(torch.tensor([0.1, 0.2, 0.15, 0.3, 0.12]))
+    return model
+
+
+def bracket_of(height, width, count, dtype, seed=0):
+    """Exposures of one smooth scene with noise, clipped at both ends."""
+    random = np.random.default_rng(seed)
+    blocks = random.random((-(-height // 8), -(-width // 8), 3)).repeat(8, 0).repeat(8, 1)[:height, :width]
+    scene = 0.8 * blocks + 0.2 * random.random((height, width, 3))
+    frames = []
+    for index in range(count):
+        unit = np.clip(scene * 2.0 ** (index - (count - 1) / 2) + 0.02 * random.standard_normal(scene.shape), 0, 1)
+        deep = np.dtype(dtype).kind == "f"
+        frames.append(unit.astype(dtype) if deep else np.rint(unit * np.iinfo(dtype).max).astype(dtype))
+    return frames
+
+
+def masks_of(height, width, seed=0):
+    random = np.random.default_rng(seed)
+    return [None, (random.random((height, width)) > 0.3).astype(np.uint8) * 255, np.full((height, width), 128, np.uint8)]
+
+
+def defined(model, images, validity=None, adjust=Adjustments()):  # noqa: B008
+    """The definition in float64, before rounding."""
+    top = 1.0 if images[0].dtype.kind == "f" else float(np.iinfo(images[0].dtype).max)
+    rgb = torch.from_numpy(np.stack([image.transpose(2, 0, 1) / top * 255.0 for image in images]).astype(float))[None]
+    usable = None
+    if validity is not None:
+        full = np.full(images[0].shape[:2], 255, np.uint8)
+        usable = torch.from_numpy(np.stack([full if part is None else part for part in validity]) / 255.0)[None]
+    ycbcr = rgb_to_ycbcr(rgb)
+    double = model_of(model.octaves).double()
+    double.load_state_dict(model.state_dict())
+    fused, shares = double.fuse(ycbcr[:, :, 0] / 255, usable, adjust)
+    chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
+    out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust))
+    return out[0].permute(1, 2, 0).numpy() / 255 * top
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_equals_the_definition(size, dtype):
+    for count, octaves in ((2, 5), (3, 0), (5, 1), (9, 5)):
+        model = model_of(octaves)
+        images = bracket_of(*size, count, dtype)
+        got = ffmef.fuse(images, model=model) if size != (1, 1) else picture.fuse(picture.network_of(model), images)
+        assert got.dtype == dtype
+        assert np.abs(got - defined(model, images)).max() <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [(7, 1), (37, 51), (65, 530)])
+def test_validity(size, dtype):
+    model, images, validity = model_of(), bracket_of(*size, 3, dtype), masks_of(*size)
+    got = ffmef.fuse(images, model=model, validity=validity)
+    assert np.abs(got - defined(model, images, validity)).max() <= MASKED_TOLERANCE[dtype]
+    assert np.array_equal(ffmef.fuse(images, model=model, validity=[None] * 3), ffmef.fuse(images, model=model))
+
+
+@pytest.mark.parametrize(
+    "adjust",
+    [
+        Adjustments(brightness=0.7),
+        Adjustments(contrast=0.5),
+        Adjustments(saturation=-0.5),
+        Adjustments(prefer=1.5),
+        Adjustments(-0.3, -0.4, 0.8, -1),
+    ],
+    ids=["brightness", "contrast", "saturation", "prefer", "all"],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adjustments(adjust, dtype):
+    for size, count in (((37, 51), 2), ((24, 90), 4)):
+        model, images = model_of(), bracket_of(*size, count, dtype)
+        got = ffmef.fuse(images, model=model, adjust=adjust)
+        assert np.abs(got - defined(model, images, None, adjust)).max() <= 2 * TOLERANCE[dtype]
+        assert not np.array_equal(got, ffmef.fuse(images, model=model))
+
+
+def test_grey_is_colour_with_equal_channels():
+    model = model_of()
+    for dtype in DTYPES:
+        grey = [image[..., 1].copy() for image in bracket_of(45, 67, 3, dtype)]
+        in_colour = [np.stack([image] * 3, -1) for image in grey]
+        for adjust in (Adjustments(), Adjustments(brightness=0.5)):
+            fused = ffmef.fuse(grey, model=model, adjust=adjust)
+            assert fused.shape == (45, 67)
+            tolerance = 1e-5 if dtype == np.float32 else 1
+            assert np.abs(ffmef.fuse(in_colour, model=model, adjust=adjust) - fused[..., None].astype(float)).max() <= (
+                tolerance
+            )
+        mixed = ffmef.fuse([in_colour[0], *grey[1:]], model=model)
+        assert np.abs(mixed.astype(float) - ffmef.fuse(in_colour, model=model)).max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("count", [2, 3, 4, 9])
+def test_a_picture_fused_with_itself_is_itself(count, dtype):
+    random = np.random.default_rng(count)
+    picture_ = random.integers(0, np.iinfo(dtype).max + 1, (90, 131, 3)).astype(dtype)
+    picture_[:30] = bracket_of(30, 131, 1, dtype)[0]
+    picture_[40, ::3] = 0, np.iinfo(dtype).max, 0
+    picture_[41] = np.iinfo(dtype).max
+    for model in (model_of(), model_of(0)):
+        assert np.array_equal(ffmef.fuse([picture_] * count, model=model), picture_)
+        grey = picture_[..., 0].copy()
+        assert np.array_equal(ffmef.fuse([grey] * count, model=model), grey)
+
+
+def test_any_order_gives_the_same_bits():
+    model, random = model_of(), np.random.default_rng(1)
+    for dtype in DTYPES:
+        for count in (2, 3, 7):
+            images = bracket_of(40, 50, count, dtype)
+            images[-1] = images[0].copy()
+            images[-1][39, 49] = images[0].max()  # differs at the end alone
+            validity = [(random.random((40, 50)) > 0.2).astype(np.uint8) * 255 for _ in images]
+            straight, masked = ffmef.fuse(images, model=model), ffmef.fuse(images, model=model, validity=validity)
+            for _ in range(3):
+                order = random.permutation(count)
+                shuffled = [images[k] for k in order]
+                assert np.array_equal(ffmef.fuse(shuffled, model=model), straight)
+                parts = [validity[k] for k in order]
+                assert np.array_equal(ffmef.fuse(shuffled, model=model, validity=parts), masked)
+
+
+def test_threads_change_nothing():
+    model, images = model_of(), bracket_of(301, 250, 3, np.uint16)
+    validity = masks_of(301, 250)
+    alone = ffmef.fuse(images, model=model, validity=validity, threads=1)
+    for threads in (2, 3, 7):
+        for _ in range(5):
+            assert np.array_equal(ffmef.fuse(images, model=model, validity=validity, threads=threads), alone)
+
+
+def test_both_doors_give_equal_bits():
+    model, images, validity = model_of(), bracket_of(77, 101, 3, np.uint8), masks_of(77, 101)
+    tensors = [torch.from_numpy(image) for image in images]
+    maps = [torch.ones(77, 101) if part is None else torch.from_numpy(part) / 255 for part in validity]
+    adjust = Adjustments(0.2, 0.1, -0.2, 0.5)
+    assert np.array_equal(model.fuse_rgb(tensors).numpy(), ffmef.fuse(images, model=model))
+    by_torch = model.fuse_rgb(tensors, maps, adjust).numpy()
+    assert np.array_equal(by_torch, ffmef.fuse(images, model=model, validity=validity, adjust=adjust))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 16), (61, 83)])
+def test_forward_runs_natively_where_no_derivative_is_asked_for(size, monkeypatch):
+    model = model_of()
+    luminance = 1.4 * torch.rand(2, 3, *size) - 0.2  # beyond black and white too: nothing is clamped
+    double = model_of().double()
+    got = model(luminance)
+    torch.testing.assert_close(got.double(), double(luminance.double()), rtol=0, atol=1e-4)
+    assert torch.equal(model(luminance[:, [2, 0, 1]]), got)
+    asked = luminance.clone().requires_grad_()
+    model(asked).sum().backward()
+    assert asked.grad.abs().sum() > 0
+    monkeypatch.setattr("ffmef.models.pyramid.pyramid_luminance", None)
+    with pytest.raises(TypeError):
+        model(luminance)
+    model(asked), model(luminance.double().float().requires_grad_())
+    model.backend = "reference"
+    torch.testing.assert_close(model(luminance), got, rtol=0, atol=1e-4)
+
+
+def test_operators_are_registered():
+    model = model_of()
+    tensors = [torch.from_numpy(image) for image in bracket_of(9, 11, 2, np.uint8)]
+    sizes = list(model.channels), model.stem, 5
+    parameters = list(model.parameters())
+    torch.library.opcheck(
+        torch.ops.ffmef.pyramid_exposures.default, (tensors, [], parameters, *sizes, [0.0, 0.0, 0.0, 0.0])
+    )
+    torch.library.opcheck(torch.ops.ffmef.pyramid_luminance.default, (torch.rand(1, 2, 9, 11), parameters, *sizes))
+    with pytest.raises(RuntimeError, match="octaves must be 0 to 16, got 17"):
+        torch.ops.ffmef.pyramid_luminance(torch.rand(1, 2, 9, 11), parameters, *sizes[:2], 17)
+    with pytest.raises(RuntimeError, match="parameters must hold 39 tensors, got 40"):
+        torch.ops.ffmef.pyramid_luminance(torch.rand(1, 2, 9, 11), [*parameters, parameters[0]], *sizes)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_every_instruction_set(isa, tmp_path):
+    script = (
+        "import sys, numpy as np; sys.path.insert(0, sys.argv[1])\n"
+        "import test_pyramid_native as cases, ffmef\nfrom ffmef import picture\n"
+        "assert picture._picture.isa() == sys.argv[2] or sys.argv[2] == 'avx2', picture._picture.isa()\n"
+        "for dtype in cases.DTYPES:\n"
+        "    images = cases.bracket_of(37, 51, 3, dtype)\n"
+        "    got = ffmef.fuse(images, model=cases.model_of(), validity=cases.masks_of(37, 51))\n"
+        "    want = cases.defined(cases.model_of(), images, cases.masks_of(37, 51))\n"
+        "    assert np.abs(got - want).max() <= cases.MASKED_TOLERANCE[dtype]\n"
+        "    same = images[0].copy()\n"
+        "    assert dtype == np.float32 or np.array_equal(ffmef.fuse([same] * 3, model=cases.model_of()), same)\n"
+    )
+    variables = {**os.environ, "FFMEF_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-c", script, str(Path(__file__).parent), isa]
+    done = subprocess.run(arguments, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_weights_files_fuse_without_torch(tmp_path):
+    model = model_of()
+    ffmef.models.save(model, tmp_path / "w.safetensors")
+    images = bracket_of(37, 51, 3, np.uint8)
+    np.save(tmp_path / "images.npy", np.stack(images))
+    script = (
+        "import sys, numpy as np, ffmef\n"
+        "np.save('fused.npy', ffmef.fuse(list(np.load('images.npy')), weights='w.safetensors'))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=variables, check=True)
+    assert np.array_equal(np.load(tmp_path / "fused.npy"), ffmef.fuse(images, model=model))
+
+
+def test_without_the_native_library_torch_makes_the_same_picture(monkeypatch):
+    model, validity = model_of(), masks_of(37, 51)
+    for dtype in (*DTYPES, np.float64):
+        images = bracket_of(37, 51, 3, dtype)
+        adjust = Adjustments(0.2, 0.1, -0.2, 0.5)
+        native = ffmef.fuse(images, model=model, validity=validity, adjust=adjust)
+        with monkeypatch.context() as patch:
+            patch.setattr(picture, "missing", "taken away")
+            by_torch = ffmef.fuse(images, model=model, validity=validity, adjust=adjust)
+            grey = ffmef.fuse([image[..., 0] for image in images], model=model)
+        assert by_torch.dtype == dtype and grey.shape == (37, 51)
+        steps = 1e-4 if np.dtype(dtype).kind == "f" else 1 if dtype == np.uint8 else 12
+        assert np.abs(by_torch.astype(float) - native).max() <= steps
+
+
+def test_mistakes_are_named():
+    images = bracket_of(9, 11, 2, np.uint8)
+    with pytest.raises(ffmef.InputError, match="validity must hold 2 maps, one for each image, got 1"):
+        ffmef.fuse(images, model=model_of(), validity=[None])
+    with pytest.raises(ffmef.InputError, match=r"validity\[1\] must be \(9, 11\) uint8 or None, got \(9, 10\) uint8"):
+        ffmef.fuse(images, model=model_of(), validity=[None, np.zeros((9, 10), np.uint8)])
+    with pytest.raises(ffmef.InputError, match="adjust must be left alone for this model"):
+        ffmef.fuse(images, model="ffmef", adjust=Adjustments(brightness=1))
