@@ -49,10 +49,17 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
     add("--align", action="store_true", help="move hand-held frames onto one of them first")
     add("--crop", action="store_true", help="with --align: cut to what every frame covers")
-    add("--brightness", metavar="EV", default="0", help="stops for the shadows, -4 to 4; white stays white (default: 0)")
+    add(
+        "--brightness", metavar="EV", default="0", help="stops for the shadows, -4 to 4; white stays white (default: 0)"
+    )
     add("--contrast", metavar="C", default="0", help="-1 to 4: detail counts 1 + C times (default: 0)")
     add("--saturation", metavar="S", default="0", help="-1 (grey) to 4: colour counts 1 + S times (default: 0)")
-    add("--prefer", metavar="dark|bright|P", default="0", help="exposures to favour; -4 (dark) to 4 (bright) (default: 0)")
+    add(
+        "--prefer",
+        metavar="dark|bright|P",
+        default="0",
+        help="exposures to favour; -4 (dark) to 4 (bright) (default: 0)",
+    )
     add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
     add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
     add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")

@@ -56,7 +56,11 @@ def bracket_of(height, width, count, dtype, seed=0):
 
 def masks_of(height, width, seed=0):
     random = np.random.default_rng(seed)
-    return [None, (random.random((height, width)) > 0.3).astype(np.uint8) * 255, np.full((height, width), 128, np.uint8)]
+    return [
+        None,
+        (random.random((height, width)) > 0.3).astype(np.uint8) * 255,
+        np.full((height, width), 128, np.uint8),
+    ]
 
 
 def defined(model, images, validity=None, adjust=Adjustments()):  # noqa: B008
