@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from ffmef.errors import InputError
 
@@ -17,6 +20,7 @@ class Options:
 
     Attributes:
         task: mef, mff or vif.
+        depth_map: where to write which frame of a focus stack was sharpest.
         stretch: use the whole range of samples that fill little of it.
         quality: of JPEG and WebP, 1 to 100.
         compression: of PNG and TIFF, 0 to 9.
@@ -30,6 +34,7 @@ class Options:
     """
 
     task: str = "mef"
+    depth_map: str | None = None
     stretch: bool = False
     quality: int | None = None
     compression: int = 3
@@ -96,10 +101,13 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
     """
     from ffmef import pipeline
     from ffmef.imaging import bracket, io, paths
-    from ffmef.imaging.formats import FORMATS
 
     check(output, options)
     paths.refuse_input_as_output(output, inputs)
+    if by_focus(options):
+        return _fuse_stack(inputs, output, options, remark)
+    if options.depth_map is not None:
+        raise InputError("--depth-map must be used for focus stacks (--task mff, no --model or --weights)")
     with io.hidden_decoder_messages():
         pictures, remarks = bracket.read_bracket(
             inputs, options.task, stretch=options.stretch, depth=options.output_depth, read=_read
@@ -121,6 +129,13 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
     seconds = time.perf_counter() - started
     if exif is not None:
         fused = replace(fused, exif=exif)
+    return _write(fused, output, options, seconds)
+
+
+def _write(fused, output: str, options: Options, seconds: float) -> Outcome:
+    from ffmef.imaging import io, paths
+    from ffmef.imaging.formats import FORMATS
+
     encoding = {"quality": options.quality, "compression": options.compression, "depth": options.output_depth}
     if output == paths.STANDARD:
         name = FORMATS[f".{options.standard_format}"]
@@ -131,6 +146,141 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
     height, width = written.pixels.shape[:2]
     bits = 8 * written.pixels.itemsize
     return Outcome(width, height, bits, seconds, _reductions(fused, written, options.output_depth))
+
+
+# Focus stacks
+
+
+IN_MEMORY = 4  # frames; more are read twice, one at a time
+
+
+def by_focus(options: Options) -> bool:
+    """Return whether these options make :mod:`ffmef.focus` fuse."""
+    from ffmef import pipeline
+
+    given = {name: options.fusion.get(name) for name in ("weights", "model", "backend", "device")}
+    return pipeline._by_focus(options.task, **given)
+
+
+def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark) -> Outcome:
+    from ffmef import focus, picture, pipeline
+    from ffmef.imaging import formats, io, paths
+    from ffmef.imaging.io import Picture
+
+    threads = picture.thread_count(options.fusion.get("threads"))
+    if options.depth_map is not None:
+        if formats.check_target(options.depth_map) not in ("PNG", "TIFF"):
+            raise InputError(f"--depth-map must be PNG or TIFF, which keep numbers exact, got {options.depth_map}")
+        paths.refuse_input_as_output(options.depth_map, [*inputs, output])
+    stack = _Stack(inputs, remark)
+    with io.hidden_decoder_messages(), pipeline._cv2_threads(threads):
+        started = time.perf_counter()
+        together = len(inputs) <= IN_MEMORY or options.stretch or options.align or paths.STANDARD in inputs
+        if together:
+            frames = _frames_together(stack, options, remark)
+            started = time.perf_counter()
+        else:
+            frames = [functools.partial(stack.read, index) for index in range(len(inputs))]
+        fused = focus.fuse(frames, depth_map=options.depth_map is not None)
+        seconds = time.perf_counter() - started
+    pixels = fused.pixels
+    if options.output_depth == 16:
+        pixels = io.to_depth(pixels, np.dtype(np.uint16))
+    alpha = None if stack.alpha is None else io.to_depth(stack.alpha, pixels.dtype)
+    icc = stack.icc if pixels.ndim == 3 or not stack.coloured else None
+    outcome = _write(Picture(pixels, alpha, icc, stack.exif, stack.format), output, options, seconds)
+    if options.depth_map is not None:
+        io.write_picture(options.depth_map, Picture(fused.sharpest, None, None, None, "PNG"))
+    return outcome
+
+
+def _frames_together(stack: _Stack, options: Options, remark) -> list:
+    """Return the samples of all frames, brought to common ground and aligned if asked for."""
+    from ffmef.imaging import bracket
+    from ffmef.imaging.margins import continued, usable_parts
+
+    pictures, remarks = bracket.read_bracket(
+        stack.inputs, "mff", stretch=options.stretch, depth=options.output_depth, read=_read
+    )
+    for line in remarks:
+        remark(line)
+    exif = None
+    if options.align:
+        pictures, exif = _aligned(pictures, stack.inputs, options, remark)
+    for picture in pictures:
+        stack.note(picture)
+    stack.exif = exif or stack.exif
+    dtype = pictures[0].pixels.dtype
+    _, masks = usable_parts([p.alpha for p in pictures], np.iinfo(dtype).max if dtype.kind == "u" else 1)
+    # Continued into the margins, because their edges would be the sharpest places.
+    return [p.pixels if mask is None else continued(p.pixels, mask) for p, mask in zip(pictures, masks, strict=True)]
+
+
+class _Stack:
+    """Reads the frames of a stack one at a time, alike, and keeps what the files say beside their samples."""
+
+    def __init__(self, inputs: Sequence[str], remark):
+        self.inputs, self.remark = list(inputs), remark
+        self.alpha = self.icc = self.exif = self.format = self.white_balance = self.shape = None
+        self.coloured = False
+        self._said: set[str] = set()
+
+    def read(self, index: int):
+        """Return the samples of a frame, in the profile of the first frame in colour and clipped to [0, 1]."""
+        from ffmef.imaging import metadata
+
+        name = self.inputs[index]
+        picture = _read(name, white_balance=self.white_balance)
+        for line in picture.remarks:
+            self._say(f"{name}: {line}")
+        self.white_balance = self.white_balance or picture.white_balance
+        if self.shape is not None and picture.pixels.shape[:2] != self.shape:
+            sizes = [f"{shape[1]} x {shape[0]}" for shape in (self.shape, picture.pixels.shape)]
+            raise InputError(
+                f"{name} must have the size of {self.inputs[0]}, {sizes[0]} (width x height), got {sizes[1]}"
+            )
+        pixels = picture.pixels
+        if self.coloured and pixels.ndim == 3 and picture.icc != self.icc:
+            try:
+                pixels = metadata.convert_profile(pixels, picture.icc, self.icc)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from None
+            self._say(f"{name}: colours converted to the profile of the first frame in colour")
+        self.note(picture)
+        if pixels.dtype.kind == "f":
+            pixels = self._clipped(pixels, name)
+        return pixels
+
+    def _clipped(self, pixels, name: str):
+        if not np.isfinite(pixels[pixels != np.inf]).all():
+            raise InputError(f"{name}: samples must be numbers, got NaN or minus infinity")
+        if pixels.min() < 0 or pixels.max() > 1:
+            self._say(f"{name}: samples beyond 0 to 1 (black to white) are clipped: --stretch scales them")
+            pixels = np.clip(pixels, 0, 1)
+        return pixels
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:  # every frame is read twice
+            self._said.add(line)
+            self.remark(line)
+
+    def note(self, picture) -> None:
+        """Keep a picture's alpha, profile and EXIF data where they are the first."""
+        from ffmef.imaging import io
+
+        self.shape = self.shape or picture.pixels.shape[:2]
+        if picture.pixels.ndim == 3 and not self.coloured:
+            self.coloured, self.icc = True, picture.icc
+        elif self.icc is None and not self.coloured:
+            self.icc = picture.icc
+        self.exif = self.exif or picture.exif
+        self.format = self.format or picture.format
+        if picture.alpha is not None:
+            if self.alpha is None:
+                self.alpha = picture.alpha.copy()
+            else:
+                deeper = max(self.alpha.dtype, picture.alpha.dtype, key=lambda d: (d.kind == "f", d.itemsize))
+                self.alpha = np.minimum(io.to_depth(self.alpha, deeper), io.to_depth(picture.alpha, deeper))
 
 
 def _read(path, white_balance=None):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffmef import picture
+from ffmef import focus, picture
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging import colour
@@ -46,9 +46,10 @@ def fuse(
     """Fuse pictures of one scene into one picture.
 
     The luminance of the pictures (BT.601, studio swing, divided by 255) goes through the model and is clamped to
-    [0, 1]. Multi-exposure and multi-focus fusion merge the chroma by
+    [0, 1]. Multi-exposure and multi-focus fusion by FFMEF merge the chroma by
     ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|`` (FFMEF paper, eq. 1); infrared-visible fusion takes that of the
-    visible picture. Nothing is rounded before the end.
+    visible picture. Nothing is rounded before the end. Focus stacks are fused by :func:`ffmef.focus.fuse`, which is no
+    network, unless a model or weights are named.
 
     Args:
         images: pictures of one size and dtype, two for FFMEF, two or more for a model that takes any number: (H, W, 3)
@@ -57,20 +58,21 @@ def fuse(
             statistics over the picture. For ``task="vif"`` a mapping with the keys ``infrared`` and ``visible``, of
             which either may be grey.
         task: ``mef`` (exposures, in any order: they are sorted by mean luminance, the darkest first), ``mff`` (focus,
-            kept in the order given) or ``vif`` (infrared and visible).
+            in any order; FFMEF keeps the order given) or ``vif`` (infrared and visible).
         weights: name of bundled weights or path of a weights file; None means those of the model for the task and the
             number of pictures.
         backend: how to compute; None chooses the fastest that is available. A name of ``ffmef.ops.backends()``, and for
             FFMEF also ``fused``, the whole network in one operator, or ``eager``, layer by layer.
         model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
-            of its own; None chooses by ``weights``, or else by task and number of pictures. Or what to use in their
-            place: a callable that takes luminance (1, N, H, W), float32 in [0, 1], and returns (1, 1, H, W).
+            of its own; ``focus`` for ``mff``, see :mod:`ffmef.focus`; None chooses by ``weights``, or else by task and
+            number of pictures. Or what to use in their place: a callable that takes luminance (1, N, H, W), float32
+            in [0, 1], and returns (1, 1, H, W).
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
         threads: processor threads, on which the result does not depend. None means the number in the variable
             ``FFMEF_THREADS``, or torch's where torch is loaded, or the number in ``OMP_NUM_THREADS``, or one for each
             processor that the process may run on.
-        validity: for each image (H, W), uint8, how far its pixels may be used: 255 as far as they are recorded, 0 not at
-            all; None for all of an image. Like ``adjust`` for the model ``pyramid`` alone.
+        validity: for each image (H, W), uint8, how far its pixels may be used: 255 as far as they are recorded, 0 not
+            at all; None for all of an image. Like ``adjust`` for the model ``pyramid`` alone.
         adjust: brightness, contrast, saturation and preferred exposures, where they are to be different.
         engine: deprecated; ``backend`` takes its values.
 
@@ -103,9 +105,9 @@ def fuse_pictures(
     """Fuse decoded pictures, with their depth, alpha, colour profile and EXIF.
 
     - Depth: 16 bit where any picture has 16 bit; 8-bit samples are multiplied by 257.
-    - Alpha, for the model ``pyramid``: the result is as opaque as the most opaque picture. Where one is less opaque, such
-      as in the margin of an aligned exposure, the others alone count. For other models: the minimum over all pictures,
-      one without alpha counting as opaque.
+    - Alpha, for the model ``pyramid``: the result is as opaque as the most opaque picture. Where one is less opaque,
+      such as in the margin of an aligned exposure, the others alone count. For other models: the minimum over all
+      pictures, one without alpha counting as opaque.
     - ICC profile and EXIF: of the first picture, in fusion order, that has one (``vif``: of the visible picture).
 
     Args:
@@ -140,6 +142,9 @@ def fuse_pictures(
         if any(mask is not None for mask in masks):
             options["validity"] = [None if mask is None else validity_of(mask) for mask in masks]
     elif any(alpha is not None for alpha in alphas):
+        if fuser.focus:  # the edge of a margin would be the sharpest place
+            _, masks = usable_parts(alphas, np.iinfo(images[0].dtype).max if images[0].dtype.kind == "u" else 1)
+            images = [i if mask is None else continued(i, mask) for i, mask in zip(images, masks, strict=True)]
         alpha = np.minimum.reduce([alpha for alpha in alphas if alpha is not None])
     fused, order = _fuse(images, task, fuser, ties=ties, **options)
 
@@ -157,7 +162,7 @@ def fuse_pictures(
 
 @dataclass(frozen=True)
 class _Fuser:
-    """What fuses: a native network, from pictures to a picture, or a model that torch runs.
+    """What fuses: a native network, from pictures to a picture, a model that torch runs, or how sharp each frame is.
 
     Selective ones take validity and adjustments, and merge chroma by their own shares.
     """
@@ -165,6 +170,7 @@ class _Fuser:
     network: object | None = None
     model: object | None = None
     selective: bool = False
+    focus: bool = False
 
 
 def _taken(options: dict, **given) -> dict:
@@ -177,6 +183,8 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     """Return what the arguments of :func:`fuse` choose to fuse ``count`` images."""
     if engine is not None:
         backend = _backend_of_engine(engine, backend)
+    if _by_focus(task, weights, model, backend, device):
+        return _Fuser(focus=True)
     named = model is None or isinstance(model, str)
     if named:
         weights = _weights_name(task, weights, model, count, backend)
@@ -209,6 +217,9 @@ def _fuse(
     if not fuser.selective and (validity or not adjust.neutral):
         name = "validity" if validity else "adjust"
         raise InputError(f"{name} must be left alone for this model: only pyramid knows it, from its second design on")
+    if fuser.focus:
+        with _cv2_threads(threads):
+            return focus.fuse(images).pixels, list(range(len(images)))
     there = task == "mef" and not validity and adjust.neutral and _takes_pictures_there(fuser.model, images, device)
     if fuser.network is not None or fuser.selective or there:
         order = list(range(len(images)))
@@ -230,6 +241,38 @@ def _fuse(
     with _torch_threads(threads):
         fused = _run(fuser.model, planes, device)
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order
+
+
+def _by_focus(task: str, weights: str | None, model, backend: str | None, device) -> bool:
+    """Return whether frames are fused by how sharp they are, which is the default for focus stacks.
+
+    Raises:
+        InputError: it is asked for where it cannot be used.
+    """
+    asked = focus.NAME in (model, weights) if isinstance(model, str | None) else weights == focus.NAME
+    if not asked:
+        return task == "mff" and model is None and weights is None and backend is None and str(device or "cpu") == "cpu"
+    if task != "mff":
+        raise InputError(f"model focus must be used for task mff, got {task}")
+    if None not in (model, weights) and model != weights:
+        raise InputError(f"model focus must be given without weights, got model {model!r} and weights {weights!r}")
+    if backend not in (None, "cpu") or str(device or "cpu") != "cpu":
+        raise InputError(f"model focus must run on the CPU, got backend {backend!r} and device {str(device)!r}")
+    return True
+
+
+@contextlib.contextmanager
+def _cv2_threads(threads: int | None):
+    """Let OpenCV use so many threads for a while; None leaves it alone."""
+    import cv2
+
+    before = cv2.getNumThreads()
+    if threads is not None:
+        cv2.setNumThreads(threads)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _native_network(source, task: str, backend: str | None, device):

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--reference", metavar="PICTURE", help="with --align: the frame that stays, or its number from 1 (best exposed)"
     )
+    add("--depth-map", metavar="FILE", help="for --task mff: write which frame was sharpest, from 0 (PNG or TIFF)")
     add("--format", default="png", metavar="EXT", help="what -o - writes: png (default), jpg, tif, webp, bmp, exr")
     add_fusion_arguments(parser)
     parser.epilog = "Folders of brackets are fused by 'ffmef batch FOLDER... -o OUT'."
@@ -36,7 +37,8 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME",
-        help="; ".join(f"{spec.name}: {spec.summary}" for spec in MODELS.values()) + " (default: by task)",
+        help="; ".join(f"{spec.name}: {spec.summary}" for spec in MODELS.values())
+        + "; focus: focus stacks of any number of frames (mff), no network (default: by task)",
     )
     add("--weights", metavar="NAME|PATH", help="bundled weights or a file (default: those of the model for the task)")
     add(
@@ -99,6 +101,7 @@ def fusion_options(args: argparse.Namespace):
     threads = whole_number(args.threads, "--threads", 1, MOST_THREADS)
     return Options(
         task=args.task,
+        depth_map=getattr(args, "depth_map", None),
         stretch=args.stretch,
         align=args.align,
         crop=args.crop,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from pathlib import Path
 
-from ffmef import models
+from ffmef import focus, models
 from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
 from ffmef.evaluation import layouts, page, published, report, scoring
@@ -111,7 +111,8 @@ def evaluate(
                 tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
     fusing = _names_of_weights(weights or ([] if methods else _default_weights(task, pairs)), methods)
     for method, given in fusing:
-        models.load(given)  # what is wrong with the weights is wrong with every pair
+        if given != focus.NAME:
+            models.load(given)  # what is wrong with the weights is wrong with every pair
         methods[method] = {}
         identity = _weights_identity(given)
         for pair in pairs:
@@ -234,6 +235,8 @@ def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
 
 def _default_weights(task: str, pairs: list[datasets.Pair]) -> list[str]:
     """Return the weights that fuse where nothing was asked for: those for brackets where there are any."""
+    if task == "mff":
+        return [focus.NAME]
     return [registry.default(task).weights_for(task, max(len(pair.frames) for pair in pairs))]
 
 

@@ -1,0 +1,276 @@
+"""Focus stacks: two to thousands of frames, one after the other, fused by how sharp each is around each pixel.
+
+Nothing here is learned. The sharpness of a frame in a band of the Laplacian pyramid is the energy of that band in a
+Gaussian window, and that of the finer ones, which tell the frame in focus from the halo of one out of focus. The
+frames' bands are averaged with weights that fall with the eighth power of a frame's energy as a share of the sharpest
+one's, so that one frame decides where they differ and noise averages out where they do not. Frames are read twice, and
+the memory depends on the size of a frame alone. Sums are of whole numbers, so the order of the frames changes no sample.
+
+Sources: Burt, Adelson, A multiresolution spline (ACM Transactions on Graphics 1983), for blending band by band; Huang,
+Jing, Evaluation of focus measures in multi-focus image fusion (Pattern Recognition Letters 2007), for the energy of the
+Laplacian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffmef.errors import InputError
+
+NAME = "focus"
+BANDS = 6  # of the pyramid, besides the mean picture
+WINDOW = 1.5  # deviation of the Gaussian window in pixels of its band
+NEXT_BAND = 0.25  # what the energy of the next coarser band adds
+FINER_BANDS = 2.0  # what the finer ones add
+SMOOTH = 3.0  # deviation of the window of the depth map in pixels
+NOISE = 1.0  # energy in squared grey levels under which frames count as equally sharp
+SQUARINGS = 3  # of a weight: the power 8
+MOST_FRAMES = 4096  # of equal weight that the sums hold
+_SUM_STEPS = 1 << 11  # a grey level, in the sums of weighted bands
+_WEIGHT_STEPS = 1 << 18  # a weight of 1, in the sums of weights
+_ROWS_OF = 1 << 17  # pixels worked on at a time where a temporary array would be of the picture's size
+
+Frame = np.ndarray | Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The fused picture, and for each pixel the number of the frame that was sharpest there, from 0, if asked for."""
+
+    pixels: np.ndarray
+    sharpest: np.ndarray | None
+
+
+def fuse(frames: Sequence[Frame], *, depth_map: bool = False) -> Fused:
+    r"""Fuse frames of one scene that differ in focus.
+
+    .. math:: B_l = \frac{\sum_k w_{kl} L_l(x_k)}{\sum_k w_{kl}}, \qquad
+        w_{kl} = \Big(\frac{E_{kl} + 1}{\max_j E_{jl} + 1}\Big)^8, \qquad
+        E_{kl} = S_{kl} + \tfrac14 {\uparrow} S_{k,l+1} + 2 {\downarrow} E_{k,l-1}, \qquad S_{kl} = g * (L_l x_k)^2
+
+    With :math:`L_l` the bands of a Laplacian pyramid of frame :math:`x_k` in grey levels 0..255, squares averaged over
+    the channels, and g a Gaussian of 1.5 pixels of the band. What is left above the bands is weighted by the energy of
+    the coarsest of them.
+
+    Args:
+        frames: two or more arrays of one size, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1]; or
+            functions that return one, which are called twice, so that one frame is in memory at a time.
+        depth_map: also say which frame was sharpest, by the finest energy in a window of 3 pixels.
+
+    Returns:
+        The picture, of the deepest frame's dtype, in colour if any frame is, and which frame was sharpest, uint8
+        (H, W), or uint16 from 257 frames on.
+
+    Raises:
+        InputError: for fewer than two frames, and frames that differ in size.
+
+    Example:
+        >>> left = np.full((8, 8), 100, np.uint8)
+        >>> right = left.copy()
+        >>> left[::2, :4] = right[::2, 4:] = 200
+        >>> fused = fuse([left, right], depth_map=True)
+        >>> fused.sharpest[4].tolist(), fused.pixels.shape
+        ([0, 0, 0, 0, 1, 1, 1, 1], (8, 8))
+    """
+    if not 2 <= len(frames) <= MOST_FRAMES:
+        raise InputError(f"frames must be 2 to {MOST_FRAMES}, got {len(frames)}")
+    best, sharpest, form = _sharpest(frames, depth_map)
+    return Fused(_blended(frames, best, form), sharpest)
+
+
+# First pass: how sharp the sharpest frame is, and which that is
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the frames have in common."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    coloured: bool
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """The sizes of the bands, from the finest, and of what is left."""
+        shapes = [self.shape]
+        while len(shapes) <= BANDS and min(shapes[-1]) > 1:
+            shapes.append(tuple((side + 1) // 2 for side in shapes[-1]))
+        return shapes
+
+
+def _scale(dtype: np.dtype) -> float:
+    """Return what makes samples grey levels 0..255."""
+    return 255.0 if dtype.kind == "f" else 255.0 / np.iinfo(dtype).max
+
+
+def _pixels(frame: Frame) -> np.ndarray:
+    return frame() if callable(frame) else frame
+
+
+def _sharpest(frames: Sequence[Frame], depth_map: bool) -> tuple[list[np.ndarray], np.ndarray | None, _Form]:
+    """Return the greatest energy in each band, and whose the finest is."""
+    best = sharpest = form = None
+    for index, frame in enumerate(frames):
+        pixels = _pixels(frame)
+        if form is None:
+            form = _Form(pixels.shape[:2], pixels.dtype, False)
+            best = [np.full(shape, -1, np.float32) for shape in form.levels]
+            if depth_map:
+                sharpest = np.zeros(form.shape, np.uint8 if len(frames) <= 256 else np.uint16)
+                smoothest = np.full(form.shape, -1, np.float32)
+        _check(pixels, index, form)
+        dtype = max(form.dtype, pixels.dtype, key=lambda d: (d.kind == "f", d.itemsize))
+        form = _Form(form.shape, dtype, form.coloured or pixels.ndim == 3)
+        energies = _energies(pixels, form.levels)
+        del pixels
+        for greatest, energy in zip(best, energies, strict=True):
+            np.maximum(greatest, energy, out=greatest)
+        if depth_map:
+            finest = _smoothed(energies[0], SMOOTH)
+            for rows in _strips(form.shape):
+                np.putmask(sharpest[rows], finest[rows] > smoothest[rows], index)
+            np.maximum(smoothest, finest, out=smoothest)
+            del finest
+        del energies
+    return best, sharpest, form
+
+
+def _check(pixels: np.ndarray, index: int, form: _Form) -> None:
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or pixels.size == 0:
+        raise InputError(f"frames[{index}] must have shape (H, W) or (H, W, 3), got {pixels.shape}")
+    if pixels.shape[:2] != form.shape:
+        raise InputError(f"frames[{index}] must have the size of frames[0], {form.shape}, got {pixels.shape[:2]}")
+    if pixels.dtype not in (np.uint8, np.uint16) and pixels.dtype.kind != "f":
+        raise InputError(f"frames[{index}] must be uint8, uint16 or floating point, got {pixels.dtype}")
+
+
+def _strips(shape: tuple[int, int]):
+    rows = max(1, _ROWS_OF // shape[1])
+    return (slice(top, top + rows) for top in range(0, shape[0], rows))
+
+
+def _plane(pixels: np.ndarray, channel: int) -> np.ndarray:
+    """One channel in grey levels 0..255; of a grey frame the same for every channel."""
+    plane = (pixels if pixels.ndim == 2 else pixels[..., channel]).astype(np.float32)
+    plane *= np.float32(_scale(pixels.dtype))
+    return plane
+
+
+def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
+    import cv2
+
+    return cv2.GaussianBlur(values, (0, 0), deviation)
+
+
+def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Return how sharp a frame is around each place of each band, and of what is left."""
+    import cv2
+
+    channels = 1 if pixels.ndim == 2 else 3
+    own = [np.zeros(shape, np.float32) for shape in shapes[:-1]]
+    for channel in range(channels):
+        rest = _plane(pixels, channel)
+        for energy in own:
+            band, rest = _band(rest)
+            np.multiply(band, band, out=band)
+            energy += band
+            del band
+        del rest
+    for energy in own:
+        energy *= np.float32(1 / channels)
+        cv2.GaussianBlur(energy, (0, 0), WINDOW, dst=energy)
+    finer = None
+    for level, energy in enumerate(own):
+        if level + 1 < len(own):
+            following = cv2.resize(own[level + 1], energy.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            following *= np.float32(NEXT_BAND)
+            energy += following
+            del following
+        if finer is not None:
+            energy += finer
+        finer = cv2.pyrDown(energy)
+        finer *= np.float32(FINER_BANDS)
+    return [*own, np.ones(shapes[-1], np.float32) if finer is None else finer]
+
+
+def _band(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the band of a plane, and what is left, half as large."""
+    import cv2
+
+    half = cv2.pyrDown(plane)
+    band = cv2.pyrUp(half, dstsize=plane.shape[::-1])
+    np.subtract(plane, band, out=band)
+    return band, half
+
+
+# Second pass: the weighted mean of each band
+
+
+def _blended(frames: Sequence[Frame], best: list[np.ndarray], form: _Form) -> np.ndarray:
+    channels = 3 if form.coloured else 1
+    totals = [[np.zeros(shape, np.int32) for shape in form.levels] for _ in range(channels)]
+    weight_totals = [np.zeros(shape, np.int32) for shape in form.levels]
+    for frame in frames:
+        pixels = _pixels(frame)
+        weights = _energies(pixels, form.levels)
+        for weight, greatest, total in zip(weights, best, weight_totals, strict=True):
+            _weigh(weight, greatest)
+            _add(total, weight, None, _WEIGHT_STEPS)
+        for channel, of_channel in enumerate(totals):
+            rest = _plane(pixels, channel)
+            for total, weight in zip(of_channel[:-1], weights[:-1], strict=True):
+                band, rest = _band(rest)
+                _add(total, weight, band, _SUM_STEPS)
+                del band
+            _add(of_channel[-1], weights[-1], rest, _SUM_STEPS)
+        del pixels, weights, rest
+    picture = np.empty((*form.shape, 3) if form.coloured else form.shape, form.dtype)
+    for channel in range(channels):
+        plane = _collapsed(totals[channel], weight_totals)
+        totals[channel] = []
+        target = picture[..., channel] if form.coloured else picture
+        for rows in _strips(form.shape):
+            _store(plane[rows], target[rows], form)
+    return picture
+
+
+def _weigh(energy: np.ndarray, best: np.ndarray) -> None:
+    """Turn a frame's energy into its weight, in place."""
+    for rows in _strips(energy.shape):
+        weight = energy[rows]
+        weight += NOISE
+        weight /= best[rows] + np.float32(NOISE)
+        for _ in range(SQUARINGS):
+            np.multiply(weight, weight, out=weight)
+
+
+def _add(total: np.ndarray, weight: np.ndarray, band: np.ndarray | None, steps: int) -> None:
+    for rows in _strips(total.shape):
+        values = weight[rows] * np.float32(steps)
+        if band is not None:
+            values *= band[rows]
+        np.rint(values, out=values)
+        total[rows] += values.astype(np.int32)
+
+
+def _collapsed(totals: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
+    import cv2
+
+    plane = None
+    for total, weight in zip(reversed(totals), reversed(weights), strict=True):
+        band = total.view(np.float32)  # in place: each sum is read before its place is written
+        for rows in _strips(total.shape):
+            quotient = total[rows].astype(np.float64) / np.maximum(weight[rows], 1)
+            band[rows] = quotient * (_WEIGHT_STEPS / _SUM_STEPS)
+        if plane is not None:
+            band += cv2.pyrUp(plane, dstsize=band.shape[::-1])
+        plane = band
+    return plane
+
+
+def _store(plane: np.ndarray, target: np.ndarray, form: _Form) -> None:
+    values = np.clip(plane, 0, 255) / np.float32(_scale(form.dtype))
+    target[...] = np.clip(values, 0, 1) if form.dtype.kind == "f" else np.rint(values)
