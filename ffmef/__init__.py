@@ -13,10 +13,10 @@ from ffmef.errors import InputError
 from ffmef.version import __version__
 
 if TYPE_CHECKING:
-    from ffmef import data, evaluation, imaging, losses, metrics, models, nn, ops, training
+    from ffmef import data, evaluation, imaging, losses, metrics, models, nn, onnx, ops, training
     from ffmef.pipeline import fuse
 
-_LAZY_MODULES = ("data", "evaluation", "imaging", "losses", "metrics", "models", "nn", "ops", "training")
+_LAZY_MODULES = ("data", "evaluation", "imaging", "losses", "metrics", "models", "nn", "onnx", "ops", "training")
 
 __all__ = ["InputError", "__version__", "fuse", *_LAZY_MODULES]
 

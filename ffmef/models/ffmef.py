@@ -149,6 +149,8 @@ class FFMEF(nn.Module):
         """Return why the whole-network operator cannot run this model on ``luminance`` now, or None."""
         if self.training:
             return "the model is in training mode (model.eval() changes it)"
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+            return "ONNX has no such operator"
         if luminance.shape[2] * luminance.shape[3] == 1:
             return "InstanceNorm needs more than one pixel"
         return unsupported(self.channels, self.kernel_sizes, luminance.device.type) or unsupported_tensors(

@@ -1,5 +1,6 @@
 """Operators: one function each, differentiable, for CPU and GPU."""
 
+from ffmef.ops import _onnx_hook
 from ffmef.ops.adaptive_fuse import adaptive_fuse
 from ffmef.ops.ffmef_forward import ffmef_forward
 from ffmef.ops.norm_activation import norm_activation
@@ -20,3 +21,5 @@ __all__ = [
     "pyramid_fuse_rgb",
     "thin_convolution",
 ]
+
+_onnx_hook.install()
