@@ -1,5 +1,7 @@
 # make demo   environment, installation, and one fused picture
-# make test   the same environment with what tests need, and the tests
+# make test   the same environment with what tests need, and all tests
+# make test-quick   the heart of every operator, in a minute or two
+# make lint   style: ruff and clang-format; make types: mypy
 #
 # PYTHON       interpreter that makes the environment; its torch is used if it has one
 # VENV         where the environment goes
@@ -14,7 +16,14 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 INSTALL = $(PIP) install -q --no-build-isolation
 SOURCES = setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: demo test build clean
+# What make test-quick runs, in float32: every operator's values and gradients, the models, the command.
+QUICK = tests/ops/test_adaptive_fuse.py tests/ops/test_adaptive_fuse_coarse.py tests/ops/test_predict_and_fuse.py \
+        tests/ops/test_pyramid_fuse.py tests/ops/test_pyramid_fuse_rgb.py tests/ops/test_ffmef_forward.py \
+        tests/ops/test_thin_convolution.py tests/ops/test_norm_activation.py tests/ops/test_nn.py \
+        tests/models/test_registry.py tests/cli/test_file_writing.py
+NATIVE = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/support/cuda_emulator/* examples/cpp/*.cpp)
+
+.PHONY: demo test test-quick lint types build clean
 
 demo: $(VENV)/installed
 	$(BIN)/ffmef info
@@ -23,6 +32,17 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-tests
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-quick: $(VENV)/installed-tests
+	$(BIN)/python -m pytest -q -n 2 --dtype float32 -m "not slow" $(PYTEST_FLAGS) $(QUICK)
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.hpp %.cu %.cuh,$(NATIVE))
+
+types: $(VENV)/installed-lint
+	$(BIN)/mypy
 
 # Rebuilds the native libraries in place, for work on csrc/ with an environment that is already active.
 build:
@@ -40,6 +60,10 @@ $(VENV)/installed: $(VENV)/environment $(SOURCES)
 
 $(VENV)/installed-tests: $(VENV)/installed
 	$(PIP) install -q -c constraints.txt 'ffmef[test]'  # already installed: only what its extra names
+	touch $@
+
+$(VENV)/installed-lint: $(VENV)/environment
+	$(PIP) install -q -c constraints.txt 'ruff>=0.14' 'clang-format>=20' 'mypy>=1.18' numpy safetensors pillow
 	touch $@
 
 clean:
