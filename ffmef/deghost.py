@@ -2,8 +2,8 @@
 
 One exposure, the reference, says what the scene looked like. Every other is compared with it: the brightness that each
 level of the reference has there is learnt from the pair itself (the median over the picture, which needs no camera
-curve and no exposure times), and pixels that disagree by more than noise and edges explain have moved. Their samples are
-replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
+curve and no exposure times), and pixels that disagree by more than noise and edges explain have moved. Their samples
+are replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def fuse(
         network: of :func:`read_network` or :func:`network_of`.
         images: in any order.
         threads: as for :func:`thread_count`.
-        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all of it; none where nothing
+        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; none where nothing
             is known. Like ``adjust``, not for networks of the first design.
         adjust: what is to be different.
     """

@@ -23,10 +23,30 @@ def unsupported(channels: int, kernel_sizes: Sequence[int], device: str = "cpu")
         >>> unsupported(6, (1, 3, 5))
         'channels must be 4, 8 or 16, got 6'
     """
+    return unknown(channels, kernel_sizes) or missing(device)
+
+
+def unknown(channels: int, kernel_sizes: Sequence[int]) -> str | None:
+    """Return why no kernel is made for this architecture, or None.
+
+    Example:
+        >>> unknown(4, (1, 3, 5)) is None
+        True
+    """
     if channels not in CHANNELS:
         return f"channels must be 4, 8 or 16, got {channels}"
     if tuple(kernel_sizes) not in KERNEL_SIZES:
         return f"kernel_sizes must be one of {', '.join(map(str, KERNEL_SIZES))}, got {tuple(kernel_sizes)}"
+    return None
+
+
+def missing(device: str) -> str | None:
+    """Return what the operator lacks here on "cpu" or "cuda", or None.
+
+    Example:
+        >>> missing("cpu") is None or "library" in missing("cpu")
+        True
+    """
     if device == "cuda":
         return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
     return _loader.cpu_missing
@@ -77,7 +97,7 @@ def ffmef_forward(
     Raises:
         ValueError: shapes or the architecture are not supported; the message names the argument, the rule and the
             value.
-        RuntimeError: the tensors cannot be run here (device, dtype, gradients), or the parameters do not fit.
+        RuntimeError: the tensors cannot be run here (backend, device, dtype, gradients), or the parameters do not fit.
 
     Example:
         >>> import torch, ffmef
@@ -94,10 +114,11 @@ def ffmef_forward(
     check_backend(backend, luminance.device)
     if backend in ("reference", "cuda"):
         raise RuntimeError(f"backend {backend!r} is not available: ffmef_forward has no kernel for it")
-    reason = unsupported(channels, kernel_sizes, "cuda" if backend == "triton" else luminance.device.type)
+    reason = unknown(channels, kernel_sizes)
     if reason is not None:
         raise ValueError(reason)
-    reason = unsupported_tensors(luminance, parameters)
+    reason = missing("cuda" if backend == "triton" else luminance.device.type)
+    reason = reason or unsupported_tensors(luminance, parameters)
     if reason is not None:
         raise RuntimeError(reason)
     return operator("ffmef_forward_triton" if backend == "triton" else "ffmef_forward")(

@@ -382,6 +382,16 @@ def test_export_takes_the_operator_whole(tmp_path):
     assert torch.equal(loaded(other), fused(model, other))
 
 
+def test_a_missing_kernel_is_no_wrong_argument(monkeypatch):
+    """What this machine lacks is a RuntimeError, what no machine has a ValueError."""
+    parameters = list(FFMEF().requires_grad_(False).parameters())
+    monkeypatch.setattr(_loader, "cpu_missing", "the library was not built")
+    with pytest.raises(RuntimeError, match="the library was not built"):
+        ffmef_forward(torch.rand(1, 2, 5, 6), parameters)
+    with pytest.raises(ValueError, match="channels must be 4, 8 or 16, got 6"):
+        ffmef_forward(torch.rand(1, 2, 5, 6), parameters, 6)
+
+
 def test_info_names_the_engine():
     from ffmef.commands import info
 
