@@ -262,3 +262,21 @@ def test_wrong_options_are_named(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out.png").exists() and not (tmp_path / "d.png").exists()
+
+
+def test_align_undoes_breathing(tmp_path):
+    """The second frame is a hundredth larger and moved, as when the lens moves to focus."""
+    frames, truth = halves(2)
+    move = np.float32([[1.01, 0, 2], [0, 1.01, -1]])
+    options = {"flags": cv2.INTER_CUBIC, "borderMode": cv2.BORDER_REFLECT}
+    frames[1] = cv2.warpAffine(frames[1], move, (224, 160), **options)
+    names = [str(tmp_path / f"{k}.png") for k in range(2)]
+    for name, frame in zip(names, frames, strict=True):
+        Image.fromarray(frame).save(name)
+    results = []
+    for extra in ([], ["--align", "--reference", "1"]):
+        out = tmp_path / "out.png"
+        assert cli.main(["fuse", "--task", "mff", *names, "-o", str(out), *extra]) == 0
+        inside = np.s_[8:-8, 8:-8]
+        results.append(decibels(np.asarray(Image.open(out).convert("RGB"))[inside], truth[inside]))
+    assert results[1] > 35 > results[0] + 8
