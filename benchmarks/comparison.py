@@ -37,6 +37,7 @@ class Comparison:
         memory: bool = True,
         trial: Callable[[], object] | None = None,
         trials_a_round: float = 1,
+        clock: str | None = None,
         **info: object,
     ) -> dict[str, object]:
         """Measure ``run`` in turn with ``baseline`` and ``floor``; return the record, which may be added to.
@@ -44,7 +45,8 @@ class Comparison:
         ``floor`` does the least that any provider must do.
 
         ``trial`` is a lighter call for warming up and for the peak memory, ``trials_a_round`` of which make a round
-        of ``run``. ``info`` is stored as it is: sizes, dtype, the bytes that a perfect kernel would move.
+        of ``run``. ``clock`` names the clock that counts, where it is not the device's own. ``info`` is stored as it
+        is: sizes, dtype, the bytes that a perfect kernel would move.
         """
 
         def run_others() -> None:
@@ -59,7 +61,7 @@ class Comparison:
             self.benchmark.group = subject
             self.benchmark.pedantic(measure.timed, (run, ours, self.device), setup=run_others, rounds=rounds)
             kernels = measure.gpu_kernels(run, self.device)
-        clock = measure.clock_for(self.device, threads)
+        clock = clock or measure.clock_for(self.device, threads)
         record = {
             "subject": subject,
             "provider": provider,

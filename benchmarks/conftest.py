@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="every combination and all 100 sizes of MEFB (hours)")
     group.addoption("--smoke", action="store_true", help="tiny sizes, one round: shows that the benchmarks run")
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the tensors live (default: cpu)")
+    group.addoption("--tf32", action="store_true", help="let cuDNN round to TF32 (default: all of float32)")
     group.addoption(
         "--records",
         type=Path,
@@ -40,6 +41,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device cuda: torch finds no CUDA device")
     if config.getoption("--mefb") and not config.getoption("--mefb").is_dir():
         raise pytest.UsageError(f"--mefb: {config.getoption('--mefb')} is not a folder")
+    # torch lets cuDNN use TF32 unless it is told not to: ten bits of mantissa, less than what results are checked for.
+    torch.backends.cudnn.allow_tf32 = config.getoption("--tf32")
+    torch.backends.cuda.matmul.allow_tf32 = config.getoption("--tf32")
     given = [str(argument) for argument in config.invocation_params.args]
     if not any(argument.startswith("--benchmark-columns") for argument in given):
         config.option.benchmark_columns = COLUMNS

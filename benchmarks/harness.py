@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from ffmef import ops
+from ffmef.ops.selection import check_backend
+
 MIB = 2**20
 
 
@@ -24,6 +27,22 @@ def input_copies(bytes_each: int, device: str) -> int:
         return 1
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     return max(2, 1 + -(-2 * cache // bytes_each))
+
+
+def unusable(provider: str, device: str) -> str | None:
+    """Return why a backend cannot run tensors of the device here, or None; providers that are no backends can."""
+    if provider not in ops.backends():
+        return None
+    try:
+        check_backend(provider, torch.device(device))
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def native_backends() -> list[str]:
+    """Return the backends other than the reference that run somewhere on this machine."""
+    return [name for name, missing in ops.backends().items() if missing is None and name != "reference"]
 
 
 def rotating(runs: Sequence[Callable[[], object]]) -> Callable[[], object]:

@@ -60,6 +60,7 @@ def machine(device: str) -> dict[str, object]:
             "compute_capability": f"{properties.major}.{properties.minor}",
             "device_memory_gib": round(properties.total_memory / 2**30, 1),
             "l2_bytes": properties.L2_cache_size,
+            "tf32": {"cudnn": torch.backends.cudnn.allow_tf32, "matmul": torch.backends.cuda.matmul.allow_tf32},
         }
     return facts
 

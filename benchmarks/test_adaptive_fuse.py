@@ -78,13 +78,9 @@ class Case:
         return filters * (3 if self.step == "forward" else 6)
 
 
-def native_backends() -> list[str]:
-    return [name for name, missing in ops.backends().items() if missing is None and name != "reference"]
-
-
 def cases(mode: str) -> list[Case]:
     """One factor at a time around the paper's size in a quick run; every combination in a full one."""
-    native = native_backends()
+    native = harness.native_backends()
     every = ["floor", BASELINE, "shift-and-add", *COMPILED, "reference", *native]
     if mode == "smoke":
         tiny = [Case(provider, "tiny") for provider in every if provider != COMPILED[1]]
@@ -217,6 +213,8 @@ def check(function: Callable, step: str, inputs: Inputs, side: int = 32) -> None
 
 @pytest.mark.cases(of=cases)
 def test_adaptive_fuse(case, compare, mode, device):
+    if reason := harness.unusable(case.provider, device):
+        pytest.skip(reason)
     if case.memory_needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {case.memory_needed / 2**30:.0f} GiB of free memory")
     function = make_function(case.provider, mode)
@@ -286,7 +284,7 @@ INTERPOLATED = "interpolate-"  # the filters, by torch, to full resolution; then
 
 
 def coarse_cases(mode: str) -> list[CoarseCase]:
-    native = native_backends()
+    native = harness.native_backends()
     providers = [f"{INTERPOLATED}unfold", *(f"{INTERPOLATED}{name}" for name in native), *native]
     sizes = {"smoke": ("tiny",), "quick": ("551x707",), "full": ("551x707", "1080p", "12mp")}[mode]
     threads = sorted({1, os.cpu_count()}) if mode == "full" else [1]
@@ -317,6 +315,8 @@ def test_coarse_filters(case, compare, device):
     if case.memory_needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {case.memory_needed / 2**30:.0f} GiB of free memory")
     name = case.provider.removeprefix(INTERPOLATED)
+    if reason := harness.unusable(name, device):
+        pytest.skip(reason)
     function = FORMULATIONS[name] if name in FORMULATIONS else named(name)
     if name != case.provider:
         function = interpolate_first(function)

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import harness, methods
 from ffmef import measure
+from ffmef.ops.ffmef_forward import unsupported
 
 SIZES = {
     "tiny": (2, 40, 56),
@@ -72,6 +73,8 @@ def test_model(case, compare, mode, device):
     needed = pixels * (EAGER_BYTES if with_baseline or case.provider not in LIGHT else 300)
     if needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {needed / 2**30:.0f} GiB of free memory")
+    if case.provider == "fused" and (reason := unsupported(4, (1, 3, 5), device)):
+        pytest.skip(reason)
     network, release = FORMS[case.provider](mode, device), FORMS[BASELINE](mode, device)
     options = {"generator": harness.generator(0, device), "device": device}
     luminance = torch.rand(batch, 2, height, width, **options)

@@ -1,4 +1,4 @@
-"""The coarse-pyramid operator: our CPU kernel against the plain torch reference and the floor of reading the images."""
+"""The coarse-pyramid operator: our kernels against the plain torch reference and the floor of reading the images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case:
 
 
 def cases(mode: str) -> list[Case]:
-    providers = ("floor", BASELINE, "cpu")
+    providers = ("floor", BASELINE, *harness.native_backends())
     if mode == "smoke":
         return [
             Case(name, "tiny", step) for step in ("forward", "both") for name in providers if measurable(name, step)
@@ -67,8 +67,8 @@ def make_run(provider: str, step: str, images: torch.Tensor, weights: torch.Tens
 
 @pytest.mark.cases(of=cases)
 def test_pyramid_fuse(case, compare, device):
-    if device != "cpu" and case.provider == "cpu":
-        pytest.skip("backend cpu needs tensors on the CPU")
+    if reason := harness.unusable(case.provider, device):
+        pytest.skip(reason)
     height, width = SIZES[case.size]
     if height * width * 400 > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {height * width * 400 / 2**30:.0f} GiB of free memory")

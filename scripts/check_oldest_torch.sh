@@ -13,8 +13,8 @@ environment=$folder/environment tree=$folder/tree
 python=$environment/bin/python
 if [ ! -x "$python" ]; then
   python3 -m venv "$environment"
-  # The interpreter of triton 3.6 does not work with NumPy 2.5.
-  "$python" -m pip install --quiet "torch==$oldest" 'setuptools>=77,<82' cmake ninja pybind11 'numpy<2.5' \
+  # The interpreter of triton 3.6 does not work with NumPy 2.4.
+  "$python" -m pip install --quiet "torch==$oldest" 'setuptools>=77,<82' cmake ninja pybind11 'numpy<2.4' \
     pytest hypothesis pillow tifffile opencv-python-headless safetensors
 fi
 rm -rf "$tree" && mkdir -p "$tree"

@@ -41,8 +41,13 @@ template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resid
   filters_gradient_direct<T>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
+// A row of taps in flight is little, so threads have to be many; wide offsets and numbers leave no choice.
+template <class T, class Index> constexpr int kImagesGradientRegisters =
+    sizeof(Index) == 4 && sizeof(T) <= 4 ? 80 : 128;
+
 template <class T, class Index, int C>
-__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads,
+                                  resident_blocks(Tile<T, 1>::kThreads, kImagesGradientRegisters<T, Index>))
     images_gradient_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   images_gradient<T, Index, C>(p, reinterpret_cast<Accumulate<T>*>(shared));

@@ -456,10 +456,8 @@ struct Places {
   int own, size, radius;
   Padding padding;
 
-  __device__ __forceinline__ int count() const {
-    const bool at_border = own <= radius || own >= size - 1 - radius;
-    return padding != Padding::zeros && at_border ? 1 + 2 * radius : 1;
-  }
+  __device__ __forceinline__ bool at_border() const { return own <= radius || own >= size - 1 - radius; }
+  __device__ __forceinline__ int count() const { return padding != Padding::zeros && at_border() ? 1 + 2 * radius : 1; }
   __device__ __forceinline__ int operator[](int i) const {
     if (i == 0) return own;
     return i <= radius ? i - 1 - radius : size + i - 1 - radius;
@@ -468,6 +466,33 @@ struct Places {
     return i == 0 || padded_index((*this)[i], size, padding) == own;
   }
 };
+
+// Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So nothing is asked
+// on the way, and a row of taps is loaded at once. For one channel; the sum is in the order of images_gradient_level.
+template <int K, class Index, class T>
+__device__ __forceinline__ Accumulate<T> images_gradient_inside(const Problem<T>& p, const LevelView<T>& level,
+                                                                const T* filters, const T* gradient,
+                                                                const Position& at) {
+  const Index tap_stride = static_cast<Index>(level.tap), column_stride = static_cast<Index>(level.column);
+  const Index gradient_column = static_cast<Index>(p.gradient.column);
+  Accumulate<T> sum = 0;
+#pragma unroll kRowsUnrolled < K>
+  for (int i = 0; i < K; ++i) {
+    const int row = at.row + K / 2 - i, column = at.column + K / 2;  // the output that sees the pixel through tap 0
+    const T* taps_of_row =
+        filters + (i * K * tap_stride + row * static_cast<Index>(level.row) + column * column_stride);
+    const T* seen_of_row = gradient + (row * static_cast<Index>(p.gradient.row) + column * gradient_column);
+    Accumulate<T> taps[K][1], seen[K];
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+      load_once<1>(taps_of_row + j * (tap_stride - column_stride), taps[j]);
+      seen[j] = widen(seen_of_row[-j * gradient_column]);
+    }
+#pragma unroll
+    for (int j = 0; j < K; ++j) sum += taps[j][0] * seen[j];
+  }
+  return sum;
+}
 
 // K = 0: the size is known at run time only.
 template <int K, class Index, int C, class T>
@@ -480,6 +505,12 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   const Index gradient_row = static_cast<Index>(p.gradient.row),
               gradient_column = static_cast<Index>(p.gradient.column);
   const Places rows{at.row, p.height, radius, p.padding}, columns{at.column, p.width, radius, p.padding};
+  if constexpr (K > 0) {
+    if (channels == 1 && !rows.at_border() && !columns.at_border()) {
+      sum[0] += images_gradient_inside<K, Index>(p, level, filters, gradient, at);
+      return;
+    }
+  }
   for (int r = 0; r < rows.count(); ++r) {
     if (!rows.shows(r)) continue;
     for (int s = 0; s < columns.count(); ++s) {

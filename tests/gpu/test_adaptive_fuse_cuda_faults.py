@@ -182,6 +182,11 @@ MUTANTS = [
         file=COARSE,
     ),
     Mutant(
+        "border rows taken as inside",
+        "!rows.at_border() && !columns.at_border()",
+        "!columns.at_border()",
+    ),
+    Mutant(
         "interpolation from the corner",
         "(2 * pixel + 1) * axis.cells - axis.pixels, unit",
         "2 * pixel * axis.cells, unit",

@@ -45,8 +45,10 @@ def test_environment_without_a_tile_is_refused(text: str, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 def test_launches_without_a_gpu() -> None:
-    script = Path(__file__).resolve().parents[1] / "support/triton_launches.py"
+    root = Path(__file__).resolve().parents[2]
+    script = root / "tests/support/triton_launches.py"
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FFMEF_TRITON_TILE")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH")]))
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     assert "every form as Triton chooses it" in done.stdout
