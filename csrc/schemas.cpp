@@ -7,10 +7,14 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
       "adaptive_fuse_responses(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode) -> (Tensor, Tensor)");
   m.def(
       "adaptive_fuse_backward(Tensor grad, Tensor images, Tensor[] filters, Tensor alphas, str padding_mode, "
-      "bool need_images, int[] need_filters, bool need_alphas) -> (Tensor, Tensor[], Tensor)");
+      "bool need_images, int[] need_filters, bool need_alphas) -> Tensor[]");
   m.def(
       "predict_and_fuse(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, "
       "str padding_mode) -> Tensor");
+  m.def(
+      "predict_and_fuse_backward(Tensor grad, Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, "
+      "Tensor alphas, str padding_mode, int[] need_hidden, int[] need_weight, int[] need_bias, bool need_images, "
+      "bool need_alphas) -> Tensor[]");
   m.def("predict_and_fuse_level(Tensor hidden, Tensor kernels, Tensor padded) -> Tensor");
   m.def(
       "predict_and_fuse_level_backward(Tensor grad, Tensor hidden, Tensor kernels, Tensor padded, bool need_hidden, "
@@ -27,7 +31,7 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def("pyramid_fuse(Tensor images, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def(
       "pyramid_fuse_backward(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "
-      "bool need_images, bool need_weights, bool need_base) -> (Tensor, Tensor, Tensor)");
+      "bool need_images, bool need_weights, bool need_base) -> Tensor[]");
   m.def("half_luminance(Tensor[] pictures) -> Tensor");
   m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
   m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");

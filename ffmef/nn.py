@@ -42,7 +42,7 @@ class AdaptiveFuse(nn.Module):
 
     Args:
         kernel_sizes: one odd filter side per level; ``forward`` checks the filters against it.
-        padding_mode: "zeros", "replicate" or "reflect".
+        padding_mode: "zeros", "replicate", "reflect" or "circular".
         backend: see :func:`ffmef.ops.adaptive_fuse`.
         device: of the parameter ``alphas``; None: torch's default device.
         dtype: of the parameter ``alphas``, any floating one whatever the images have; None: torch's default dtype.

@@ -12,12 +12,10 @@
 extern "C" {
 #endif
 
-enum { FFMEF_ZEROS = 0, FFMEF_REPLICATE = 1, FFMEF_REFLECT = 2 };
-
 /* out[b,c,y,x] = sum_l alpha_l sum_n sum_(i,j) filters_l[b,n,i*k+j,y,x] * padded images[b,n,c,y+i-k/2,x+j-k/2].
  * Strides count elements. */
 typedef struct {
-  int dtype, padding;
+  int dtype, padding; /* numbers of types.h and of common/padding.h */
   int64_t batch, image_count, channels, height, width;
   const void* images;
   int64_t image_strides[5]; /* batch, image, channel, row, column */

@@ -1,5 +1,6 @@
 // Binds the CUDA kernels to torch: unpacks tensors, allocates results by torch's allocator, launches on torch's stream.
 // Nothing here waits for the GPU, so that calls can be captured in a CUDA graph.
+#include "../common/padding.h"
 #include "adaptive_fuse.h"
 #include "predict_and_fuse.h"
 #include "pyramid_fuse.h"
@@ -13,7 +14,6 @@
 
 #include <array>
 #include <string>
-#include <tuple>
 #include <vector>
 
 namespace ffmef {
@@ -33,10 +33,9 @@ int dtype_of(const Tensor& images) {
 }
 
 int padding_of(const std::string& name) {
-  if (name == "zeros") return FFMEF_ZEROS;
-  if (name == "replicate") return FFMEF_REPLICATE;
-  STD_TORCH_CHECK(name == "reflect", "padding_mode must be 'zeros', 'replicate' or 'reflect', got '", name, "'");
-  return FFMEF_REFLECT;
+  Padding mode = Padding::zeros;
+  STD_TORCH_CHECK(find_padding(name.c_str(), mode), "padding_mode is not known: '", name, "'");
+  return static_cast<int>(mode);
 }
 
 void* current_stream(const Tensor& tensor) {
@@ -60,6 +59,23 @@ int side_of(int64_t taps, const char* name, size_t level) {
   STD_TORCH_CHECK(static_cast<int64_t>(size) * size == taps && size <= 31, name, "[", level,
                   "] must have k*k taps with k odd and at most 31, got ", taps);
   return size;
+}
+
+// The widest dtype among images and filters, as torch promotes them: the kernels read one. (On the CPU they read several.)
+ScalarType common_type(const Tensor& images, const std::vector<Tensor>& filters) {
+  ScalarType type = images.scalar_type();
+  for (const Tensor& f : filters) {
+    STD_TORCH_CHECK((f.scalar_type() == ScalarType::Double) == (images.scalar_type() == ScalarType::Double),
+                    "filters may be float64 with float64 images alone");
+    if (f.scalar_type() != type) type = ScalarType::Float;
+  }
+  return type;
+}
+
+std::vector<Tensor> all_to(const std::vector<Tensor>& tensors, ScalarType type) {
+  std::vector<Tensor> cast;
+  for (const Tensor& tensor : tensors) cast.push_back(torch::stable::to(tensor, type));
+  return cast;
 }
 
 // The arguments as the kernels take them; keeps pointers into the tensors, and the alphas it may have converted.
@@ -114,9 +130,12 @@ struct Call {
   static bool fits(int64_t cells, int64_t pixels) { return cells == pixels || (cells > 0 && cells < pixels); }
 };
 
-Tensor adaptive_fuse_cuda(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+Tensor adaptive_fuse_cuda(const Tensor& given_images, const std::vector<Tensor>& given_filters, const Tensor& alphas,
                           const std::string& padding_mode) {
-  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const torch::stable::accelerator::DeviceGuard guard(given_images.get_device_index());
+  const ScalarType type = common_type(given_images, given_filters);
+  const Tensor images = torch::stable::to(given_images, type);
+  const std::vector<Tensor> filters = all_to(given_filters, type);
   const Call call(images, filters, alphas, padding_mode);
   const ffmef_fusion& f = call.fusion;
   Tensor output = torch::stable::new_empty(images, {f.batch, f.channels, f.height, f.width});
@@ -124,10 +143,15 @@ Tensor adaptive_fuse_cuda(const Tensor& images, const std::vector<Tensor>& filte
   return output;
 }
 
-std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
-    const Tensor& grad, const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
-    const std::string& padding_mode, bool need_images, const std::vector<int64_t>& need_filters, bool need_alphas) {
-  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+// The gradients of images, every level's filters and alphas.
+std::vector<Tensor> adaptive_fuse_backward_cuda(const Tensor& grad, const Tensor& given_images,
+                                                const std::vector<Tensor>& given_filters, const Tensor& alphas,
+                                                const std::string& padding_mode, bool need_images,
+                                                const std::vector<int64_t>& need_filters, bool need_alphas) {
+  const torch::stable::accelerator::DeviceGuard guard(given_images.get_device_index());
+  const ScalarType type = common_type(given_images, given_filters);
+  const Tensor images = torch::stable::to(given_images, type);
+  const std::vector<Tensor> filters = all_to(given_filters, type);
   const Call call(images, filters, alphas, padding_mode);
   const ffmef_fusion& f = call.fusion;
   STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == images.get_device_index() && grad.dim() == 4 &&
@@ -141,18 +165,17 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
                           ? torch::stable::new_empty(images, {f.batch, f.image_count, f.channels, f.height, f.width})
                           : torch::stable::new_empty(images, {0});
   Tensor alpha_grad = torch::stable::new_empty(call.alphas, {need_alphas ? call.alphas.size(0) : 0});
-  std::vector<Tensor> filter_grads;
+  std::vector<Tensor> gradients{image_grad};
   std::vector<void*> filter_grad_data;
   for (size_t l = 0; l < filters.size(); ++l) {
     const Tensor& level = filters[l];
-    filter_grads.push_back(need_filters[l]
-                               ? torch::stable::new_empty(
-                                     level, {level.size(0), level.size(1), level.size(2), level.size(3), level.size(4)})
-                               : torch::stable::new_empty(level, {0}));
-    filter_grad_data.push_back(need_filters[l] ? filter_grads[l].mutable_data_ptr() : nullptr);
+    gradients.push_back(need_filters[l] ? torch::stable::new_empty(level, {level.size(0), level.size(1), level.size(2),
+                                                                           level.size(3), level.size(4)})
+                                        : torch::stable::new_empty(level, {0}));
+    filter_grad_data.push_back(need_filters[l] ? gradients.back().mutable_data_ptr() : nullptr);
   }
 
-  if (filters.empty()) return {torch::stable::zero_(image_grad), filter_grads, alpha_grad};
+  if (filters.empty()) return {torch::stable::zero_(image_grad), alpha_grad};
 
   ffmef_fusion_gradients g = {};
   g.output = grad.const_data_ptr();
@@ -163,7 +186,11 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cuda(
   Tensor workspace = workspace_of(images, ffmef_cuda_adaptive_fuse_workspace(&f, &g));
   g.workspace = workspace.mutable_data_ptr();
   check_launch(ffmef_cuda_adaptive_fuse_backward(&f, &g, current_stream(images)), "adaptive_fuse");
-  return {image_grad, filter_grads, torch::stable::to(alpha_grad, alphas.scalar_type())};
+  gradients[0] = torch::stable::to(gradients[0], given_images.scalar_type());
+  for (size_t l = 0; l < filters.size(); ++l)
+    gradients[l + 1] = torch::stable::to(gradients[l + 1], given_filters[l].scalar_type());
+  gradients.push_back(torch::stable::to(alpha_grad, alphas.scalar_type()));
+  return gradients;
 }
 
 // ---- predict_and_fuse ----------------------------------------------------------------------------------------------
@@ -280,9 +307,9 @@ Tensor pyramid_fuse_cuda(const Tensor& images, const Tensor& weights, const Tens
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cuda(const Tensor& grad, const Tensor& images,
-                                                              const Tensor& weights, const Tensor& base, int64_t scale,
-                                                              bool need_images, bool need_weights, bool need_base) {
+std::vector<Tensor> pyramid_fuse_backward_cuda(const Tensor& grad, const Tensor& images, const Tensor& weights,
+                                               const Tensor& base, int64_t scale, bool need_images, bool need_weights,
+                                               bool need_base) {
   const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
   const ffmef_pyramid p = pyramid_of(images, weights, base, scale);
   STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == images.get_device_index() && grad.dim() == 4 &&

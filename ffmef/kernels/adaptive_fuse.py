@@ -31,12 +31,14 @@ from ffmef.kernels.launch import (
     tile_of_program,
     without_memory,
 )
+from ffmef.ops.adaptive_fuse import PADDING_MODES
+from ffmef.ops.reference import promoted_dtype
 
 LEVELS = 4  # of one launch; further levels are added by further launches
 CHANNELS = 4  # of one program
 # Each tile's share of alpha's gradient is summed inside the tile, so the gradient would change with the tile.
 ALPHA_TILE: Tile = (8, 64, 4)
-PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2}
+PADDINGS = {mode: number for number, mode in enumerate(PADDING_MODES)}
 # Numbers of which no compiled code should depend; strides and the width may, for they decide how wide loads are.
 UNSPECIALISED = ["count", "channels", "height", "groups", "size_class", "cells_down", "cells_across"]
 
@@ -51,10 +53,12 @@ def _padded(position, size, PADDING: tl.constexpr):
         shown = position == position
         if PADDING == 1:
             index = tl.minimum(tl.maximum(position, 0), size - 1)
-        else:
+        elif PADDING == 2:
             period = tl.maximum(2 * (size - 1), 1)
             phase = ((position % period) + period) % period
             index = tl.minimum(phase, period - phase)
+        else:
+            index = ((position % size) + size) % size
     return index, shown
 
 
@@ -429,10 +433,11 @@ def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_m
     batch, _, channels, height, width = images.shape
     wide = accumulator(images.dtype)
     if batch * channels * height * width == 0:
-        return images.new_empty((batch, channels, height, width))
+        return images.new_empty((batch, channels, height, width), dtype=promoted_dtype(images, *filters))
     # Sums of several launches are kept where they do not lose digits.
     plan = _forward_plan(like(images), tuple(map(like, filters)), padding_mode)
-    output = images.new_empty((batch, channels, height, width), dtype=wide if len(plan) > 1 else images.dtype)
+    result = promoted_dtype(images, *filters)
+    output = images.new_empty((batch, channels, height, width), dtype=wide if len(plan) > 1 else result)
     alphas = alphas.to(wide).contiguous()
     key = ("GROUP", "COARSE", *(f"SIZE_{number}" for number in range(LEVELS)))
     with on_device(images):
@@ -441,7 +446,7 @@ def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_m
             for number in range(LEVELS):
                 arguments[f"filters_{number}"] = filters[chosen[min(number, len(chosen) - 1)]]
             launch(forward_kernel, planes, arguments, key, restored=("output",))
-    return output.to(images.dtype)
+    return output.to(result)
 
 
 def backward(

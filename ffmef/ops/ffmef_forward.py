@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ffmef import _loader
-from ffmef.ops.library import carries_tangent, define, implement, library, operator
+from ffmef.ops.library import define, implement, library, operator, refuse_derivatives
 from ffmef.ops.selection import check_backend
 
 CHANNELS = (4, 8, 16)
@@ -63,8 +64,8 @@ def unsupported_tensors(luminance: Tensor, parameters: Sequence[Tensor]) -> str 
             return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
     if torch.is_grad_enabled() and (luminance.requires_grad or any(p.requires_grad for p in parameters)):
         return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
-    if carries_tangent(luminance, *parameters):
-        return "forward-mode derivatives are enabled"
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return "forward-mode derivatives or torch.func transforms are enabled"
     if torch.is_autocast_enabled(luminance.device.type):
         return "autocast is enabled, and the engine computes in float32"
     return None
@@ -130,10 +131,6 @@ def _fake(luminance, parameters, channels, kernel_sizes):
     return luminance.new_empty((luminance.shape[0], 1, luminance.shape[2], luminance.shape[3]))
 
 
-def _no_gradient(ctx, grad):
-    raise RuntimeError("ffmef_forward has no gradient; set the model's backend to 'eager'")
-
-
 def _triton(*arguments):
     # Imported at the first call: importing triton takes longer than importing ffmef.
     from ffmef.kernels import ffmef_forward as kernels
@@ -149,4 +146,4 @@ for _key in ("CPU", "CUDA"):
     implement("ffmef_forward_triton", _triton, _key)
 for _name in ("ffmef_forward", "ffmef_forward_triton"):
     torch.library.register_fake(f"ffmef::{_name}", _fake, lib=library)
-    torch.library.register_autograd(f"ffmef::{_name}", _no_gradient, lib=library)
+    refuse_derivatives(_name, "set the model's backend to 'eager'")

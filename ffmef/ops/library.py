@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 
 from ffmef import _loader
+from ffmef.ops.selection import warn_of_reference
 
 library = torch.library.Library("ffmef", "FRAGMENT")
 
@@ -14,12 +19,27 @@ library = torch.library.Library("ffmef", "FRAGMENT")
 def define(schema: str) -> None:
     """Define an operator that the native library defines too, when it has one: ``name(arguments) -> results``."""
     if _loader.cpu_missing is not None:
-        library.define(schema)
+        library.define(schema, tags=torch.Tag.pt2_compliant_tag)
 
 
-def implement(name: str, function, key: str) -> None:
+def implement(name: str, function: Callable, key: str, *, with_keyset: bool = False) -> None:
     """Register ``function`` as the kernel of ``ffmef::name`` for a dispatch key such as ``"CPU"``."""
-    library.impl(name, function, key)
+    library.impl(name, function, key, with_keyset=with_keyset)
+
+
+def fallback(name: str, function: Callable) -> None:
+    """Register ``function``, in plain torch, for every device without a kernel of ``ffmef::name``; it says so once."""
+
+    def run(*arguments):
+        warn_of_reference(_first_tensor(arguments).device.type)
+        return function(*arguments)
+
+    implement(name, run, "CompositeExplicitAutograd")
+
+
+def _first_tensor(arguments) -> Tensor:
+    first = arguments[0]
+    return first if isinstance(first, Tensor) else _first_tensor(first)
 
 
 def native_missing(name: str) -> str | None:
@@ -44,14 +64,50 @@ def operator(name: str):
     return getattr(torch.ops.ffmef, name).default
 
 
-def carries_tangent(*tensors: Tensor) -> bool:
-    """Return whether a tensor is differentiated forward, for which torch would give zeros at operators like ours."""
-    if torch.compiler.is_compiling():
-        return False
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+def autocasts(device: torch.device) -> bool:
+    """Return whether autocast is on for tensors of ``device``; it does not exist for every kind of device."""
+    return autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 @torch.compiler.assume_constant_result
 def autocast_available(device_type: str) -> bool:
     """Return ``torch.amp.is_autocast_available``, which torch 2.11's compiler cannot trace."""
     return torch.amp.is_autocast_available(device_type)
+
+
+def carries_tangent(*tensors: Tensor) -> bool:
+    """Return whether a tensor is differentiated forward: torch gives zeros at operators without rules for it."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def refuse_derivatives(name: str, instead: str) -> None:
+    """Let derivatives of ``ffmef::name`` be errors, in forward mode too, where torch would give zeros."""
+    op = operator(name)
+
+    class Refusal(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, run, *tensors):
+            return run()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            raise NotImplementedError(f"ffmef::{name} has no derivatives: {instead}")
+
+        jvp = backward
+
+    def autograd(keyset, *arguments):
+        def run():
+            with torch._C._AutoDispatchBelowAutograd():
+                return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+        if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+            return Refusal.apply(run, *tree_leaves(arguments))
+        return run()
+
+    implement(name, autograd, "Autograd", with_keyset=True)

@@ -2,31 +2,26 @@
 
 Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output for each
 hidden map, which is recomputed backwards instead of being stored. On the CPU native kernels compute both directions,
-on GPUs
-one computes the forward pass. Elsewhere torch does, a few rows at a time; on GPUs that is no loss backwards: its
-convolutions
-have the batch or the maps as channels, for which torch has tuned kernels, and the forward pass alone is what an
-application waits for.
+on GPUs one computes the forward pass. Elsewhere torch does, a few rows at a time.
 """
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ffmef import _loader
+from ffmef.ops import reference
+from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
 from ffmef.ops._overrides import overridable
-from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES
-from ffmef.ops.library import carries_tangent, define, implement, library, native_missing, operator
-from ffmef.ops.reference import accumulator, pad
+from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES, as_alphas
+from ffmef.ops.library import autocasts, has_triton, library, native_missing, operator, refuse_derivatives
+from ffmef.ops.reference import pad, pad_adjoint
 from ffmef.ops.selection import check_backend
 from ffmef.ops.types import Backend, PaddingMode
-
-_SCHEMA = "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode) -> Tensor"
 
 NATIVE_SIZES = (1, 3, 5, 7)
 _missing = native_missing("predict_and_fuse_level")
@@ -41,7 +36,7 @@ def predict_and_fuse(
     weight: Sequence[Tensor],
     bias: Sequence[Tensor],
     images: Tensor,
-    alphas: Tensor | Sequence[float] | None = None,
+    alphas: Tensor | Iterable[float | Tensor] | None = None,
     *,
     padding_mode: PaddingMode = "zeros",
     backend: Backend | None = None,
@@ -65,9 +60,10 @@ def predict_and_fuse(
         bias: L tensors (k*k,).
         images: (B, N, C, H, W) or (B, N, H, W).
         alphas: (L,) weights of the levels; ones where None.
-        padding_mode: "zeros", "replicate" or "reflect", as in :func:`ffmef.ops.adaptive_fuse`.
+        padding_mode: "zeros", "replicate", "reflect" or "circular", as in :func:`ffmef.ops.adaptive_fuse`.
         backend: "reference" (torch's convolutions, anywhere), "cpu" (float32 images of one channel, k up to 7),
-            "triton" or "cuda"; None takes the fastest that can run the tensors.
+            "triton" or
+            "cuda"; None takes the fastest that can run the tensors.
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels.
@@ -77,9 +73,9 @@ def predict_and_fuse(
         RuntimeError: ``backend`` cannot run here; the message says why.
 
     Note:
-        Differentiable to any order in every tensor; derivatives are the reference's on every backend, but the first
-        of "cpu", whose
-        bits do not depend on the number of threads. Under autocast, tensors are promoted to the widest of their dtypes.
+        Differentiable to any order in every tensor, in reverse and forward mode, under ``torch.vmap`` and all of
+        ``torch.func``. On "cpu", bits do not depend on the number of threads. Under autocast, tensors are promoted to
+        the widest of their dtypes.
 
     Example:
         >>> import torch
@@ -92,45 +88,23 @@ def predict_and_fuse(
         True
     """
     hidden, weight, bias = list(hidden), [w.flatten(1) for w in weight], list(bias)
-    dtype = images.dtype
-    if torch.is_autocast_enabled(images.device.type):
-        for tensor in (*hidden, *weight, *bias):
-            dtype = torch.promote_types(dtype, tensor.dtype)
-        hidden, weight, bias = ([t.to(dtype) for t in tensors] for tensors in (hidden, weight, bias))
-    images_5d = (images if images.dim() == 5 else images.unsqueeze(2)).to(dtype)
-    if alphas is None or not isinstance(alphas, Tensor):
-        values = [1.0] * len(hidden) if alphas is None else list(alphas)
-        alphas = torch.tensor(values, dtype=accumulator(dtype), device=images.device)
+    images_5d = images if images.dim() == 5 else images.unsqueeze(2)
+    if autocasts(images.device):
+        flat = promote_all([*hidden, *weight, *bias, images_5d])
+        levels = len(hidden)
+        hidden, weight, bias, images_5d = flat[:levels], flat[levels : -levels - 1], flat[-levels - 1 : -1], flat[-1]
+    alphas = as_alphas(alphas, len(hidden), images_5d)
     _check(hidden, weight, bias, images, images_5d, alphas, padding_mode)
-    run = _kernel(backend, images_5d, hidden, weight, bias, alphas)
-    with torch.autocast(images.device.type, enabled=False):
-        if run is None:
-            out = _composed(hidden, weight, bias, images_5d, alphas, padding_mode, native=backend != "reference")
-        elif not torch.is_grad_enabled():
-            out = run(hidden, weight, bias, images_5d, alphas, padding_mode)
-        else:
-            out = _ByKernel.apply(run, padding_mode, len(hidden), *hidden, *weight, *bias, images_5d, alphas)
-    return out if images.dim() == 5 else out.squeeze(1)
-
-
-def _kernel(backend: str | None, images: Tensor, hidden, weight, bias, alphas: Tensor):
-    """Return the operator that runs this call, or None where torch's convolutions do."""
     check_backend(backend, images.device)
-    if backend == "cpu":
+    if backend == "reference":
+        out = reference.predict_and_fuse(hidden, weight, bias, images_5d, alphas, padding_mode)
+    else:
         for h, w in zip(hidden, weight, strict=True):
-            if (reason := not_native(h, _side(w), images.shape[2])) is not None:
+            if backend == "cpu" and (reason := not_native(h, _side(w), images_5d.shape[2])) is not None:
                 raise RuntimeError(f"backend 'cpu' is not available: {reason}")
-    if backend in ("cpu", "reference") or (backend is None and (images.device.type != "cuda" or not _has_gpu_kernel())):
-        return None
-    if images.dtype not in DTYPES:
-        raise ValueError(f"images must be float64, float32, float16 or bfloat16 on GPUs, got {str(images.dtype)[6:]}")
-    if carries_tangent(images, *hidden, *weight, *bias, alphas):
-        raise NotImplementedError("predict_and_fuse has forward-mode derivatives with backend 'reference' only")
-    return operator("predict_and_fuse_triton" if backend == "triton" else "predict_and_fuse")
-
-
-def _has_gpu_kernel() -> bool:
-    return _loader.cuda_missing is None or importlib.util.find_spec("triton") is not None
+        name = "predict_and_fuse_triton" if backend == "triton" else "predict_and_fuse"
+        out = operator(name)(hidden, weight, bias, images_5d, alphas, padding_mode)
+    return out if images.dim() == 5 else out.squeeze(1)
 
 
 def not_native(hidden: Tensor, side: int, channels: int) -> str | None:
@@ -144,53 +118,15 @@ def not_native(hidden: Tensor, side: int, channels: int) -> str | None:
     return None if side in NATIVE_SIZES else f"k must be one of {NATIVE_SIZES}, got {side}"
 
 
-def _composed(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode: str, native: bool = True) -> Tensor:
-    out = None
-    for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True):
-        run_native = native and not_native(h, _side(w), images.shape[2]) is None
-        level = alpha * _PredictAndFuse.apply(h, w, b, pad(images, _side(w) // 2, padding_mode), run_native)
-        out = level if out is None else out + level
-    return out
-
-
-class _ByKernel(torch.autograd.Function):
-    """A kernel's forward pass; derivatives of every order are those of the same sum composed of torch's operators."""
-
-    @staticmethod
-    def forward(ctx, run, padding_mode: str, levels: int, *tensors: Tensor) -> Tensor:
-        ctx.padding_mode, ctx.levels = padding_mode, levels
-        ctx.save_for_backward(*tensors)
-        return run(*_ByKernel.arguments(tensors, levels), padding_mode)
-
-    @staticmethod
-    def arguments(tensors: Sequence[Tensor], levels: int) -> tuple:
-        lists = [list(tensors[first : first + levels]) for first in (0, levels, 2 * levels)]
-        return (*lists, *tensors[3 * levels :])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        tensors, again = ctx.saved_tensors, torch.is_grad_enabled()
-        needed = ctx.needs_input_grad[3:]
-        with torch.enable_grad():
-            # Aliases, so that one tensor given twice has two gradients.
-            leaves = [
-                t.view_as(t) if again else t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)
-            ]
-            out = _composed(*_ByKernel.arguments(leaves, ctx.levels), ctx.padding_mode)
-        wanted = [leaf for leaf, n in zip(leaves, needed, strict=True) if n]
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=again))
-        return None, None, None, *(next(found) if n else None for n in needed)
-
-
 def _side(weight: Tensor) -> int:
-    return round(weight.shape[0] ** 0.5)
+    return round(int(weight.shape[0]) ** 0.5)
 
 
 def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> None:
     if images.dim() not in (4, 5):
         raise ValueError(f"images must be (B, N, C, H, W) or (B, N, H, W), got shape {tuple(images.shape)}")
-    if not images.dtype.is_floating_point:
-        raise ValueError(f"images must be of a floating dtype, got {str(images.dtype)[6:]}")
+    if images.dtype not in DTYPES:
+        raise ValueError(f"images must be float64, float32, float16 or bfloat16, got {str(images.dtype)[6:]}")
     if padding_mode not in PADDING_MODES:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
     if not hidden:
@@ -225,6 +161,9 @@ def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> Non
                 )
 
 
+# --- kernels made of torch's convolutions and the native ones of a level -------------------------------------------
+
+
 def _chunks(hidden: Tensor, channels: int):
     """Yield (first row, one past the last) of pieces whose responses fit in the allowance."""
     batch, count, maps, height, width = hidden.shape
@@ -245,117 +184,157 @@ def _kernels(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([weight, bias[:, None]], 1).t().reshape(-1, 1, side, side)
 
 
-class _PredictAndFuse(torch.autograd.Function):
-    """One level, alpha 1, images padded already. The backward pass is made of differentiable steps, hence any order."""
+def _forward(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode: str) -> Tensor:
+    """Run ``ffmef::predict_and_fuse`` by native kernels where they can, else by torch's convolutions."""
+    out = images.new_zeros(images.shape[:1] + images.shape[2:])
+    for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True):
+        padded = pad(images, _side(w) // 2, padding_mode)
+        if not_native(h, _side(w), images.shape[2]) is None:
+            level = operator("predict_and_fuse_level")(*_native_arguments(h, w, b, padded)).unsqueeze(1)
+        else:
+            level = _level(h, w, b, padded)
+        out = torch.addcmul(out, level, alpha)
+    return out
 
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor, padded: Tensor, native: bool) -> Tensor:
-        ctx.native = native
-        if native:
-            hidden, padded = hidden.contiguous(), padded.contiguous()
-        ctx.save_for_backward(hidden, weight, bias, padded)
-        if native:
-            return operator("predict_and_fuse_level")(
-                hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2)
-            ).unsqueeze(1)
-        rows = []
-        for top, bottom in _chunks(hidden, padded.shape[2]):
-            responses = _responses(weight, bias, padded, top, bottom)
-            fused = torch.einsum("bnihw,bncihw->bchw", hidden[..., top:bottom, :], responses[:, :, :, :-1])
-            rows.append(fused + responses[:, :, :, -1].sum(1))
-        return torch.cat(rows, 2) if rows else hidden.new_zeros(hidden.shape[0], padded.shape[2], *hidden.shape[3:])
 
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        hidden, weight, bias, padded = ctx.saved_tensors
-        need_hidden, need_weight, need_bias, need_padded, _ = ctx.needs_input_grad
-        # A second derivative goes through torch's operators, and so does the images' own.
-        if ctx.native and not need_padded and not torch.is_grad_enabled():
-            hidden_grad, shares = operator("predict_and_fuse_level_backward")(
-                grad.squeeze(1).contiguous(), hidden, _kernels(weight, bias).squeeze(1).contiguous(), padded.squeeze(2),
-                need_hidden,
-                need_weight or need_bias,
-            )  # fmt: skip
-            kernel_grad = shares.sum(0).flatten(1).t() if need_weight or need_bias else None
-            return (
-                hidden_grad if need_hidden else None,
-                kernel_grad[:, :-1] if need_weight else None,
-                kernel_grad[:, -1] if need_bias else None,
-                None,
-                None,
-            )
-        side, maps = _side(weight), weight.shape[1]
-        hidden_rows = []
-        kernel_grad = weight.new_zeros(maps + 1, 1, side, side)
-        padded_grad = torch.zeros_like(padded) if need_padded else None
-        for top, bottom in _chunks(hidden, padded.shape[2]):
-            g = grad[:, None, :, None, top:bottom]  # (B, 1, C, 1, rows, W)
-            if need_hidden:
-                responses = _responses(weight, bias, padded, top, bottom)[:, :, :, :-1]
-                hidden_rows.append(torch.einsum("bchw,bncihw->bnihw", grad[:, :, top:bottom], responses))
-            if not (need_weight or need_bias or need_padded):
-                continue
-            # What each response receives: grad times its hidden map, and grad alone for the bias.
-            h = hidden[:, :, None, :, top:bottom]
-            ones = h.new_ones(()).expand(*h.shape[:3], 1, *h.shape[4:])
-            received = (g * torch.cat([h, ones], 3)).flatten(0, 2)
-            window = padded[..., top : bottom + side - 1, :].flatten(0, 2).unsqueeze(1)
-            if need_weight or need_bias:
-                # The convolution's weight gradient, itself a convolution with the batch as its channels.
-                kernel_grad = kernel_grad + F.conv2d(window.transpose(0, 1), received.transpose(0, 1)).transpose(0, 1)
-            if need_padded:
-                back = F.conv_transpose2d(received, _kernels(weight, bias)).squeeze(1).unflatten(0, padded.shape[:3])
-                padded_grad = padded_grad + F.pad(back, (0, 0, top, padded.shape[3] - bottom - side + 1))
-        hidden_grad = None
-        if need_hidden:
-            hidden_grad = torch.cat(hidden_rows, 3) if hidden_rows else torch.zeros_like(hidden)
-        kernel_grad = kernel_grad.flatten(1).t()
-        return (
-            hidden_grad,
-            kernel_grad[:, :-1] if need_weight else None,
-            kernel_grad[:, -1] if need_bias else None,
-            padded_grad,
-            None,
+def _native_arguments(hidden: Tensor, weight: Tensor, bias: Tensor, padded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = _kernels(weight, bias).squeeze(1).contiguous()
+    return hidden.contiguous(), kernels, padded.squeeze(2).contiguous()
+
+
+def _level(hidden: Tensor, weight: Tensor, bias: Tensor, padded: Tensor) -> Tensor:
+    rows = []
+    for top, bottom in _chunks(hidden, padded.shape[2]):
+        responses = _responses(weight, bias, padded, top, bottom)
+        fused = torch.einsum("bnihw,bncihw->bchw", hidden[..., top:bottom, :], responses[:, :, :, :-1])
+        rows.append(fused + responses[:, :, :, -1].sum(1))
+    return torch.cat(rows, 2) if rows else hidden.new_zeros(hidden.shape[0], padded.shape[2], *hidden.shape[3:])
+
+
+def _backward(
+    grad, hidden, weight, bias, images, alphas, padding_mode, need_hidden, need_weight, need_bias, need_images,
+    need_alphas,
+):  # fmt: skip
+    """Return the gradients, nested as the arguments are; those that are not needed are empty."""
+    hidden_grads, weight_grads, bias_grads, alpha_grads = [], [], [], []
+    image_grad = torch.zeros_like(images) if need_images else images.new_empty(0)
+    for l, (h, w, b, alpha) in enumerate(zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True)):
+        padded = pad(images, _side(w) // 2, padding_mode)
+        need_kernels = bool(need_weight[l] or need_bias[l] or need_alphas)
+        scaled, from_scaled = grad * alpha, False
+        hidden_grad, kernel_grad = None, None
+        if not_native(h, _side(w), images.shape[2]) is None:
+            # One pass for all, where alpha's gradient can be had from the gradient times alpha.
+            from_scaled = abs(float(alpha)) > 1e-12 and need_hidden[l]
+            arguments = _native_arguments(h, w, b, padded)
+            if need_hidden[l] or from_scaled:
+                hidden_grad, shares = _native_backward(scaled, *arguments, need_hidden[l], need_kernels and from_scaled)
+            if need_kernels and not from_scaled:
+                _, shares = _native_backward(grad, *arguments, False, True)
+            if need_kernels:
+                kernel_grad = shares.sum(0).flatten(1).t()
+        else:
+            if need_hidden[l]:
+                hidden_grad = _hidden_gradient(scaled, h, w, b, padded)
+            if need_kernels:
+                kernel_grad = _kernel_gradient(grad, h, w, padded)
+        hidden_grads.append(h.new_empty(0) if hidden_grad is None else hidden_grad)
+        scale = 1.0 if from_scaled else alpha
+        weight_grads.append((kernel_grad[:, :-1] * scale).contiguous() if need_weight[l] else w.new_empty(0))
+        bias_grads.append(kernel_grad[:, -1] * scale if need_bias[l] else b.new_empty(0))
+        if need_alphas:  # linear in weight and bias together, so their gradients times themselves add up to it
+            total = (kernel_grad[:, :-1] * w).sum() + (kernel_grad[:, -1] * b).sum()
+            alpha_grads.append(total / alpha if from_scaled else total)
+        if need_images:
+            image_grad += _image_gradient(scaled, h, w, b, images, padding_mode)
+    alpha_grad = torch.stack(alpha_grads).to(alphas.dtype) if need_alphas else alphas.new_empty(0)
+    return hidden_grads, weight_grads, bias_grads, image_grad, alpha_grad
+
+
+def _native_backward(grad: Tensor, hidden, kernels, padded, need_hidden: bool, need_kernels: bool):
+    run = operator("predict_and_fuse_level_backward")
+    return run(grad.squeeze(1).contiguous(), hidden, kernels, padded, bool(need_hidden), bool(need_kernels))
+
+
+def _hidden_gradient(grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, padded: Tensor) -> Tensor:
+    rows = [
+        torch.einsum(
+            "bchw,bncihw->bnihw", grad[:, :, top:bottom], _responses(weight, bias, padded, top, bottom)[:, :, :, :-1]
         )
+        for top, bottom in _chunks(hidden, padded.shape[2])
+    ]
+    return torch.cat(rows, 3) if rows else torch.zeros_like(hidden)
 
 
-def _fake(hidden, weight, bias, images, alphas, padding_mode):
-    return images.new_empty(images.shape[:1] + images.shape[2:])
+def _received(grad: Tensor, hidden: Tensor, top: int, bottom: int) -> Tensor:
+    """Return (B * N * C, M + 1, rows, W): grad times each hidden map, and grad alone for the bias."""
+    h = hidden[:, :, None, :, top:bottom]
+    ones = h.new_ones(()).expand(*h.shape[:3], 1, *h.shape[4:])
+    return (grad[:, None, :, None, top:bottom] * torch.cat([h, ones], 3)).flatten(0, 2)
 
 
-def _triton(*arguments):
-    # Imported at the first call: importing triton takes longer than importing ffmef.
-    from ffmef.kernels import predict_and_fuse as kernels
+def _kernel_gradient(grad: Tensor, hidden: Tensor, weight: Tensor, padded: Tensor) -> Tensor:
+    """Return (k*k, M + 1), the bias last: a convolution with the batch as its channels."""
+    side, maps = _side(weight), weight.shape[1]
+    total = weight.new_zeros(maps + 1, 1, side, side)
+    for top, bottom in _chunks(hidden, padded.shape[2]):
+        window = padded[..., top : bottom + side - 1, :].flatten(0, 2).unsqueeze(1)
+        received = _received(grad, hidden, top, bottom)
+        total += F.conv2d(window.transpose(0, 1), received.transpose(0, 1)).transpose(0, 1)
+    return total.flatten(1).t()
 
-    return kernels.forward(*arguments)
+
+def _image_gradient(grad, hidden, weight, bias, images: Tensor, padding_mode: str) -> Tensor:
+    radius = _side(weight) // 2
+    height, width = images.shape[-2:]
+    padded_grad = images.new_zeros(*images.shape[:3], height + 2 * radius, width + 2 * radius)
+    for top, bottom in _chunks(hidden, images.shape[2]):
+        back = F.conv_transpose2d(_received(grad, hidden, top, bottom), _kernels(weight, bias))
+        padded_grad[..., top : bottom + 2 * radius, :] += back.squeeze(1).unflatten(0, images.shape[:3])
+    return pad_adjoint(padded_grad, radius, padding_mode)
 
 
-def _no_gradient(ctx, grad):
-    raise RuntimeError("this form of predict_and_fuse has no gradient; ffmef.ops.predict_and_fuse has")
+# --- what the dispatcher is told -----------------------------------------------------------------------------------
 
+
+def _flops(hidden, weight, bias, images, alphas) -> int:
+    batch, count, channels, height, width = images
+    return 2 * batch * count * channels * height * width * sum(w[0] * (w[1] + 1) + w[1] for w in weight)
+
+
+_OPERATOR = LinearOperator(
+    "predict_and_fuse",
+    "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode)",
+    groups=[["hidden"], ["weight", "bias"], ["images"], ["alphas"]],
+    vanishing={0: ["bias"]},
+    shared=["weight", "bias", "alphas"],
+    promote=lambda flat: [*promote_all(flat[:-1]), flat[-1]],
+    flops=_flops,
+)
+# On GPUs the backward pass alone is left to torch: its convolutions have the batch or the maps as channels, for which
+# there are tuned kernels, and an application waits for the forward pass only.
+_triton = (*triton_kernels("predict_and_fuse", "forward"), _backward)
+_gpu_forward = None if _loader.cuda_missing is None else _triton[0] if has_triton() else _forward
+register(
+    _OPERATOR,
+    reference=_forward,
+    reference_backward=_backward,
+    kernels={"CPU": (_forward, _backward), "CUDA": (_gpu_forward, _backward)},
+    triton=_triton,
+)
 
 if _missing is None:
+    for _name in ("predict_and_fuse_level", "predict_and_fuse_level_backward"):
+        refuse_derivatives(_name, "differentiate ffmef.ops.predict_and_fuse")
 
-    @torch.library.register_fake("ffmef::predict_and_fuse_level")
+    @torch.library.register_fake("ffmef::predict_and_fuse_level", lib=library)
     def _(hidden: Tensor, kernels: Tensor, padded: Tensor) -> Tensor:
         return hidden.new_empty(hidden.shape[0], *hidden.shape[3:])
 
-    @torch.library.register_fake("ffmef::predict_and_fuse_level_backward")
+    @torch.library.register_fake("ffmef::predict_and_fuse_level_backward", lib=library)
     def _(grad: Tensor, hidden: Tensor, kernels: Tensor, padded: Tensor, need_hidden: bool, need_kernels: bool):
         bands = hidden.shape[0] * ((hidden.shape[3] + 31) // 32)  # as many as the kernels cut
         return (
             torch.empty_like(hidden) if need_hidden else hidden.new_empty(0),
             hidden.new_empty(bands, *kernels.shape) if need_kernels else hidden.new_empty(0),
         )
-
-
-define("predict_and_fuse" + _SCHEMA)
-library.define("predict_and_fuse_triton" + _SCHEMA)
-implement("predict_and_fuse", _composed, "CPU")
-if _loader.cuda_missing is not None:
-    implement("predict_and_fuse", _triton, "CUDA")
-for _key in ("CPU", "CUDA"):
-    implement("predict_and_fuse_triton", _triton, _key)
-for _name in ("predict_and_fuse", "predict_and_fuse_triton"):
-    torch.library.register_fake(f"ffmef::{_name}", _fake, lib=library)
-    torch.library.register_autograd(f"ffmef::{_name}", _no_gradient, lib=library)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,6 +16,8 @@ def padded_index(size: int, radius: int, padding_mode: str, device: torch.device
         return torch.where((position < 0) | (position >= size), -1, position)
     if padding_mode == "replicate":
         return position.clamp(0, size - 1)
+    if padding_mode == "circular":
+        return position.remainder(size)
     period = max(2 * (size - 1), 1)
     folded = position.remainder(period)
     return torch.minimum(folded, period - folded) if size > 1 else torch.zeros_like(position)
@@ -32,9 +36,26 @@ def pad(images: Tensor, radius: int, padding_mode: str) -> Tensor:
     return images
 
 
+def pad_adjoint(grad: Tensor, radius: int, padding_mode: str) -> Tensor:
+    """Return what (..., H + 2 * radius, W + 2 * radius) gives back to the pixels that padding showed."""
+    for dim in (-2, -1):
+        size = grad.shape[dim] - 2 * radius
+        index = padded_index(size, radius, padding_mode, grad.device)
+        shape = list(grad.shape)
+        shape[dim] = size + 1  # the last place collects what fell on zero padding
+        folded = grad.new_zeros(shape).index_add_(grad.dim() + dim, torch.where(index < 0, size, index), grad)
+        grad = folded.narrow(dim, 0, size)
+    return grad
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which sums of ``dtype`` are kept."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def promoted_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the widest dtype among the tensors."""
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
 
 
 def _side(filters: Tensor) -> int:
@@ -79,7 +100,7 @@ def _to_full_resolution_adjoint(fine: Tensor, height: int, width: int) -> Tensor
 
 def adaptive_fuse(images: Tensor, filters: list[Tensor], alphas: Tensor, padding_mode: str) -> Tensor:
     """Return sum_l alpha_l sum_n sum_taps f_l[tap] * image_n shifted by the tap: (B, N, C, H, W) -> (B, C, H, W)."""
-    dtype = images.dtype
+    dtype = promoted_dtype(images, *filters)
     wide = accumulator(dtype)
     height, width = images.shape[-2:]
     images = images.to(wide)  # once, so that automatic differentiation sums its gradients in the wide dtype too
@@ -131,15 +152,7 @@ def adaptive_fuse_backward(
             padded_grad[window] += alpha * g * fine.unsqueeze(2)
         filter_grads.append(torch.stack(taps, 2).to(level.dtype) if needed else level.new_empty(0))
         alpha_grads.append(alpha_grad)
-        for dim in (-2, -1):
-            index = padded_index(images.shape[dim], radius, padding_mode, images.device)
-            shape = list(padded_grad.shape)
-            shape[dim] = images.shape[dim] + 1  # the last place collects what fell on zero padding
-            folded = padded_grad.new_zeros(shape).index_add_(
-                padded_grad.dim() + dim, torch.where(index < 0, images.shape[dim], index), padded_grad
-            )
-            padded_grad = folded.narrow(dim, 0, images.shape[dim])
-        image_grad = image_grad + padded_grad
+        image_grad = image_grad + pad_adjoint(padded_grad, radius, padding_mode)
     alpha_grad = (
         torch.stack(alpha_grads)
         if need_alphas and alpha_grads
@@ -150,6 +163,22 @@ def adaptive_fuse_backward(
         filter_grads,
         alpha_grad.to(alphas.dtype),
     )
+
+
+def predict_and_fuse(
+    hidden: list[Tensor], weight: list[Tensor], bias: list[Tensor], images: Tensor, alphas: Tensor, padding_mode: str
+) -> Tensor:
+    """Return adaptive_fuse by filters that 1x1 convolutions of hidden maps (B, N, M, H, W) make, never making them."""
+    wide = accumulator(images.dtype)
+    total = torch.zeros_like(images[:, 0], dtype=wide)
+    for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(wide).unbind(), strict=True):
+        side = round(int(w.shape[0]) ** 0.5)
+        padded = pad(images.to(wide), side // 2, padding_mode)
+        kernels = torch.cat([w, b[:, None]], 1).to(wide).t().reshape(-1, 1, side, side)
+        responses = F.conv2d(padded.flatten(0, 2).unsqueeze(1), kernels).unflatten(0, padded.shape[:3])
+        ones = torch.ones_like(h[:, :, :1], dtype=wide)
+        total = total + alpha * (torch.cat([h.to(wide), ones], 2).unsqueeze(2) * responses).sum((1, 3))
+    return total.to(images.dtype)
 
 
 def halve(images: Tensor) -> Tensor:

@@ -66,8 +66,7 @@ def check_backend(backend: str | None, device: torch.device) -> None:
 
 
 @functools.cache
-def warn_of_reference() -> None:
-    """Say once that the slow backend serves."""
-    warnings.warn(
-        f"ffmef runs its plain torch reference, which is slow: {_loader.cpu_missing}", RuntimeWarning, stacklevel=3
-    )
+def warn_of_reference(device: str) -> None:
+    """Say once for each kind of device that calls fall back to plain torch."""
+    reason = _loader.cpu_missing if device == "cpu" else f"it has no kernels for {device} tensors"
+    warnings.warn(f"ffmef runs its plain torch reference, which is slow: {reason}", RuntimeWarning, stacklevel=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-PaddingMode: TypeAlias = Literal["zeros", "replicate", "reflect"]
+PaddingMode: TypeAlias = Literal["zeros", "replicate", "reflect", "circular"]
 """What lies outside an image, see :func:`ffmef.ops.adaptive_fuse`."""
 
 Backend: TypeAlias = Literal["reference", "cpu", "triton", "cuda"]

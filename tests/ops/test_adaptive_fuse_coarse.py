@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from ffmef.ops import adaptive_fuse, reference
 from ffmef.ops.reference import accumulator
 from test_adaptive_fuse import (
-    BACKWARD_OP,
     MODES,
     STRIDES,
+    backward,
     bound,
     call,
     check_forward,
@@ -289,14 +289,14 @@ def test_gradients_by_the_backward_operator(shape, levels, padding_mode, dtype):
     """All at once, the alphas' among them, which automatic differentiation takes from the forward pass where it can."""
     images, filters, alphas = arguments(shape, levels, dtype)
     grad = random(shape[0], *shape[2:], dtype=dtype, seed=50)
-    i, f, a = BACKWARD_OP(grad, images, filters, alphas, padding_mode, True, [1] * len(filters), True)
+    i, f, a = backward(grad, images, filters, alphas, padding_mode, True, [1] * len(filters), True)
     check_gradients(images, filters, alphas, padding_mode, grad, [i, *f, a])
 
 
 @native
 def test_unneeded_gradients_are_empty():
     images, filters, alphas = arguments((1, 2, 1, 6, 7), ((1, 2, 2), (3, 3, 3)), torch.float32)
-    image_grad, filter_grads, alpha_grad = BACKWARD_OP(
+    image_grad, filter_grads, alpha_grad = backward(
         torch.ones(1, 1, 6, 7), images, filters, alphas, "zeros", False, [0, 1], False
     )
     assert [tuple(t.shape) for t in (image_grad, *filter_grads, alpha_grad)] == [(0,), (0,), (1, 2, 9, 3, 3), (0,)]

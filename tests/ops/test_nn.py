@@ -88,8 +88,8 @@ def test_refusals():
             AdaptiveFuse(sizes)
         assert str(caught.value) == message
     with pytest.raises(ValueError) as caught:
-        AdaptiveFuse(padding_mode="circular")
-    assert str(caught.value) == "padding_mode must be one of zeros, replicate, reflect, got 'circular'"
+        AdaptiveFuse(padding_mode="symmetric")
+    assert str(caught.value) == "padding_mode must be one of zeros, replicate, reflect, circular, got 'symmetric'"
 
 
 def test_where_and_in_what_dtype_parameters_are_made():

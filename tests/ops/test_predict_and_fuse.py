@@ -126,8 +126,11 @@ def test_autocast_promotes():
     "change, message",
     [
         (dict(images=torch.zeros(3, 4)), r"images must be \(B, N, C, H, W\) or \(B, N, H, W\), got shape \(3, 4\)"),
-        (dict(images=torch.zeros(2, 2, 19, 7, dtype=torch.int64)), "images must be of a floating dtype, got int64"),
-        (dict(padding_mode="wrap"), "padding_mode must be one of zeros, replicate, reflect, got 'wrap'"),
+        (
+            dict(images=torch.zeros(2, 2, 19, 7, dtype=torch.int64)),
+            "images must be float64, float32, float16 or bfloat16, got int64",
+        ),
+        (dict(padding_mode="wrap"), "padding_mode must be one of zeros, replicate, reflect, circular, got 'wrap'"),
         (dict(hidden=[]), "hidden must have at least one level, got none"),
         (dict(weight=[]), "weight must have 1 levels like hidden, got 0"),
         (dict(alphas=torch.ones(2)), r"alphas must be \(1,\), one weight for each level, got shape \(2,\)"),
@@ -154,14 +157,11 @@ def test_the_dispatcher_s_operator():
     flat = (arguments[0], weight, *arguments[2:], "reflect")
     assert torch.equal(torch.ops.ffmef.predict_and_fuse(*flat), predict_and_fuse(*arguments, padding_mode="reflect"))
     torch.library.opcheck(torch.ops.ffmef.predict_and_fuse.default, flat)
-    flat[3].requires_grad_()
-    with pytest.raises(RuntimeError, match="has no gradient; ffmef.ops.predict_and_fuse has"):
-        torch.ops.ffmef.predict_and_fuse(*flat).sum().backward()
 
 
 def test_backends_are_checked():
     arguments = case()
-    assert torch.equal(predict_and_fuse(*arguments, backend="reference"), predict_and_fuse(*arguments))
+    torch.testing.assert_close(predict_and_fuse(*arguments, backend="reference"), predict_and_fuse(*arguments))
     with pytest.raises(ValueError, match="backend must be one of .* got 'metal'"):
         predict_and_fuse(*arguments, backend="metal")
 

@@ -44,7 +44,7 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
 
 
 def run(place) -> None:
-    modes = itertools.cycle(("zeros", "replicate", "reflect"))
+    modes = itertools.cycle(("zeros", "replicate", "reflect", "circular"))
     for dtype, ((batch, count, channels, height, width), sides), share in itertools.product(
         (torch.float64, torch.float32, torch.float16, torch.bfloat16), CASES, SHARES
     ):

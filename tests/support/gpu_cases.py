@@ -10,6 +10,7 @@ import torch
 
 from ffmef.checks import tolerances
 from ffmef.ops import reference
+from ffmef.ops.adaptive_fuse import PADDING_MODES
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def relative_error(result: torch.Tensor, expected: Expected) -> float:
     return float((error / expected.magnitude).nan_to_num(nan=0.0, posinf=float("inf")).max())
 
 
-PADDINGS = ("zeros", "replicate", "reflect")
+PADDINGS = PADDING_MODES
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

@@ -14,4 +14,14 @@ enum class Scalar { f64, f32, f16, bf16 };
     case Scalar::bf16: { using T = BFloat16; call; break; } \
   }
 
+// Runs `call` with A as the type in which sums of such values are kept.
+#define FFMEF_BY_SUMS(scalar, call)  \
+  if ((scalar) == Scalar::f64) {     \
+    using A = double;                \
+    call;                            \
+  } else {                           \
+    using A = float;                 \
+    call;                            \
+  }
+
 }  // namespace ffmef

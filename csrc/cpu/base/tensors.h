@@ -27,6 +27,15 @@ inline Scalar scalar_of(const Tensor& tensor) {
 
 inline int64_t bytes_of(Scalar scalar) { return scalar == Scalar::f64 ? 8 : scalar == Scalar::f32 ? 4 : 2; }
 
+inline ScalarType type_of(Scalar scalar) {
+  switch (scalar) {
+    case Scalar::f64: return ScalarType::Double;
+    case Scalar::f32: return ScalarType::Float;
+    case Scalar::f16: return ScalarType::Half;
+    default: return ScalarType::BFloat16;
+  }
+}
+
 // The dtype that sums are kept in.
 inline ScalarType wide_of(Scalar scalar) { return scalar == Scalar::f64 ? ScalarType::Double : ScalarType::Float; }
 
@@ -51,10 +60,13 @@ template <size_t Rank> void strides_of(const Tensor& tensor, int64_t (&strides)[
 }
 
 // An uninitialised contiguous result.
-inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes) {
-  Tensor result = torch::stable::new_empty(like, sizes);
+inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  Tensor result = torch::stable::new_empty(like, sizes, type);
   hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
   return result;
+}
+inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return result_like(like, sizes, like.scalar_type());
 }
 
 }  // namespace ffmef

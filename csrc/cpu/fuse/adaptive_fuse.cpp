@@ -13,10 +13,9 @@ namespace ffmef {
 namespace {
 
 Padding padding_of(const std::string& name) {
-  if (name == "zeros") return Padding::zeros;
-  if (name == "replicate") return Padding::replicate;
-  STD_TORCH_CHECK(name == "reflect", "padding_mode must be 'zeros', 'replicate' or 'reflect', got '", name, "'");
-  return Padding::reflect;
+  Padding mode = Padding::zeros;
+  STD_TORCH_CHECK(find_padding(name.c_str(), mode), "padding_mode is not known: '", name, "'");
+  return mode;
 }
 
 // The arguments as the kernels take them; keeps nothing but pointers, so it lives no longer than the tensors.
@@ -31,24 +30,28 @@ struct Call {
     STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
     STD_TORCH_CHECK(alphas.dim() == 1 && alphas.size(0) == int64_t(filters.size()),
                     "alphas must have one value for each of the ", filters.size(), " levels");
-    args.scalar = scalar_of(images);
+    const Scalar scalar = scalar_of(images);
+    args.result = scalar;
     args.padding = padding_of(padding_mode);
-    args.images = {
-        images.data_ptr(), images.size(0), images.size(1), images.size(2), images.size(3), images.size(4), {}};
+    args.images = {images.data_ptr(), scalar,         images.size(0), images.size(1),
+                   images.size(2),    images.size(3), images.size(4), {}};
     strides_of(images, args.images.stride);
     const std::vector<double> alpha = numbers_of(alphas);
     for (size_t l = 0; l < filters.size(); ++l) {
       const Tensor& f = filters[l];
-      STD_TORCH_CHECK(f.dim() == 5 && f.scalar_type() == images.scalar_type() && f.size(0) == images.size(0) &&
-                          f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) &&
-                          fits(f.size(4), images.size(4)),
-                      "filters[", l, "] must be (B, N, k*k, h, w) of the images' dtype and sizes or a coarser grid's");
+      STD_TORCH_CHECK(
+          f.dim() == 5 && (scalar_of(f) == Scalar::f64) == (scalar == Scalar::f64) && f.size(0) == images.size(0) &&
+              f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
+          "filters[", l,
+          "] must be (B, N, k*k, h, w) of the images' sizes or a coarser grid's; float64 with float64 images alone");
+      // What torch promotes the tensors to: two dtypes of half precision have float32 in common.
+      if (scalar_of(f) != args.result) args.result = Scalar::f32;
       int size = 1;
       while (int64_t(size) * size < f.size(2)) size += 2;
       STD_TORCH_CHECK(int64_t(size) * size == f.size(2) && size <= kMaxFilterSize, "filters[", l,
                       "] must have k*k taps with k odd and at most 31, got ", f.size(2));
       const bool coarse = f.size(3) != images.size(3) || f.size(4) != images.size(4);
-      levels.push_back({f.data_ptr(), {}, f.size(3), f.size(4), size, alpha[l], coarse});
+      levels.push_back({f.data_ptr(), scalar_of(f), {}, f.size(3), f.size(4), size, alpha[l], coarse});
       strides_of(f, levels.back().stride);
     }
     args.levels = levels.data();
@@ -61,7 +64,7 @@ struct Call {
 
 Tensor run_forward(const Call& call, const Tensor& images, Tensor* responses) {
   const ImagesView& im = call.args.images;
-  Tensor out = result_like(images, {im.batch, im.channels, im.height, im.width});
+  Tensor out = result_like(images, {im.batch, im.channels, im.height, im.width}, type_of(call.args.result));
   if (out.numel() == 0) return out;
   if (im.count == 0 || call.levels.empty()) {
     if (responses != nullptr) torch::stable::zero_(*responses);
@@ -87,19 +90,21 @@ std::tuple<Tensor, Tensor> adaptive_fuse_responses_cpu(const Tensor& images, con
   const Call call(images, filters, alphas, padding_mode);
   const ImagesView& im = call.args.images;
   Tensor responses = torch::stable::new_empty(
-      images, {int64_t(filters.size()), im.batch, im.channels, im.height, im.width}, wide_of(call.args.scalar));
+      images, {int64_t(filters.size()), im.batch, im.channels, im.height, im.width}, wide_of(call.args.result));
   const Tensor out = run_forward(call, images, &responses);
   return {out, responses};
 }
 
-std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
-    const Tensor& grad, const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
-    const std::string& padding_mode, bool need_images, const std::vector<int64_t>& need_filters, bool need_alphas) {
+// The gradients of images, every level's filters and alphas.
+std::vector<Tensor> adaptive_fuse_backward_cpu(const Tensor& grad, const Tensor& images,
+                                               const std::vector<Tensor>& filters, const Tensor& alphas,
+                                               const std::string& padding_mode, bool need_images,
+                                               const std::vector<int64_t>& need_filters, bool need_alphas) {
   const Call call(images, filters, alphas, padding_mode);
   const ImagesView& im = call.args.images;
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == images.scalar_type() && grad.size(0) == im.batch &&
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == type_of(call.args.result) && grad.size(0) == im.batch &&
                       grad.size(1) == im.channels && grad.size(2) == im.height && grad.size(3) == im.width,
-                  "grad must be (B, C, H, W) of the images' sizes and dtype");
+                  "grad must be (B, C, H, W) of the images' sizes and the result's dtype");
   STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
   GradView grad_view{grad.data_ptr(), {}};
   strides_of(grad, grad_view.stride);
@@ -108,22 +113,21 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
   Tensor image_grad = need_images ? result_like(images, {im.batch, im.count, im.channels, im.height, im.width})
                                   : torch::stable::new_empty(images, {0});
   Tensor alpha_grad = torch::stable::new_zeros(alphas, {need_alphas ? int64_t(filters.size()) : 0});
-  std::vector<Tensor> filter_grads;
+  std::vector<Tensor> gradients{image_grad};
   std::vector<void*> filter_grad_data(filters.size(), nullptr);
   bool any_filter = false, any_fine = false;
   for (size_t l = 0; l < filters.size(); ++l) {
     const Tensor& f = filters[l];
-    filter_grads.push_back(need_filters[l] ? result_like(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
-                                           : torch::stable::new_empty(f, {0}));
-    if (need_filters[l]) filter_grad_data[l] = filter_grads[l].data_ptr();
+    gradients.push_back(need_filters[l] ? result_like(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
+                                        : torch::stable::new_empty(f, {0}));
+    if (need_filters[l]) filter_grad_data[l] = gradients.back().data_ptr();
     any_fine = any_fine || !call.levels[l].coarse;
     any_filter = any_filter || (need_filters[l] && !call.levels[l].coarse);
   }
-  const bool empty = grad.numel() == 0 || im.count == 0;
-  if (empty) {
-    torch::stable::zero_(image_grad);
-    for (Tensor& f : filter_grads) torch::stable::zero_(f);
-    return {image_grad, filter_grads, alpha_grad};
+  gradients.push_back(alpha_grad);
+  if (grad.numel() == 0 || im.count == 0) {
+    for (Tensor& g : gradients) torch::stable::zero_(g);
+    return gradients;
   }
 
   const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
@@ -160,7 +164,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> adaptive_fuse_backward_cpu(
       backward_images(call.args, grad_view, data, begin, end);
     });
   }
-  return {image_grad, filter_grads, alpha_grad};
+  return gradients;
 }
 
 }  // namespace

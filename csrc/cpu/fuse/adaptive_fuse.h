@@ -11,6 +11,7 @@ namespace ffmef {
 // images (B, N, C, H, W)
 struct ImagesView {
   const void* data;
+  Scalar scalar;
   int64_t batch, count, channels, height, width;
   int64_t stride[5];
 };
@@ -18,6 +19,7 @@ struct ImagesView {
 // one level's filters (B, N, k*k, height, width), on the images' grid or a coarser one that spans it
 struct LevelView {
   const void* data;
+  Scalar scalar;
   int64_t stride[5];
   int64_t height, width;
   int size;  // k
@@ -31,8 +33,9 @@ struct GradView {
   int64_t stride[4];
 };
 
+// Images and each level have dtypes of their own, all float64 or none; the result and its gradient have `result`.
 struct AdaptiveFuseArgs {
-  Scalar scalar;
+  Scalar result;
   Padding padding;
   ImagesView images;
   const LevelView* levels;

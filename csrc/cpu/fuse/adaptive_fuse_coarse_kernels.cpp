@@ -12,12 +12,11 @@ namespace FFMEF_ISA {
 namespace {
 
 // One coarse row of cells of one tap, from column x0 of the image on, to columns [x0, x1) at sums' precision.
-template <class T> void expand_cells(Acc<T>* out, const LevelView& level, const CoarseColumns<T>& columns,
-                                     Acc<T>* cells, int64_t b, int64_t n, int64_t tap, int64_t row, int64_t x0,
-                                     int64_t x1) {
+template <class A> void expand_cells(A* out, const LevelView& level, const CoarseColumns<A>& columns, A* cells,
+                                     int64_t b, int64_t n, int64_t tap, int64_t row, int64_t x0, int64_t x1) {
   const int64_t first = columns.begin(x0), count = columns.end(x1) - first;
-  load_row(cells, tap_row<T>(level, b, n, tap, row, first), level.stride[4], count);
-  CoarseColumns<T>::close(cells, count);
+  load_stored(cells, level.data, level.scalar, tap_offset(level, b, n, tap, row, first), level.stride[4], count);
+  CoarseColumns<A>::close(cells, count);
   columns.expand(out, cells, x0, x1);
 }
 
@@ -153,23 +152,22 @@ int64_t coarse_band(const AdaptiveFuseArgs& args, const LevelView& level) {
   return most(1, kBandRows * level.height / args.images.height);
 }
 
-template <class T> void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad,
-                                                      const LevelView& level, T* filter_grad, double* alpha_sums,
+template <class A> void backward_coarse_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad,
+                                                      const LevelView& level, void* filter_grad, double* alpha_sums,
                                                       int64_t begin, int64_t end) {
-  using A = Acc<T>;
   const ImagesView& im = args.images;
   const int size = level.size, radius = size / 2, taps = size * size;
   const int64_t band = coarse_band(args, level), bands = (level.height + band - 1) / band;
   const Interpolation<int64_t> axis = spanning(level.height, im.height);
-  const CoarseColumns<T> columns(level.width, im.width);
+  const CoarseColumns<A> columns(level.width, im.width);
   // Columns at a time: few enough for the sums, or the rows of images and gradients, to stay cached.
   const int64_t column_bytes = most(band * taps, im.channels * (2 * kCoarseRows + 2 * radius)) * int64_t(sizeof(A));
   const int64_t tile =
       least(most(64, least(kCoarseColumns, kImageBufferBytes / column_bytes) / 16 * 16), (im.width + 15) / 16 * 16);
-  const int64_t pitch = tile + lanes<T>, image_pitch = tile + 2 * radius + lanes<T>;
+  const int64_t pitch = tile + lanes<A>, image_pitch = tile + 2 * radius + lanes<A>;
   const int64_t image_plane = (kCoarseRows + 2 * radius) * image_pitch, grad_plane = kCoarseRows * pitch;
   Buffer<A> images(im.channels * image_plane), grads(im.channels * grad_plane), shares(kCoarseRows);
-  Buffer<A> sums(band * taps * pitch), cells(band * taps * (level.width + 1));
+  Buffer<A> sums(band * taps * pitch), cells(band * taps * (level.width + 1)), row(level.width);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first_cell = index % bands * band, last_cell = least(first_cell + band, level.height);
     const int64_t n = index / bands % im.count, b = index / bands / im.count;
@@ -182,16 +180,14 @@ template <class T> void backward_coarse_filters_typed(const AdaptiveFuseArgs& ar
       for (int64_t y0 = first; y0 < last; y0 += kCoarseRows) {
         const int64_t y1 = least(y0 + kCoarseRows, last);
         for (int64_t c = 0; c < im.channels; ++c) {
-          const T* plane = static_cast<const T*>(im.data) + b * im.stride[0] + n * im.stride[1] + c * im.stride[2];
           for (int64_t y = y0 - radius; y < y1 + radius; ++y)
-            fill_row(images.data + c * image_plane + (y - y0 + radius) * image_pitch, plane, im, args.padding, y, x0,
-                     x1, radius, image_pitch);
+            fill_row(images.data + c * image_plane + (y - y0 + radius) * image_pitch, im, plane_of(im, b, n, c),
+                     args.padding, y, x0, x1, radius, image_pitch);
           for (int64_t y = y0; y < y1; ++y) {
             A* row = grads.data + c * grad_plane + (y - y0) * pitch;
-            load_row(row,
-                     static_cast<const T*>(grad.data) + b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] +
-                         x0 * grad.stride[3],
-                     grad.stride[3], x1 - x0);
+            load_stored(row, grad.data, args.result,
+                        b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] + x0 * grad.stride[3],
+                        grad.stride[3], x1 - x0);
             for (int64_t x = x1 - x0; x < pitch; ++x) row[x] = A(0);
           }
         }
@@ -204,7 +200,7 @@ template <class T> void backward_coarse_filters_typed(const AdaptiveFuseArgs& ar
               A* sum = sums.data + ((cell - first_cell) * taps + i * size) * pitch;
               const A* g = grads.data + c * grad_plane + (from - y0) * pitch;
               const A* image = images.data + c * image_plane + (from - y0 + i) * image_pitch;
-              FFMEF_BY_SIZE(size, (reduce_taps<T, K>(sum, pitch, shares.data, to - from, g, pitch, image, image_pitch,
+              FFMEF_BY_SIZE(size, (reduce_taps<A, K>(sum, pitch, shares.data, to - from, g, pitch, image, image_pitch,
                                                      size, x1 - x0)))
             }
         }
@@ -217,13 +213,15 @@ template <class T> void backward_coarse_filters_typed(const AdaptiveFuseArgs& ar
       for (int tap = 0; tap < taps; ++tap) {
         const A* values = cells.data + ((cell - first_cell) * taps + tap) * (level.width + 1);
         // Interpolation is linear: what its adjoint sums, against the cells, is the sum over all pixels.
-        const T* filter = tap_row<T>(level, b, n, tap, cell, 0);
-        if (alpha_sums)
-          for (int64_t x = 0; x < level.width; ++x)
-            alpha_sum += double(values[x]) * double(to_acc(filter[x * level.stride[4]]));
+        if (alpha_sums) {
+          load_stored(row.data, level.data, level.scalar, tap_offset(level, b, n, tap, cell, 0), level.stride[4],
+                      level.width);
+          for (int64_t x = 0; x < level.width; ++x) alpha_sum += double(values[x]) * double(row.data[x]);
+        }
         if (filter_grad) {
-          T* row = filter_grad + (((b * im.count + n) * taps + tap) * level.height + cell) * level.width;
-          for (int64_t x = 0; x < level.width; ++x) from_acc(A(level.alpha) * values[x], row[x]);
+          for (int64_t x = 0; x < level.width; ++x) row.data[x] = A(level.alpha) * values[x];
+          store_stored(filter_grad, level.scalar,
+                       (((b * im.count + n) * taps + tap) * level.height + cell) * level.width, row.data, level.width);
         }
       }
     if (alpha_sums) alpha_sums[index] = alpha_sum;
@@ -254,9 +252,11 @@ template <class T> struct CoarseRows {
     const Tap<int64_t, A> tap = tap_of<A>(spanning(level.height, args.images.height), y);
     A *upper = cells.data, *lower = upper + args.images.width + CoarseColumns<T>::kSlack;
     for (int j = 0; j < level.size; ++j) {
-      load_row(upper, tap_row<T>(level, b, n, first_tap + j, tap.first, 0), level.stride[4], level.width);
+      load_stored(upper, level.data, level.scalar, tap_offset(level, b, n, first_tap + j, tap.first, 0),
+                  level.stride[4], level.width);
       if (tap.second != tap.first) {
-        load_row(lower, tap_row<T>(level, b, n, first_tap + j, tap.second, 0), level.stride[4], level.width);
+        load_stored(lower, level.data, level.scalar, tap_offset(level, b, n, first_tap + j, tap.second, 0),
+                    level.stride[4], level.width);
         for (int64_t x = 0; x < level.width; ++x) upper[x] = upper[x] * (A(1) - tap.share) + lower[x] * tap.share;
       }
       CoarseColumns<T>::close(upper, level.width);
@@ -272,19 +272,17 @@ int64_t items(const AdaptiveFuseArgs& args, int level) {
 }
 
 void forward(const AdaptiveFuseArgs& args, void* out, void* responses, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, (forward_typed<CoarseLevels<T>>(args, static_cast<T*>(out),
-                                                               static_cast<Acc<T>*>(responses), begin, end)))
+  FFMEF_BY_SUMS(args.result, (forward_typed<CoarseLevels<A>>(args, out, static_cast<A*>(responses), begin, end)))
 }
 
 void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, int level, void* filter_grad,
                       double* alpha_sums, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, backward_coarse_filters_typed(args, grad, args.levels[level],
-                                                             static_cast<T*>(filter_grad), alpha_sums, begin, end))
+  FFMEF_BY_SUMS(args.result,
+                backward_coarse_filters_typed<A>(args, grad, args.levels[level], filter_grad, alpha_sums, begin, end))
 }
 
 void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar,
-                  (backward_images_typed<CoarseRows<T>>(args, grad, static_cast<T*>(image_grad), begin, end)))
+  FFMEF_BY_SUMS(args.result, (backward_images_typed<CoarseRows<A>, A>(args, grad, image_grad, begin, end)))
 }
 
 }  // namespace

@@ -49,16 +49,53 @@ double tap_row_gradients(T* const* gradients, const T* const* filters, const Acc
   }
 }
 
-template <class T> void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad,
+// One level's filters at rows [item.y0, item.y1), and what its sum adds to alpha's gradient.
+template <class T, class A> double backward_level(const AdaptiveFuseArgs& args, const LevelView& level,
+                                                  const PaddedRows<A>& padded, const Item& item, const A* grads,
+                                                  int64_t pitch, T* gradient, bool sum, T* scratch) {
+  const ImagesView& im = args.images;
+  const int size = level.size, radius = size / 2;
+  const A alpha = A(level.alpha);
+  const auto kernel = gradient && sum ? tap_row_gradients<T, true, true>
+                      : gradient      ? tap_row_gradients<T, true, false>
+                                      : tap_row_gradients<T, false, true>;
+  double total = 0;
+  auto one_row = [&](int64_t n, int64_t y, int i, int64_t x, int64_t count, const T* const* filters) {
+    T* gradients[kMaxFilterSize];
+    for (int j = 0; gradient && j < size; ++j)
+      gradients[j] =
+          gradient + (((item.b * im.count + n) * size * size + i * size + j) * im.height + y) * im.width + item.x0 + x;
+    total += kernel(gradients, filters, grads + (y - item.y0) * im.channels * pitch + x, pitch,
+                    padded.row(item, n * im.channels, y + i - radius) + padded.radius - radius + x,
+                    padded.rows * padded.pitch, im.channels, alpha, size, count);
+  };
+  for (int64_t n = 0; n < im.count; ++n) {
+    if (sum && !in_rows(level)) {
+      for (int64_t y = item.y0; y < item.y1; ++y)
+        over_tap_rows(
+            level, item.b, n, y, item.x0, item.x1 - item.x0, scratch,
+            [&](int i, int64_t x, int64_t count, const T* const* filters) { one_row(n, y, i, x, count, filters); });
+      continue;
+    }
+    for (int i = 0; i < size; ++i)
+      for (int64_t y = item.y0; y < item.y1; ++y) {
+        const T* filters[kMaxFilterSize];
+        for (int j = 0; sum && j < size; ++j)
+          filters[j] = at<T>(level.data, tap_offset(level, item.b, n, i * size + j, y, item.x0));
+        one_row(n, y, i, 0, item.x1 - item.x0, filters);
+      }
+  }
+  return total;
+}
+
+template <class A> void backward_filters_typed(const AdaptiveFuseArgs& args, const GradView& grad,
                                                void* const* filter_grads, double* alpha_sums, int64_t begin,
                                                int64_t end) {
-  using A = Acc<T>;
   const ImagesView& im = args.images;
-  const Tiling tiling = tiling_of<T>(args);
-  PaddedRows<T> padded(args, tiling);
-  const int64_t pitch = tiling.columns + lanes<T>;
-  Buffer<A> grads(kBandRows * im.channels * pitch);
-  Buffer<T> scratch(int64_t(kMaxFilterSize) * tiling.columns);
+  const Tiling tiling = tiling_of<A>(args);
+  PaddedRows<A> padded(args, tiling);
+  const int64_t pitch = tiling.columns + lanes<A>;
+  Buffer<A> grads(kBandRows * im.channels * pitch), scratch(turned_values(args));
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
@@ -69,47 +106,27 @@ template <class T> void backward_filters_typed(const AdaptiveFuseArgs& args, con
     for (int64_t y = item.y0; y < item.y1; ++y)
       for (int64_t c = 0; c < im.channels; ++c) {
         A* row = grads.data + ((y - item.y0) * im.channels + c) * pitch;
-        load_row(row,
-                 static_cast<const T*>(grad.data) + item.b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] +
-                     item.x0 * grad.stride[3],
-                 grad.stride[3], width);
+        load_stored(row, grad.data, args.result,
+                    item.b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] + item.x0 * grad.stride[3],
+                    grad.stride[3], width);
         // Lanes past the row's end multiply whatever lies there: zeros keep the sums right.
         for (int64_t x = width; x < pitch; ++x) row[x] = A(0);
       }
     for (int l = 0; l < args.level_count; ++l) {
       const LevelView& level = args.levels[l];
-      T* gradient = static_cast<T*>(filter_grads[l]);
-      if (level.coarse || (gradient == nullptr && sums == nullptr)) continue;
-      const int size = level.size, radius = size / 2;
-      const A alpha = A(level.alpha);
-      const auto kernel = gradient && sums ? tap_row_gradients<T, true, true>
-                          : gradient       ? tap_row_gradients<T, true, false>
-                                           : tap_row_gradients<T, false, true>;
-      for (int64_t n = 0; n < im.count; ++n)
-        for (int i = 0; i < size; ++i)
-          for (int64_t y = item.y0; y < item.y1; ++y) {
-            T* gradients[kMaxFilterSize];
-            const T* filters[kMaxFilterSize];
-            for (int j = 0; j < size; ++j) {
-              const int64_t tap = i * size + j;
-              if (gradient)
-                gradients[j] =
-                    gradient + (((item.b * im.count + n) * size * size + tap) * im.height + y) * im.width + item.x0;
-              if (sums)
-                filters[j] = contiguous_row(tap_row<T>(level, item.b, n, tap, y, item.x0), level.stride[4], width,
-                                            scratch.data + j * tiling.columns);
-            }
-            const double sum = kernel(gradients, filters, grads.data + (y - item.y0) * im.channels * pitch, pitch,
-                                      padded.row(item, n * im.channels, y + i - radius) + padded.radius - radius,
-                                      padded.rows * padded.pitch, im.channels, alpha, size, width);
-            if (sums) sums[l] += sum;
-          }
+      if (level.coarse || (filter_grads[l] == nullptr && sums == nullptr)) continue;
+      double sum = 0;
+      FFMEF_STORED_AS(
+          A, level.scalar,
+          sum = backward_level(args, level, padded, item, grads.data, pitch, static_cast<T*>(filter_grads[l]),
+                               sums != nullptr, reinterpret_cast<T*>(scratch.data)))
+      if (sums) sums[l] = sum;
     }
   }
 }
 
 int64_t forward_items(const AdaptiveFuseArgs& args) {
-  const Tiling t = args.scalar == Scalar::f64 ? tiling_of<double>(args) : tiling_of<float>(args);
+  const Tiling t = args.result == Scalar::f64 ? tiling_of<double>(args) : tiling_of<float>(args);
   return args.images.batch * t.tiles * t.bands;
 }
 
@@ -118,18 +135,16 @@ int64_t image_items(const AdaptiveFuseArgs& args) {
 }
 
 void forward(const AdaptiveFuseArgs& args, void* out, void* responses, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, (forward_typed<NoCoarseLevels>(args, static_cast<T*>(out),
-                                                              static_cast<Acc<T>*>(responses), begin, end)))
+  FFMEF_BY_SUMS(args.result, (forward_typed<NoCoarseLevels>(args, out, static_cast<A*>(responses), begin, end)))
 }
 
 void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* const* filter_grads, double* alpha_sums,
                       int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar, backward_filters_typed<T>(args, grad, filter_grads, alpha_sums, begin, end))
+  FFMEF_BY_SUMS(args.result, backward_filters_typed<A>(args, grad, filter_grads, alpha_sums, begin, end))
 }
 
 void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad, int64_t begin, int64_t end) {
-  FFMEF_BY_SCALAR(args.scalar,
-                  (backward_images_typed<NoCoarseLevels>(args, grad, static_cast<T*>(image_grad), begin, end)))
+  FFMEF_BY_SUMS(args.result, (backward_images_typed<NoCoarseLevels, A>(args, grad, image_grad, begin, end)))
 }
 
 }  // namespace

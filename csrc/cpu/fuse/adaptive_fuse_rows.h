@@ -21,6 +21,18 @@ constexpr int64_t kStripRows = 16;
 constexpr int64_t kTileColumns = 1024;
 constexpr int64_t kImageBufferBytes = 512 * 1024;
 
+// Lanes of a and b together, numbered in turn.
+template <class V> inline V pick_of_two(V a, V b, V index) {
+#if defined(__clang__)
+  V out;
+  constexpr int kLanes = int(sizeof(V) / sizeof(a[0]));
+  for (int l = 0; l < kLanes; ++l) out[l] = int(index[l]) < kLanes ? a[int(index[l])] : b[int(index[l]) - kLanes];
+  return out;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -36,10 +48,10 @@ struct Tiling {
   int64_t columns, tiles, bands;
 };
 
-template <class T> Tiling tiling_of(const AdaptiveFuseArgs& args) {
+template <class A> Tiling tiling_of(const AdaptiveFuseArgs& args) {
   const ImagesView& im = args.images;
   const int64_t halo = 2 * largest_radius(args);
-  const int64_t column_bytes = im.count * im.channels * (kBandRows + halo) * int64_t(sizeof(Acc<T>));
+  const int64_t column_bytes = im.count * im.channels * (kBandRows + halo) * int64_t(sizeof(A));
   Tiling t;
   t.columns = most(64, least(kTileColumns, kImageBufferBytes / column_bytes));
   t.tiles = (im.width + t.columns - 1) / t.columns;
@@ -74,17 +86,76 @@ template <class T> void load_row(Acc<T>* out, const T* row, int64_t stride, int6
   for (; x < n; ++x) out[x] = to_acc(row[x * stride]);
 }
 
-// Rows of filters or gradients that can be read where they are, or a copy of them that can.
-template <class T> inline const T* contiguous_row(const T* row, int64_t stride, int64_t n, T* scratch) {
-  if (stride == 1) return row;
-  for (int64_t x = 0; x < n; ++x) scratch[x] = row[x * stride];
-  return scratch;
+// Runs `call` with T as the storage type among those whose sums are kept in A.
+#define FFMEF_STORED_AS(A, scalar, ...)                              \
+  if constexpr (sizeof(A) == sizeof(double)) {                       \
+    using T = double;                                                \
+    __VA_ARGS__;                                                     \
+  } else {                                                           \
+    switch (scalar) {                                                \
+      case Scalar::f16: { using T = Half; __VA_ARGS__; break; }      \
+      case Scalar::bf16: { using T = BFloat16; __VA_ARGS__; break; } \
+      default: { using T = float; __VA_ARGS__; break; }              \
+    }                                                                \
+  }
+
+template <class T> inline T* at(void* data, int64_t offset) { return static_cast<T*>(data) + offset; }
+template <class T> inline const T* at(const void* data, int64_t offset) { return static_cast<const T*>(data) + offset; }
+
+// n elements of a tensor from `offset` on.
+template <class A>
+void load_stored(A* out, const void* data, Scalar scalar, int64_t offset, int64_t stride, int64_t n) {
+  FFMEF_STORED_AS(A, scalar, load_row(out, at<T>(data, offset), stride, n))
+}
+
+template <class A> void store_stored(void* data, Scalar scalar, int64_t offset, const A* row, int64_t n) {
+  FFMEF_STORED_AS(A, scalar, {
+    T* out = at<T>(data, offset);
+    int64_t x = 0;
+    for (; x + lanes<A> <= n; x += lanes<A>) store(out + x, load(row + x));
+    for (; x < n; ++x) from_acc(row[x], out[x]);
+  })
+}
+
+template <size_t Bytes> struct BitsOf {
+  typedef uint16_t type __attribute__((may_alias));
+};
+template <> struct BitsOf<4> {
+  typedef uint32_t type __attribute__((may_alias));
+};
+template <> struct BitsOf<8> {
+  typedef uint64_t type __attribute__((may_alias));
+};
+
+// out[t][x] = in[x][t], rows of `out` pitch apart and those of `in` stride apart: filters of a convolution in
+// channels_last, whose taps are neighbours. Four by four, so that both sides move whole vectors.
+template <class Bits>
+void transpose_taps(Bits* out, int64_t pitch, const Bits* in, int64_t stride, int64_t taps, int64_t n) {
+  typedef Bits Four __attribute__((vector_size(4 * sizeof(Bits)), may_alias));
+  const Four low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  int64_t x = 0;
+  for (; x + 4 <= n; x += 4, in += 4 * stride) {
+    int64_t t = 0;
+    for (; t + 4 <= taps; t += 4) {
+      Four rows[4];
+      for (int r = 0; r < 4; ++r) std::memcpy(&rows[r], in + r * stride + t, sizeof(Four));
+      const Four a = pick_of_two(rows[0], rows[1], low), b = pick_of_two(rows[2], rows[3], low);
+      const Four c = pick_of_two(rows[0], rows[1], high), d = pick_of_two(rows[2], rows[3], high);
+      const Four columns[4] = {pick_of_two(a, b, first), pick_of_two(a, b, second), pick_of_two(c, d, first),
+                               pick_of_two(c, d, second)};
+      for (int r = 0; r < 4; ++r) std::memcpy(out + (t + r) * pitch + x, &columns[r], sizeof(Four));
+    }
+    for (; t < taps; ++t)
+      for (int r = 0; r < 4; ++r) out[t * pitch + x + r] = in[r * stride + t];
+  }
+  for (; x < n; ++x, in += stride)
+    for (int64_t t = 0; t < taps; ++t) out[t * pitch + x] = in[t];
 }
 
 // Row y of one plane at sums' precision, columns [x0 - radius, x1 + radius), padding resolved, and zeros up to pitch:
 // vectors at the right end read past the halo; their lanes are dropped, but must not be NaN traps.
-template <class T> void fill_row(Acc<T>* out, const T* plane, const ImagesView& im, Padding padding, int64_t y,
-                                 int64_t x0, int64_t x1, int64_t radius, int64_t pitch) {
+template <class T> void fill_row_typed(Acc<T>* out, const T* plane, const ImagesView& im, Padding padding, int64_t y,
+                                       int64_t x0, int64_t x1, int64_t radius, int64_t pitch) {
   const int64_t sy = padded_index(y, im.height, padding);
   if (sy < 0) {
     std::memset(out, 0, size_t(pitch) * sizeof(Acc<T>));
@@ -104,12 +175,22 @@ template <class T> void fill_row(Acc<T>* out, const T* plane, const ImagesView& 
   for (int64_t x = x1 - x0 + 2 * radius; x < pitch; ++x) out[x] = Acc<T>(0);
 }
 
-// The padded image rows of one item, all images and channels, at sums' precision.
-template <class T> struct PaddedRows {
-  int64_t radius, pitch, rows;
-  Buffer<Acc<T>> buffer;
+// The same of the plane at `offset` of the images.
+template <class A> void fill_row(A* out, const ImagesView& im, int64_t offset, Padding padding, int64_t y, int64_t x0,
+                                 int64_t x1, int64_t radius, int64_t pitch) {
+  FFMEF_STORED_AS(A, im.scalar, fill_row_typed(out, at<T>(im.data, offset), im, padding, y, x0, x1, radius, pitch))
+}
 
-  static int64_t pitch_of(const Tiling& t, int64_t radius) { return t.columns + 2 * radius + lanes<T>; }
+inline int64_t plane_of(const ImagesView& im, int64_t b, int64_t n, int64_t c) {
+  return b * im.stride[0] + n * im.stride[1] + c * im.stride[2];
+}
+
+// The padded image rows of one item, all images and channels, at sums' precision.
+template <class A> struct PaddedRows {
+  int64_t radius, pitch, rows;
+  Buffer<A> buffer;
+
+  static int64_t pitch_of(const Tiling& t, int64_t radius) { return t.columns + 2 * radius + lanes<A>; }
   PaddedRows(const AdaptiveFuseArgs& args, const Tiling& t)
       : radius(largest_radius(args)),
         pitch(pitch_of(t, radius)),
@@ -117,7 +198,7 @@ template <class T> struct PaddedRows {
         buffer(args.images.count * args.images.channels * rows * pitch) {}
 
   // Row y (of the image, from y0 - radius on) so that element [x - x0] is column x - radius.
-  const Acc<T>* row(const Item& item, int64_t plane, int64_t y) const {
+  const A* row(const Item& item, int64_t plane, int64_t y) const {
     return buffer.data + (plane * rows + (y - item.y0 + radius)) * pitch;
   }
 
@@ -125,11 +206,9 @@ template <class T> struct PaddedRows {
     const ImagesView& im = args.images;
     for (int64_t n = 0; n < im.count; ++n)
       for (int64_t c = 0; c < im.channels; ++c) {
-        const T* plane = static_cast<const T*>(im.data) + item.b * im.stride[0] + n * im.stride[1] + c * im.stride[2];
-        Acc<T>* out = buffer.data + (n * im.channels + c) * rows * pitch;
-        for (int64_t y = item.y0 - radius; y < item.y1 + radius; ++y, out += pitch) {
-          fill_row(out, plane, im, args.padding, y, item.x0, item.x1, radius, pitch);
-        }
+        A* out = buffer.data + (n * im.channels + c) * rows * pitch;
+        for (int64_t y = item.y0 - radius; y < item.y1 + radius; ++y, out += pitch)
+          fill_row(out, im, plane_of(im, item.b, n, c), args.padding, y, item.x0, item.x1, radius, pitch);
       }
   }
 };
@@ -164,9 +243,59 @@ template <class T> void add_tap_row(Acc<T>* sum, const T* const* filters, const 
   }
 }
 
-template <class T> const T* tap_row(const LevelView& level, int64_t b, int64_t n, int64_t tap, int64_t y, int64_t x) {
-  return static_cast<const T*>(level.data) + b * level.stride[0] + n * level.stride[1] + tap * level.stride[2] +
-         y * level.stride[3] + x * level.stride[4];
+inline int64_t tap_offset(const LevelView& level, int64_t b, int64_t n, int64_t tap, int64_t y, int64_t x) {
+  return b * level.stride[0] + n * level.stride[1] + tap * level.stride[2] + y * level.stride[3] + x * level.stride[4];
+}
+
+// Whether rows of taps can be read where they are.
+inline bool in_rows(const LevelView& level) { return level.stride[4] == 1; }
+
+// Columns of filters that are not in rows, made into rows at a time: few enough for the first cache.
+constexpr int64_t kTurnedColumns = 128;
+
+// Rows of so many taps from the first on, made of filters that are not: `out` has one row after the other, pitch apart.
+template <class T> void turn_taps(T* out, int64_t pitch, const LevelView& level, int64_t b, int64_t n, int64_t first,
+                                  int64_t taps, int64_t y, int64_t x, int64_t count) {
+  const T* in = at<T>(level.data, tap_offset(level, b, n, first, y, x));
+  const int64_t across = level.stride[4], to_next = level.stride[2];
+  if (to_next == 1) {
+    using Bits = typename BitsOf<sizeof(T)>::type;
+    return transpose_taps(reinterpret_cast<Bits*>(out), pitch, reinterpret_cast<const Bits*>(in), across, taps, count);
+  }
+  for (int64_t t = 0; t < taps; ++t)
+    for (int64_t i = 0; i < count; ++i) out[t * pitch + i] = in[t * to_next + i * across];
+}
+
+// Calls work(i, x, count, filters) for every row i of taps at image row y and columns [x0, x0 + width), in order of i at
+// each column; filters[j] is the row of tap i * k + j from column x0 + x on.
+template <class T, class Work> void over_tap_rows(const LevelView& level, int64_t b, int64_t n, int64_t y, int64_t x0,
+                                                  int64_t width, T* scratch, const Work& work) {
+  const int size = level.size;
+  const T* filters[kMaxFilterSize];
+  if (in_rows(level)) {
+    for (int i = 0; i < size; ++i) {
+      for (int j = 0; j < size; ++j) filters[j] = at<T>(level.data, tap_offset(level, b, n, i * size + j, y, x0));
+      work(i, int64_t(0), width, filters);
+    }
+    return;
+  }
+  for (int64_t x = 0; x < width; x += kTurnedColumns) {
+    const int64_t count = least(kTurnedColumns, width - x);
+    turn_taps(scratch, kTurnedColumns, level, b, n, 0, int64_t(size) * size, y, x0 + x, count);
+    for (int i = 0; i < size; ++i) {
+      for (int j = 0; j < size; ++j) filters[j] = scratch + (i * size + j) * kTurnedColumns;
+      work(i, x, count, filters);
+    }
+  }
+}
+
+// Room to turn the taps of the largest level that is not in rows.
+inline int64_t turned_values(const AdaptiveFuseArgs& args) {
+  int64_t values = 0;
+  for (int l = 0; l < args.level_count; ++l)
+    if (!in_rows(args.levels[l]))
+      values = most(values, int64_t(args.levels[l].size) * args.levels[l].size * kTurnedColumns);
+  return values;
 }
 
 // A call without coarse levels.
@@ -175,42 +304,65 @@ struct NoCoarseLevels {
   NoCoarseLevels(const AdaptiveFuseArgs&, int64_t) {}
 };
 
-// Coarse adds what levels on a coarser grid give to sums: NoCoarseLevels for calls without any.
-template <class Coarse, class T>
-void forward_typed(const AdaptiveFuseArgs& args, T* out, Acc<T>* responses, int64_t begin, int64_t end) {
-  using A = Acc<T>;
+// What a level at full resolution adds to sums of image rows [y0, y1) of an item, all channels.
+template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const LevelView& level,
+                                           const PaddedRows<A>& padded, const Item& item, int64_t y0, int64_t y1,
+                                           A* sums, int64_t row_values, int64_t columns, T* scratch) {
   const ImagesView& im = args.images;
-  const Tiling tiling = tiling_of<T>(args);
-  PaddedRows<T> padded(args, tiling);
-  const int64_t row_values = im.channels * tiling.columns, strip_values = kStripRows * row_values;
-  Buffer<A> sums(strip_values), totals(strip_values);
-  Buffer<T> scratch(int64_t(kMaxFilterSize) * tiling.columns);
+  const int size = level.size, radius = size / 2;
+  const int64_t width = item.x1 - item.x0;
+  auto add_row = [&](int64_t n, int64_t y, int i, int64_t x, int64_t count, const T* const* filters) {
+    for (int64_t c = 0; c < im.channels; ++c)
+      add_tap_row<T>(sums + (y - y0) * row_values + c * columns + x, filters,
+                     padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius + x, size, count);
+  };
+  for (int64_t n = 0; n < im.count; ++n) {
+    if (!in_rows(level)) {
+      for (int64_t y = y0; y < y1; ++y)
+        over_tap_rows(
+            level, item.b, n, y, item.x0, width, scratch,
+            [&](int i, int64_t x, int64_t count, const T* const* filters) { add_row(n, y, i, x, count, filters); });
+      continue;
+    }
+    // Rows inside taps, so that each tap's plane is read in runs that the hardware foresees.
+    for (int i = 0; i < size; ++i)
+      for (int64_t y = y0; y < y1; ++y) {
+        const T* filters[kMaxFilterSize];
+        for (int j = 0; j < size; ++j)
+          filters[j] = at<T>(level.data, tap_offset(level, item.b, n, i * size + j, y, item.x0));
+        add_row(n, y, i, 0, width, filters);
+      }
+  }
+}
+
+// Coarse adds what levels on a coarser grid give to sums: NoCoarseLevels for calls without any.
+template <class Coarse, class A>
+void forward_typed(const AdaptiveFuseArgs& args, void* out, A* responses, int64_t begin, int64_t end) {
+  const ImagesView& im = args.images;
+  const Tiling tiling = tiling_of<A>(args);
+  PaddedRows<A> padded(args, tiling);
+  const int64_t turned = turned_values(args);
+  // Taps that are neighbours share cache lines with other levels' and images': one row at a time keeps them cached.
+  const int64_t strip_rows = turned > 0 ? 1 : kStripRows;
+  const int64_t row_values = im.channels * tiling.columns, strip_values = strip_rows * row_values;
+  Buffer<A> sums(strip_values), totals(strip_values), scratch(turned);
   Coarse coarse(args, tiling.columns);
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
     padded.fill(args, item);
-    for (int64_t y0 = item.y0; y0 < item.y1; y0 += kStripRows) {
-      const int64_t y1 = least(y0 + kStripRows, item.y1);
+    for (int64_t y0 = item.y0; y0 < item.y1; y0 += strip_rows) {
+      const int64_t y1 = least(y0 + strip_rows, item.y1);
       for (int l = 0; l < args.level_count; ++l) {
         const LevelView& level = args.levels[l];
-        const int size = level.size, radius = size / 2;
         std::memset(sums.data, 0, size_t(strip_values) * sizeof(A));
         if constexpr (Coarse::kAny)
           if (level.coarse) coarse.add(args, l, padded, item, y0, y1, sums.data, row_values, tiling.columns);
-        // Rows inside taps, so that each tap's plane is read in runs that the hardware foresees.
-        for (int64_t n = 0; !(Coarse::kAny && level.coarse) && n < im.count; ++n)
-          for (int i = 0; i < size; ++i)
-            for (int64_t y = y0; y < y1; ++y) {
-              const T* filters[kMaxFilterSize];
-              for (int j = 0; j < size; ++j)
-                filters[j] = contiguous_row(tap_row<T>(level, item.b, n, i * size + j, y, item.x0), level.stride[4],
-                                            width, scratch.data + j * tiling.columns);
-              for (int64_t c = 0; c < im.channels; ++c)
-                add_tap_row(sums.data + (y - y0) * row_values + c * tiling.columns, filters,
-                            padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius, size,
-                            width);
-            }
+        if (!(Coarse::kAny && level.coarse)) {
+          FFMEF_STORED_AS(A, level.scalar,
+                          add_level(args, level, padded, item, y0, y1, sums.data, row_values, tiling.columns,
+                                    reinterpret_cast<T*>(scratch.data)))
+        }
         const A alpha = A(level.alpha);
         for (int64_t x = 0; x < (y1 - y0) * row_values; ++x)
           totals.data[x] = (l ? totals.data[x] : A(0)) + alpha * sums.data[x];
@@ -220,13 +372,9 @@ void forward_typed(const AdaptiveFuseArgs& args, T* out, Acc<T>* responses, int6
                         sums.data + (y - y0) * row_values + c * tiling.columns, size_t(width) * sizeof(A));
       }
       for (int64_t y = y0; y < y1; ++y)
-        for (int64_t c = 0; c < im.channels; ++c) {
-          T* row = out + ((item.b * im.channels + c) * im.height + y) * im.width + item.x0;
-          const A* total = totals.data + (y - y0) * row_values + c * tiling.columns;
-          int64_t x = 0;
-          for (; x + lanes<T> <= width; x += lanes<T>) store(row + x, load(total + x));
-          for (; x < width; ++x) from_acc(total[x], row[x]);
-        }
+        for (int64_t c = 0; c < im.channels; ++c)
+          store_stored(out, args.result, ((item.b * im.channels + c) * im.height + y) * im.width + item.x0,
+                       totals.data + (y - y0) * row_values + c * tiling.columns, width);
     }
   }
 }
@@ -263,13 +411,12 @@ void gather_tap_row(Acc<T>* padded, const Acc<T>* grad, const T* const* filters,
 }
 
 // Coarse makes rows of filters that are given on a coarser grid.
-template <class Coarse, class T> void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad,
-                                                            T* image_grad, int64_t begin, int64_t end) {
-  using A = Acc<T>;
+template <class Coarse, class A> void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad,
+                                                            void* image_grad, int64_t begin, int64_t end) {
   const ImagesView& im = args.images;
   const int64_t radius = largest_radius(args), bands = (im.height + kBandRows - 1) / kBandRows;
   Buffer<A> padded(im.channels * (im.width + 2 * radius)), total(im.channels * im.width), scaled(im.width);
-  Buffer<T> scratch(int64_t(kMaxFilterSize) * im.width);
+  Buffer<A> scratch(kMaxFilterSize * im.width);
   const Coarse coarse(args, im.width);
   for (int64_t index = begin; index < end; ++index) {
     const int64_t band = index % bands, n = index / bands % im.count, b = index / bands / im.count;
@@ -286,23 +433,27 @@ template <class Coarse, class T> void backward_images_typed(const AdaptiveFuseAr
           for (int i = 0; i < size; ++i) {
             const int64_t q = r - i + level_radius;  // the output row whose tap row i reads padded row r
             if (q < 0 || q >= im.height) continue;
-            const T* filters[kMaxFilterSize];
             const A* const* expanded = nullptr;
             if constexpr (Coarse::kAny)
               if (level.coarse) expanded = coarse.rows(args, l, b, n, i * size, q);
-            for (int j = 0; !(Coarse::kAny && level.coarse) && j < size; ++j)
-              filters[j] = contiguous_row(tap_row<T>(level, b, n, i * size + j, q, 0), level.stride[4], im.width,
-                                          scratch.data + j * im.width);
             for (int64_t c = 0; c < im.channels; ++c) {
-              load_row(scaled.data,
-                       static_cast<const T*>(grad.data) + b * grad.stride[0] + c * grad.stride[1] + q * grad.stride[2],
-                       grad.stride[3], im.width);
+              load_stored(scaled.data, grad.data, args.result,
+                          b * grad.stride[0] + c * grad.stride[1] + q * grad.stride[2], grad.stride[3], im.width);
               for (int64_t x = 0; x < im.width; ++x) scaled.data[x] *= A(level.alpha);
               A* to = padded.data + c * (im.width + 2 * radius) + radius - level_radius;
-              if (Coarse::kAny && level.coarse)
+              if (Coarse::kAny && level.coarse) {
                 gather_tap_row<A>(to, scaled.data, expanded, size, im.width);
-              else
+                continue;
+              }
+              FFMEF_STORED_AS(A, level.scalar, {
+                T* turned = reinterpret_cast<T*>(scratch.data);
+                const T* filters[kMaxFilterSize];
+                if (!in_rows(level) && c == 0) turn_taps(turned, im.width, level, b, n, i * size, size, q, 0, im.width);
+                for (int j = 0; j < size; ++j)
+                  filters[j] = in_rows(level) ? at<T>(level.data, tap_offset(level, b, n, i * size + j, q, 0))
+                                              : turned + j * im.width;
                 gather_tap_row<T>(to, scaled.data, filters, size, im.width);
+              })
             }
           }
         }
@@ -316,8 +467,8 @@ template <class Coarse, class T> void backward_images_typed(const AdaptiveFuseAr
         }
       }
       for (int64_t c = 0; c < im.channels; ++c) {
-        T* row = image_grad + (((b * im.count + n) * im.channels + c) * im.height + p) * im.width;
-        for (int64_t x = 0; x < im.width; ++x) from_acc(total.data[c * im.width + x], row[x]);
+        store_stored(image_grad, im.scalar, (((b * im.count + n) * im.channels + c) * im.height + p) * im.width,
+                     total.data + c * im.width, im.width);
       }
     }
   }

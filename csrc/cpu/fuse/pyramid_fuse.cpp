@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <memory>
-#include <tuple>
 #include <vector>
 
 namespace ffmef {
@@ -142,9 +141,10 @@ Tensor pyramid_fuse_cpu(const Tensor& images, const Tensor& weights, const Tenso
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& images,
-                                                             const Tensor& weights, const Tensor& base, int64_t scale,
-                                                             bool need_images, bool need_weights, bool need_base) {
+// The gradients of images, weights and base.
+std::vector<Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& images, const Tensor& weights,
+                                              const Tensor& base, int64_t scale, bool need_images, bool need_weights,
+                                              bool need_base) {
   Call call(images, weights, base, scale);
   STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == images.scalar_type() && grad.size(0) == call.batch &&
                       grad.size(1) == call.channels && grad.size(2) == call.height && grad.size(3) == call.width,
