@@ -15,6 +15,10 @@ from ffmef.ops.selection import warn_of_reference
 
 library = torch.library.Library("ffmef", "FRAGMENT")
 
+# Asked once: torch 2.11's compiler cannot trace the question.
+_KINDS = ("cpu", "cuda", "xpu", "mps", "hpu", "mtia", "xla", torch._C._get_privateuse1_backend_name())
+_AUTOCASTS = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_available(kind))
+
 
 def define(schema: str) -> None:
     """Define an operator that the native library defines too, when it has one: ``name(arguments) -> results``."""
@@ -66,13 +70,7 @@ def operator(name: str):
 
 def autocasts(device: torch.device) -> bool:
     """Return whether autocast is on for tensors of ``device``; it does not exist for every kind of device."""
-    return autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-
-
-@torch.compiler.assume_constant_result
-def autocast_available(device_type: str) -> bool:
-    """Return ``torch.amp.is_autocast_available``, which torch 2.11's compiler cannot trace."""
-    return torch.amp.is_autocast_available(device_type)
+    return device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
 
 
 def carries_tangent(*tensors: Tensor) -> bool:
