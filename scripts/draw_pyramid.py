@@ -28,10 +28,10 @@ def main() -> None:
     parser.add_argument("-o", "--output", default="docs/pyramid.png")
     args = parser.parse_args()
     pictures = [torch.from_numpy(read_picture(path).pixels.copy()) for path in args.pictures]
-    model = models.load("pyramid")
+    model = models.load("mef-pyramid")
     half = half_luminance(pictures)
     with torch.inference_mode():
-        weights, base = model.predict_weights(half[None])
+        shares, gains = model.predict(half[None])
         fused = model.fuse_rgb(pictures)
     height = round(WIDTH * fused.shape[0] / fused.shape[1])
 
@@ -39,7 +39,7 @@ def main() -> None:
         return cv2.resize(picture, (WIDTH, height), interpolation=interpolation)
 
     top = [small(p.numpy(), cv2.INTER_AREA) for p in (*pictures, fused)]
-    maps = [(plane[0].clamp(0, 1) * 255).byte().numpy() for plane in (weights[0, 0], weights[0, 2], base[0])]
+    maps = [(plane[0].clamp(0, 1) * 255).byte().numpy() for plane in (shares * (1 + gains))[0, [0, 2, 3]]]
     bottom = [small(np.dstack([m] * 3), cv2.INTER_NEAREST) for m in maps]
     gap = np.full((height, 6, 3), 255, np.uint8)
     rows = [np.hstack([row[0], gap, row[1], gap, row[2]]) for row in (top, bottom)]

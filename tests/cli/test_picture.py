@@ -48,9 +48,9 @@ def test_torch_is_not_loaded():
 @pytest.mark.parametrize("count", [2, 3])
 def test_both_doors_give_equal_bits(size, count):
     images = pictures_of(*size, 3, count=count)
-    by_torch = load("pyramid").fuse_rgb([torch.from_numpy(image) for image in images]).numpy()
-    assert np.array_equal(ffmef.fuse(images, weights="pyramid"), by_torch)
-    assert np.array_equal(ffmef.fuse(images, model=load("pyramid")), by_torch)
+    by_torch = load("mef-pyramid").fuse_rgb([torch.from_numpy(image) for image in images]).numpy()
+    assert np.array_equal(ffmef.fuse(images, weights="mef-pyramid"), by_torch)
+    assert np.array_equal(ffmef.fuse(images, model=load("mef-pyramid")), by_torch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -143,7 +143,7 @@ def test_views_and_read_only_arrays():
 
 def test_the_luminance_is_the_models():
     """What goes in and comes out around the model, by the public pieces."""
-    model = load("pyramid").double()
+    model = load("mef-pyramid").double()
     for dtype in DTYPES:
         images = pictures_of(41, 30, dtype=dtype)
         scale = 1 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max

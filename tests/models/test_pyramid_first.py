@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import ffmef
 from ffmef.errors import InputError
-from ffmef.imaging.io import Picture, read_picture
-from ffmef.losses.structural import mef_ssim
+from ffmef.imaging.io import Picture
 from ffmef.models import load, save
 from ffmef.models.pyramid_first import FirstPyramidFFMEF
-from ffmef.pipeline import default_weights, fuse_pictures
+from ffmef.pipeline import fuse_pictures
 
 torch.set_num_threads(1)
 
@@ -144,25 +141,3 @@ def test_metadata_follow_the_darkest_whatever_the_order(model, tmp_path):
     pictures = [Picture(np.full((20, 30, 3), grey, np.uint8), exif=b"%d" % grey) for grey in (90, 20, 200)]
     for order in ([0, 1, 2], [2, 0, 1]):
         assert fuse_pictures([pictures[i] for i in order], weights=path).exif == b"20"
-
-
-def test_bundled_weights_fuse_by_default():
-    """Two and three exposures without a word about the model; better lit than either end, in any order."""
-    examples = Path(__file__).resolve().parents[2] / "examples"
-    bracket = [read_picture(examples / f"sunset_{name}.jpg").pixels for name in ("under", "middle", "over")]
-    pair = [bracket[0], bracket[2]]
-    assert default_weights("mef") == "pyramid"
-    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="pyramid"))
-    assert not np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="ffmef"))
-    fused = ffmef.fuse(bracket)
-    assert np.array_equal(fused, ffmef.fuse(bracket, weights="pyramid-brackets"))
-    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, weights="pyramid"))
-    assert not np.array_equal(fused, ffmef.fuse(bracket, weights="pyramid"))
-    assert np.abs(ffmef.fuse(bracket[::-1]).astype(int) - fused).max() <= 1
-    sources = torch.stack([grey_of(picture) for picture in bracket], 1)
-    scores = [mef_ssim(sources, grey_of(picture)).item() for picture in (*bracket, fused)]
-    assert scores[-1] > 0.97 and scores[-1] > max(scores[:-1]) + 0.02
-
-
-def grey_of(picture):
-    return torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+import ffmef
 from ffmef.adjust import Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
+from ffmef.imaging.io import read_picture
+from ffmef.losses.structural import mef_ssim
 from ffmef.models import PyramidFFMEF, load, merge_chroma, save
 from ffmef.models.pyramid import halve, into_gamut, shrink
 from ffmef.models.pyramid_first import FirstPyramidFFMEF
+from ffmef.pipeline import default_weights
 
 torch.set_num_threads(1)
 
@@ -240,3 +247,26 @@ def test_mistakes_are_named():
         PyramidFFMEF(octaves=17)
     with pytest.raises(ValueError, match="design must be 2, got 1"):
         PyramidFFMEF(design=1)
+
+
+def test_bundled_weights_fuse_by_default():
+    """Two and three exposures without a word about the model; better lit than either end, in any order."""
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    bracket = [read_picture(examples / f"sunset_{name}.jpg").pixels for name in ("under", "middle", "over")]
+    pair = [bracket[0], bracket[2]]
+    assert default_weights("mef") == "mef-pyramid"
+    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="pyramid"))
+    assert not np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, model="ffmef"))
+    fused = ffmef.fuse(bracket)
+    assert np.array_equal(fused, ffmef.fuse(bracket, weights="mef-pyramid"))
+    assert np.array_equal(ffmef.fuse(pair), ffmef.fuse(pair, weights="mef-pyramid"))
+    assert np.array_equal(ffmef.fuse(bracket[::-1]), fused)
+    for count in (2, 5, 9):
+        assert np.array_equal(ffmef.fuse([bracket[1]] * count), bracket[1])
+    sources = torch.stack([grey_of(picture) for picture in bracket], 1)
+    scores = [mef_ssim(sources, grey_of(picture)).item() for picture in (*bracket, fused)]
+    assert scores[-1] > 0.97 and scores[-1] > max(scores[:-1]) + 0.02
+
+
+def grey_of(picture):
+    return torch.from_numpy(picture.astype(np.float32)).mean(-1)[None, None]

@@ -315,7 +315,7 @@ def test_bundled_weights_have_cards_and_recipes():
     import ffmef.models
 
     root = Path(__file__).parents[2]
-    for name in ("mef", "mef-research", "mff", "vif", "pyramid", "pyramid-brackets"):
+    for name in ("mef", "mef-research", "mff", "vif", "mef-pyramid"):
         assert name in ffmef.models.available()
         luminance = torch.rand(1, 2, 16, 18)
         assert load_weights(name)(luminance).isfinite().all()
