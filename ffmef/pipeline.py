@@ -41,6 +41,7 @@ def fuse(
     threads: int | None = None,
     validity: Sequence[np.ndarray | None] | None = None,
     adjust: Adjustments = NEUTRAL,
+    deghost: bool | int = False,
     engine: str | None = None,
 ) -> np.ndarray:
     """Fuse pictures of one scene into one picture.
@@ -74,6 +75,8 @@ def fuse(
         validity: for each image (H, W), uint8, how far its pixels may be used: 255 as far as they are recorded, 0 not
             at all; None for all of an image. Like ``adjust`` for the model ``pyramid`` alone.
         adjust: brightness, contrast, saturation and preferred exposures, where they are to be different.
+        deghost: take what moved between exposures from one of them, by :func:`ffmef.deghost.deghost`: True from the
+            best exposed image, a number from the image of that index. For the model ``pyramid`` alone.
         engine: deprecated; ``backend`` takes its values.
 
     Returns:
@@ -91,7 +94,8 @@ def fuse(
     images = _checked(_listed(images, task))
     fuser = _fuser_of(task, len(images), weights, backend, model, device, engine)
     validity = _checked_validity(validity, images)
-    return _fuse(images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust)[0]
+    options = {"validity": validity, "adjust": adjust, "deghost": deghost}
+    return _fuse(images, task, fuser, device=device, threads=threads, **options)[0]
 
 
 def fuse_pictures(
@@ -207,6 +211,7 @@ def _fuse(
     threads: int | None = None,
     validity: list[np.ndarray | None] | None = None,
     adjust: Adjustments = NEUTRAL,
+    deghost: bool | int = False,
 ) -> tuple[np.ndarray, list[int]]:
     """Return the fused picture and the fusion order of the images, by which facts about the files are chosen.
 
@@ -214,12 +219,14 @@ def _fuse(
         ties: what orders pictures with equal samples, one for each; None where nobody asks for the order.
     """
     threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
-    if not fuser.selective and (validity or not adjust.neutral):
-        name = "validity" if validity else "adjust"
+    if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
+        name = "validity" if validity else "deghost" if adjust.neutral else "adjust"
         raise InputError(f"{name} must be left alone for this model: only pyramid knows it, from its second design on")
     if fuser.focus:
         with _cv2_threads(threads):
             return focus.fuse(images).pixels, list(range(len(images)))
+    if deghost is not False:
+        images, validity = _deghosted(images, validity, None if deghost is True else deghost)
     there = task == "mef" and not validity and adjust.neutral and _takes_pictures_there(fuser.model, images, device)
     if fuser.network is not None or fuser.selective or there:
         order = list(range(len(images)))
@@ -273,6 +280,23 @@ def _cv2_threads(threads: int | None):
         yield
     finally:
         cv2.setNumThreads(before)
+
+
+def _deghosted(images: list[np.ndarray], validity: list[np.ndarray | None] | None, reference: int | None):
+    """Return images that show what the reference shows, and how far they may then be used."""
+    from ffmef.deghost import deghost
+
+    if reference is not None and (isinstance(reference, bool) or not isinstance(reference, int)):
+        raise InputError(f"deghost must be True, False or the index of an image, got {reference!r}")
+    if len({image.ndim for image in images}) > 1:
+        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, -1) for image in images]
+    found = deghost(images, reference)
+    given = validity or [None] * len(images)
+    both = [
+        mine if other is None else other if mine is None else np.minimum(mine, other)
+        for mine, other in zip(given, found.validity, strict=True)
+    ]
+    return found.pictures, both if any(part is not None for part in both) else None
 
 
 def _native_network(source, task: str, backend: str | None, device):

@@ -62,6 +62,8 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
         default="0",
         help="exposures to favour; -4 (dark) to 4 (bright) (default: 0)",
     )
+    add("--deghost", action="store_true", help="take what moved between exposures from the best exposed one")
+    add("--deghost-from", metavar="N", help="the same, from the exposure of this number, from 1")
     add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
     add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
     add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
@@ -114,6 +116,7 @@ def fusion_options(args: argparse.Namespace):
             "threads": threads,
             "backend": _backend(args),
             "adjust": _adjustments(args),
+            "deghost": _deghost(args),
             **{name: getattr(args, name) for name in FUSION_ARGUMENTS},
         },
     )
@@ -130,6 +133,11 @@ def _adjustments(args: argparse.Namespace):
         return Adjustments(**values)
     except InputError as error:
         raise InputError(f"--{error}") from None
+
+
+def _deghost(args: argparse.Namespace) -> bool | int:
+    number = whole_number(args.deghost_from, "--deghost-from", 1)
+    return args.deghost if number is None else number - 1
 
 
 def _backend(args: argparse.Namespace) -> str | None:

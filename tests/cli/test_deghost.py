@@ -127,3 +127,37 @@ def test_mistakes_are_named():
         with pytest.raises(InputError) as caught:
             deghost(pictures, reference)
         assert str(caught.value) == message
+
+
+def test_fused_pictures_show_the_object_no_more(tmp_path, capsys):
+    """Nearer to the fusion of still frames than without; still frames are fused as ever; the command line does the same."""
+    import ffmef
+    from ffmef.cli import main
+    from ffmef.imaging.io import Picture, read_picture, write_picture
+
+    still = bracket(3)
+    mask, light = objects("people")
+    frames = [still[0], still[1], photograph(np.where(mask[..., None], light, scene()), 4, 2)]
+    truth = ffmef.fuse(still).astype(int)
+    assert np.array_equal(ffmef.fuse(still, deghost=True), truth)
+    errors = [np.abs(ffmef.fuse(frames, deghost=value) - truth)[mask].mean() for value in (False, 1)]
+    assert errors[1] < 0.65 * errors[0]
+    names = [str(tmp_path / f"{index}.png") for index in range(3)]
+    for name, frame in zip(names, frames, strict=True):
+        write_picture(name, Picture(frame))
+    out = str(tmp_path / "out.png")
+    assert main(["fuse", "--deghost-from", "2", *names, "-o", out]) == 0
+    assert np.array_equal(read_picture(out).pixels, ffmef.fuse(frames, deghost=1))
+    assert main(["fuse", "--deghost", *names, "-o", out]) == 0
+    assert np.array_equal(read_picture(out).pixels, ffmef.fuse(frames, deghost=True))
+    for arguments, message in (
+        (["--deghost-from", "4"], "deghost must name one of 3 frames, got 3"),
+        (["--deghost-from", "0"], "--deghost-from must be at least 1, got 0"),
+        (["--deghost", "--weights", "mef"], "images must be 2 pictures"),
+    ):
+        assert main(["fuse", *arguments, *names, "-o", out]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(InputError, match="deghost must be left alone for this model"):
+        ffmef.fuse(still[:2], model="ffmef", deghost=True)
+    with pytest.raises(InputError, match="deghost must be True, False or the index of an image, got 'first'"):
+        ffmef.fuse(still, deghost="first")

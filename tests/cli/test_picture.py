@@ -113,7 +113,7 @@ def test_depths_show_the_same_picture(size, dtype):
     fused, expected = ffmef.fuse(deep), ffmef.fuse(shallow)
     assert fused.dtype == dtype and fused.shape == (*size, 3)
     scale = 1 if dtype == np.uint8 else 257 if dtype == np.uint16 else 1 / 255
-    tolerance = 0 if dtype == np.uint8 else 0.75 if dtype == np.float16 else 0.51
+    tolerance = 0 if dtype == np.uint8 else 1.0 if dtype == np.float16 else 0.51
     assert np.abs(fused.astype(float) / scale - expected).max() <= tolerance
 
 
