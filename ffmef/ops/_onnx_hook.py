@@ -39,7 +39,8 @@ def _register() -> None:
         onnx.register()
     except Exception as error:  # the exporter's insides may change; it works without us
         logging.getLogger(__name__).warning(
-            "torch.onnx does not know ffmef's operators (%s): give it custom_translation_table=ffmef.onnx.translation_table()",
+            "torch.onnx does not know ffmef's operators (%s): "
+            "give it custom_translation_table=ffmef.onnx.translation_table()",
             error,
         )
 

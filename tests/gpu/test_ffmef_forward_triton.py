@@ -12,7 +12,7 @@ import torch
 from ffmef.models import FFMEF
 from ffmef.ops import ffmef_forward
 from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported, unsupported_tensors
-from test_ffmef_forward import TOLERANCE, eager64, random_luminance, random_model, worst
+from networks import TOLERANCE, eager64, random_luminance, random_model, worst
 from triton_guard import (
     Mutant,
     guarded_outputs,

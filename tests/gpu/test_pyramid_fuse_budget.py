@@ -6,7 +6,8 @@ import importlib.util
 import json
 
 import pytest
-from test_gpu_budget import cuda, triton_script
+
+from budgets import cuda, triton_script
 
 BUDGET = json.loads(cuda.BUDGET.with_name("gpu_budget_pyramid_fuse.json").read_text())
 
