@@ -98,7 +98,11 @@ def best_exposed(frames: Sequence[np.ndarray]) -> int:
 
 
 def align_pictures(
-    pictures: Sequence[Picture], names: Sequence[str], reference: int | None = None, crop: bool = False
+    pictures: Sequence[Picture],
+    names: Sequence[str],
+    reference: int | None = None,
+    crop: bool = False,
+    fill: bool = False,
 ) -> tuple[list[Picture], list[str]]:
     """Return the pictures moved onto the reference, and a line about each that was moved.
 
@@ -109,6 +113,8 @@ def align_pictures(
         pictures: of one size.
         names: what the lines call them.
         reference: the frame that stays; None takes the best exposed one.
+        crop: see above.
+        fill: take what a frame does not cover from the reference instead: for focus stacks, whose frames are alike.
 
     Raises:
         InputError: frames do not show the same scene.
@@ -125,7 +131,20 @@ def align_pictures(
         rows, columns = common_rectangle([p.alpha for p in moved if p.alpha is not None], frames[0].shape[:2])
         moved = [_cropped(picture, rows, columns) for picture in moved]
         lines.append(f"cropped to {columns.stop - columns.start} x {rows.stop - rows.start}, what every frame covers")
+    if fill:
+        still = pictures[reference]
+        moved = [
+            replace(p, pixels=_filled(p, still.pixels), alpha=before.alpha)
+            if p.alpha is not None and p.pixels.shape == still.pixels.shape
+            else p
+            for p, before in zip(moved, pictures, strict=True)
+        ]
     return moved, lines
+
+
+def _filled(picture: Picture, other: np.ndarray) -> np.ndarray:
+    missing = picture.alpha == 0
+    return np.where(missing if other.ndim == 2 else missing[..., None], other, picture.pixels)
 
 
 def describe(alignment: Alignment) -> str:

@@ -299,7 +299,7 @@ def _aligned(pictures, names: Sequence[str], options: Options, remark) -> tuple[
         reference = align.best_exposed([picture.pixels for picture in pictures])
     else:
         reference = _index(options.reference, names)
-    moved, lines = align.align_pictures(pictures, names, reference, options.crop)
+    moved, lines = align.align_pictures(pictures, names, reference, options.crop, fill=options.task == "mff")
     for line in lines:
         remark(line)
     return moved, pictures[reference].exif

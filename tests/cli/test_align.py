@@ -149,6 +149,16 @@ def test_moved_pictures_cover_what_they_say(scene):
     assert 0.8 < a.pixels.size / still.pixels.size < 1 and "cropped to" in lines[-1]
 
 
+def test_a_focus_stack_is_opaque_to_its_margins(scene):
+    still, moved = Picture(expose(scene, 0)), Picture(expose(scene, 0, hand("similarity"), 1))
+    (_, cut), _ = align.align_pictures([still, moved], ["a", "b"], 0)
+    (_, filled), _ = align.align_pictures([still, moved], ["a", "b"], 0, fill=True)
+    assert filled.alpha is None
+    missing = cut.alpha == 0
+    np.testing.assert_array_equal(filled.pixels[missing], still.pixels[missing])
+    np.testing.assert_array_equal(filled.pixels[~missing], cut.pixels[~missing])
+
+
 def test_common_rectangle():
     one, other = np.ones((50, 80), np.uint8), np.ones((50, 80), np.uint8)
     one[:3], other[:, 70:] = 0, 0

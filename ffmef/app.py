@@ -1,0 +1,260 @@
+"""A page on this machine: drop a bracket, compare, adjust, see how much each frame counts, save at full size and depth.
+
+NiceGUI serves it: it brings all its scripts and fonts along, so that nothing is fetched from or sent to the network.
+"""
+
+from __future__ import annotations
+
+import base64
+import inspect
+import io
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from nicegui import run, ui
+from PIL import Image
+
+from ffmef import align, pipeline
+from ffmef.errors import InputError
+from ffmef.imaging import bracket
+from ffmef.imaging.io import Picture, decode_picture, encode_picture, to_depth
+from ffmef.imaging.paths import natural
+
+HOST = "127.0.0.1"  # loopback only: no other machine can open the page
+PREVIEW_SIDE = 1000  # pixels
+PROBE = 2 / 255  # by which a frame is brightened to see how much it counts
+SAVED = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg"}
+# Name, least, most and step of the adjustments, all neutral at 0.
+SLIDERS = (("brightness", -2, 2, 0.1), ("contrast", -1, 2, 0.1), ("saturation", -1, 2, 0.1), ("prefer", -4, 4, 0.25))
+COMPARE = """
+<div style="position:relative;line-height:0;user-select:none">
+  <img src="{fused}" style="width:100%" alt="fused picture">
+  <img src="{frame}" style="position:absolute;inset:0;width:100%;clip-path:inset(0 {hidden}% 0 0)" alt="frame">
+  <div style="position:absolute;top:0;bottom:0;left:{shown}%;border-left:2px solid white"></div>
+</div>
+"""
+
+
+def adjustable() -> bool:
+    """Return whether the fusion takes adjustments."""
+    return "adjust" in inspect.signature(pipeline.fuse).parameters
+
+
+@dataclass
+class Scene:
+    """The frames of one visitor, and what is made of them."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    aligned: bool = False
+    full: list[Picture] = field(default_factory=list)
+    small: list[Picture] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def load(self) -> None:
+        """Decode the files, bring them to common ground and keep small versions.
+
+        Raises:
+            InputError: a file cannot be used, or the frames do not fit together.
+        """
+        names = sorted(self.files, key=natural)
+
+        def read(name, white_balance=None):
+            return decode_picture(self.files[name], name, white_balance=white_balance)
+
+        self.full, self.remarks = bracket.read_bracket(names, read=read)
+        if self.aligned:
+            self.full, lines = align.align_pictures(self.full, names)
+            self.remarks += lines
+        self.small = [_shrunk(picture) for picture in self.full]
+
+    def fuse(self, pictures: list[Picture], adjustments: dict[str, float]) -> Picture:
+        """Return the fused picture of full or small frames."""
+        options = {}
+        if adjustable():
+            from ffmef.adjust import Adjustments
+
+            options["adjust"] = Adjustments(**adjustments)
+        return pipeline.fuse_pictures(pictures, names=sorted(self.files, key=natural), **options)
+
+    def shares(self, adjustments: dict[str, float]) -> list[np.ndarray]:
+        """Return for each small frame how much every pixel of the result follows it, (H, W) in [0, 1], together 1.
+
+        A frame is brightened a little, and the result watched: the derivative, whatever model fuses.
+        """
+        frames = [replace(p, pixels=to_depth(p.pixels, np.float32) * (1 - PROBE), alpha=None) for p in self.small]
+        before = _grey(self.fuse(frames, adjustments).pixels)
+        follows = []
+        for index, frame in enumerate(frames):
+            probed = [*frames]
+            probed[index] = replace(frame, pixels=frame.pixels + np.float32(PROBE))
+            follows.append(np.maximum(_grey(self.fuse(probed, adjustments).pixels) - before, 0))
+        total = np.maximum(sum(follows), 1e-6)
+        return [share / total for share in follows]
+
+
+def _shrunk(picture: Picture) -> Picture:
+    import cv2
+
+    height, width = picture.pixels.shape[:2]
+    scale = min(1.0, PREVIEW_SIDE / max(height, width))
+    if scale == 1:
+        return picture
+    size = (max(2, round(width * scale)), max(2, round(height * scale)))
+    alpha = None if picture.alpha is None else cv2.resize(picture.alpha, size, interpolation=cv2.INTER_NEAREST)
+    return replace(picture, pixels=cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA), alpha=alpha)
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.ndim == 2 else pixels.mean(2)
+
+
+def _url(picture: Picture) -> str:
+    data, _ = encode_picture(picture, "JPEG", "preview", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def heat_map(share: np.ndarray) -> str:
+    """Return a picture of a share, from blue (0) by grey (one half) to red (1), as a data URL."""
+    share = np.clip(share, 0, 1)[..., None]
+    blue, grey, red = (np.array(colour, np.float64) for colour in ((30, 60, 160), (220, 220, 220), (190, 30, 40)))
+    low, high = np.minimum(2 * share, 1), np.maximum(2 * share - 1, 0)
+    colours = blue + (grey - blue) * low + (red - grey) * high
+    target = io.BytesIO()
+    Image.fromarray(np.rint(colours).astype(np.uint8)).save(target, "PNG")
+    return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()
+
+
+class Page:
+    """The page of one visitor."""
+
+    def __init__(self):
+        self.scene = Scene()
+        self.values = {name: 0.0 for name, *_ in SLIDERS}
+        self.fused = self.frame = ""
+        self.version = 0
+        with ui.row().classes("w-full no-wrap items-start"):
+            with ui.column().style("width:300px;flex-shrink:0"):
+                ui.label("ffmef").classes("text-h5")
+                ui.label("Drop the frames of one scene. They stay on this machine.")
+                self.upload = ui.upload(multiple=True, auto_upload=True, on_upload=self.take, label="Frames")
+                self.upload.classes("w-full")
+                ui.switch("Hand-held: align", on_change=self.realign)
+                if adjustable():
+                    for name, least, most, step in SLIDERS:
+                        self._slider(name, least, most, step)
+                with ui.row():
+                    self.format = ui.select(list(SAVED), value="PNG").mark("format")
+                    ui.button("Save", on_click=self.save).props('data-test="save"')
+                ui.button("Start again", on_click=self.clear).props("flat")
+                self.said = ui.label("").classes("text-caption").style("white-space:pre-line").props('data-test="said"')
+            with ui.column().classes("grow"):
+                self.view = ui.html("", sanitize=False).classes("w-full")
+                self.split = ui.slider(min=0, max=100, value=50, on_change=self.compare).props('data-test="split"')
+                self.choice = ui.toggle({}, on_change=self.choose)
+                ui.label("How much each frame counts: blue not at all, red alone").classes("text-caption")
+                self.maps = ui.row().classes("w-full")
+
+    def _slider(self, name: str, least: float, most: float, step: float) -> None:
+        label = ui.label(f"{name}: 0")
+
+        async def changed(event) -> None:
+            self.values[name] = float(event.value)
+            label.text = f"{name}: {event.value:g}"
+            await self.refresh()
+
+        slider = ui.slider(min=least, max=most, step=step, value=0, on_change=changed, throttle=0.3)
+        slider.props(f'data-test="{name}"')
+
+    async def take(self, event) -> None:
+        self.scene.files[event.file.name] = await event.file.read()
+        await self.reload()
+
+    async def realign(self, event) -> None:
+        self.scene.aligned = event.value
+        await self.reload()
+
+    def clear(self) -> None:
+        self.scene.files.clear()
+        self.scene.full, self.scene.small = [], []
+        self.upload.reset()
+        self.view.content, self.said.text = "", ""
+        self.choice.set_options({})
+        self.maps.clear()
+
+    async def reload(self) -> None:
+        if len(self.scene.files) < 2:
+            self.said.text = "Two frames or more, please."
+            return
+        self.version += 1
+        version = self.version
+        try:
+            await run.io_bound(self.scene.load)
+        except InputError as error:
+            self.said.text = str(error)
+            return
+        if version == self.version:  # no further frame has come meanwhile
+            names = sorted(self.scene.files, key=natural)
+            self.choice.set_options(dict(enumerate(names)), value=0)
+            self.frame = _url(self.scene.small[0])
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Fuse the small frames again and show what came out."""
+        if not self.scene.small:
+            return
+        self.version += 1
+        version = self.version
+        try:
+            fused = await run.io_bound(self.scene.fuse, self.scene.small, dict(self.values))
+            shares = await run.io_bound(self.scene.shares, dict(self.values))
+        except InputError as error:
+            self.said.text = str(error)
+            return
+        if version != self.version:
+            return
+        self.fused = _url(fused)
+        self.compare()
+        self.maps.clear()
+        with self.maps:
+            for name, share in zip(sorted(self.scene.files, key=natural), shares, strict=True):
+                with ui.column().style(f"width:{100 // len(shares) - 2}%"):
+                    ui.html(f'<img src="{heat_map(share)}" style="width:100%" alt="share">', sanitize=False)
+                    ui.label(f"{name}: {100 * share.mean():.0f} %").classes("text-caption")
+        height, width = self.scene.full[0].pixels.shape[:2]
+        bits = 8 * fused.pixels.itemsize
+        self.said.text = "\n".join([f"{len(shares)} frames, {width} x {height}, {bits} bit", *self.scene.remarks])
+
+    def choose(self, event) -> None:
+        if event.value is not None and self.scene.small:
+            self.frame = _url(self.scene.small[event.value])
+            self.compare()
+
+    def compare(self) -> None:
+        if self.fused:
+            shown = self.split.value
+            self.view.content = COMPARE.format(fused=self.fused, frame=self.frame, shown=shown, hidden=100 - shown)
+
+    async def save(self) -> None:
+        """Fuse at full size and depth, and hand the file to the browser."""
+        if not self.scene.full:
+            self.said.text = "Two frames or more, please."
+            return
+        name = self.format.value
+        try:
+            fused = await run.io_bound(self.scene.fuse, self.scene.full, dict(self.values))
+            data, _ = await run.io_bound(encode_picture, fused, name, "result")
+        except InputError as error:
+            self.said.text = str(error)
+            return
+        ui.download.content(data, f"fused.{SAVED[name]}")
+
+
+def serve(port: int, show: bool) -> None:
+    """Serve the page on the loopback interface until it is interrupted."""
+
+    @ui.page("/")
+    def index() -> None:
+        ui.page_title("ffmef")
+        Page()
+
+    ui.run(host=HOST, port=port, show=show, reload=False, title="ffmef", show_welcome_message=False)
