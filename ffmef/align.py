@@ -347,7 +347,7 @@ def _spots(frame: np.ndarray, target: np.ndarray, matrix: np.ndarray) -> np.ndar
     side = PATCH // 2
     shares = cv2.boxFilter(both, -1, (side, side), borderType=cv2.BORDER_CONSTANT)
     score = np.minimum(*(_cornerness(levels, side) for levels in (small_target, small_frame)))
-    score[shares < 0.8] = 0
+    score[shares < 0.97] = 0  # clipped parts pull a match towards where they end
     margin = min(PATCH // 2 + 1, min(score.shape) // 3)
     spots = []
     rows = np.linspace(margin, score.shape[0] - margin, GRID[0] + 1).astype(int)
@@ -433,7 +433,7 @@ def _choose_model(here: np.ndarray, there: np.ndarray):
         matrix = fit(here[inside], there[inside])
         errors = _errors(matrix, here[inside], there[inside])
         count = 2 * len(errors)
-        variance = max(float((errors**2).sum()) / count, 0.02**2)  # patches are not known better than that
+        variance = float((errors**2).sum()) / count + 0.05**2  # less is not worth another parameter
         penalty = CAUTION * parameters * np.log(count)
         scored.append((count * np.log(variance) + penalty, kind, matrix, errors))
     _, kind, matrix, errors = min(scored, key=lambda entry: entry[0])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import inspect
 import io
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nicegui import run, ui
@@ -40,32 +40,32 @@ def adjustable() -> bool:
     return "adjust" in inspect.signature(pipeline.fuse).parameters
 
 
-@dataclass
+@dataclass(frozen=True)
 class Scene:
-    """The frames of one visitor, and what is made of them."""
+    """Frames brought to common ground, and small versions of them."""
 
-    files: dict[str, bytes] = field(default_factory=dict)
-    aligned: bool = False
-    full: list[Picture] = field(default_factory=list)
-    small: list[Picture] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    names: list[str]
+    full: list[Picture]
+    small: list[Picture]
+    remarks: list[str]
 
-    def load(self) -> None:
-        """Decode the files, bring them to common ground and keep small versions.
+    @classmethod
+    def of(cls, files: dict[str, bytes], aligned: bool) -> Scene:
+        """Decode files, at least two, by name.
 
         Raises:
             InputError: a file cannot be used, or the frames do not fit together.
         """
-        names = sorted(self.files, key=natural)
+        names = sorted(files, key=natural)
 
         def read(name, white_balance=None):
-            return decode_picture(self.files[name], name, white_balance=white_balance)
+            return decode_picture(files[name], name, white_balance=white_balance)
 
-        self.full, self.remarks = bracket.read_bracket(names, read=read)
-        if self.aligned:
-            self.full, lines = align.align_pictures(self.full, names)
-            self.remarks += lines
-        self.small = [_shrunk(picture) for picture in self.full]
+        full, remarks = bracket.read_bracket(names, read=read)
+        if aligned:
+            full, lines = align.align_pictures(full, names)
+            remarks += lines
+        return cls(names, full, [_shrunk(picture) for picture in full], remarks)
 
     def fuse(self, pictures: list[Picture], adjustments: dict[str, float]) -> Picture:
         """Return the fused picture of full or small frames."""
@@ -74,7 +74,7 @@ class Scene:
             from ffmef.adjust import Adjustments
 
             options["adjust"] = Adjustments(**adjustments)
-        return pipeline.fuse_pictures(pictures, names=sorted(self.files, key=natural), **options)
+        return pipeline.fuse_pictures(pictures, names=self.names, **options)
 
     def shares(self, adjustments: dict[str, float]) -> list[np.ndarray]:
         """Return for each small frame how much every pixel of the result follows it, (H, W) in [0, 1], together 1.
@@ -128,7 +128,9 @@ class Page:
     """The page of one visitor."""
 
     def __init__(self):
-        self.scene = Scene()
+        self.files: dict[str, bytes] = {}
+        self.aligned = False
+        self.scene: Scene | None = None
         self.values = {name: 0.0 for name, *_ in SLIDERS}
         self.fused = self.frame = ""
         self.version = 0
@@ -166,47 +168,48 @@ class Page:
         slider.props(f'data-test="{name}"')
 
     async def take(self, event) -> None:
-        self.scene.files[event.file.name] = await event.file.read()
+        self.files[event.file.name] = await event.file.read()
         await self.reload()
 
     async def realign(self, event) -> None:
-        self.scene.aligned = event.value
+        self.aligned = event.value
         await self.reload()
 
     def clear(self) -> None:
-        self.scene.files.clear()
-        self.scene.full, self.scene.small = [], []
+        self.version += 1
+        self.files, self.scene, self.fused = {}, None, ""
         self.upload.reset()
         self.view.content, self.said.text = "", ""
         self.choice.set_options({})
         self.maps.clear()
 
     async def reload(self) -> None:
-        if len(self.scene.files) < 2:
+        if len(self.files) < 2:
             self.said.text = "Two frames or more, please."
             return
         self.version += 1
         version = self.version
         try:
-            await run.io_bound(self.scene.load)
+            scene = await run.io_bound(Scene.of, dict(self.files), self.aligned)
         except InputError as error:
             self.said.text = str(error)
             return
         if version == self.version:  # no further frame has come meanwhile
-            names = sorted(self.scene.files, key=natural)
-            self.choice.set_options(dict(enumerate(names)), value=0)
-            self.frame = _url(self.scene.small[0])
+            self.scene = scene
+            self.choice.set_options(dict(enumerate(scene.names)), value=0)
+            self.frame = _url(scene.small[0])
             await self.refresh()
 
     async def refresh(self) -> None:
         """Fuse the small frames again and show what came out."""
-        if not self.scene.small:
+        scene = self.scene
+        if scene is None:
             return
         self.version += 1
         version = self.version
         try:
-            fused = await run.io_bound(self.scene.fuse, self.scene.small, dict(self.values))
-            shares = await run.io_bound(self.scene.shares, dict(self.values))
+            fused = await run.io_bound(scene.fuse, scene.small, dict(self.values))
+            shares = await run.io_bound(scene.shares, dict(self.values))
         except InputError as error:
             self.said.text = str(error)
             return
@@ -216,16 +219,16 @@ class Page:
         self.compare()
         self.maps.clear()
         with self.maps:
-            for name, share in zip(sorted(self.scene.files, key=natural), shares, strict=True):
+            for name, share in zip(scene.names, shares, strict=True):
                 with ui.column().style(f"width:{100 // len(shares) - 2}%"):
                     ui.html(f'<img src="{heat_map(share)}" style="width:100%" alt="share">', sanitize=False)
                     ui.label(f"{name}: {100 * share.mean():.0f} %").classes("text-caption")
-        height, width = self.scene.full[0].pixels.shape[:2]
+        height, width = scene.full[0].pixels.shape[:2]
         bits = 8 * fused.pixels.itemsize
-        self.said.text = "\n".join([f"{len(shares)} frames, {width} x {height}, {bits} bit", *self.scene.remarks])
+        self.said.text = "\n".join([f"{len(shares)} frames, {width} x {height}, {bits} bit", *scene.remarks])
 
     def choose(self, event) -> None:
-        if event.value is not None and self.scene.small:
+        if event.value is not None and self.scene is not None:
             self.frame = _url(self.scene.small[event.value])
             self.compare()
 
@@ -236,12 +239,13 @@ class Page:
 
     async def save(self) -> None:
         """Fuse at full size and depth, and hand the file to the browser."""
-        if not self.scene.full:
+        scene = self.scene
+        if scene is None:
             self.said.text = "Two frames or more, please."
             return
         name = self.format.value
         try:
-            fused = await run.io_bound(self.scene.fuse, self.scene.full, dict(self.values))
+            fused = await run.io_bound(scene.fuse, scene.full, dict(self.values))
             data, _ = await run.io_bound(encode_picture, fused, name, "result")
         except InputError as error:
             self.said.text = str(error)

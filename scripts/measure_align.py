@@ -53,7 +53,7 @@ def left_over(result: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     views = [align._View(plane) for plane in planes]
     spots = align._spots(views[0].small, views[1].small, np.eye(3))
     spots = np.rint((spots + 0.5) / views[0].factor - 0.5)
-    here, there = align._match(*planes, np.eye(3), spots, 40)
+    here, there = align._match(*planes, np.eye(3), spots, 15)
     distances = np.linalg.norm(here - there, axis=1)
     return (float(np.median(distances)), float(np.percentile(distances, 95))) if len(distances) else (np.nan, np.nan)
 
@@ -111,7 +111,7 @@ def main() -> None:
             for seed, path in enumerate(args.pictures):
                 case(path, args.height, stops, turn, seed, programs, rows, failed)
             for name, values in rows.items():
-                middle, high, busy, wall = np.mean(values, 0) if values else [np.nan] * 4
+                middle, high, busy, wall = np.nanmean(values, 0) if values else [np.nan] * 4
                 count = f"{failed[name]} of {len(args.pictures)}"
                 print(
                     f"| {stops:g} | {turn:g}° | {name} | {middle:.2f} | {high:.2f} | {count} | {busy:.1f} | {wall:.1f} |"
@@ -144,7 +144,7 @@ def case(path, height: int, stops: float, turn: float, seed: int, programs, rows
             if index != reference:
                 truth = render(light, hands[reference], step, margin, random)
                 values.append(left_over(result, truth))
-        rows[name].append((*np.mean(values, 0), busy, wall))
+        rows[name].append((*np.nanmean(values, 0), busy, wall))
 
 
 if __name__ == "__main__":

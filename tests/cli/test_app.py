@@ -1,0 +1,136 @@
+"""``ffmef app``: what the page computes, and the page itself in headless Chromium where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ffmef.cli import main
+from ffmef.errors import InputError
+from ffmef.imaging.io import read_picture
+
+pytest.importorskip("nicegui")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SUNSET = [EXAMPLES / f"sunset_{name}.jpg" for name in ("under", "middle", "over")]
+WAIT = 120  # seconds; a crowded machine is slow
+
+
+def scene(paths, aligned=False):
+    from ffmef.app import Scene
+
+    return Scene.of({path.name: path.read_bytes() for path in paths}, aligned)
+
+
+def test_shares_say_which_frame_counts():
+    from ffmef.app import heat_map
+
+    frames = scene(SUNSET)
+    assert frames.names == ["sunset_middle.jpg", "sunset_over.jpg", "sunset_under.jpg"] and frames.remarks == []
+    shares = frames.shares(dict.fromkeys(("brightness", "contrast", "saturation", "prefer"), 0.0))
+    total = sum(shares)
+    assert (np.abs(total - 1) < 1e-3).mean() > 0.99
+    over, under = shares[1], shares[2]
+    sky = frames.full[1].pixels[..., 1] > 250  # the over-exposed frame holds nothing there
+    assert under[sky].mean() > over[sky].mean() + 0.1
+    assert heat_map(shares[0]).startswith("data:image/png;base64,")
+
+
+def test_what_cannot_be_used_is_an_input_error(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"Dear diary")
+    with pytest.raises(InputError, match=r"^a\.jpg: not a "):
+        scene([SUNSET[0], tmp_path / "a.jpg"])
+
+
+def test_a_port_in_use_is_one_line(capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert main(["app", "--no-browser", "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert error == f"ffmef app: --port {port} cannot be used: Address already in use\n"
+
+
+@contextlib.contextmanager
+def served():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environment["PYTHONPATH"] = str(EXAMPLES.parent)
+    command = [sys.executable, "-m", "ffmef", "app", "--no-browser", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        yield process, port
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def patiently(ask):
+    """Return the first true answer."""
+    deadline = time.monotonic() + WAIT
+    while True:
+        with contextlib.suppress(Exception):
+            answer = ask()
+            if answer:
+                return answer
+        assert time.monotonic() < deadline, "the page did not answer in time"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(tmp_path):
+    """A bracket dropped, the slider moved, the picture saved; no other machine can reach it; Ctrl-C ends it."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("no Chromium with its driver here")
+    from selenium.webdriver.common.by import By
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
+    with served() as (process, port):
+        address = f"http://127.0.0.1:{port}"
+        patiently(lambda: urllib.request.urlopen(address, timeout=5).status == 200)
+        chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        try:
+            chrome.get(address)
+            find = lambda css: chrome.find_element(By.CSS_SELECTOR, css)  # noqa: E731
+            patiently(lambda: find("input[type=file]")).send_keys("\n".join(map(str, SUNSET)))
+            patiently(lambda: "3 frames, 576 x 384, 8 bit" in find("[data-test=said]").text)
+            patiently(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "img[alt=share]")) == 3)
+            before = patiently(lambda: find("img[alt=frame]").get_attribute("style"))
+            track = find("[data-test=split] .q-slider__track-container")
+            webdriver.ActionChains(chrome).move_to_element_with_offset(track, -200, 0).click().perform()
+            patiently(lambda: find("img[alt=frame]").get_attribute("style") != before)
+            find("[data-test=save]").click()
+            saved = tmp_path / "fused.png"
+            patiently(saved.exists)
+            entries = chrome.execute_script("return performance.getEntriesByType('resource')")
+            loaded = [entry["name"] for entry in entries]
+            assert loaded and all(name.startswith((address, "data:")) for name in loaded)  # nothing from the network
+        finally:
+            chrome.quit()
+        assert main(["fuse", *map(str, sorted(SUNSET)), "-o", str(tmp_path / "alone.png")]) == 0
+        np.testing.assert_array_equal(read_picture(saved).pixels, read_picture(tmp_path / "alone.png").pixels)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=WAIT)
+        assert process.returncode == 130 and "Traceback" not in error, error
+        assert out.startswith(f"ffmef app: {address}")
