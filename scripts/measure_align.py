@@ -113,9 +113,8 @@ def main() -> None:
             for name, values in rows.items():
                 middle, high, busy, wall = np.nanmean(values, 0) if values else [np.nan] * 4
                 count = f"{failed[name]} of {len(args.pictures)}"
-                print(
-                    f"| {stops:g} | {turn:g}° | {name} | {middle:.2f} | {high:.2f} | {count} | {busy:.1f} | {wall:.1f} |"
-                )
+                figures = f"{middle:.2f} | {high:.2f} | {count} | {busy:.1f} | {wall:.1f}"
+                print(f"| {stops:g} | {turn:g}° | {name} | {figures} |", flush=True)
 
 
 def case(path, height: int, stops: float, turn: float, seed: int, programs, rows, failed) -> None:
