@@ -26,6 +26,7 @@ PROBE = 2 / 255  # by which a frame is brightened to see how much it counts
 SAVED = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg"}
 # Name, least, most and step of the adjustments, all neutral at 0.
 SLIDERS = (("brightness", -2, 2, 0.1), ("contrast", -1, 2, 0.1), ("saturation", -1, 2, 0.1), ("prefer", -4, 4, 0.25))
+NEUTRAL = {name: 0.0 for name, *_ in SLIDERS}
 COMPARE = """
 <div style="position:relative;line-height:0;user-select:none">
   <img src="{fused}" style="width:100%" alt="fused picture">
@@ -131,7 +132,7 @@ class Page:
         self.files: dict[str, bytes] = {}
         self.aligned = False
         self.scene: Scene | None = None
-        self.values = {name: 0.0 for name, *_ in SLIDERS}
+        self.values = dict(NEUTRAL)
         self.fused = self.frame = ""
         self.version = 0
         with ui.row().classes("w-full no-wrap items-start"):
@@ -158,14 +159,14 @@ class Page:
 
     def _slider(self, name: str, least: float, most: float, step: float) -> None:
         label = ui.label(f"{name}: 0")
+        slider = ui.slider(min=least, max=most, step=step, value=0).props(f'data-test="{name}"')
 
-        async def changed(event) -> None:
-            self.values[name] = float(event.value)
-            label.text = f"{name}: {event.value:g}"
+        async def changed() -> None:
+            self.values[name] = float(slider.value)
+            label.text = f"{name}: {slider.value:g}"
             await self.refresh()
 
-        slider = ui.slider(min=least, max=most, step=step, value=0, on_change=changed, throttle=0.3)
-        slider.props(f'data-test="{name}"')
+        slider.on("update:model-value", changed, throttle=0.3, leading_events=False)
 
     async def take(self, event) -> None:
         self.files[event.file.name] = await event.file.read()

@@ -184,6 +184,20 @@ def test_a_shift_is_noticed_without_alignment(scene, tmp_path, capfd, stops):
     assert fused.alpha is None and fused.pixels.shape != frames[0].shape
 
 
+def test_the_result_is_opaque_where_any_frame_is(scene, tmp_path):
+    from ffmef import models
+
+    if type(models.load("pyramid")).__name__ != "PyramidFFMEF":
+        pytest.skip("the bundled weights are of the first design, which knows no validity")
+    frames = [expose(scene, 0), expose(scene, 2, hand("translation", shift=(14, 5)), 1)]
+    for index, frame in enumerate(frames):
+        write_picture(tmp_path / f"{index}.png", Picture(frame))
+    files = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    assert main(["fuse", *files, "-o", str(tmp_path / "o.png"), "--align"]) == 0
+    fused = read_picture(tmp_path / "o.png")
+    assert fused.alpha is None and fused.pixels.shape == frames[0].shape
+
+
 def test_the_reference_stays_and_gives_its_exif(scene, tmp_path, capfd):
     from PIL import Image
 

@@ -33,18 +33,28 @@ def scene(paths, aligned=False):
     return Scene.of({path.name: path.read_bytes() for path in paths}, aligned)
 
 
-def test_shares_say_which_frame_counts():
-    from ffmef.app import heat_map
+def test_shares_say_which_frame_counts(monkeypatch):
+    """Of a fusion whose weights are known: one quarter and three quarters."""
+    from ffmef import pipeline
+    from ffmef.app import NEUTRAL, heat_map
+    from ffmef.imaging.io import Picture
 
-    frames = scene(SUNSET)
-    assert frames.names == ["sunset_middle.jpg", "sunset_over.jpg", "sunset_under.jpg"] and frames.remarks == []
-    shares = frames.shares(dict.fromkeys(("brightness", "contrast", "saturation", "prefer"), 0.0))
-    total = sum(shares)
-    assert (np.abs(total - 1) < 1e-3).mean() > 0.99
-    over, under = shares[1], shares[2]
-    sky = frames.full[1].pixels[..., 1] > 250  # the over-exposed frame holds nothing there
-    assert under[sky].mean() > over[sky].mean() + 0.1
-    assert heat_map(shares[0]).startswith("data:image/png;base64,")
+    def weighted(pictures, **_):
+        return Picture(0.25 * pictures[0].pixels + 0.75 * pictures[1].pixels)
+
+    frames = scene(SUNSET[:2])
+    assert frames.names == ["sunset_middle.jpg", "sunset_under.jpg"] and frames.remarks == []
+    monkeypatch.setattr(pipeline, "fuse_pictures", weighted)
+    for share, expected in zip(frames.shares(NEUTRAL), (0.25, 0.75), strict=True):
+        np.testing.assert_allclose(share, expected, atol=1e-3)
+    assert heat_map(share).startswith("data:image/png;base64,")
+
+
+def test_shares_of_the_model_add_up():
+    from ffmef.app import NEUTRAL
+
+    total = sum(scene(SUNSET).shares(NEUTRAL))
+    assert (np.abs(total - 1) < 1e-3).mean() > 0.98
 
 
 def test_what_cannot_be_used_is_an_input_error(tmp_path):
