@@ -16,3 +16,10 @@ cmake -S examples/cpp -B "$work/example" -G "$generator" -DCMAKE_BUILD_TYPE=Rele
   -DCMAKE_PREFIX_PATH="$work/installed;$("$python" -c 'import torch; print(torch.utils.cmake_prefix_path)')"
 cmake --build "$work/example"
 "$work/example/fuse"
+# The package of a network needs ffmef itself in the environment.
+if "$python" -c 'import ffmef.ops' 2>/dev/null; then
+  "$python" -m ffmef.cli export --aot --weights mef -o "$work/mef.pt2"
+  "$work/example/packaged" "$work/mef.pt2"
+else
+  echo "packaged: not run, ffmef is not installed for $python"
+fi

@@ -1,0 +1,26 @@
+"""Runs the Python blocks of documentation pages, each page in one namespace."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGES = ["docs/use-in-your-model.md"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run(page, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S))
+    assert blocks
+    names: dict = {"__name__": "page"}
+    for block in blocks:
+        # TorchScript reads the source of what it compiles, so it has to be a file.
+        line = text.count("\n", 0, block.start(1))
+        path = tmp_path / f"line_{line + 1}.py"
+        path.write_text("\n" * line + block[1], encoding="utf-8")
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
