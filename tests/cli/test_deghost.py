@@ -130,7 +130,7 @@ def test_mistakes_are_named():
 
 
 def test_fused_pictures_show_the_object_no_more(tmp_path, capsys):
-    """Nearer to the fusion of still frames than without; still frames are fused as ever; the command line does the same."""
+    """Nearer to the fusion of still frames than without; still frames are fused as ever."""
     import ffmef
     from ffmef.cli import main
     from ffmef.imaging.io import Picture, read_picture, write_picture
