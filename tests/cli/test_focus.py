@@ -113,6 +113,38 @@ def test_better_than_enfuse_and_than_any_frame(name, tmp_path):
     assert own > decibels(enfuse(frames, tmp_path), truth) + 1
 
 
+def test_formula():
+    """The documented formula, frame by frame in float64 with all frames in memory."""
+
+    def bands(picture):
+        levels = []
+        for _ in range(6):
+            half = cv2.pyrDown(picture)
+            levels.append(picture - cv2.pyrUp(half, dstsize=picture.shape[1::-1]))
+            picture = half
+        return [*levels, picture]
+
+    frames, _ = layered_stack(3, 1, 96, 140)
+    pyramids = [bands(frame.astype(np.float64)) for frame in frames]
+    energies = []
+    for pyramid in pyramids:
+        own = [cv2.GaussianBlur((band**2).mean(2), (0, 0), 1.5) for band in pyramid[:-1]]
+        summed = []
+        for level, energy in enumerate(own):
+            if level + 1 < len(own):
+                energy = energy + cv2.resize(own[level + 1], energy.shape[::-1]) / 4
+            summed.append(energy + (2 * cv2.pyrDown(summed[-1]) if summed else 0))
+        energies.append([*summed, 2 * cv2.pyrDown(summed[-1])])
+    fused = None
+    for level in reversed(range(7)):
+        greatest = np.max([energy[level] for energy in energies], 0)
+        weights = [((energy[level] + 1) / (greatest + 1)) ** 8 for energy in energies]
+        total = sum(w[..., None] * p[level] for w, p in zip(weights, pyramids, strict=True)) / sum(weights)[..., None]
+        fused = total if fused is None else total + cv2.pyrUp(fused, dstsize=total.shape[1::-1])
+    pixels = focus.fuse([(frame / 255).astype(np.float32) for frame in frames]).pixels
+    np.testing.assert_allclose(pixels * 255, np.clip(fused, 0, 255), atol=0.01)
+
+
 def test_no_ringing_at_depth_edges():
     """Flat discs before a flat background: nothing leaves the range between them."""
     frames = []
