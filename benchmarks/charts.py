@@ -73,7 +73,7 @@ def running_time(records: list[dict], path: Path) -> bool:
 
 
 def roofline(records: list[dict], path: Path) -> bool:
-    """Bytes a second that each provider of the operator achieves, under the copy and read bandwidth of the same run."""
+    """Bytes per second that each provider of the operator achieves, under the same run's copy and read bandwidth."""
     cases = [record for record in records if record.get("operator") == "adaptive_fuse" and record["dtype"] == "float32"]
     cases = [
         record
@@ -124,7 +124,7 @@ def describe(step: str, count: int, images: int, kernel_sizes: Sequence[int]) ->
 
 
 def against_size(field: str):
-    """Return a chart function for the time or the memory a pixel as the picture grows."""
+    """Return a chart function for the time or the memory per pixel as the picture grows."""
 
     def draw(records: list[dict], path: Path) -> bool:
         cases = [record for record in records if record.get("chart") == "size" and record["threads"] == 1]
@@ -146,9 +146,9 @@ def against_size(field: str):
         logarithmic(axes.xaxis)
         logarithmic(axes.yaxis)
         axes.set_xlabel("megapixels")
-        axes.set_ylabel("nanoseconds a pixel" if field == "time" else "bytes a pixel beyond the inputs")
+        axes.set_ylabel("nanoseconds per pixel" if field == "time" else "bytes per pixel beyond the inputs")
         axes.set_title(
-            ("Time" if field == "time" else "Peak memory") + " of the model a pixel, one thread: flat is ideal"
+            ("Time" if field == "time" else "Peak memory") + " of the model per pixel, one thread: flat is ideal"
         )
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
         return save(figure, path)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def merge(runs: Iterable[dict]) -> list[dict]:
-    """Return the records of all runs, one a case; of two records of one case the later run's stays."""
+    """Return the records of all runs, one per case; of two records of a case, the later run's stays."""
     cases = {}
     for run in runs:
         for benchmark in run["benchmarks"]:
@@ -34,5 +34,5 @@ def memory(record: dict) -> int | None:
 
 
 def bandwidth(record: dict) -> float | None:
-    """Return the bytes a second that a perfect kernel would have had to move."""
+    """Return the bytes per second that a perfect kernel would have had to move."""
     return record["bytes_moved"] / record["median_s"] if record.get("bytes_moved") else None

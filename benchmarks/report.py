@@ -22,8 +22,8 @@ BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 CHART_TITLES = {
     "running_time.png": "Mean time a pair over MEFB's sizes",
     "roofline.png": "The operator under the memory bandwidth",
-    "time_against_size.png": "Time a pixel against the picture's size",
-    "memory_against_size.png": "Memory a pixel against the picture's size",
+    "time_against_size.png": "Time per pixel against the picture's size",
+    "memory_against_size.png": "Memory per pixel against the picture's size",
 }
 PAPER_CLAIMS = {"DPE-MEF": 0.30, "TransMEF": 0.77}  # share of the rival's running time that the paper saves
 UNFOLD = "FFMEF (unfold)"

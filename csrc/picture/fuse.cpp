@@ -20,7 +20,7 @@ template <class F> void parallel_rows(Team& team, int64_t rows, int64_t width, c
   team.over(rows, 1 + (1 << 14) / (width + 1), f);
 }
 
-// Rows of all planes, one after the other: threads meet once, not once a plane.
+// Rows of all planes, one after the other: threads meet once, not once per plane.
 template <class F> void parallel_rows_of_planes(Team& team, int64_t planes, int64_t rows, int64_t width, const F& f) {
   parallel_rows(team, planes * rows, width, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin / rows; n * rows < end; ++n)

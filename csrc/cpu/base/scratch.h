@@ -1,4 +1,4 @@
-// Scratch memory of a whole call, in large pages, that may serve the next call too.
+// Scratch memory of a whole call, in large pages, that the next call may reuse.
 //
 // A page that is touched for the first time has to be cleared, and in a virtual machine the host often has to find it
 // first: for large pictures that took as long as the computing. So memory is kept from call to call, but lent: the
@@ -20,7 +20,7 @@ class Scratch {
 
  private:
   void* data_;
-  int64_t bytes_;  // of the memory at hand
+  int64_t bytes_;  // of the memory held
   const int64_t wanted_;
 };
 

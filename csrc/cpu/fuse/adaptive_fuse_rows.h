@@ -1,6 +1,6 @@
 // What the kernels of adaptive_fuse share, row by row: the cut into items, padded image rows, products with rows of taps.
 //
-// The filters are far larger than anything else (k*k values a pixel and image), so every kernel reads or writes each
+// The filters are far larger than anything else (k*k values per pixel and image), so every kernel reads or writes each
 // filter value exactly once, a row of one tap at a time, and keeps the rest (padded image rows, sums) in cache.
 // Only *_kernels.cpp files include it, like vec.h; calls with and without coarse levels are compiled apart, so that the
 // loops of the one are laid out as if the other did not exist.

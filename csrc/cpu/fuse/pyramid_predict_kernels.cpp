@@ -127,7 +127,7 @@ template <class F> void over_rows(ParallelRows parallel, int64_t rows, int64_t r
                [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); });
 }
 
-// Rows of all images, one after the other: threads meet once a layer, not once an image.
+// Rows of all images, one after the other: threads meet once per layer, not once per image.
 struct ImageRow {
   int64_t image, y;
   ImageRow(int64_t row, int64_t height) : image(row / height), y(row % height) {}

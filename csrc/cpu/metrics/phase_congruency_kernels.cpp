@@ -92,7 +92,7 @@ template <class T> struct Work {
   InverseTransform<T> columns, rows;
   struct Radial {
     V gain, ratio;
-  };  // factor of the scale at hand, and from scale to scale
+  };  // factor of the current scale, and from scale to scale
   struct Sums {
     Sum congruency, amplitude, xx, yy, xy;
   };  // over the orientations

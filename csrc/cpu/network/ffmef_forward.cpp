@@ -47,7 +47,7 @@ const FfmefForwardKernels& kernels_for(int64_t channels) {
   return FFMEF_KERNELS(ffmef_forward_kernels_16);
 }
 
-// Maps come and go in slots of `floats` each; one that was given back serves again.
+// Maps come and go in slots of `floats` each; a slot that was given back is reused.
 class MapPool {
  public:
   // The extractor's seven, and the three that wait for the other image.
