@@ -1,7 +1,7 @@
 """Image fusion by predicted filters: a fused operator, the FFMEF networks, their losses, metrics and tools.
 
-Importing builds nothing, prints nothing, touches no GPU and does not load torch: modules are loaded where they are
-first named. Whoever calls ``torch.ops.ffmef`` by itself imports :mod:`ffmef.ops` first, which registers the operators.
+Importing builds nothing, prints nothing, touches no GPU and does not load torch: modules are loaded when they are
+first named. To call ``torch.ops.ffmef`` directly, import :mod:`ffmef.ops` first: it registers the operators.
 """
 
 from __future__ import annotations

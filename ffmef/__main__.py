@@ -1,4 +1,4 @@
-"""Lets ``python -m ffmef`` do what the ``ffmef`` command does."""
+"""Makes ``python -m ffmef`` do what the ``ffmef`` command does."""
 
 import sys
 

@@ -10,7 +10,7 @@ _FOLDER = Path(__file__).resolve().parent
 
 
 def _load(name: str, absent: str) -> str | None:
-    """Load one library of operators; return None, or the reason why it cannot serve."""
+    """Load one library of operators; return None, or the reason why it cannot be used."""
     path = _FOLDER / name
     if not path.is_file():
         return absent

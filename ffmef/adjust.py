@@ -1,4 +1,4 @@
-"""What a photographer may want different from what the model makes: brightness, contrast, saturation, preference."""
+"""What a photographer may want to change in the model's result: brightness, contrast, saturation, preference."""
 
 from __future__ import annotations
 

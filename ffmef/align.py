@@ -1,7 +1,7 @@
-"""Registers hand-held frames to one of them: robust to exposure, finer than a pixel, as simply as the evidence allows.
+"""Aligns hand-held frames to one of them: robust to exposure, finer than a pixel, by the simplest sufficient transform.
 
 A coarse transform comes from features on exposure-normalised luminance of small versions. It is refined at full size on
-patches: each says by normalised cross-correlation how far it still lies off, whatever its exposure. The simplest of
+patches: each finds by normalised cross-correlation how far it is still off, whatever its exposure. The simplest of
 translation, similarity and homography that explains the patches is kept (Bayesian information criterion).
 """
 
@@ -38,7 +38,7 @@ class Alignment:
         shift: pixels by which the frame's centre is moved, (x, y).
         turn: degrees by which it is turned, clockwise.
         scale: by which it is enlarged.
-        residual: root mean square of what the patches still lie off, in pixels.
+        residual: root mean square of how far the patches are still off, in pixels.
         patches: how many of them agree.
     """
 

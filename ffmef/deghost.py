@@ -1,8 +1,8 @@
-"""Ghosts: what moved between the exposures of a bracket is taken from one of them alone.
+"""Removes ghosts: takes what moved between the exposures of a bracket from only one of them.
 
-One exposure, the reference, says what the scene looked like. Every other is compared with it: the brightness that each
+One exposure, the reference, says what the scene looked like. Every other is compared with it. The brightness that each
 level of the reference has there is learnt from the pair itself (the median over the picture, which needs no camera
-curve and no exposure times), and pixels that disagree by more than noise and edges explain have moved. Their samples
+curve and no exposure times). Pixels that disagree by more than noise and edges explain have moved. Their samples
 are replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
 """
 

@@ -1,4 +1,4 @@
-"""Errors that a user caused and can mend."""
+"""Errors that a user caused and can fix."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""Faults of a fusion that scores do not see and eyes do: measures of any function that fuses exposures.
+"""Faults of a fusion that the eye sees and scores do not: measures of any function that fuses exposures.
 
 A score says how much of the sources is in the picture; it does not notice white corners, walls without texture, clouds
 that are gone, or a picture that changes when it is cropped. Each function here measures one such fault of a method, on

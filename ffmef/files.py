@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and why a file could not be read or written in one line."""
+"""Files that are written whole or not at all, and one line that says why a file could not be read or written."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Focus stacks: two to thousands of frames, one after the other, fused by how sharp each is around each pixel.
 
 Nothing here is learned. The sharpness of a frame in a band of the Laplacian pyramid is the energy of that band in a
-Gaussian window, and that of the finer ones, which tell the frame in focus from the halo of one out of focus. The
+Gaussian window, plus that of the finer bands, which tell the frame in focus from the halo of one out of focus. The
 frames' bands are averaged with weights that fall with the eighth power of a frame's energy as a share of the sharpest
 one's, so that one frame decides where they differ and noise averages out where they do not. Frames are read twice, and
-the memory depends on the size of a frame alone. Sums are of whole numbers, so the order of the frames changes no
+the memory depends only on the size of a frame. Sums are of whole numbers, so the order of the frames changes no
 sample.
 
 Sources: Burt, Adelson, A multiresolution spline (ACM Transactions on Graphics 1983), for blending band by band; Huang,

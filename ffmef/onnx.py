@@ -28,7 +28,7 @@ _HALVES = ("FLOAT16", "BFLOAT16")
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the operators and how each is written in ONNX, for ``custom_translation_table`` of ``torch.onnx.export``.
 
-    torch's exporter knows them by itself once :mod:`ffmef.ops` is imported; the table is for exporters that are given
+    torch's exporter finds them automatically once :mod:`ffmef.ops` is imported; the table is for exporters that take
     one, and for changed copies of it. Sizes may be dynamic. Sums are kept in at least float32.
 
     Example:

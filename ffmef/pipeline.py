@@ -49,8 +49,8 @@ def fuse(
     The luminance of the pictures (BT.601, studio swing, divided by 255) goes through the model and is clamped to
     [0, 1]. Multi-exposure and multi-focus fusion by FFMEF merge the chroma by
     ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|`` (FFMEF paper, eq. 1); infrared-visible fusion takes that of the
-    visible picture. Nothing is rounded before the end. Focus stacks are fused by :func:`ffmef.focus.fuse`, which is no
-    network, unless a model or weights are named.
+    visible picture. Nothing is rounded before the end. Focus stacks are fused by :func:`ffmef.focus.fuse`, which is not
+    a network, unless a model or weights are named.
 
     Args:
         images: pictures of one size and dtype, two for FFMEF, two or more for a model that takes any number: (H, W, 3)
@@ -66,7 +66,7 @@ def fuse(
             FFMEF also ``fused``, the whole network in one operator, or ``eager``, layer by layer.
         model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
             of its own; ``focus`` for ``mff``, see :mod:`ffmef.focus`; None chooses by ``weights``, or else by task and
-            number of pictures. Or what to use in their place: a callable that takes luminance (1, N, H, W), float32
+            number of pictures. Or a callable to use instead, which takes luminance (1, N, H, W), float32
             in [0, 1], and returns (1, 1, H, W).
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
         threads: processor threads, on which the result does not depend. None means the number in the variable

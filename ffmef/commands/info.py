@@ -55,7 +55,7 @@ def lines() -> list[str]:
 
 
 def engine_line() -> str:
-    """Say which networks the whole-network operator serves here."""
+    """Say which networks the whole-network operator can run here."""
     from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported
 
     names = {"cpu": "the CPU", "cuda": "GPUs"}

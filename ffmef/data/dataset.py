@@ -1,4 +1,4 @@
-"""Samples and batches whose chance is a function of seed, epoch and number alone, so that any can be redrawn."""
+"""Samples and batches whose randomness depends only on seed, epoch and number, so that any can be redrawn."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def find_brackets(folder: str | Path) -> dict[str, list[Path]]:
 
 
 def read_table(table: str | Path) -> dict[str, list[Path]]:
-    """Return the scenes of a CSV file, one a line, two or more paths in columns, relative to the table's folder.
+    """Return the scenes of a CSV file: one per line, two or more paths in columns, relative to the table's folder.
 
     Raises:
         InputError: the file cannot be read, is empty, or a line has fewer than two paths.

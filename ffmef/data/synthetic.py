@@ -30,8 +30,8 @@ class SyntheticBrackets:
 
     Args:
         photographs: a folder, searched with its subfolders, or paths.
-        count: pictures a sample, N: the first and last save highlights and shadows, others lie between in even stops.
-        largest_count: half of the samples have more, up to so many; 0: none has.
+        count: pictures per sample, N: the first and last save highlights and shadows, others lie between in even stops.
+        largest_count: half of the samples have more pictures, up to this many; 0: none has.
         order: ``"luminance"``, the darker first, or ``"random"``.
         windows: share of the samples with a second, brighter scene behind an edge.
         jitter: share of the samples whose darkest picture is taken up to 2.5 stops darker still, and of those whose

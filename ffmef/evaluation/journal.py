@@ -1,4 +1,4 @@
-"""Scores on disk, one line each, so that an interrupted run goes on where it stopped."""
+"""Scores on disk, one line each, so that an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layouts of benchmark folders: a folder a scene, a folder a role, all pictures in one folder."""
+"""The layouts of benchmark folders: one folder per scene, one per role, or all pictures in one folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Averages that a paper states for a whole benchmark, to stand beside measured ones.
 
-Only MEFB has a row: what the paper states for MFIFB and VIFB was not at hand, and nothing here is from memory.
+Only MEFB has a row: we did not have what the paper states for MFIFB and VIFB, and nothing here is from memory.
 """
 
 from __future__ import annotations

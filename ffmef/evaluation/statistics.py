@@ -1,4 +1,4 @@
-"""What reviewers ask of averages: how sure they are, whether methods differ, and who leads over all metrics."""
+"""What reviewers ask about averages: how certain they are, whether methods differ, and which leads over all metrics."""
 
 from __future__ import annotations
 

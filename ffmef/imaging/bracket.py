@@ -1,4 +1,4 @@
-"""Files of one scene read so that they can be fused: one white balance, orientation, size, profile, range and depth."""
+"""Reads the files of one scene to be fused: one white balance, orientation, size, profile, range and depth."""
 
 from __future__ import annotations
 

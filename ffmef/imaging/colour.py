@@ -52,7 +52,7 @@ def rgb_to_ycbcr(rgb: Array, *, axis: int | None = None) -> Array:
         axis: the channel axis; None means -1 for an array and -3 for a tensor.
 
     Returns:
-        Y, Cb and Cr in the place of R, G and B, not rounded.
+        Y, Cb and Cr on the same axis, not rounded.
 
     Raises:
         ValueError: the channel axis does not have 3 entries.
@@ -80,7 +80,7 @@ def ycbcr_to_rgb(ycbcr: Array, *, axis: int | None = None) -> Array:
         axis: the channel axis; None means -1 for an array and -3 for a tensor.
 
     Returns:
-        R, G and B in the place of Y, Cb and Cr. Colours outside RGB give values outside 0..255.
+        R, G and B on the same axis. Colours outside RGB give values outside 0..255.
 
     Raises:
         ValueError: the channel axis does not have 3 entries.

@@ -1,4 +1,4 @@
-"""Pixels that a picture does not cover, such as the margins of an aligned frame: which, and what to see in them."""
+"""Pixels that a picture does not cover, such as the margins of an aligned frame: finds and fills them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Camera raw files: recognised by their content, developed by LibRaw (rawpy), never read by their thumbnail."""
+"""Camera raw files: recognised by their content, developed by LibRaw (rawpy), never replaced by their thumbnail."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""GPU kernels written in Triton, one file an operator."""
+"""GPU kernels written in Triton, one file per operator."""

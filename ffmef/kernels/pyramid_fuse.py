@@ -161,7 +161,7 @@ def weights_gradient_kernel(
     count, channels, height, width, below_height, below_width, cells_down, cells_across,
     FACTOR: tl.constexpr, HAS_BELOW: tl.constexpr, CELLS: tl.constexpr, WIDE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of some neighbouring cells of one image, band by band gathered over the pixels they serve."""
+    """Write the gradient of some neighbouring cells of one image, gathered band by band over the pixels they affect."""
     SPAN: tl.constexpr = 2 * FACTOR
     program = tl.program_id(0)
     blocks = tl.cdiv(cells_across, CELLS)

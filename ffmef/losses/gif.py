@@ -25,7 +25,7 @@ class GIFLoss(nn.Module):
         steep_weight: :math:`\lambda_1`.
         global_weight: :math:`\lambda_2`; 0 leaves the global term out (Fig. 7).
         threshold: of the gradient, in [0, 1].
-        masks: ``"threshold"``; or ``"gradient"``, the raw gradients as weights in the place of the steep and smooth
+        masks: ``"threshold"``; or ``"gradient"``, the raw gradients as weights instead of the steep and smooth
             terms (Fig. 7): :math:`\sum_i \overline{\nabla I_i |F - I_i|}`.
         saturation: True weights the smooth target by saturation, False takes the plain average (Fig. 7).
         variant: ``"paper"``; or ``"release"``, whose softmax of two sources overwrites the first weight before the
@@ -62,11 +62,11 @@ class GIFLoss(nn.Module):
 
     @torch.no_grad()
     def source_maps(self, sources: Sources, gradients: Tensor | None = None) -> Tensor:
-        """Return all that the loss needs besides the luminance of the sources, to be computed once a scene.
+        """Return all that the loss needs besides the luminance of the sources, to be computed once per scene.
 
         Args:
             sources: the scene.
-            gradients: (B, N, H, W), in the place of our own source gradients.
+            gradients: (B, N, H, W), to use instead of our own source gradients.
 
         Returns:
             (B, N + 2, H, W): a weight map for each source, the smooth target (NaN-free; -1 where a source is steep),
@@ -101,7 +101,7 @@ class GIFLoss(nn.Module):
         Args:
             fused: the network's output; half precisions are computed in float32.
             sources: the scene.
-            maps: :meth:`source_maps` of the scene, if they are at hand.
+            maps: :meth:`source_maps` of the scene, if already computed.
         """
         fused = check_fused(fused, sources)
         maps = self.source_maps(sources) if maps is None else maps

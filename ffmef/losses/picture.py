@@ -1,4 +1,4 @@
-"""The loss on the finished picture: behind colour merging and clipping, a weighted sum of named terms."""
+"""The loss on the finished picture, after colour merging and clipping: a weighted sum of named terms."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def compute(
 ) -> dict[str, float]:
     """Return several metrics of one fused picture; what they have in common is computed once.
 
-    The channels are scored one after the other, which bounds the memory: QP needs about 120 bytes a pixel (170 where
-    most of a channel is flat), because its filters see the whole picture, any other metric at most 90.
+    The channels are scored one after the other, which bounds the memory: QP needs about 120 bytes per pixel (170 where
+    most of a channel is flat), because its filters see the whole picture; any other metric needs at most 90.
 
     Args:
         a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch. The benchmarks' order is the darker picture first for

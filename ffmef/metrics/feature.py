@@ -154,7 +154,7 @@ def qp_of_channel(channel: Channel) -> float:
 
 
 def ag(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
-    r"""Average gradient of the fused picture in grey levels a pixel.
+    r"""Average gradient of the fused picture in grey levels per pixel.
 
     .. math:: \frac{1}{(H-1)(W-1)} \sum \sqrt{\frac{F_x^2 + F_y^2}{2}}
 
@@ -261,7 +261,7 @@ def n_abf(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     .. math:: \frac{\sum_{g_F > g_A, g_B} (1 - Q_{AF}) w_A + (1 - Q_{BF}) w_B}{\sum w_A + w_B}
 
-    With g the length of the Sobel gradient (mirrored at the border, in grey levels a pixel);
+    With g the length of the Sobel gradient (mirrored at the border, in grey levels per pixel);
     :math:`Q_{XF} = \sqrt{S_g(\min(g_X, g_F) / \max(g_X, g_F))\, S_o(||\theta_X - \theta_F| - \pi/2| \cdot 2/\pi)}`
     with sigmoids of gain, slope and centre 0.9999, 19, 0.5 and 0.9995, 22, 0.5; :math:`w = g^{1.5}` from 2 grey levels
     on, 0.001 below. With :func:`l_abf` and the quality that its own constants give it makes 1. Lower is better; 0 to 1.

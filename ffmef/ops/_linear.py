@@ -5,7 +5,7 @@ here: derivatives of every order in both modes, vmap and all of torch.func, shap
 fallback. All of it is registered with the dispatcher, so that it holds for compiled, exported and traced graphs too.
 
 With T = <grad, forward(x_1, ..., x_n)>, linear in each x, the derivative of T along a change d of x_i is T with d in
-the place of x_i. Forward is the gradient of T in grad and backward its gradients in the x, so every derivative below is
+place of x_i. Forward is the gradient of T in grad and backward its gradients in the x, so every derivative below is
 one of the two operators with one argument exchanged.
 """
 

@@ -41,8 +41,8 @@ def adaptive_fuse(
         out[b,c,y,x] = \sum_l \alpha_l \sum_n \sum_{(i,j)} f_l[b,n,i k_l + j,y,x]
                        \; I[b,n,c,y+i-r_l,x+j-r_l], \qquad r_l = (k_l - 1) / 2
 
-    This is F-Fusion, equation 4 of FFMEF (CVPR workshops 2023), for any number of images, channels and levels. The
-    same as unfolding each image, multiplying and summing, without the k*k copies.
+    This is F-Fusion, equation 4 of FFMEF (CVPR workshops 2023), for any number of images, channels and levels. It
+    equals unfolding each image, multiplying and summing, without the k*k copies.
 
     Filters of a level may be given on a coarser grid, (B, N, k*k, h, w) with h <= H and w <= W: :math:`f_l` is then
     what ``F.interpolate(filters, (H, W), mode="bilinear", align_corners=False)`` returns, interpolated row by row
@@ -52,15 +52,15 @@ def adaptive_fuse(
     Args:
         images: (B, N, C, H, W) or (B, N, H, W); float64, float32, float16 or bfloat16, any strides.
         filters: L tensors (B, N, k*k, H, W) on the images' device, or (B, N, k*k, h, w) on a coarser grid, each
-            level on its own; k odd, 1 to 31, taps in row-major order. Each may have another dtype than the images,
-            float64 apart; strides are free (a convolution's channels_last gives the same bits, more slowly). Filters
+            level independently; k odd, 1 to 31, taps in row-major order. Each may have a dtype other than the images',
+            except float64; strides are free (a convolution's channels_last gives the same bits, more slowly). Filters
             are not normalised.
         alphas: (L,) weights of the levels, a tensor of any floating dtype, or numbers or tensors of one element each
-            (an ``nn.ParameterList``, say); ones where None.
+            (an ``nn.ParameterList``, say); None means ones.
         padding_mode: what lies outside an image: "zeros", "replicate" (its nearest pixel), "reflect" (mirrored without
             repeating the border) or "circular" (the opposite side). Filters may be larger than the image: reflection
-            bounces, circles go round again.
-        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest that can run the tensors, see
+            then bounces and circular padding wraps repeatedly.
+        backend: "reference", "cpu", "triton" or "cuda"; None selects the fastest that can run the tensors, see
             :func:`ffmef.ops.backends`.
 
     Returns:
@@ -76,8 +76,8 @@ def adaptive_fuse(
     Note:
         Differentiable to any order in images, filters and alphas, in reverse and forward mode, under ``torch.vmap``
         and all of ``torch.func``. Results and gradients are deterministic and do not depend on the number of threads;
-        those of coarse filters gather what every pixel gives to a cell. Autocast casts nothing: filters in bfloat16
-        beside images in float32 are read as they are.
+        those of coarse filters gather what every pixel gives to a cell. Autocast casts nothing: bfloat16 filters
+        with float32 images are read without conversion.
 
     Example:
         A filter with a single one in its left tap moves the image to the right:

@@ -82,7 +82,7 @@ def ffmef_forward(
     """Fuse two luminance images by the FFMEF network, without its filters or k*k maps ever reaching memory.
 
     The same as :class:`ffmef.models.FFMEF` in evaluation mode (CVPR workshops 2023, section 3), which calls this
-    operator by itself where it can.
+    operator automatically where it can.
 
     Args:
         luminance: (B, 2, H, W) in [0, 1], float32, on the CPU or a GPU, any strides; the darker exposure first.

@@ -25,8 +25,8 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
     .. math:: z_c = x_c \;\text{ beyond}
     .. math:: out = z \text{ where } z > 0, \quad slope \cdot z \text{ elsewhere}
 
-    ``torch.nn.functional.instance_norm`` and ``leaky_relu`` in one operator, which keeps nothing but its input for the
-    backward pass. Torch's operators serve where the native kernels cannot.
+    ``torch.nn.functional.instance_norm`` and ``leaky_relu`` in one operator, which keeps only its input for the
+    backward pass. It falls back to torch's operators where the native kernels cannot run.
 
     Args:
         input: (B, C, H, W).

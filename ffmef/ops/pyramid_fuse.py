@@ -34,10 +34,9 @@ def pyramid_fuse(
         out_l = U_2(out_{l+1}) + \sum_n U_{s/2^l}(w_{l,n}) \, \bigl(G_{l,n} - U_2(G_{l+1,n})\bigr), \qquad out = out_0
 
     :math:`G_{0,n}` is image n, :math:`G_{l+1}` the means of 2 x 2 pixels of :math:`G_l` (an odd border is repeated),
-    and
-    :math:`U_r` bilinear interpolation between pixel centres to an r times finer grid, constant beyond the outermost
+    and :math:`U_r` bilinear interpolation between pixel centres to an r times finer grid, constant beyond the outermost
     centres and cropped to the finer level's size. With one cell's weights this is a filter spanned by a delta and tents
-    of 2, 4, ... :math:`2^L` pixels, in the place of F-Fusion's 1x1, 3x3 and 5x5 (FFMEF, CVPR workshops 2023, eq. 4).
+    of 2, 4, ... :math:`2^L` pixels, instead of F-Fusion's 1x1, 3x3 and 5x5 (FFMEF, CVPR workshops 2023, eq. 4).
 
     Weights are not normalised. A base that sums to one over the images on the coarse grid does so at every pixel.
 
@@ -47,7 +46,7 @@ def pyramid_fuse(
             weight for every band, finest first, image and cell. L may be 0.
         base: (B, N, h, w), like ``weights``, for the lowest level.
         scale: pixels of the images along a side of a cell, a power of two from :math:`2^L` to 64.
-        backend: "reference", "cpu", "triton" or "cuda"; None takes the fastest that can run the tensors, see
+        backend: "reference", "cpu", "triton" or "cuda"; None selects the fastest that can run the tensors, see
             :func:`ffmef.ops.backends`.
 
     Returns:
@@ -61,8 +60,7 @@ def pyramid_fuse(
 
     Note:
         Differentiable to any order in images, weights and base, in reverse and forward mode, under ``torch.vmap`` and
-        all of ``torch.func``. Results and gradients are deterministic and do not
-        depend on the number of threads.
+        all of ``torch.func``. Results and gradients are deterministic and do not depend on the number of threads.
 
     Example:
         The base of one image and the detail of another:

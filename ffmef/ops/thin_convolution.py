@@ -28,10 +28,9 @@ def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     .. math:: z[b,o,y,x] = bias[o] + \sum_{i,u,v} weight[o,i,u,v] \; input[b,i,y+u-r,x+v-r], \qquad r = (k-1)/2
     .. math:: out = z \text{ where } z > 0, \quad slope \cdot z \text{ elsewhere}
 
-    The same as ``leaky_relu(conv2d(input, weight, bias, padding=k // 2), slope)`` of ``torch.nn.functional``, which
-    serves where
-    the native kernels cannot. With 4 to 25 channels, as in FFMEF, a library's blocked convolutions mostly move data;
-    here pixels lie in the vector's lanes and nothing is rearranged.
+    The same as ``leaky_relu(conv2d(input, weight, bias, padding=k // 2), slope)`` of ``torch.nn.functional``, to
+    which it falls back where the native kernels cannot run. With 4 to 25 channels, as in FFMEF, a library's blocked
+    convolutions mostly move data; here pixels lie in the vector's lanes and nothing is rearranged.
 
     Args:
         input: (B, I, H, W).

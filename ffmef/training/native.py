@@ -1,4 +1,4 @@
-"""Lets a network compute by the native operators during training."""
+"""Replaces a network's modules with native operators during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a table of losses, TensorBoard events, sample pictures, and a plot at the end."""
+"""What a run reports: a table of losses, TensorBoard events, sample pictures, and a plot at the end."""
 
 from __future__ import annotations
 
