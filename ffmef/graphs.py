@@ -19,9 +19,9 @@ Replay = Callable[[Tensor], Tensor]
 class Graphed:
     """Calls a model through CUDA graphs: the first call of a shape records one, later calls replay it.
 
-    Results are those of the model. Parameters may change in place between calls; where they are replaced or moved, or
+    Results are those of the model. Parameters may change in place between calls; if they are replaced or moved, or
     the model's ``backend`` changes, a new graph is recorded. On the CPU, in training mode and where gradients are
-    needed the model is called as it is. Each graph keeps the memory of one call, so only the ``most`` latest are kept.
+    needed, the model is called directly. Each graph keeps the memory of one call, so only the ``most`` latest are kept.
 
     Args:
         model: takes one tensor and returns one.

@@ -14,15 +14,15 @@ from ffmef.errors import InputError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="with the frames; folders in them are searched, too")
+    add("folders", nargs="+", metavar="FOLDER", help="with the frames; sub-folders are searched too")
     add("-o", "--output", required=True, metavar="OUT", help="folder of the results, NAME_fused.EXT; made if missing")
     add("--extension", default="jpg", metavar="EXT", help="of the results: jpg (default), png, tif, webp, ...")
     add("--count", metavar="N", help="a bracket is N files in the order of their names (default: grouped by EXIF)")
     add("--pattern", metavar="REGEX", help="a bracket is files with the same first group, as '(.+)_(under|over)'")
     add("--gap", default="3", metavar="SECONDS", help="most seconds between frames of a bracket (default: 3)")
     add("--dry-run", action="store_true", help="show the plan and write nothing")
-    add("--overwrite", action="store_true", help="replace results that are there; otherwise they are kept")
-    add("--jobs", metavar="J", help="processes at a time (default: one for each processor, as memory permits)")
+    add("--overwrite", action="store_true", help="replace existing results; by default they are kept")
+    add("--jobs", metavar="J", help="processes at a time (default: one per processor, as memory permits)")
     add("--scheduler", metavar="ADDRESS", help="of a dask.distributed cluster that does the work (extra: cluster)")
     add_fusion_arguments(parser)
 

@@ -48,7 +48,7 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--engine", help=argparse.SUPPRESS)  # deprecated: --backend takes its values
     add("--device", metavar="DEVICE", help="cpu, cuda, ... (default: cpu)")
-    add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one for each processor)")
+    add("--threads", metavar="T", help="processor threads (default: FFMEF_THREADS, or one per processor)")
     add("--align", action="store_true", help="move hand-held frames onto one of them first")
     add("--crop", action="store_true", help="with --align: cut to what every frame covers")
     add(
@@ -67,7 +67,7 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
     add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
     add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
-    add("--output-depth", metavar="BITS", help="8 or 16 bits a sample (default: that of the deepest picture)")
+    add("--output-depth", metavar="BITS", help="8 or 16 bits per sample (default: that of the deepest picture)")
 
 
 def run(args: argparse.Namespace) -> None:

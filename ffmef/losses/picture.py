@@ -32,9 +32,8 @@ class PictureLoss(nn.Module):
     a loss on luminance alone does not see what that does to the picture.
 
     Args:
-        weights: weight of each term by name; None takes :data:`DEFAULT_WEIGHTS`.
-
-        grey: terms of edges and tones see the grey picture instead of R, G and B apart, at a third of the cost.
+        weights: weight of each term by name; None means :data:`DEFAULT_WEIGHTS`.
+        grey: terms of edges and tones see the grey picture instead of R, G and B separately, at a third of the cost.
 
     Raises:
         ValueError: an unknown term, or no term at all.

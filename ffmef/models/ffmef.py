@@ -45,10 +45,10 @@ class FFMEF(nn.Module):
               gradients only, an error elsewhere. Runs no hooks of submodules.
             - "eager": layer by layer by torch, the fusion by the fastest backend of :func:`ffmef.ops.adaptive_fuse`.
             - "reference", "cpu", "triton" or "cuda": the same with this backend of the fusion.
-            - "native": for training on a CPU, which it makes faster: layers by :func:`ffmef.ops.thin_convolution` and
-              :func:`ffmef.ops.norm_activation`, filters never exist (:func:`ffmef.ops.predict_and_fuse`). The result is
-              differentiable once. ``ffmef train`` uses it. As None where there is nothing to train.
-            - "recompute": as "native" in a fraction of the memory: the backward pass computes activations again
+            - "native": for faster training on a CPU: layers by :func:`ffmef.ops.thin_convolution` and
+              :func:`ffmef.ops.norm_activation`; filters never exist (:func:`ffmef.ops.predict_and_fuse`). The result is
+              differentiable once. ``ffmef train`` uses it. The same as None where there is nothing to train.
+            - "recompute": like "native", in a fraction of the memory: the backward pass recomputes activations
               instead of keeping them.
 
         engine, recompute: deprecated spellings of ``backend``.

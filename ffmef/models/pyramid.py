@@ -132,7 +132,7 @@ class PyramidFFMEF(nn.Module):
 
     z and q are what the head predicts; :math:`h_n, l_n` are the means over the cell of :func:`validity_of` the
     luminance at half size, :math:`v_n` the mean of the given ``validity`` (no less than 1e-6), d the mean of the
-    difference between the brightest and the darkest image: a picture fused with itself stays as it is.
+    difference between the brightest and the darkest image: a picture fused with itself is unchanged.
 
     - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
     - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and further octaves :math:`P_{j+1}` by :func:`shrink` of
@@ -145,7 +145,7 @@ class PyramidFFMEF(nn.Module):
           O_j = U_2(O_{j+1}) + \sum_n s_{j,n} (1 + g_{j,n}) \bigl(P_{j,n} - U_2(P_{j+1,n})\bigr)
 
       Shares sum to one on every grid, so that :math:`O_D` is a mean of what the exposures show there.
-      :math:`O_0` takes the place of the base in ``pyramid_fuse``.
+      :math:`O_0` replaces the base in ``pyramid_fuse``.
 
     Args:
         bands: bands of the Laplacian pyramid above the base, 0 to 3.
@@ -156,7 +156,7 @@ class PyramidFFMEF(nn.Module):
         backend: of :func:`ffmef.ops.pyramid_fuse`.
 
     Attributes:
-        octaves: may be changed at any time: more give more of one brightness to the whole picture.
+        octaves: may be changed at any time: with more octaves the whole picture tends to one brightness.
         backend: may be changed at any time.
 
     Example:

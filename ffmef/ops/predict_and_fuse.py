@@ -1,8 +1,8 @@
 """The last 1x1 convolution of a prediction head and F-Fusion in one step, without the filters between them.
 
-Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output for each
-hidden map, which is recomputed backwards instead of being stored. On the CPU native kernels compute both directions,
-on GPUs one computes the forward pass. Elsewhere torch does, a few rows at a time.
+Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output per
+hidden map, which the backward pass recomputes instead of storing it. On the CPU, native kernels compute both
+directions; on GPUs, one kernel computes the forward pass. Everywhere else torch computes, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def predict_and_fuse(
     padding_mode: PaddingMode = "zeros",
     backend: Backend | None = None,
 ) -> Tensor:
-    r"""Predict filters from hidden maps by a 1x1 convolution and fuse the images by them, without storing filters.
+    r"""Predict filters from hidden maps by a 1x1 convolution and fuse the images with them, without storing filters.
 
     .. math::
         out[b,c,y,x] = \sum_l \alpha_l \sum_n \sum_j \Big(\sum_i w_l[j,i]\, h_l[b,n,i,y,x] + b_l[j]\Big)\,
@@ -49,9 +49,9 @@ def predict_and_fuse(
                      = \sum_l \alpha_l \sum_n \Big(\sum_i h_l[b,n,i,y,x] \sum_j w_l[j,i]\, I_j + \sum_j b_l[j]\,
                      I_j\Big)
 
-    with :math:`I_j` the images moved by tap j. The same as :func:`ffmef.ops.adaptive_fuse` (equation 4 of FFMEF, CVPR
+    with :math:`I_j` the images moved by tap j. Equal to :func:`ffmef.ops.adaptive_fuse` (equation 4 of FFMEF, CVPR
     workshops 2023) of ``conv2d(hidden, weight, bias)``, in less memory: neither pass holds the k*k filters, and the
-    backward pass computes again what it needs.
+    backward pass recomputes what it needs.
 
     Args:
         hidden: L tensors (B, N, M, H, W), the input of each level's last convolution; float32 or float64, on GPUs also
@@ -59,11 +59,10 @@ def predict_and_fuse(
         weight: L tensors (k*k, M) or (k*k, M, 1, 1), taps row-major, k odd.
         bias: L tensors (k*k,).
         images: (B, N, C, H, W) or (B, N, H, W).
-        alphas: (L,) weights of the levels; ones where None.
+        alphas: (L,) weights of the levels; None means ones.
         padding_mode: "zeros", "replicate", "reflect" or "circular", as in :func:`ffmef.ops.adaptive_fuse`.
         backend: "reference" (torch's convolutions, anywhere), "cpu" (float32 images of one channel, k up to 7),
-            "triton" or
-            "cuda"; None takes the fastest that can run the tensors.
+            "triton" or "cuda"; None selects the fastest that can run the tensors.
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels.
