@@ -30,7 +30,7 @@ class Group:
 
 @dataclass
 class Plan:
-    """What is to be fused, what is left alone, and what cannot be used, with the reasons."""
+    """What is to be fused, what is skipped, and what cannot be used, with the reasons."""
 
     groups: list[Group] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
@@ -59,12 +59,12 @@ def find(
     """Return the brackets in folders and their sub-folders.
 
     By EXIF (the default), a bracket is frames of one camera and size that follow each other within ``gap`` seconds and
-    have different exposures: one that repeats begins the next bracket.
+    have different exposures: a repeated one begins the next bracket.
 
     Args:
         folders: where to look; results of earlier runs (``*_fused``, the output folder) are left out.
         output: the folder of the results.
-        count: frames a bracket, taken in the order of their names.
+        count: frames per bracket, taken in the order of their names.
         pattern: regular expression searched in names without extension; files whose first group (or whole match) is
             the same are one bracket.
         gap: in seconds.

@@ -16,7 +16,7 @@ STANDARD_FORMATS = ("png", "jpg", "tif", "webp", "bmp", "exr")
 
 @dataclass(frozen=True)
 class Options:
-    """How to fuse and how to write; what is None is decided by the pictures and the target.
+    """How to fuse and how to write; the pictures and the target decide what is None.
 
     Attributes:
         task: mef, mff or vif.
@@ -24,7 +24,7 @@ class Options:
         stretch: use the whole range of samples that fill little of it.
         quality: of JPEG and WebP, 1 to 100.
         compression: of PNG and TIFF, 0 to 9.
-        output_depth: 8 or 16 bits a sample.
+        output_depth: 8 or 16 bits per sample.
         align: move hand-held frames onto one of them first.
         crop: cut to what every aligned frame covers.
         reference: the frame that stays where it is and gives the EXIF block: its number from 1, or its path; None takes
@@ -195,7 +195,7 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark) ->
 
 
 def _frames_together(stack: _Stack, options: Options, remark) -> list:
-    """Return the samples of all frames, brought to common ground and aligned if asked for."""
+    """Return the samples of all frames, made comparable, and aligned if requested."""
     from ffmef.imaging import bracket
     from ffmef.imaging.margins import continued, usable_parts
 

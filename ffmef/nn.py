@@ -45,14 +45,14 @@ class AdaptiveFuse(nn.Module):
         padding_mode: "zeros", "replicate", "reflect" or "circular".
         backend: see :func:`ffmef.ops.adaptive_fuse`.
         device: of the parameter ``alphas``; None: torch's default device.
-        dtype: of the parameter ``alphas``, any floating one whatever the images have; None: torch's default dtype.
+        dtype: of the parameter ``alphas``, any floating dtype, independent of the images'; None: torch's default dtype.
 
     Attributes:
         alphas: (L,), the weights of the levels; starts as :func:`initial_alphas`.
 
     Note:
         ``torch.fx`` keeps the operator as one node, and ``torch.jit.script`` takes the module; a scripted module
-        computes by the backend that ``backend=None`` would choose.
+        uses the backend that ``backend=None`` would choose.
 
     Example:
         >>> import torch

@@ -30,7 +30,7 @@ PAGE_PIXELS = 1024
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that may move a digit."""
+    """Return the versions of everything that may change a digit."""
     packages = ("torch", "numpy", "opencv-python-headless", "pillow")
     found = {"ffmef": __version__, "python": platform.python_version()}
     for package in packages:
@@ -59,7 +59,7 @@ def evaluate(
 
     Args:
         folder: a benchmark in one of the layouts of :mod:`ffmef.evaluation.layouts`, or a table (CSV) of its files.
-        output: the report's folder. Scores of an earlier run there are used again while their files are unchanged.
+        output: the report's folder. Scores of an earlier run there are reused while their files are unchanged.
         task: "mef", "mff" or "vif"; decides the metrics and how weights fuse.
         fused: folders of fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder.
         weights: names or files of weights to fuse with; those of the task if ``fused`` is not given either.
@@ -227,14 +227,14 @@ def _names_of_weights(weights: list[str], taken: Iterable[str]) -> list[tuple[st
 
 
 def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
-    """Return the metrics of the paper's table, or of them those for brackets and what is made for them."""
+    """Return the metrics of the paper's table; for brackets, those that are defined, and those made for brackets."""
     if all(pair.more for pair in pairs):
         return [*(n for n in TASK_METRICS[task] if METRICS[n].frames != "two"), "MEF_SSIM_C", "QY", "MI", "CC"]
     return TASK_METRICS[task]
 
 
 def _default_weights(task: str, pairs: list[datasets.Pair]) -> list[str]:
-    """Return the weights that fuse where nothing was asked for: those for brackets where there are any."""
+    """Return the weights to use by default: those for brackets if there are any brackets."""
     if task == "mff":
         return [focus.NAME]
     return [registry.default(task).weights_for(task, max(len(pair.frames) for pair in pairs))]

@@ -30,7 +30,7 @@ def read_bracket(
     depth: int | None = None,
     read: Callable[..., Picture] = read_picture,
 ) -> tuple[list[Picture], list[str]]:
-    """Read the pictures that are to be fused and bring them to common ground.
+    """Read the pictures to be fused and make them comparable.
 
     - Raw files are developed with the white balance of the first of them.
     - Frames whose EXIF orientation tags differ are taken as stored, where that fits the pictures better.
@@ -134,7 +134,7 @@ def _orient(pictures: list[Picture], remarks: list[str]) -> list[Picture]:
 
 
 def _likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """Return how alike two pictures are whatever their exposure: the correlation of the ranks of small versions."""
+    """Return how similar two pictures are at any exposure: the correlation of the ranks of small versions."""
     ranks = []
     for pixels in (one, other):
         rows = np.linspace(0, pixels.shape[0] - 1, min(_THUMBNAIL, pixels.shape[0])).astype(int)

@@ -1,4 +1,4 @@
-"""The metrics on batches of tensors, on any device, differentiable where they are mathematics.
+"""The metrics on batches of tensors, on any device, differentiable where their formulas allow it.
 
 Every function takes the sources ``a`` and ``b`` and the fused picture as (B, C, H, W) in grey levels 0..255, float32 or
 float64, and returns (B,) values: the mean over the channels, by the formula that the function of the same name in
@@ -214,7 +214,7 @@ def rmse(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Signal-to-noise ratio so called, see :func:`ffmef.metrics.psnr`."""
+    """The toolkit's signal-to-noise ratio, see :func:`ffmef.metrics.psnr`."""
     a, b, fused = _checked(a, b, fused)
     error = sum(_root(_total((x - fused) ** 2)) for x in (a, b)) / (2 * a[0, 0].numel())
     return (20 * math.log10(255) - 10 * error.log10()).mean(1)
@@ -303,7 +303,7 @@ def l_abf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Structural similarity with each source, added, see :func:`ffmef.metrics.ssim`."""
+    """Structural similarity with each source, summed, see :func:`ffmef.metrics.ssim`."""
     a, b, fused = _checked(a, b, fused)
     _least(a, 11, "ssim")
     moments = _Moments(structural._GAUSSIAN, a=a, b=b, f=fused)
@@ -311,7 +311,7 @@ def ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ms_ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Structural similarity at five scales with each source, added, see :func:`ffmef.metrics.ms_ssim`."""
+    """Structural similarity at five scales with each source, summed, see :func:`ffmef.metrics.ms_ssim`."""
     pictures = _checked(a, b, fused)
     _least(a, 176, "ms_ssim")
     values = [1.0, 1.0]
@@ -443,7 +443,7 @@ def vif(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def vifp(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Visual information fidelity with each source, added, see :func:`ffmef.metrics.vifp`."""
+    """Visual information fidelity with each source, summed, see :func:`ffmef.metrics.vifp`."""
     a, b, fused = _checked(a, b, fused)
     _least(a, 41, "vifp")
     kept, present = [0.0, 0.0], [0.0, 0.0]

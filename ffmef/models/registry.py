@@ -84,7 +84,7 @@ class Spec:
         return self.weights_of_brackets.get(task, self.weights[task]) if count > 2 else self.weights[task]
 
     def check_count(self, count: int) -> None:
-        """Raise InputError unless the model takes so many pictures."""
+        """Raise InputError unless the model takes this many pictures."""
         if self.most is not None and self.most == self.fewest and count != self.most:
             raise InputError(f"images must be {self.most} pictures for the model {self.architecture}, got {count}")
         if count < self.fewest or (self.most is not None and count > self.most):
@@ -131,7 +131,7 @@ RENAMED_WEIGHTS = {"pyramid": "mef-pyramid", "pyramid-brackets": "mef-pyramid"}
 
 
 def find(name: str) -> Spec:
-    """Return the model of a name.
+    """Return the model with this name.
 
     >>> find("ffmef").most
     2
@@ -152,7 +152,7 @@ def by_architecture() -> dict[str, Spec]:
 
 
 def default(task: str, backend: str | None = None) -> Spec:
-    """Return the model that fuses a task where none is named: the first that has weights for it and the backend.
+    """Return the default model for a task: the first that has weights for it and the backend.
 
     >>> default("mef").name, default("mef", backend="fused").name, default("mff").name
     ('pyramid', 'ffmef', 'ffmef')

@@ -75,7 +75,7 @@ class LinearOperator:
     # --- arguments, flat and nested --------------------------------------------------------------------------------
 
     def flat(self, arguments: Sequence) -> tuple[list[Tensor], tuple[int, ...]]:
-        """Return the tensors of all arguments in a row, and each argument's first and last position in it."""
+        """Return the tensors of all arguments in one flat list, and each argument's first and last position in it."""
         tensors: list[Tensor] = []
         ends = []
         for argument, value in zip(self.arguments, arguments, strict=False):
@@ -87,7 +87,7 @@ class LinearOperator:
         return tensors, tuple(ends)
 
     def nested(self, flat: Sequence, ends: Sequence[int], one: type = list) -> list:
-        """Return values in a row as the dispatcher takes them, lists where arguments are lists."""
+        """Return a flat list of values as the dispatcher takes them, with lists where arguments are lists."""
         start, values = 0, []
         for argument, end in zip(self.arguments, ends, strict=True):
             values.append([int(v) if one is int else v for v in flat[start:end]] if argument.is_list else flat[start])
@@ -491,7 +491,7 @@ def _autocast(spec: LinearOperator, op, device: str):
 
 
 def promote_all(tensors: list[Tensor]) -> list[Tensor]:
-    """Cast to the widest dtype among the tensors, what autocast does with operators of several."""
+    """Cast to the widest dtype among the tensors, as autocast does for operators with several tensors."""
     wide = tensors[0].dtype
     for tensor in tensors[1:]:
         wide = torch.promote_types(wide, tensor.dtype)
@@ -517,7 +517,7 @@ def _count_flops(spec: LinearOperator, op, backward_op) -> None:
 
 
 def _tell_flop_counters() -> None:
-    """Give the formulas to a counter that watches: registering them at import would import triton, half a second."""
+    """Give the formulas to an active counter: doing so at import would import triton, which takes half a second."""
     module = sys.modules.get("torch.utils.flop_counter")
     if module is None:
         return
@@ -567,7 +567,7 @@ def register(
 
 
 def flattened(backward: Callable) -> Callable:
-    """Return ``backward`` with its gradients in a row, as the dispatcher's operator returns them."""
+    """Return ``backward`` with its gradients in one flat list, as the dispatcher's operator returns them."""
 
     def run(*arguments):
         return [g for part in backward(*arguments) for g in (part if isinstance(part, (list, tuple)) else (part,))]
@@ -576,7 +576,7 @@ def flattened(backward: Callable) -> Callable:
 
 
 def triton_kernels(module: str, *names: str) -> tuple[Callable, ...]:
-    """Return functions of ``ffmef.kernels.module``, imported at the first call: importing triton takes long."""
+    """Return functions of ``ffmef.kernels.module``, imported at the first call, because importing triton is slow."""
 
     def lazily(name: str) -> Callable:
         def launch(*arguments):

@@ -168,7 +168,7 @@ def adaptive_fuse_backward(
 def predict_and_fuse(
     hidden: list[Tensor], weight: list[Tensor], bias: list[Tensor], images: Tensor, alphas: Tensor, padding_mode: str
 ) -> Tensor:
-    """Return adaptive_fuse by filters that 1x1 convolutions of hidden maps (B, N, M, H, W) make, never making them."""
+    """Return adaptive_fuse with filters predicted from hidden maps (B, N, M, H, W) by 1x1 convolutions, never stored."""
     wide = accumulator(images.dtype)
     total = torch.zeros_like(images[:, 0], dtype=wide)
     for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(wide).unbind(), strict=True):
@@ -212,7 +212,7 @@ def pyramid_sizes(height: int, width: int, bands: int) -> list[tuple[int, int]]:
 
 
 def pyramid_fuse(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor:
-    """Return the fused pyramid put together: (B, N, C, H, W) -> (B, C, H, W)."""
+    """Return the collapsed fused pyramid: (B, N, C, H, W) -> (B, C, H, W)."""
     wide = accumulator(images.dtype)
     weights, base = weights.to(wide), base.to(wide)
     bands = weights.shape[1]
