@@ -168,7 +168,7 @@ def adaptive_fuse_backward(
 def predict_and_fuse(
     hidden: list[Tensor], weight: list[Tensor], bias: list[Tensor], images: Tensor, alphas: Tensor, padding_mode: str
 ) -> Tensor:
-    """Return adaptive_fuse with filters predicted from hidden maps (B, N, M, H, W) by 1x1 convolutions, never stored."""
+    """Return adaptive_fuse with filters predicted from hidden maps (B, N, M, H, W) by 1x1 convolutions, not stored."""
     wide = accumulator(images.dtype)
     total = torch.zeros_like(images[:, 0], dtype=wide)
     for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(wide).unbind(), strict=True):
