@@ -89,12 +89,13 @@ def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
 
 
 def best_exposed(frames: Sequence[np.ndarray]) -> int:
-    """Return the index of the frame in which most pixels hold detail; of equal ones the first."""
+    """Return the index of the frame in which most pixels hold detail; of equal ones that of the least samples, in any order."""
     shares = []
     for frame in frames:
         small = _luminance(frame[::4, ::4])
         shares.append(round(float(((small > 4 * DARK) & (small < BRIGHT - 10)).mean()), 3))
-    return int(np.argmax(shares))
+    equal = [index for index, share in enumerate(shares) if share == max(shares)]
+    return equal[0] if len(equal) == 1 else min(equal, key=lambda index: frames[index].tobytes())
 
 
 def align_pictures(
@@ -270,6 +271,8 @@ def _register_pair(frame: _View, target: _View) -> tuple[np.ndarray, str, float,
     """Return the matrix from frame to target, its kind, the residual and the number of patches that agree."""
     import cv2
 
+    if np.array_equal(frame.levels, target.levels):  # also where there is no detail
+        return np.eye(3), "none", 0.0, 0
     factor, shrink = frame.factor, _shrinking(frame.factor)
     small, whole = (frame.small, target.small), (frame.levels, target.levels)
     matrix = _coarse(frame, target)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
+from typing import NoReturn
 
 from ffmef import commands, interruption
 from ffmef.errors import InputError
@@ -14,13 +16,20 @@ from ffmef.version import __version__
 CATCHING = ("batch", "evaluate", "train")  # clean up after KeyboardInterrupt: other processes, checkpoints
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line; the usage is what ``--help`` prints."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} ('{self.prog} --help' lists the options)\n")
+
+
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """Return the parser with one subparser for each module of :mod:`ffmef.commands`.
 
     Args:
         chosen: import and describe this command alone, the others by one line each; None means all.
     """
-    parser = argparse.ArgumentParser(prog="ffmef", description="Fuse pictures of one scene into one picture.")
+    parser = _Parser(prog="ffmef", description="Fuse pictures of one scene into one picture.")
     parser.add_argument("--version", action="version", version=f"ffmef {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for found in sorted(pkgutil.iter_modules(commands.__path__), key=lambda module: module.name):
@@ -44,6 +53,7 @@ def _summary(module: pkgutil.ModuleInfo) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; return 0, its own status, or 2 after a mistake that the message names."""
     argv = sys.argv[1:] if argv is None else argv
+    _occupy_closed_streams()
     command = argv[0] if argv else ""
     with interruption.ends_at_once(command):
         # Options before the command end the program, so the command is the first argument or none.
@@ -51,6 +61,22 @@ def main(argv: list[str] | None = None) -> int:
         if args.command not in CATCHING:
             return _run(args)
     return _run(args)
+
+
+def _occupy_closed_streams() -> None:
+    """Let no file that is opened later become a standard stream that the caller closed (``2>&-``)."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+    if sys.stderr is None:  # print(file=None) would write to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115: for as long as the process lives
 
 
 def _run(args: argparse.Namespace) -> int:

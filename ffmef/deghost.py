@@ -19,6 +19,7 @@ WORKING_SIDE = 1024  # movement is looked for in pictures no larger than this
 RECORDED = (10, 245)  # levels on which a picture says what brightness it saw
 DISAGREEMENT = 1.0  # in tolerances, mean over 5 x 5 pixels: seeds of what moved
 SPREAD = 0.6  # and what belongs to it around a seed
+LEAST_STILL = 0.01  # share of a frame; where less stayed, all of it tells how its levels go with the reference's
 TRUST = 5  # of 255: what replaced samples count in the fusion
 
 
@@ -41,6 +42,8 @@ class Deghosted(NamedTuple):
 def best_exposed(pictures: Sequence[np.ndarray]) -> int:
     """Return the index of the picture with most pixels between black and white; of equal ones that nearest to grey.
 
+    The order of the pictures does not decide: what is still equal is ordered by its samples.
+
     Args:
         pictures: (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1].
 
@@ -53,8 +56,10 @@ def best_exposed(pictures: Sequence[np.ndarray]) -> int:
         levels = _levels(picture)
         brightest, darkest = (levels.max(-1), levels.min(-1)) if levels.ndim == 3 else (levels, levels)
         recorded = (brightest < RECORDED[1]) & (darkest > RECORDED[0])
-        grades.append((float(recorded.mean()), -abs(float(levels.mean()) - 118)))
-    return max(range(len(grades)), key=lambda index: grades[index])
+        grades.append((float(recorded.mean()), -round(abs(float(levels.mean(dtype=np.float64)) - 118), 3)))
+    best = max(grades)
+    equal = [index for index, grade in enumerate(grades) if grade == best]
+    return equal[0] if len(equal) == 1 else min(equal, key=lambda index: pictures[index].tobytes())
 
 
 def deghost(pictures: Sequence[np.ndarray], reference: int | None = None) -> Deghosted:
@@ -118,6 +123,8 @@ def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
     joint = joint + 0.5 * (np.roll(joint, 1, 0) + np.roll(joint, -1, 0)) * _inner()
     counts = joint.sum(1)
     seen_levels = np.flatnonzero(counts >= max(4.0, 2e-5 * counts.sum()))
+    if not seen_levels.size:  # a picture of a few pixels
+        seen_levels = np.flatnonzero(counts)
     columns = np.arange(256)
     middle = np.empty(len(seen_levels))
     spread = np.empty(len(seen_levels))
@@ -198,6 +205,8 @@ def _replaced(picture: np.ndarray, reference: np.ndarray, moved: np.ndarray) -> 
     mine, theirs = _levels(picture), _levels(reference)
     soft = cv2.blur(moved.astype(np.float32), (5, 5))
     still = ~moved
+    if still.mean() < LEAST_STILL:
+        still = np.ones_like(still)
     shown = np.empty_like(mine)
     planes = [shown] if mine.ndim == 2 else [shown[..., channel] for channel in range(mine.shape[2])]
     for plane, own, other in zip(planes, _channels(mine), _channels(theirs), strict=True):

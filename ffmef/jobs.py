@@ -104,6 +104,9 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
 
     check(output, options)
     paths.refuse_input_as_output(output, inputs)
+    deghost = options.fusion.get("deghost", False)
+    if not isinstance(deghost, bool) and deghost >= len(inputs):
+        raise InputError(f"--deghost-from must be a number from 1 to {len(inputs)}, got {deghost + 1}")
     if by_focus(options):
         return _fuse_stack(inputs, output, options, remark)
     if options.depth_map is not None:

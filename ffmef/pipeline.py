@@ -225,6 +225,10 @@ def _fuse(
     if fuser.focus:
         with _cv2_threads(threads):
             return focus.fuse(images).pixels, list(range(len(images)))
+    counting = _counting(images, validity)
+    if len(counting) < len(images):
+        options = {"ties": ties, "device": device, "threads": threads, "adjust": adjust}
+        return _fuse_counting(images, validity, counting, task, fuser, deghost=deghost, **options)
     if deghost is not False:
         images, validity = _deghosted(images, validity, None if deghost is True else deghost)
     there = task == "mef" and not validity and adjust.neutral and _takes_pictures_there(fuser.model, images, device)
@@ -248,6 +252,36 @@ def _fuse(
     with _torch_threads(threads):
         fused = _run(fuser.model, planes, device)
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order
+
+
+def _counting(images: list[np.ndarray], validity: list[np.ndarray | None] | None) -> list[int]:
+    """Return the indices of the images of which something may be used; all where nothing of any may."""
+    everything = list(range(len(images)))
+    if not validity:
+        return everything
+    return [index for index in everything if validity[index] is None or validity[index].any()] or everything
+
+
+def _fuse_counting(images, validity, counting: list[int], task: str, fuser: _Fuser, *, ties, deghost, **options):
+    """Fuse as :func:`_fuse` does, as if the images that count nowhere were not there."""
+    chosen = counting * 2 if len(counting) == 1 else counting  # a picture fused with itself stays as it is
+    if not isinstance(deghost, bool):
+        if deghost not in chosen:
+            raise InputError(f"deghost must name a frame that can be used somewhere, got {deghost}, which cannot")
+        deghost = chosen.index(deghost)
+    parts = [validity[index] for index in chosen]
+    fused, order = _fuse(
+        [images[index] for index in chosen],
+        task,
+        fuser,
+        ties=None if ties is None else [ties[index] for index in chosen],
+        validity=parts if any(part is not None for part in parts) else None,
+        deghost=deghost,
+        **options,
+    )
+    if fused.ndim == 2 and any(image.ndim == 3 for image in images):
+        fused = np.repeat(fused[..., None], 3, -1)
+    return fused, [chosen[index] for index in order]
 
 
 def _by_focus(task: str, weights: str | None, model, backend: str | None, device) -> bool:

@@ -346,6 +346,10 @@ def _split(samples: np.ndarray, grey_alpha: bool = False) -> tuple[np.ndarray, n
         return samples, None
     channels = samples.shape[2]
     alpha = np.ascontiguousarray(samples[..., -1]) if channels in (2, 4) else None
+    if alpha is not None and alpha.dtype.kind == "f":
+        if np.isnan(alpha).any():
+            raise InputError("alpha must be numbers, got NaN")
+        alpha = np.clip(alpha, 0, 1)
     if channels < 3 or grey_alpha:
         return np.ascontiguousarray(samples[..., 0]), alpha
     return np.ascontiguousarray(samples[..., :3]), alpha

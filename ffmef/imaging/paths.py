@@ -67,9 +67,11 @@ def read_standard_input() -> bytes:
     """Return all of standard input.
 
     Raises:
-        InputError: it is a terminal, or empty.
+        InputError: it is a terminal, closed, or empty.
     """
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin is None:
+        raise InputError("- (standard input) is closed: a picture must be piped into it")
+    if sys.stdin.isatty():
         raise InputError("- (standard input) is a terminal: a picture must be piped into it")
     data = sys.stdin.buffer.read()
     if not data:
@@ -81,8 +83,10 @@ def write_standard_output(data: bytes) -> None:
     """Write all of a file to standard output.
 
     Raises:
-        InputError: it is a terminal.
+        InputError: it is a terminal, or closed.
     """
+    if sys.stdout is None:
+        raise InputError("- (standard output) is closed: the picture must be piped into a file or program")
     if sys.stdout.isatty():
         raise InputError("- (standard output) is a terminal: the picture must be piped into a file or program")
     sys.stdout.buffer.write(data)

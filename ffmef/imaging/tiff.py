@@ -16,6 +16,7 @@ from ffmef.imaging.png import decode_opencv
 _STRIP_SAMPLES = 1 << 20  # samples of a strip
 _UNSIGNED, _FLOAT = 1, 3  # SampleFormat
 _ICC_PROFILE = 34675
+_ASSOCIATED = 1  # ExtraSamples: alpha that is multiplied into the colours
 
 
 def sample_type(data: bytes) -> np.dtype:
@@ -50,7 +51,26 @@ def _opened(data: bytes):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Return the samples as stored, not turned: uint16 or float32, (H, W) or (H, W, channels)."""
+    """Return the samples, not turned: uint16 or float32, (H, W) or (H, W, channels), alpha not multiplied in."""
+    samples = _decode(data)
+    with _opened(data) as file:
+        extra = tuple(file.pages[0].extrasamples)
+    if samples.ndim == 3 and samples.shape[2] in (2, 4) and extra[:1] == (_ASSOCIATED,):
+        return _divided(samples)
+    return samples
+
+
+def _divided(samples: np.ndarray) -> np.ndarray:
+    """Return samples whose last channel, alpha, is not multiplied into the others any more."""
+    opaque = np.float32(65535 if samples.dtype == np.uint16 else 1)
+    alpha = samples[..., -1:].astype(np.float32)
+    colours = samples[..., :-1] * (opaque / np.where(alpha > 0, alpha, opaque))
+    if samples.dtype == np.uint16:
+        colours = np.rint(np.minimum(colours, opaque))
+    return np.concatenate([colours.astype(samples.dtype), samples[..., -1:]], -1)
+
+
+def _decode(data: bytes) -> np.ndarray:
     import tifffile
 
     with _opened(data) as file:
