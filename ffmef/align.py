@@ -89,7 +89,7 @@ def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
 
 
 def best_exposed(frames: Sequence[np.ndarray]) -> int:
-    """Return the index of the frame in which most pixels hold detail; of equal ones that of the least samples, in any order."""
+    """Return the index of the frame in which most pixels hold detail; equal ones ordered by samples."""
     shares = []
     for frame in frames:
         small = _luminance(frame[::4, ::4])

@@ -76,7 +76,7 @@ def _occupy_closed_streams() -> None:
                 os.dup2(nowhere, number)
                 os.close(nowhere)
     if sys.stderr is None:  # print(file=None) would write to standard output
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115: for as long as the process lives
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _run(args: argparse.Namespace) -> int:

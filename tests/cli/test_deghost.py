@@ -151,7 +151,7 @@ def test_fused_pictures_show_the_object_no_more(tmp_path, capsys):
     assert main(["fuse", "--deghost", *names, "-o", out]) == 0
     assert np.array_equal(read_picture(out).pixels, ffmef.fuse(frames, deghost=True))
     for arguments, message in (
-        (["--deghost-from", "4"], "deghost must name one of 3 frames, got 3"),
+        (["--deghost-from", "4"], "--deghost-from must be a number from 1 to 3, got 4"),
         (["--deghost-from", "0"], "--deghost-from must be at least 1, got 0"),
         (["--deghost", "--weights", "mef"], "images must be 2 pictures"),
     ):
