@@ -32,8 +32,7 @@ class _SlidingSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, maps: Tensor, taps: Sequence[float]) -> Tensor:
-        ctx.taps = taps
+    def forward(maps: Tensor, taps: Sequence[float]) -> Tensor:
         for dim in (-2, -1):
             length = maps.shape[dim] - len(taps) + 1
             total = maps.narrow(dim, 0, length) * taps[0]
@@ -43,9 +42,21 @@ class _SlidingSum(torch.autograd.Function):
         return maps
 
     @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.taps = inputs[1]
+
+    @staticmethod
     def backward(ctx, grad: Tensor):
         border = len(ctx.taps) - 1
         return _SlidingSum.apply(F.pad(grad, (border,) * 4), ctx.taps), None
+
+    @staticmethod
+    def jvp(ctx, tangent: Tensor, _) -> Tensor:
+        return _SlidingSum.apply(tangent, ctx.taps)
+
+    @staticmethod
+    def vmap(info, in_dims, maps: Tensor, taps: Sequence[float]):
+        return _SlidingSum.apply(maps.movedim(in_dims[0], 0), taps), 0
 
 
 def _gaussian(maps: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ one of the two operators with one argument exchanged.
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +21,12 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from ffmef.ops import _distributed
+from ffmef.ops._after_import import after_import
 from ffmef.ops.library import define, fallback, implement, library, operator
 
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _LEGACY_LEVELS = 64  # of the vmap that torch.autograd's is_grads_batched still uses
 
 
@@ -41,7 +45,7 @@ class LinearOperator:
         schema: of the arguments, ``"(Tensor images, Tensor[] filters, str padding_mode)"``; tensors come first.
         groups: names of arguments that the operator is linear in together, one group after the other.
         vanishing: group number to arguments that must be zero when the group is exchanged: biases beside a product.
-        shared: arguments without a batch axis.
+        axes: arguments to their dimensions of batch, images and channels; without a batch they are shared.
         promote: what autocast does to the tensors; flat list to flat list.
         keep: ``(run, flat, options) -> (result, extra)`` or None: a forward pass that keeps what makes gradients cheap.
         from_kept: ``(grad, extra, flat) -> {position: gradient}`` of those that ``keep`` has made cheap.
@@ -52,7 +56,7 @@ class LinearOperator:
     schema: str
     groups: Sequence[Sequence[str]]
     vanishing: dict[int, Sequence[str]] = field(default_factory=dict)
-    shared: Sequence[str] = ()
+    axes: Mapping[str, tuple[int | None, int | None, int | None]] = field(default_factory=dict)
     promote: Callable[[list[Tensor]], list[Tensor]] = None  # type: ignore[assignment]
     keep: Callable | None = None
     from_kept: Callable | None = None
@@ -70,7 +74,7 @@ class LinearOperator:
         names = [a.name for a in self.arguments]
         self.group_arguments = [[names.index(name) for name in group] for group in self.groups]
         self.vanishing_arguments = {g: [names.index(n) for n in who] for g, who in self.vanishing.items()}
-        self.shared_arguments = {names.index(name) for name in self.shared}
+        self.shared_arguments = {names.index(name) for name, own in self.axes.items() if own[0] is None}
 
     # --- arguments, flat and nested --------------------------------------------------------------------------------
 
@@ -279,8 +283,9 @@ def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Func
         def forward(ctx, ends, options, *flat):
             kept = None
             # Whatever watches the dispatcher (tracers, counters) sees one operator; derivatives of both modes at once
-            # need it too.
-            if spec.keep is not None and forward_ad._current_level < 0 and torch._C._len_torch_dispatch_stack() == 0:
+            # need it too, and tensors of other types: sharded ones.
+            seen = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0
+            if spec.keep is not None and not seen and all(type(t) in _PLAIN_TYPES for t in flat):
                 with torch._C._AutoDispatchBelowAutograd():
                     kept = spec.keep(flat, ends, options, ctx.needs_input_grad[2:])
             ctx.kept = kept is not None
@@ -564,6 +569,7 @@ def register(
         implement(f"{spec.name}_triton_backward", flattened(triton[1]), key)
     for name in (spec.name, f"{spec.name}_triton"):
         _register_one(spec, name)
+        after_import("torch.distributed.tensor", functools.partial(_distributed.register, spec, name))
 
 
 def flattened(backward: Callable) -> Callable:

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from types import ModuleType
+
+from ffmef.ops._after_import import after_import
 
 EXPORTER = "torch.onnx._internal.exporter._registration"
-
-
-class _ExporterFinder(MetaPathFinder):
-    """Finds the exporter as anybody would, once, and registers the translations after it."""
-
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        if name != EXPORTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def execute_and_register(module: ModuleType) -> None:
-            execute(module)
-            _register()
-
-        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
-        return spec
 
 
 def _register() -> None:
@@ -47,7 +24,4 @@ def _register() -> None:
 
 def install() -> None:
     """Register the translations as soon as the exporter exists."""
-    if EXPORTER in sys.modules:
-        _register()
-    else:
-        sys.meta_path.insert(0, _ExporterFinder())
+    after_import(EXPORTER, _register)

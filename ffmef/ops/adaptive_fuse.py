@@ -249,7 +249,7 @@ _OPERATOR = LinearOperator(
     "adaptive_fuse",
     "(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode)",
     groups=[["images"], ["filters"], ["alphas"]],
-    shared=["alphas"],
+    axes={"images": (0, 1, 2), "filters": (0, 1, None), "alphas": (None, None, None)},
     promote=_promote,
     keep=_keep_responses,
     from_kept=_alphas_gradient,

@@ -306,7 +306,13 @@ _OPERATOR = LinearOperator(
     "(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, str padding_mode)",
     groups=[["hidden"], ["weight", "bias"], ["images"], ["alphas"]],
     vanishing={0: ["bias"]},
-    shared=["weight", "bias", "alphas"],
+    axes={
+        "hidden": (0, 1, None),
+        "weight": (None, None, None),
+        "bias": (None, None, None),
+        "images": (0, 1, 2),
+        "alphas": (None, None, None),
+    },
     promote=lambda flat: [*promote_all(flat[:-1]), flat[-1]],
     flops=_flops,
 )

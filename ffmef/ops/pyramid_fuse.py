@@ -133,6 +133,7 @@ _OPERATOR = LinearOperator(
     "pyramid_fuse",
     "(Tensor images, Tensor weights, Tensor base, int scale)",
     groups=[["images"], ["weights", "base"]],
+    axes={"images": (0, 1, 2), "weights": (0, 2, None), "base": (0, 1, None)},
     promote=promote_all,
     flops=_flops,
 )

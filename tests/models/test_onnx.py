@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ffmef.ops import adaptive_fuse, pyramid_fuse
+from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -81,3 +81,24 @@ def test_the_table_is_what_exporters_take_too(tmp_path):
     assert torch.ops.ffmef.adaptive_fuse.default in table
     assert torch.ops.ffmef.pyramid_fuse.default in table
     compare(Adaptive("zeros"), (1, 2, 1, 9, 8), [(10, 11)], tmp_path / "a.onnx", custom_translation_table=table)
+
+
+def test_circular_padding(tmp_path):
+    compare(Adaptive("circular", sizes=(5,)), (1, 2, 1, 9, 8), [(10, 11), (3, 2)], tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect", "circular"])
+def test_predict_and_fuse(padding_mode, tmp_path):
+    class Predict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden = nn.Conv2d(3, 4, 1)
+            self.weight = nn.ParameterList([torch.rand(k * k, 4) for k in (1, 3)])
+            self.bias = nn.ParameterList([torch.rand(k * k) for k in (1, 3)])
+
+        def forward(self, images):
+            hidden = self.hidden(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+            options = {"padding_mode": padding_mode}
+            return predict_and_fuse([hidden] * 2, list(self.weight), list(self.bias), images, [0.25, 0.75], **options)
+
+    compare(Predict(), (1, 2, 3, 9, 8), [(10, 11), (3, 4)], tmp_path / "a.onnx")

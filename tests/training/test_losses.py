@@ -368,3 +368,27 @@ def test_soft_histograms():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_transforms_of_torch_func(name):
+    """grad, jvp, vmap and their products agree with autograd, one scene after the other."""
+    from torch.func import grad, jvp, vmap
+
+    sources = Sources.from_rgb(scene(48, 1, 2, torch.float64))
+    fused = (0.9 * sources.luminance.mean(1, keepdim=True) + 0.05).requires_grad_()
+    direction = torch.randn_like(fused)
+
+    def value(x):
+        return LOSSES[name](x, sources)[0]
+
+    (expected,) = torch.autograd.grad(value(fused), fused)
+    fused = fused.detach()
+    torch.testing.assert_close(grad(value)(fused), expected)
+    torch.testing.assert_close(jvp(value, (fused,), (direction,))[1], (expected * direction).sum())
+    several = torch.stack([fused, 0.9 * fused])
+    torch.testing.assert_close(vmap(value)(several), torch.stack([value(x) for x in several]))
+    torch.testing.assert_close(vmap(grad(value), chunk_size=1)(several)[0], expected)
+    forward = jvp(grad(value), (fused,), (direction,))[1]
+    reverse = grad(lambda x: (grad(value)(x) * direction).sum())(fused)
+    torch.testing.assert_close(forward, reverse)
