@@ -306,7 +306,7 @@ class PyramidFFMEF(nn.Module):
 
     def _is_native(self, *tensors: Tensor) -> bool:
         """Return whether the native operators can run the model on these tensors now."""
-        if torch.compiler.is_exporting():  # programs are loaded on other devices and written as ONNX
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ONNX has no such operators
             return False
         known = self.backend in (None, "cpu") and available(self.channels, self.stem, self.bands, self.octaves)
         return (
