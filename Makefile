@@ -18,7 +18,7 @@ SOURCES = setup.py pyproject.toml CMakeLists.txt $(wildcard csrc/*.* csrc/*/*.* 
 
 # What make test-quick runs, in float32: every operator's values and gradients, the models, the command.
 QUICK = tests/ops/test_adaptive_fuse.py tests/ops/test_adaptive_fuse_coarse.py tests/ops/test_predict_and_fuse.py \
-        tests/ops/test_pyramid_fuse.py tests/ops/test_pyramid_fuse_rgb.py tests/ops/test_ffmef_forward.py \
+        tests/ops/test_pyramid_fuse.py tests/ops/test_ffmef_forward.py \
         tests/ops/test_thin_convolution.py tests/ops/test_norm_activation.py tests/ops/test_nn.py \
         tests/models/test_registry.py tests/cli/test_file_writing.py
 NATIVE = $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.* tests/support/cuda_emulator/* examples/cpp/*.cpp)

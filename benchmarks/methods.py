@@ -52,9 +52,7 @@ def model(backend: str | None = None, unfold: bool = False, device: str = "cpu")
 
 def pyramid(device: str = "cpu") -> nn.Module:
     """Return the coarse-pyramid network with seeded random weights in eval mode."""
-    from ffmef.models.pyramid_first import FirstPyramidFFMEF
-
-    return seeded(FirstPyramidFFMEF, device)
+    return seeded(registry.find("pyramid").build, device)
 
 
 def seeded(build: Callable[[], nn.Module], device: str) -> nn.Module:
@@ -152,6 +150,8 @@ def counts(name: str) -> tuple[int, float] | tuple[None, None]:
         return None, None
     paper = name.startswith("FFMEF")
     network = model("eager", device="meta") if paper else pyramid()
+    if not paper:
+        network.backend = "reference"  # layer by layer, so that the counter sees the convolutions
     pair = torch.empty(1, 2, 551, 707, device="meta" if paper else "cpu")
     operations = counting.multiply_adds(network, pair)
     if paper:

@@ -32,9 +32,6 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
   m.def(
       "pyramid_fuse_backward(Tensor grad, Tensor images, Tensor weights, Tensor base, int scale, "
       "bool need_images, bool need_weights, bool need_base) -> Tensor[]");
-  m.def("half_luminance(Tensor[] pictures) -> Tensor");
-  m.def("pyramid_fuse_rgb(Tensor[] pictures, Tensor half, Tensor weights, Tensor base, int scale) -> Tensor");
-  m.def("pyramid_predict(Tensor half, Tensor[] parameters, int[] channels, int stem, int bands) -> (Tensor, Tensor)");
   m.def(
       "pyramid_exposures(Tensor[] pictures, Tensor[] validity, Tensor[] parameters, int[] channels, int stem, "
       "int octaves, float[] adjust) -> Tensor");

@@ -74,7 +74,7 @@ def fuse(
         images: in any order.
         threads: as for :func:`thread_count`.
         validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; none where nothing
-            is known. Like ``adjust``, not for networks of the first design.
+            is known.
         adjust: what is to be different.
     """
     dtype = images[0].dtype
@@ -106,7 +106,7 @@ def _read_network(path: Path, stamp: tuple):
     try:
         with safe_open(str(path), framework="numpy") as file:
             header = file.metadata() or {}
-            if header.get("architecture") not in ("PyramidFFMEF", "FirstPyramidFFMEF"):
+            if header.get("architecture") != "PyramidFFMEF":
                 return None
             return _network({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["config"]))
     except Exception:  # whatever damaged bytes lead to
@@ -115,12 +115,9 @@ def _read_network(path: Path, stamp: tuple):
 
 def _network(state: dict[str, np.ndarray], config: dict):
     """Return the native network of parameters by name, where they are just those of a model that the kernels know."""
-    config = dict(config)
-    first = config.pop("design", 1) == 1  # without statistics of cells, prior and octaves
-    octaves = None if first else config.pop("octaves", None)
-    if _picture is None or config.keys() != {"bands", "channels", "stem"}:
+    if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 2:
         return None
-    shapes = _shapes(first=first, **config)
+    shapes = _shapes(config["bands"], config["channels"], config["stem"])
     fits = state.keys() == shapes.keys() and all(
         state[name].shape == shape and state[name].dtype == np.float32 and np.isfinite(state[name]).all()
         for name, shape in shapes.items()
@@ -129,30 +126,30 @@ def _network(state: dict[str, np.ndarray], config: dict):
         return None
     try:
         return _picture.Network(
-            [state[name] for name in shapes], config["channels"], config["stem"], config["bands"], octaves
+            [state[name] for name in shapes], config["channels"], config["stem"], config["bands"], config["octaves"]
         )
     except (TypeError, ValueError):  # sizes that the kernels are not made for
         return None
 
 
-def _shapes(bands: int, channels: Sequence[int], stem: int, first: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(bands: int, channels: Sequence[int], stem: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model's parameters by name, in the order in which the kernels take them."""
     finest, coarsest = channels[0], channels[-1]
     steps = [(str(index), fine, coarse) for index, (fine, coarse) in enumerate(zip(channels[:-1], channels[1:]))]
     layers = {
         "stem": (stem, 1, 2, 2),
         "enter": (finest, stem, 2, 2),
-        **({} if first else {"statistics": (finest, 3, 1, 1)}),
+        "statistics": (finest, 3, 1, 1),
         "meet.conv": (finest, 2 * finest, 1, 1),
         **{f"down.{index}": (coarse, fine, 2, 2) for index, fine, coarse in steps},
         **{f"encode.{index}": (coarse, coarse, 3, 3) for index, _, coarse in steps},
-        "overall": (coarsest, coarsest) if first else (coarsest, coarsest, 1, 1),
+        "overall": (coarsest, coarsest, 1, 1),
         "meet_coarsest.conv": (coarsest, 2 * coarsest, 1, 1),
         **{f"up.{index}": (fine, coarse, 1, 1) for index, fine, coarse in steps},
         **{f"decode.{index}": (fine, fine, 3, 3) for index, fine, _ in steps},
-        "head": (2 * (bands + (1 if first else 2)), finest, 1, 1),
+        "head": (2 * (bands + 2), finest, 1, 1),
     }
-    shapes = {} if first else {"prior": (bands + 2,)}
+    shapes: dict[str, tuple[int, ...]] = {"prior": (bands + 2,)}
     for name, shape in layers.items():
         shapes[f"predictor.{name}.weight"] = shape
         shapes[f"predictor.{name}.bias"] = shape[:1]

@@ -191,12 +191,12 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
         return _Fuser(focus=True)
     named = model is None or isinstance(model, str)
     if named:
-        weights = _weights_name(task, weights, model, count, backend)
+        weights = _weights_name(task, weights, model, backend)
     elif weights is not None or backend is not None:
         raise InputError("weights and backend must be left alone where model is given")
     network = _native_network(weights if named else model, task, backend, device)
     if network is not None:
-        return _Fuser(network=network, selective=not network.first)
+        return _Fuser(network=network, selective=True)
     model = _load_model(weights, count, backend, device) if named else model
     return _Fuser(model=model, selective=task != "vif" and hasattr(model, "adopt_first"))
 
@@ -221,7 +221,7 @@ def _fuse(
     threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
     if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
         name = "validity" if validity else "deghost" if adjust.neutral else "adjust"
-        raise InputError(f"{name} must be left alone for this model: only pyramid knows it, from its second design on")
+        raise InputError(f"{name} must be left alone for this model: only pyramid knows it")
     if fuser.focus:
         with _cv2_threads(threads):
             return focus.fuse(images).pixels, list(range(len(images)))
@@ -526,14 +526,14 @@ def _backend_of_engine(engine: str, backend: str | None) -> str | None:
     return backend if engine == "auto" else backend or engine
 
 
-def _weights_name(task: str, weights: str | None, model: str | None, images: int, backend: str | None) -> str:
+def _weights_name(task: str, weights: str | None, model: str | None, backend: str | None) -> str:
     """Return the weights to load: those given, or those of a model for the task."""
     if weights is not None:
         if model is not None:
             raise InputError(f"weights must be left alone where a model is named, got {weights} and {model!r}")
         return weights
     spec = registry.default(task, backend) if model is None else registry.find(model)
-    return spec.weights_for(task, images)
+    return spec.weights_for(task)
 
 
 def _load_model(weights: str, images: int, backend: str | None, device):

@@ -19,20 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import ffmef
-from ffmef import metrics
+from ffmef import files, metrics
 from ffmef.data import find_pairs
 from ffmef.data.pictures import read_rgb, shrink
 from ffmef.errors import InputError
 from ffmef.imaging.io import Picture, write_picture
 from ffmef.models import load
-from ffmef.models.pyramid import SCALE, CoarsePredictor
-from ffmef.models.pyramid_first import FirstPyramidFFMEF
-from ffmef.training.checkpoint import write_atomically
 from ffmef.training.config import Config, resolve
 from ffmef.training.report import contact_sheet
 from ffmef.training.trainer import Trainer
@@ -76,7 +71,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any] | Callable[[Config], dict[str, Any]
         "no band": {"model_options": {"bands": 0}},
         "1 band": {"model_options": {"bands": 1}},
         "2 bands": {"model_options": {"bands": 2}},
-        "guide of 8 bins": {},
+        "no octave": {"model_options": {"octaves": 0}},
         "no coarser grids": {"model_options": {"channels": [16]}},
         "half the channels": {"model_options": {"channels": [8, 8, 16, 16], "stem": 4}},
         "1.5 times the channels": {"model_options": {"channels": [24, 24, 48, 48], "stem": 12}},
@@ -133,8 +128,7 @@ def run(args: argparse.Namespace) -> None:
             config = resolve(args.config, settings | (changes(plain) if callable(changes) else changes))
             key = key_of(part, name)
             if key not in scores:
-                model = GuidedPyramid(bins=8) if name.startswith("guide") else None
-                model = train(config, folder / key, model)
+                model = train(config, folder / key)
                 scores[key], pictures[key] = evaluate(model, pairs, args.metrics, args.scenes)
                 print(key, dict(zip(args.metrics, np.round(scores[key], 4).tolist())), flush=True)
             rows[name] = scores[key]
@@ -145,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         ]
         write_picture(folder / f"ablation-{part}.png", Picture(contact_sheet(sheet)))
         text += [f"Columns of `ablation-{part}.png`: the two sources, {', '.join(rows)}.", ""]
-    write_atomically(folder / "ablation.md", "\n".join(text).encode())
+    files.write(folder / "ablation.md", "\n".join(text))
 
 
 def key_of(part: str, name: str) -> str:
@@ -155,63 +149,12 @@ def key_of(part: str, name: str) -> str:
     return f"{part}-{''.join(c if c.isalnum() else '_' for c in name).strip('_')}"
 
 
-def train(config: Config, folder: Path, model: nn.Module | None = None) -> nn.Module:
-    """Return a variant's model, trained, resumed or found; ``model`` is one that the settings cannot name."""
+def train(config: Config, folder: Path) -> nn.Module:
+    """Return a variant's model, trained, resumed or found."""
     weights = folder / "weights.safetensors"
     if not weights.exists():
-        Trainer(config, folder, resume=(folder / "checkpoint.pt").exists(), model=model).run()
-    if model is None:
-        return load(weights)
-    model.load_state_dict(load_file(weights))
-    return model.eval()
-
-
-class GuidedPyramid(nn.Module):
-    """The pyramid model with coarse weights that also depend on a pixel's mean luminance over the images.
-
-    Each cell has a weight for every bin of luminance, and a pixel takes the mean of the two nearest bins' weights: a
-    bilateral grid, which lets neighbouring pixels of one cell be weighted unlike. In plain torch, to be compared only.
-    """
-
-    def __init__(self, bins: int) -> None:
-        super().__init__()
-        like = FirstPyramidFFMEF()
-        self.bins, self.bands = bins, like.bands
-        self.predictor = CoarsePredictor(2 * (self.bands + 1) * bins, like.channels, like.stem)
-        nn.init.normal_(self.predictor.head.weight, std=0.002)
-        nn.init.zeros_(self.predictor.head.bias)
-
-    def config(self) -> dict[str, int]:
-        return {"bins": self.bins}
-
-    def forward(self, luminance: Tensor) -> Tensor:
-        batch, count = luminance.shape[:2]
-        height, width = luminance.shape[-2:]
-        whole = F.pad(luminance, (0, -width % SCALE, 0, -height % SCALE), mode="replicate")
-        planes = self.predictor(F.avg_pool2d(whole, 2).flatten(0, 1).unsqueeze(1), count)
-        logits, gains = planes.unflatten(0, (batch, count)).unflatten(2, (2, self.bands + 1, self.bins)).unbind(2)
-        weights = logits.softmax(1) * (1 + gains)
-        levels = [whole]
-        for _ in range(self.bands):
-            levels.append(F.avg_pool2d(levels[-1], 2))
-        out = (self._slice(weights[:, :, -1], levels[-1]) * levels[-1]).sum(1, keepdim=True)
-        for level in reversed(range(self.bands)):
-            band = levels[level] - _double(levels[level + 1])
-            out = _double(out) + (self._slice(weights[:, :, level], levels[level]) * band).sum(1, keepdim=True)
-        return out[..., :height, :width]
-
-    def _slice(self, weights: Tensor, pictures: Tensor) -> Tensor:
-        """Weights (B, N, bins, h, w) at each pixel of pictures (B, N, H, W), interpolated in cells and bins."""
-        factor = pictures.shape[-1] // weights.shape[-1]
-        fine = F.interpolate(weights.flatten(0, 1), scale_factor=float(factor), mode="bilinear", align_corners=False)
-        place = pictures.mean(1, keepdim=True).clamp(0, 1) * (self.bins - 1)
-        bins = torch.arange(self.bins, device=pictures.device).view(-1, 1, 1)
-        near = (1 - (place - bins).abs()).clamp(min=0)
-        return (fine.unflatten(0, pictures.shape[:2]) * near.unsqueeze(1)).sum(2)
-
-
-def _double(maps: Tensor) -> Tensor:
-    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
+        Trainer(config, folder, resume=(folder / "checkpoint.pt").exists()).run()
+    return load(weights)
 
 
 def evaluate(model: nn.Module, pairs: dict, names: list[str], scenes: int) -> tuple[list[float], list[np.ndarray]]:

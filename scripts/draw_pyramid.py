@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from ffmef import models
+from ffmef.imaging.colour import luminance
 from ffmef.imaging.io import Picture, read_picture, write_picture
-from ffmef.ops import half_luminance
+from ffmef.models.pyramid import halve
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 WIDTH = 400
@@ -29,9 +30,9 @@ def main() -> None:
     args = parser.parse_args()
     pictures = [torch.from_numpy(read_picture(path).pixels.copy()) for path in args.pictures]
     model = models.load("mef-pyramid")
-    half = half_luminance(pictures)
+    half = halve(luminance(torch.stack([p.movedim(-1, 0) for p in pictures]))[None] / 255)
     with torch.inference_mode():
-        shares, gains = model.predict(half[None])
+        shares, gains = model.predict(half)
         fused = model.fuse_rgb(pictures)
     height = round(WIDTH * fused.shape[0] / fused.shape[1])
 

@@ -24,12 +24,10 @@ using Mask = std::optional<py::array_t<uint8_t, py::array::c_style>>;
 // A predictor with its parameters, which other threads may use at the same time.
 class Network {
  public:
-  // Without a number of octaves: of the first design.
   Network(const std::vector<Floats>& parameters, const std::vector<int64_t>& channels, int64_t stem, int64_t bands,
-          std::optional<int> octaves)
-      : octaves_(octaves.value_or(0)) {
-    const bool first = !octaves.has_value();
-    if (first ? bands < 1 : bands != 3) throw std::invalid_argument("bands must be 3, or 1 to 3 in the first design");
+          int octaves)
+      : octaves_(octaves) {
+    if (bands != 3) throw std::invalid_argument("bands must be 3, got " + std::to_string(bands));
     if (octaves_ < 0 || octaves_ > 16)
       throw std::invalid_argument("octaves must be 0 to 16, got " + std::to_string(octaves_));
     std::vector<Parameter> plain;
@@ -37,12 +35,10 @@ class Network {
       values_.emplace_back(parameter.data(), parameter.data() + parameter.size());
       plain.push_back({values_.back().data(), int64_t(values_.back().size())});
     }
-    net_ = network_of(plain, channels, stem, bands, first);
+    net_ = network_of(plain, channels, stem, bands);
   }
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
-
-  bool first() const { return net_.first; }
 
   py::array fuse(const std::vector<py::array>& images, int threads, const std::vector<Mask>& validity,
                  const std::array<double, 4>& adjust) const {
@@ -57,10 +53,7 @@ class Network {
     hint_huge_pages(data, int64_t(out.nbytes()));
     const py::gil_scoped_release release;
     Team::run(pool_crew(threads), [&](Team& team) {
-      if (net_.first)
-        fuse_pictures(net_, pictures, data, team);
-      else
-        fuse_exposures(net_, exposures, octaves_, {adjust[0], adjust[1], adjust[2], adjust[3]}, data, team);
+      fuse_exposures(net_, exposures, octaves_, {adjust[0], adjust[1], adjust[2], adjust[3]}, data, team);
     });
     return out;
   }
@@ -86,7 +79,6 @@ class Network {
   std::vector<const uint8_t*> masks_of(const std::vector<Mask>& validity, const Pictures& pictures) const {
     std::vector<const uint8_t*> masks;
     if (validity.empty()) return masks;
-    if (net_.first) throw std::invalid_argument("validity must be left out in the first design");
     if (int64_t(validity.size()) != pictures.count())
       throw std::invalid_argument("validity must hold an array or None for each picture");
     for (const Mask& mask : validity) {
@@ -118,10 +110,8 @@ PYBIND11_MODULE(_picture, m) {
   m.def("processors", &ffmef::processors, "Return the number of processors that this process may run on.");
   m.def("isa", [] { return ffmef::isa_name(ffmef::active_isa()); }, "Return the instruction set of the kernels here.");
   py::class_<Network>(m, "Network", "The predictor of a PyramidFFMEF with its parameters.")
-      .def(py::init<const std::vector<ffmef::Floats>&, const std::vector<int64_t>&, int64_t, int64_t,
-                    std::optional<int>>(),
+      .def(py::init<const std::vector<ffmef::Floats>&, const std::vector<int64_t>&, int64_t, int64_t, int>(),
            py::arg("parameters"), py::arg("channels"), py::arg("stem"), py::arg("bands"), py::arg("octaves"))
-      .def_property_readonly("first", &Network::first, "Whether it is of the first design.")
       .def("fuse", &Network::fuse, py::arg("images"), py::arg("threads"),
            py::arg("validity") = std::vector<ffmef::Mask>{}, py::arg("adjust") = std::array<double, 4>{},
            "Return the fused picture of arrays (H, W) or (H, W, 3) of one size and dtype.");

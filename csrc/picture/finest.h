@@ -15,24 +15,9 @@ struct PictureView {
   int channels;
 };
 
-// The finest level, colour included. All planes are contiguous; luminance is on the scale 0..1, studio swing.
-struct FinestLevel {
-  Sample sample;
-  int64_t count, height, width;
-  const PictureView* pictures;
-  bool coloured;            // any picture is; then the result has 3 channels, else 1
-  const float* half;        // (count, ceil(height / 2), ceil(width / 2)), luminance at half size
-  const float* half_fused;  // the fused level of half size
-  const float* weights;     // (count, cells_down, cells_across)
-  int64_t cells_down, cells_across;
-  int factor;  // pixels along a side of a cell
-};
-
 struct FinestKernels {
   // Rows [begin, end) of half: the mean luminance of 2 x 2 pixels, an odd border repeated.
   void (*halve)(Sample, PictureView, int64_t height, int64_t width, float* half, int64_t begin, int64_t end);
-  // Rows [begin, end) of the fused picture.
-  void (*fuse)(const FinestLevel&, void* out, int64_t begin, int64_t end);
 };
 
 FFMEF_DECLARE_KERNELS(FinestKernels, finest_kernels)

@@ -104,7 +104,7 @@ bool Pictures::coloured() const {
 }
 
 PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::vector<int64_t>& channels, int64_t stem,
-                          int64_t bands, bool first) {
+                          int64_t bands) {
   const int grids = int(channels.size());
   if (grids < 1 || grids > kMaxGrids || stem < 1 || stem > kChannelBlock || bands < 0 || bands > 3)
     throw std::invalid_argument("channels must have 1 to " + std::to_string(kMaxGrids) + " grids, stem at most " +
@@ -114,13 +114,12 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
       throw std::invalid_argument("channels must be multiples of " + std::to_string(kChannelBlock));
   Reader reader{parameters};
   PredictNetwork net{};
-  net.first = first;
-  if (!first) net.prior = reader.vector(bands + 2);
+  net.prior = reader.vector(bands + 2);
   net.grids = grids;
   net.bands = int(bands);
   net.stem = reader.conv(stem, 1, 2);
   net.enter = reader.conv(channels[0], stem, 2);
-  if (!first) net.statistics = reader.conv(channels[0], 3, 1);
+  net.statistics = reader.conv(channels[0], 3, 1);
   net.meet = reader.conv(channels[0], 2 * channels[0], 1);
   for (int g = 0; g + 1 < grids; ++g) net.down[g] = reader.conv(channels[g + 1], channels[g], 2);
   for (int g = 0; g + 1 < grids; ++g) net.encode[g] = reader.conv(channels[g + 1], channels[g + 1], 3);
@@ -128,77 +127,11 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
   net.meet_coarsest = reader.conv(channels[grids - 1], 2 * channels[grids - 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.up[g] = reader.conv(channels[g], channels[g + 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.decode[g] = reader.conv(channels[g], channels[g], 3);
-  net.head = reader.conv(2 * (bands + (first ? 1 : 2)), channels[0], 1);
+  net.head = reader.conv(2 * (bands + 2), channels[0], 1);
   if (reader.next != parameters.size())
     throw std::invalid_argument("parameters must hold " + std::to_string(reader.next) + " tensors, got " +
                                 std::to_string(parameters.size()));
   return net;
-}
-
-void half_luminance(const Pictures& pictures, float* half, Team& team) {
-  const FinestKernels& kernels = FFMEF_KERNELS(finest_kernels);
-  const int64_t down = pictures.down(), across = pictures.across();
-  parallel_rows_of_planes(team, pictures.count(), down, 2 * pictures.width, [&](int64_t n, int64_t begin, int64_t end) {
-    kernels.halve(pictures.sample, pictures.views[n], pictures.height, pictures.width, half + n * down * across, begin,
-                  end);
-  });
-}
-
-void predict_first(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
-                   float* weights, float* base, Team& team) {
-  FFMEF_KERNELS(pyramid_predict_kernels)
-      .predict(net, half, count, height, width, {}, {weights, base, nullptr, nullptr, nullptr}, {&team, over_rows});
-}
-
-void fuse_bands(const Pictures& pictures, const float* half, const float* weights, const float* base, int bands,
-                int scale, void* out, Team& team) {
-  const PyramidFuseKernels& kernels = FFMEF_KERNELS(pyramid_fuse_kernels);
-  const int64_t count = pictures.count(), down = (pictures.height + scale - 1) / scale,
-                across = (pictures.width + scale - 1) / scale;
-  Levels levels = halve_all(pictures, half, bands, team);
-  for (int level = bands; level >= 1; --level) {
-    const bool lowest = level == bands;
-    PyramidLevel l{};
-    l.scalar = Scalar::f32;
-    l.count = count;
-    l.height = levels.heights[level];
-    l.width = levels.widths[level];
-    l.fine = levels.planes[level].data();
-    l.coarse = lowest ? nullptr : levels.stored[level + 1].get();
-    l.coarse_fused = lowest ? nullptr : levels.fused[level + 1].get();
-    l.weights = lowest ? base : weights + level * count * down * across;
-    l.cells_down = down;
-    l.cells_across = across;
-    l.factor = scale >> level;
-    parallel_rows(team, l.height, l.width * count,
-                  [&](int64_t begin, int64_t end) { kernels.fuse(l, levels.fused[level].get(), false, begin, end); });
-  }
-  const FinestLevel finest{pictures.sample,
-                           count,
-                           pictures.height,
-                           pictures.width,
-                           pictures.views.data(),
-                           pictures.coloured(),
-                           half,
-                           levels.fused[1].get(),
-                           weights,
-                           down,
-                           across,
-                           scale};
-  const FinestKernels& rows = FFMEF_KERNELS(finest_kernels);
-  parallel_rows(team, pictures.height, 2 * pictures.width * count,
-                [&](int64_t begin, int64_t end) { rows.fuse(finest, out, begin, end); });
-}
-
-void fuse_pictures(const PredictNetwork& net, const Pictures& pictures, void* out, Team& team) {
-  constexpr int kScale = 8;  // pixels along a side of a cell
-  const int64_t count = pictures.count(), down = pictures.down(), across = pictures.across();
-  const int64_t cells = (down + 3) / 4 * ((across + 3) / 4);
-  const std::unique_ptr<float[]> half = new_plane(count * down * across);
-  const std::unique_ptr<float[]> weights = new_plane(net.bands * count * cells), base = new_plane(count * cells);
-  half_luminance(pictures, half.get(), team);
-  predict_first(net, half.get(), count, down, across, weights.get(), base.get(), team);
-  fuse_bands(pictures, half.get(), weights.get(), base.get(), net.bands, kScale, out, team);
 }
 
 namespace {

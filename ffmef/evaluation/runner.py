@@ -109,7 +109,7 @@ def evaluate(
         for pair in pairs:
             if pair.name in pictures:
                 tasks.append(_task(pair, method, output, task, names, save_as, fused=pictures[pair.name]))
-    fusing = _names_of_weights(weights or ([] if methods else _default_weights(task, pairs)), methods)
+    fusing = _names_of_weights(weights or ([] if methods else _default_weights(task)), methods)
     for method, given in fusing:
         if given != focus.NAME:
             models.load(given)  # what is wrong with the weights is wrong with every pair
@@ -233,11 +233,11 @@ def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
     return TASK_METRICS[task]
 
 
-def _default_weights(task: str, pairs: list[datasets.Pair]) -> list[str]:
-    """Return the weights to use by default: those for brackets if there are any brackets."""
+def _default_weights(task: str) -> list[str]:
+    """Return the weights to use by default."""
     if task == "mff":
         return [focus.NAME]
-    return [registry.default(task).weights_for(task, max(len(pair.frames) for pair in pairs))]
+    return [registry.default(task).weights_for(task)]
 
 
 def _weights_identity(weights: str) -> str:

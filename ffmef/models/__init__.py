@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 # Imported at first use, so that the registry can be asked without torch.
 _MODULES = {
     "FFMEF": "ffmef",
-    "FirstPyramidFFMEF": "pyramid_first",
     "HierarchicalRepresentationExtractor": "extractor",
     "PyramidFFMEF": "pyramid",
     "SpatialAdaptiveFilterPredictor": "predictor",

@@ -365,12 +365,21 @@ class PyramidFFMEF(nn.Module):
 
         The octaves begin as the base, the cells' statistics without effect, and the layer that saw the picture's mean
         sees the cell.
+
+        Raises:
+            RuntimeError: names or shapes do not fit.
         """
         state = dict(state)
-        state["predictor.overall.weight"] = state["predictor.overall.weight"][..., None, None]
+        overall, head = "predictor.overall.weight", ("predictor.head.weight", "predictor.head.bias")
+        for name, sizes in {overall: 2, head[0]: 4, head[1]: 1}.items():
+            if name not in state or state[name].dim() != sizes:
+                raise RuntimeError(f"{name} must have {sizes} dimensions")
+        if any(len(state[name]) != 2 * (self.bands + 1) for name in head):
+            raise RuntimeError(f"predictor.head must have {2 * (self.bands + 1)} planes, got {len(state[head[1]])}")
+        state[overall] = state[overall][..., None, None]
         planes = [*range(self.bands + 1), self.bands]
         planes += [self.bands + 1 + plane for plane in planes]
-        for name in ("predictor.head.weight", "predictor.head.bias"):
+        for name in head:
             state[name] = state[name][planes]
         for name in ("weight", "bias"):
             own = getattr(self.predictor.statistics, name)

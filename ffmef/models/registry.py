@@ -7,7 +7,7 @@ import torch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ffmef.errors import InputError
@@ -45,11 +45,9 @@ class Spec:
         architecture: the class in :mod:`ffmef.models`; weight files name it.
         summary: one line for ``--help``.
         weights: the bundled weights by task.
-        weights_of_brackets: the same where they differ for more than two pictures.
         fewest, most: number of pictures; ``most`` is None where there is no limit.
         ordered: whether the result depends on the order of the pictures.
         backends: the values of ``backend`` besides None.
-        former: earlier designs of the class, which older weight files hold.
     """
 
     name: str
@@ -60,8 +58,6 @@ class Spec:
     fewest: int = 2
     most: int | None = None
     ordered: bool = False
-    weights_of_brackets: Mapping[str, str] = field(default_factory=dict)
-    former: tuple[str, ...] = ()
 
     def build(self, **options: Any) -> nn.Module:
         """Return the model with random weights.
@@ -73,15 +69,15 @@ class Spec:
 
         return getattr(models, self.architecture)(**options)
 
-    def weights_for(self, task: str, count: int = 2) -> str:
-        """Return the name of the bundled weights for a task and a number of pictures.
+    def weights_for(self, task: str) -> str:
+        """Return the name of the bundled weights for a task.
 
         Raises:
             InputError: the model has no weights for the task.
         """
         if task not in self.weights:
             raise InputError(f"model {self.name!r} must be used for task {', '.join(self.weights)}, got {task}")
-        return self.weights_of_brackets.get(task, self.weights[task]) if count > 2 else self.weights[task]
+        return self.weights[task]
 
     def check_count(self, count: int) -> None:
         """Raise InputError unless the model takes this many pictures."""
@@ -112,7 +108,6 @@ MODELS: dict[str, Spec] = {
             summary="any number of exposures, in any order",
             weights={"mef": "mef-pyramid"},
             backends=_OPERATOR_BACKENDS,
-            former=("FirstPyramidFFMEF",),
         ),
         Spec(
             name="ffmef",
@@ -148,7 +143,7 @@ def of(model: object) -> Spec | None:
 
 def by_architecture() -> dict[str, Spec]:
     """Return the models by the class that weight files name."""
-    return {name: spec for spec in MODELS.values() for name in (spec.architecture, *spec.former)}
+    return {spec.architecture: spec for spec in MODELS.values()}
 
 
 def default(task: str, backend: str | None = None) -> Spec:

@@ -192,18 +192,64 @@ def load(name_or_path: str | Path) -> nn.Module:
     return _load_authors(path)
 
 
-def _load_safetensors(path: Path) -> nn.Module:
+def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the facts and the tensors of a file."""
     from safetensors import safe_open
 
     try:
         with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:  # whatever damaged bytes lead to
         reason = _printable(next(iter(str(error).splitlines()), type(error).__name__), 200)
         raise InputError(f"{path} is not a weight file: {reason}") from None
+
+
+def _is_first_design(header: Mapping[str, str]) -> bool:
+    """Return whether a file's facts are those of PyramidFFMEF as it was before its files named a design."""
+    name = header.get("architecture")
+    try:
+        config = json.loads(header.get("config", "{}"))
+    except (ValueError, RecursionError):
+        return False
+    return name == "FirstPyramidFFMEF" or (
+        name == "PyramidFFMEF" and isinstance(config, dict) and "design" not in config
+    )
+
+
+def first_design(name_or_path: str | Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a weight file of PyramidFFMEF's first design, or None for every other file.
+
+    Nothing fuses with them any more; training may go on from them, by :meth:`ffmef.models.PyramidFFMEF.adopt_first`.
+
+    Raises:
+        InputError: nothing has that name, or a value is not finite.
+
+    Example:
+        >>> first_design("mef-pyramid") is None
+        True
+    """
+    path = find(name_or_path)
+    try:
+        header, state = _read_safetensors(path)
+    except InputError:  # the authors' file, or one that load() complains of
+        return None
+    if not _is_first_design(header):
+        return None
+    for key, value in state.items():
+        if not value.is_floating_point() or not value.isfinite().all():
+            raise InputError(f"{path}: {_printable(key)} must be finite floating point")
+    return state
+
+
+def _load_safetensors(path: Path) -> nn.Module:
     from ffmef import models
 
+    header, state = _read_safetensors(path)
+    if _is_first_design(header):
+        raise InputError(
+            f"{path} must be of PyramidFFMEF's present design, got weights of its first, which only "
+            "'ffmef train --initial' still takes"
+        )
     specs, name = registry.by_architecture(), header.get("architecture")
     if name not in specs:
         known = ", ".join(sorted(specs))
@@ -214,8 +260,6 @@ def _load_safetensors(path: Path) -> nn.Module:
         config = None
     if not isinstance(config, dict):
         raise InputError(f"{path} has an unusable config {_printable(header.get('config'))}: it must be a JSON object")
-    if name == "PyramidFFMEF" and "design" not in config:
-        name = "FirstPyramidFFMEF"
     return _build(getattr(models, name), name, config, state, path)
 
 

@@ -6,7 +6,6 @@ from ffmef.ops.ffmef_forward import ffmef_forward
 from ffmef.ops.norm_activation import norm_activation
 from ffmef.ops.predict_and_fuse import predict_and_fuse
 from ffmef.ops.pyramid_fuse import pyramid_fuse
-from ffmef.ops.pyramid_fuse_rgb import half_luminance, pyramid_fuse_rgb
 from ffmef.ops.selection import backends
 from ffmef.ops.thin_convolution import thin_convolution
 
@@ -14,11 +13,9 @@ __all__ = [
     "adaptive_fuse",
     "backends",
     "ffmef_forward",
-    "half_luminance",
     "norm_activation",
     "predict_and_fuse",
     "pyramid_fuse",
-    "pyramid_fuse_rgb",
     "thin_convolution",
 ]
 

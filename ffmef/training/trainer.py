@@ -511,20 +511,19 @@ def export(model: nn.Module, config: Config, steps: int) -> bytes:
 
 
 def load_initial(model: nn.Module, name_or_path: str) -> None:
-    """Load weights, by bundled name or from a file, into a model.
+    """Load weights, by bundled name or from a file, into a model; into PyramidFFMEF also those of its first design.
 
     Raises:
         InputError: the file is missing or does not fit.
     """
-    import ffmef.models
-    from ffmef.models.pyramid_first import FirstPyramidFFMEF
+    from ffmef.models import weights
 
     try:
-        initial = ffmef.models.load(name_or_path)
-        if isinstance(initial, FirstPyramidFFMEF) and isinstance(model, PyramidFFMEF):
-            model.adopt_first(initial.state_dict())
+        first = weights.first_design(name_or_path) if isinstance(model, PyramidFFMEF) else None
+        if first is not None:
+            model.adopt_first(first)
         else:
-            model.load_state_dict(initial.state_dict())
+            model.load_state_dict(weights.load(name_or_path).state_dict())
     except RuntimeError as error:
         raise InputError(
             f"initial: {name_or_path} does not fit the model: {' '.join(str(error).split())[:160]}"

@@ -185,10 +185,6 @@ def test_a_shift_is_noticed_without_alignment(scene, tmp_path, capfd, stops):
 
 
 def test_the_result_is_opaque_where_any_frame_is(scene, tmp_path):
-    from ffmef import models
-
-    if type(models.load("mef-pyramid")).__name__ != "PyramidFFMEF":
-        pytest.skip("the bundled weights are of the first design, which knows no validity")
     frames = [expose(scene, 0), expose(scene, 2, hand("translation", shift=(14, 5)), 1)]
     for index, frame in enumerate(frames):
         write_picture(tmp_path / f"{index}.png", Picture(frame))

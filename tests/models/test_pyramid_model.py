@@ -11,14 +11,16 @@ from torch.nn import functional as F
 
 import ffmef
 from ffmef.adjust import Adjustments
+from ffmef.cli import main
 from ffmef.errors import InputError
 from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
-from ffmef.imaging.io import read_picture
+from ffmef.imaging.io import Picture, read_picture, write_picture
 from ffmef.losses.structural import mef_ssim
 from ffmef.models import PyramidFFMEF, load, merge_chroma, save
 from ffmef.models.pyramid import halve, into_gamut, shrink
-from ffmef.models.pyramid_first import FirstPyramidFFMEF
-from ffmef.pipeline import default_weights
+from ffmef.models.weights import serialise
+from ffmef.pipeline import default_weights, fuse_pictures
+from ffmef.training.trainer import load_initial
 
 torch.set_num_threads(1)
 
@@ -227,15 +229,95 @@ def test_weights_survive_a_file(model, tmp_path):
     assert torch.equal(again.requires_grad_(False)(luminance), model(luminance))
 
 
-def test_training_goes_on_from_the_first_design():
+def first_design():
+    """Weights as the first design saved them: a linear layer for the whole picture, no statistics, no octaves."""
+    state = {name: torch.randn_like(value) for name, value in PyramidFFMEF().state_dict().items()}
+    for name in ("prior", "predictor.statistics.weight", "predictor.statistics.bias"):
+        del state[name]
+    state["predictor.overall.weight"] = state["predictor.overall.weight"][..., 0, 0]
+    for name in ("predictor.head.weight", "predictor.head.bias"):
+        state[name] = state[name][:8]
+    return state
+
+
+FIRST_CONFIG = '{"bands": 3, "channels": [16, 16, 32, 32], "stem": 8}'
+
+
+@pytest.mark.parametrize("architecture", ["PyramidFFMEF", "FirstPyramidFFMEF"])
+def test_training_goes_on_from_the_first_design(tmp_path, architecture):
     """The trunk is taken over; octaves begin as the base does, statistics without effect."""
-    first, model = FirstPyramidFFMEF(), PyramidFFMEF()
-    model.adopt_first(first.state_dict())
-    theirs, ours = first.predictor, model.predictor
-    assert torch.equal(ours.encode[2].weight, theirs.encode[2].weight)
-    assert torch.equal(ours.overall(torch.ones(1, 32, 1, 1))[0, :, 0, 0], theirs.overall(torch.ones(1, 32))[0])
-    assert torch.equal(ours.head.weight[[3, 4, 8, 9]], theirs.head.weight[[3, 3, 7, 7]])
+    state, model = first_design(), PyramidFFMEF()
+    header = {"architecture": architecture, "config": FIRST_CONFIG}
+    (tmp_path / "first.safetensors").write_bytes(serialise(state, header))
+    load_initial(model, str(tmp_path / "first.safetensors"))
+    ours = model.predictor
+    assert torch.equal(ours.encode[2].weight, state["predictor.encode.2.weight"])
+    overall = F.linear(torch.ones(1, 32), state["predictor.overall.weight"], state["predictor.overall.bias"])
+    torch.testing.assert_close(ours.overall(torch.ones(1, 32, 1, 1))[0, :, 0, 0], overall[0])
+    assert torch.equal(ours.head.weight, state["predictor.head.weight"][[0, 1, 2, 3, 3, 4, 5, 6, 7, 7]])
     assert not ours.statistics.weight.any() and not ours.statistics.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("predictor.overall.weight"), "predictor.overall.weight must have 2 dimensions"),
+        (lambda state: state.pop("predictor.stem.bias"), "Missing key"),
+        (lambda state: state.update({"predictor.head.bias": torch.zeros(6)}), "head must have 8 planes, got 6"),
+        (lambda state: state.update({"predictor.stem.bias": torch.full((8,), torch.nan)}), "must be finite"),
+    ],
+)
+def test_broken_weights_of_the_first_design_are_named(tmp_path, change, message):
+    state = first_design()
+    change(state)
+    header = {"architecture": "PyramidFFMEF", "config": FIRST_CONFIG}
+    (tmp_path / "first.safetensors").write_bytes(serialise(state, header))
+    with pytest.raises(InputError, match=message):
+        load_initial(PyramidFFMEF(), str(tmp_path / "first.safetensors"))
+
+
+def test_weights_of_the_first_design_do_not_fuse(tmp_path, capsys):
+    path = tmp_path / "first.safetensors"
+    path.write_bytes(serialise(first_design(), {"architecture": "PyramidFFMEF", "config": FIRST_CONFIG}))
+    for index, grey in enumerate((40, 200)):
+        write_picture(tmp_path / f"{index}.png", Picture(np.full((20, 30, 3), grey, np.uint8)))
+    files = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    assert main(["fuse", *files, "-o", str(tmp_path / "o.png"), "--weights", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "must be of PyramidFFMEF's present design, got weights of its first" in said
+    assert not (tmp_path / "o.png").exists()
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"model": "steam"}, "model must be one of ffmef, pyramid, got 'steam'"),
+        ({"model": "pyramid", "task": "mff"}, "model 'pyramid' must be used for task mef, got mff"),
+        (
+            {"model": "pyramid", "weights": "mef"},
+            "weights must be left alone where a model is named, got mef and 'pyramid'",
+        ),
+    ],
+)
+def test_names_of_models_are_checked(options, message):
+    pictures = [np.full((9, 12, 3), grey, np.uint8) for grey in (40, 200)]
+    with pytest.raises(InputError) as caught:
+        ffmef.fuse(pictures, **options)
+    assert message in str(caught.value)
+
+
+def test_read_only_pictures_fuse_as_others():
+    pictures = [np.random.default_rng(seed).integers(0, 256, (45, 70, 3), dtype=np.uint8) for seed in range(3)]
+    fused = ffmef.fuse(pictures)
+    for picture in pictures:
+        picture.setflags(write=False)
+    assert np.array_equal(ffmef.fuse(pictures), fused)
+
+
+def test_metadata_follow_the_darkest_whatever_the_order():
+    pictures = [Picture(np.full((20, 30, 3), grey, np.uint8), exif=b"%d" % grey) for grey in (90, 20, 200)]
+    for order in ([0, 1, 2], [2, 0, 1]):
+        assert fuse_pictures([pictures[i] for i in order]).exif == b"20"
 
 
 def test_mistakes_are_named():

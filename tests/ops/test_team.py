@@ -7,8 +7,7 @@ import concurrent.futures
 import pytest
 import torch
 
-from ffmef.models import FFMEF
-from ffmef.models.pyramid_first import FirstPyramidFFMEF
+from ffmef.models import FFMEF, PyramidFFMEF
 from ffmef.ops import backends
 
 pytestmark = pytest.mark.skipif(backends()["cpu"] is not None, reason=str(backends()["cpu"]))
@@ -23,7 +22,7 @@ def one_thread_afterwards():
 def calls():
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    network, pyramid = FFMEF().eval().requires_grad_(False), FirstPyramidFFMEF().eval()
+    network, pyramid = FFMEF().eval().requires_grad_(False), PyramidFFMEF().eval().requires_grad_(False)
     luminance = torch.rand(1, 2, 200, 90, generator=generator)
     pictures = [torch.randint(0, 256, (150, 97, 3), dtype=torch.uint8, generator=generator) for _ in range(3)]
     return [lambda: network(luminance), lambda: pyramid.fuse_rgb(pictures)]

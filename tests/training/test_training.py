@@ -540,9 +540,9 @@ def test_ablation_script(data, tmp_path, monkeypatch, capsys):
 
 
 def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
-    """Changes reach the settings and the model, the guided form included, which the settings cannot name."""
+    """Changes reach the settings and the model."""
     script = ablation()
-    chosen = ("as configured", "no band", "guide of 8 bins", "fidelity x 3")
+    chosen = ("as configured", "no band", "no octave", "fidelity x 3")
     monkeypatch.setitem(script.VARIANTS, "pyramid", {name: script.VARIANTS["pyramid"][name] for name in chosen})
     (tmp_path / "settings.toml").write_text(
         'model = "pyramid"\nloss = "picture"\nloss_options = {weights = {fidelity = 2.0, structure = 1.0}}\n'
@@ -554,27 +554,14 @@ def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
     rows = [line for line in (out / "ablation.md").read_text().splitlines() if line.startswith("| ")]
     assert [row.split(" | ")[0] for row in rows[1:]] == [f"| {name}" for name in chosen]
     assert resolve(out / "pyramid-fidelity_x_3" / "config.toml", {}).loss_options["weights"]["fidelity"] == 6.0
+    assert load_weights(out / "pyramid-no_octave" / "weights.safetensors").octaves == 0
     planes = {
         path.parent.name: len(load_file(path)["predictor.head.bias"])
         for path in sorted(out.glob("*/weights.safetensors"))
     }
     assert planes == {
-        "pyramid-as_configured": 8,
-        "pyramid-fidelity_x_3": 8,
-        "pyramid-guide_of_8_bins": 64,
-        "pyramid-no_band": 2,
+        "pyramid-as_configured": 10,
+        "pyramid-fidelity_x_3": 10,
+        "pyramid-no_band": 4,
+        "pyramid-no_octave": 10,
     }
-
-
-def test_guided_pyramid_with_equal_bins_is_the_pyramid_model():
-    from ffmef.models.pyramid_first import FirstPyramidFFMEF as PyramidFFMEF
-
-    guided, plain = ablation().GuidedPyramid(bins=3), PyramidFFMEF()
-    with torch.no_grad():
-        plain.predictor.head.weight.normal_(0, 0.5)
-        state = plain.predictor.state_dict()
-        for name in ("head.weight", "head.bias"):  # planes are (share or gain, band, bin)
-            state[name] = state[name].repeat_interleave(3, 0)
-        guided.predictor.load_state_dict(state)
-        luminance = torch.rand(2, 3, 48, 72)
-        torch.testing.assert_close(guided(luminance), plain(luminance))

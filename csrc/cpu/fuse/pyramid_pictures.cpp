@@ -2,16 +2,16 @@
 #include <torch/csrc/stable/library.h>
 
 #include <stdexcept>
-#include <tuple>
 #include <vector>
 
 #include "../../picture/fuse.h"
 #include "../base/tensors.h"
 #include "../base/torch_crew.h"
-#include "pyramid_fuse.h"
 
 namespace ffmef {
 namespace {
+
+constexpr int64_t kExposureBands = 3, kMostOctaves = 16;
 
 // A result in large pages: touching small ones for the first time is a tenth of the time.
 Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
@@ -43,8 +43,7 @@ struct UnpackedNetwork {
   std::vector<Tensor> kept;
   PredictNetwork net;
 
-  UnpackedNetwork(const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem,
-                  int64_t bands, bool first) {
+  UnpackedNetwork(const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem) {
     std::vector<Parameter> plain;
     for (const Tensor& parameter : parameters) {
       STD_TORCH_CHECK(parameter.scalar_type() == ScalarType::Float, "parameters must be float32");
@@ -52,73 +51,16 @@ struct UnpackedNetwork {
       plain.push_back({static_cast<const float*>(kept.back().data_ptr()), parameter.numel()});
     }
     try {
-      net = network_of(plain, channels, stem, bands, first);
+      net = network_of(plain, channels, stem, kExposureBands);
     } catch (const std::invalid_argument& error) { STD_TORCH_CHECK(false, error.what()); }
   }
 };
-
-Tensor half_luminance_cpu(const std::vector<Tensor>& tensors) {
-  const Unpacked unpacked(tensors);
-  const Pictures& pictures = unpacked.pictures;
-  Tensor half = new_result(tensors[0], {pictures.count(), pictures.down(), pictures.across()}, ScalarType::Float);
-  Team::run(torch_crew(), [&](Team& team) { half_luminance(pictures, static_cast<float*>(half.data_ptr()), team); });
-  return half;
-}
-
-std::tuple<Tensor, Tensor> pyramid_predict_cpu(const Tensor& half_, const std::vector<Tensor>& parameters,
-                                               const std::vector<int64_t>& channels, int64_t stem, int64_t bands) {
-  STD_TORCH_CHECK(half_.dim() == 3 && half_.scalar_type() == ScalarType::Float && half_.numel() > 0,
-                  "half must be (N, H, W), float32");
-  const Tensor half = torch::stable::contiguous(half_);
-  const UnpackedNetwork network(parameters, channels, stem, bands, true);
-  const int64_t count = half.size(0), height = half.size(1), width = half.size(2);
-  const int64_t down = (height + 3) / 4, across = (width + 3) / 4;
-  Tensor weights = torch::stable::new_empty(half, {bands, count, down, across});
-  Tensor base = torch::stable::new_empty(half, {count, down, across});
-  Team::run(torch_crew(), [&](Team& team) {
-    predict_first(network.net, static_cast<const float*>(half.data_ptr()), count, height, width,
-                  static_cast<float*>(weights.data_ptr()), static_cast<float*>(base.data_ptr()), team);
-  });
-  return {weights, base};
-}
-
-Tensor pyramid_fuse_rgb_cpu(const std::vector<Tensor>& tensors, const Tensor& half_, const Tensor& weights_,
-                            const Tensor& base_, int64_t scale) {
-  const Unpacked unpacked(tensors);
-  const Pictures& pictures = unpacked.pictures;
-  const int64_t count = pictures.count();
-  const Tensor half = torch::stable::contiguous(half_), weights = torch::stable::contiguous(weights_),
-               base = torch::stable::contiguous(base_);
-  STD_TORCH_CHECK(half.scalar_type() == ScalarType::Float && weights.scalar_type() == ScalarType::Float &&
-                      base.scalar_type() == ScalarType::Float,
-                  "half, weights and base must be float32");
-  STD_TORCH_CHECK(
-      half.dim() == 3 && half.size(0) == count && half.size(1) == pictures.down() && half.size(2) == pictures.across(),
-      "half must be (N, ceil(H / 2), ceil(W / 2))");
-  const int64_t bands = weights.dim() == 4 ? weights.size(0) : 0;
-  STD_TORCH_CHECK(
-      bands >= 1 && bands < 7 && scale <= kMaxExpansion && (scale & (scale - 1)) == 0 && (1 << bands) <= scale,
-      "weights must be (L, N, h, w) with 1 <= L, and scale a power of two from 2^L to 64");
-  const int64_t down = (pictures.height + scale - 1) / scale, across = (pictures.width + scale - 1) / scale;
-  STD_TORCH_CHECK(weights.size(1) == count && weights.size(2) == down && weights.size(3) == across && base.dim() == 3 &&
-                      base.size(0) == count && base.size(1) == down && base.size(2) == across,
-                  "weights must be (L, N, ceil(H / scale), ceil(W / scale)) and base the same without L");
-  Tensor out = new_result(tensors[0], {pictures.height, pictures.width, 3}, ScalarType::Byte);
-  void* data = out.data_ptr();
-  Team::run(torch_crew(), [&](Team& team) {
-    fuse_bands(pictures, static_cast<const float*>(half.data_ptr()), static_cast<const float*>(weights.data_ptr()),
-               static_cast<const float*>(base.data_ptr()), int(bands), int(scale), data, team);
-  });
-  return out;
-}
-
-constexpr int64_t kExposureBands = 3, kMostOctaves = 16;
 
 Tensor pyramid_exposures_cpu(const std::vector<Tensor>& tensors, const std::vector<Tensor>& validity,
                              const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem,
                              int64_t octaves, const std::vector<double>& adjust) {
   Unpacked unpacked(tensors);
-  const UnpackedNetwork network(parameters, channels, stem, kExposureBands, false);
+  const UnpackedNetwork network(parameters, channels, stem);
   STD_TORCH_CHECK(octaves >= 0 && octaves <= kMostOctaves, "octaves must be 0 to ", kMostOctaves, ", got ", octaves);
   STD_TORCH_CHECK(validity.empty() || validity.size() == tensors.size(), "validity must hold a map for each picture");
   STD_TORCH_CHECK(adjust.size() == 4, "adjust must be brightness, contrast, saturation and prefer");
@@ -143,7 +85,7 @@ Tensor pyramid_luminance_cpu(const Tensor& luminance_, const std::vector<Tensor>
   const Tensor luminance = torch::stable::contiguous(luminance_);
   STD_TORCH_CHECK(luminance.dim() == 4 && luminance.scalar_type() == ScalarType::Float && luminance.numel() > 0,
                   "luminance must be (B, N, H, W), float32");
-  const UnpackedNetwork network(parameters, channels, stem, kExposureBands, false);
+  const UnpackedNetwork network(parameters, channels, stem);
   STD_TORCH_CHECK(octaves >= 0 && octaves <= kMostOctaves, "octaves must be 0 to ", kMostOctaves, ", got ", octaves);
   const int64_t batch = luminance.size(0), count = luminance.size(1), height = luminance.size(2),
                 width = luminance.size(3), size = height * width;
@@ -164,9 +106,6 @@ Tensor pyramid_luminance_cpu(const Tensor& luminance_, const std::vector<Tensor>
 }  // namespace ffmef
 
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
-  m.impl("half_luminance", TORCH_BOX(&ffmef::half_luminance_cpu));
-  m.impl("pyramid_predict", TORCH_BOX(&ffmef::pyramid_predict_cpu));
-  m.impl("pyramid_fuse_rgb", TORCH_BOX(&ffmef::pyramid_fuse_rgb_cpu));
   m.impl("pyramid_exposures", TORCH_BOX(&ffmef::pyramid_exposures_cpu));
   m.impl("pyramid_luminance", TORCH_BOX(&ffmef::pyramid_luminance_cpu));
 }

@@ -17,10 +17,7 @@ struct PredictConv {
   int outputs, inputs, size;
 };
 
-// `first` is the first design (ffmef/models/pyramid_first.py): zeros around maps, the mean of the whole picture, and no
-// statistics of cells, prior and octaves.
 struct PredictNetwork {
-  bool first;
   int grids, bands;
   PredictConv stem, enter, meet, statistics;
   PredictConv down[kMaxGrids], encode[kMaxGrids], up[kMaxGrids], decode[kMaxGrids];  // grids - 1 of each
@@ -28,7 +25,7 @@ struct PredictNetwork {
   const float* prior;  // of the bands, the base and the octaves
 };
 
-// What is known of each cell (csrc/picture/exposures.h); null in the first design.
+// What is known of each cell (csrc/picture/exposures.h).
 struct PredictCells {
   const float *high, *low;  // (count, h, w)
   const float* apart;       // (h, w)
@@ -39,7 +36,7 @@ struct PredictCells {
 // Maps (count, h, w) of h = ceil(height / 4) rows.
 struct PredictMaps {
   float *weights, *base;  // (bands, count, h, w) and (count, h, w): share (1 + gain)
-  float* shares;          // of the base; null in the first design, like those that follow
+  float* shares;          // of the base
   float *octave_shares, *octave_gains;
 };
 

@@ -175,8 +175,8 @@ Maps maps_of(size_t count, int64_t height, int64_t width, int64_t channels) {
   return maps;
 }
 
-// relu(3x3(x)) + x into other maps; borders are zeros, or repeated.
-Maps refine(const PredictConv& conv, const Maps& in, bool zeros, ParallelRows parallel) {
+// relu(3x3(x)) + x into other maps; borders are repeated.
+Maps refine(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t height = in[0].height, width = in[0].width, channels = in[0].channels;
   Maps out = maps_of(in.size(), height, width, channels);
@@ -185,15 +185,15 @@ Maps refine(const PredictConv& conv, const Maps& in, bool zeros, ParallelRows pa
       const ImageRow at(i, height);
       const Map& map = in[at.image];
       const float* rows[3];
-      for (int r = 0; r < 3; ++r) rows[r] = (zeros ? map.row(at.y - 1 + r) : map.repeated_row(at.y - 1 + r)) - channels;
+      for (int r = 0; r < 3; ++r) rows[r] = map.repeated_row(at.y - 1 + r) - channels;
       convolve(packed, rows, channels, width, out[at.image].row(at.y), channels, Finish::rectify_add, map.row(at.y));
     }
   });
   return out;
 }
 
-// relu of a 2x2 convolution with stride 2; an odd border is repeated. Around the result are zeros, or its ends repeated.
-Maps shrink(const PredictConv& conv, const Maps& in, bool zeros, ParallelRows parallel) {
+// relu of a 2x2 convolution with stride 2; an odd border is repeated, and so are the ends of the result.
+Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t c = in[0].channels, width = in[0].width, height = half_of(in[0].height), across = half_of(width);
   Maps out = maps_of(in.size(), height, across, conv.outputs);
@@ -212,7 +212,7 @@ Maps shrink(const PredictConv& conv, const Maps& in, bool zeros, ParallelRows pa
         }
       }
       convolve(packed, rows, 2 * c, across, out[at.image].row(at.y), conv.outputs, Finish::rectify);
-      if (!zeros) out[at.image].repeat_ends(at.y);
+      out[at.image].repeat_ends(at.y);
     }
   });
   return out;
@@ -260,18 +260,16 @@ Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t 
                   convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
                 }
                 convolve(step, stems, 2 * channels, across, out[at.image].row(at.y), net.enter.outputs, Finish::plain);
-                if (!net.first) {
-                  const int64_t row = i * across;
-                  add_statistics(net.statistics, cells.high + row, cells.low + row, cells.apart + at.y * across, across,
-                                 out[at.image].row(at.y));
-                }
+                const int64_t row = i * across;
+                add_statistics(net.statistics, cells.high + row, cells.low + row, cells.apart + at.y * across, across,
+                               out[at.image].row(at.y));
               }
             });
   return out;
 }
 
 // relu(bilinear(1x1(coarse)) + skip), in the skips' places.
-void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, bool zeros, ParallelRows parallel) {
+void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, ParallelRows parallel) {
   const Packed packed(conv);
   const int64_t c = conv.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
   const int64_t height = skips[0].height, width = skips[0].width;
@@ -304,7 +302,7 @@ void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, bool zeros,
           out[x * c + k] = value > 0.0f ? value : 0.0f;
         }
       }
-      if (!zeros) skips[at.image].repeat_ends(at.y);
+      skips[at.image].repeat_ends(at.y);
     }
   });
 }
@@ -323,24 +321,6 @@ void add_overall(const PredictConv& conv, Maps& maps, ParallelRows parallel) {
       for (int64_t k = 0; k < width * channels; ++k) row[k] += added[k];
     }
   });
-}
-
-// Adds the linear map of the mean over all cells.
-void add_overall_mean(const PredictConv& linear, Map& map) {
-  std::vector<double> mean(size_t(map.channels), 0.0);
-  for (int64_t y = 0; y < map.height; ++y)
-    for (int64_t x = 0; x < map.width; ++x)
-      for (int64_t c = 0; c < map.channels; ++c) mean[c] += map.row(y)[x * map.channels + c];
-  std::vector<float> added(size_t(map.channels));
-  for (int64_t o = 0; o < map.channels; ++o) {
-    double sum = linear.bias[o];
-    for (int64_t c = 0; c < map.channels; ++c)
-      sum += linear.weight[o * map.channels + c] * (mean[c] / double(map.height * map.width));
-    added[o] = float(sum);
-  }
-  for (int64_t y = 0; y < map.height; ++y)
-    for (int64_t x = 0; x < map.width; ++x)
-      for (int64_t c = 0; c < map.channels; ++c) map.row(y)[x * map.channels + c] += added[c];
 }
 
 // One row of cells of the head's results, all images: lanes are planes, logits in the first half of those that are used,
@@ -407,7 +387,7 @@ void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cel
             ParallelRows parallel) {
   const Packed head(net.head);
   const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size());
-  const int planes = net.bands + (net.first ? 1 : 2);
+  const int planes = net.bands + 2;
   const int64_t cost = width * count * (maps[0].channels * kChannelBlock + 64 * planes);
   over_rows(parallel, height, cost, [&](int64_t begin, int64_t end) {
     HeadRow row(count, width, planes);
@@ -417,11 +397,9 @@ void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cel
         const float* in[1] = {maps[n].row(y)};
         convolve(head, in, maps[n].channels, width, row.values.data + n * row.line, kChannelBlock, Finish::plain);
       }
-      if (!net.first) {
-        row.add_prior(net.prior, cells, y, height);
-        // Gains act where exposures differ, so that a picture fused with itself stays as it is.
-        for (int64_t x = 0; x < width; ++x) gate[x] = cells.apart[y * width + x] / (cells.apart[y * width + x] + 0.04f);
-      }
+      row.add_prior(net.prior, cells, y, height);
+      // Gains act where exposures differ, so that a picture fused with itself stays as it is.
+      for (int64_t x = 0; x < width; ++x) gate[x] = cells.apart[y * width + x] / (cells.apart[y * width + x] + 0.04f);
       row.add_softmax();
       for (int64_t n = 0; n < count; ++n) {
         const int64_t place = (n * height + y) * width;
@@ -429,7 +407,6 @@ void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cel
           float* weights = (p < net.bands ? out.weights + p * count * height * width : out.base) + place;
           for (int64_t x = 0; x < width; ++x) weights[x] = row.share(n, x, p) * (1.0f + row.gain(n, x, p) * gate[x]);
         }
-        if (net.first) continue;
         for (int64_t x = 0; x < width; ++x) {
           out.shares[place + x] = row.share(n, x, net.bands);
           out.octave_shares[place + x] = row.share(n, x, net.bands + 1);
@@ -447,16 +424,13 @@ void predict(const PredictNetwork& net, const float* half, int64_t count, int64_
   std::vector<Maps> skips(size_t(net.grids));
   for (int g = 0; g + 1 < net.grids; ++g) {
     skips[g] = std::move(maps);
-    maps = refine(net.encode[g], shrink(net.down[g], skips[g], net.first, parallel), net.first, parallel);
+    maps = refine(net.encode[g], shrink(net.down[g], skips[g], parallel), parallel);
   }
-  if (net.first)
-    for (Map& map : maps) add_overall_mean(net.overall, map);
-  else
-    add_overall(net.overall, maps, parallel);
+  add_overall(net.overall, maps, parallel);
   meet(net.meet_coarsest, maps, parallel);
   for (int g = net.grids - 2; g >= 0; --g) {
-    raise(net.up[g], maps, skips[g], net.first, parallel);
-    maps = refine(net.decode[g], skips[g], net.first, parallel);
+    raise(net.up[g], maps, skips[g], parallel);
+    maps = refine(net.decode[g], skips[g], parallel);
     skips[g].clear();
   }
   finish(net, maps, cells, out, parallel);
