@@ -504,9 +504,10 @@ def test_instruction_sets_agree(isa, tmp_path):
         if name.startswith("exact"):
             np.testing.assert_array_equal(there[name], value, err_msg=name)
         else:
-            np.testing.assert_allclose(
-                there[name], value, rtol=0, atol=3e-6 * max(1.0, np.abs(value).max()), err_msg=name
-            )
+            # The last results are the gradients of alphas, sums over all pixels whose terms cancel.
+            of_alphas = value.ndim == 1
+            atol = (1e-5 if of_alphas else 3e-6) * max(1.0, np.abs(value).max())
+            np.testing.assert_allclose(there[name], value, rtol=0, atol=atol, err_msg=name)
 
 
 @native

@@ -79,6 +79,8 @@ def run_in_the_interpreter(item: pytest.Item, next_item: pytest.Item | None) -> 
     for report in session.interpreter.run(item, next_item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # The test before kept what this item shares with it; the next one may need none of that.
+    session._setupstate.teardown_exact(next_item)
 
 
 def serves() -> bool:
