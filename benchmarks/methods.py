@@ -141,7 +141,7 @@ CPU_ONLY = {"Mertens (OpenCV)"}
 def counts(name: str) -> tuple[int, float] | tuple[None, None]:
     """Return a method's parameters and its 10^9 multiply-adds for a 551 x 707 pair; None where it has no network.
 
-    Of the coarse pyramid's operator nothing is counted; the filters' application counts in FFMEF.
+    The filters' application counts in FFMEF, whose operator tells the counter; of the coarse pyramid's nothing does.
     """
     if name in peers.PEERS:
         peer = peers.PEERS[name]
@@ -153,7 +153,4 @@ def counts(name: str) -> tuple[int, float] | tuple[None, None]:
     if not paper:
         network.backend = "reference"  # layer by layer, so that the counter sees the convolutions
     pair = torch.empty(1, 2, 551, 707, device="meta" if paper else "cpu")
-    operations = counting.multiply_adds(network, pair)
-    if paper:
-        operations += pair.numel() * sum(size * size for size in network.kernel_sizes)
-    return counting.parameter_count(network), operations / 1e9
+    return counting.parameter_count(network), counting.multiply_adds(network, pair) / 1e9

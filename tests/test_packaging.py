@@ -165,7 +165,8 @@ before, started = set(sys.modules), time.process_time()
 import ffmef
 seconds = time.process_time() - started
 heavy = sorted({name.partition(".")[0] for name in set(sys.modules) - before} & {"triton", "scipy", "cv2",
-"matplotlib", "PIL", "tifffile", "pandas"}) assert not torch.cuda.is_initialized()
+"matplotlib", "PIL", "tifffile", "pandas"})
+assert not torch.cuda.is_initialized()
 sys.stderr.write(f"{seconds} {' '.join(heavy)}")
 """
 

@@ -410,6 +410,12 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
 
     Returns:
         (B, 2, H, W), Cb and Cr on 0..255, 128 for no colour.
+
+    Example:
+        >>> import torch
+        >>> grey = torch.full((1, 2, 3, 8, 8), 100.0)
+        >>> merge_chroma(grey, torch.full((1, 2, 1, 1), 0.5)).round().unique()
+        tensor([128.])
     """
     ycbcr = rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr
     y, colours = ycbcr[:, :, 0], ycbcr[:, :, 1:] - 128

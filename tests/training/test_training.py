@@ -157,21 +157,21 @@ def test_killed_run_reaches_the_same_bits(data, whole_run, tmp_path):
 
 
 def test_half_written_checkpoint_does_not_count(data, tmp_path, monkeypatch):
-    """The moment between writing and renaming, exactly: the old checkpoint stays, and the leftover is swept away."""
+    """Interrupted between writing and renaming, the old checkpoint stays; what a killed process left is swept away."""
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, {"step": 1})
 
     def die(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.os, "replace", die)
+    monkeypatch.setattr(os, "replace", die)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(path, {"step": 2})
     monkeypatch.undo()
-    assert checkpoint.load(path) == {"step": 1}
-    assert len(list(tmp_path.iterdir())) == 2
+    assert checkpoint.load(path) == {"step": 1} and list(tmp_path.iterdir()) == [path]
+    (tmp_path / ".ffmef-1-0a1b2c3d.tmp").write_bytes(b"half of a checkpoint")
     checkpoint.save(path, {"step": 3})
-    assert checkpoint.load(path) == {"step": 3} and len(list(tmp_path.iterdir())) == 1
+    assert checkpoint.load(path) == {"step": 3} and list(tmp_path.iterdir()) == [path]
 
 
 def test_full_disk_is_named(tmp_path, monkeypatch):
@@ -181,7 +181,7 @@ def test_full_disk_is_named(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="checkpoint.pt: cannot be written: No space left on device"):
         checkpoint.save(path, {"step": 2})
     assert checkpoint.load(path) == {"step": 1} and len(list(tmp_path.iterdir())) == 1
