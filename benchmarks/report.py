@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks import charts
 from benchmarks.methods import OURS
 from benchmarks.records import bandwidth, by_subject, memory, merge
+from ffmef import files
 from ffmef.errors import InputError
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
@@ -48,19 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     records = merge(runs)
     args.output.mkdir(parents=True, exist_ok=True)
     drawn = charts.draw_all(records, args.output)
-    write(args.output / "report.md", "\n\n".join(document(runs, records, drawn)) + "\n")
+    files.write(args.output / "report.md", "\n\n".join(document(runs, records, drawn)) + "\n")
     if around:
         folder = Path(os.path.relpath(args.output, args.readme.parent)).as_posix()
         block = "\n\n".join([BEGIN, *summary(runs, records, drawn, folder), END])
-        write(args.readme, around[0] + block + around[1])
+        files.write(args.readme, around[0] + block + around[1])
     print(args.output / "report.md", *(args.output / name for name in drawn), sep="\n")
     return 0
-
-
-def write(path: Path, text: str) -> None:
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(text)
-    scratch.replace(path)
 
 
 def outside_of_marks(path: Path) -> tuple[str, str]:
