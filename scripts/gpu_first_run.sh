@@ -5,7 +5,7 @@
 # everything (operators, networks, rivals, ncu), and prints all numbers once more at the end. Nothing outlasts its own limit
 # or the whole one; what fails is reported, and the rest goes on. scripts/gpu_first_run.py has the steps.
 #
-#   OUT      folder of results.jsonl, failures.txt and logs.tgz (default /tmp/ffmef-gpu)
+#   OUT      folder of results.jsonl, failures.txt, logs and logs.tgz (default /tmp/ffmef-gpu)
 #   LIMIT    seconds for everything (default 560)
 #   PYTHON   the interpreter (default python3)
 #   FFMEF_RUN_CPU=1   a rehearsal without a GPU: every step on the CPU at tiny sizes
@@ -19,7 +19,8 @@ cd "$(dirname "$0")/.."
 logs=$OUT/logs
 mkdir -p "$logs"
 export OUT PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-export TRITON_CACHE_DIR=$OUT/triton TORCHINDUCTOR_CACHE_DIR=$OUT/inductor TORCHINDUCTOR_COMPILE_THREADS=4
+caches=$(mktemp -d)
+export TRITON_CACHE_DIR=$caches/triton TORCHINDUCTOR_CACHE_DIR=$caches/inductor TORCHINDUCTOR_COMPILE_THREADS=4
 python=${PYTHON:-python3}
 step_of="$python scripts/gpu_first_run.py"
 
@@ -40,6 +41,7 @@ quietly() { step "$@" > /dev/null; say "$2 (its numbers are at the end)"; }
 
 say machine
 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit --format=csv,noheader || true
+nvidia-smi -q > "$logs/nvidia-smi.txt" 2>&1 || true
 nproc
 command -v nvcc ncu compute-sanitizer cmake ninja g++
 
@@ -110,10 +112,10 @@ quietly 30 pictures
 step 30 launches
 
 say "all numbers"
+tar -C "$logs" -czf "$OUT/logs.tgz" .
 $step_of table
 if [ -s "$OUT/failures.txt" ]; then
   echo failures: && grep -E "^----|Error" "$OUT/failures.txt" | cut -c1-200 | head -20
 fi
 nvidia-smi --query-gpu=clocks.sm,temperature.gpu,power.draw --format=csv,noheader || true
-tar -C "$logs" -czf "$OUT/logs.tgz" .
-say done
+say "done: python -m benchmarks.gpu_report makes tables and charts of results.jsonl"
