@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from ffmef import ops
-from ffmef.ops.selection import check_backend
+from ffmef.ops._backends import check_device
 
 MIB = 2**20
 
@@ -34,7 +34,7 @@ def unusable(provider: str, device: str) -> str | None:
     if provider not in ops.backends():
         return None
     try:
-        check_backend(provider, torch.device(device))
+        check_device(provider, torch.device(device))
     except RuntimeError as error:
         return str(error)
     return None

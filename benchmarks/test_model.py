@@ -11,7 +11,8 @@ import torch
 
 from benchmarks import harness, methods
 from ffmef import measure
-from ffmef.ops.ffmef_forward import unsupported
+from ffmef.ops._backends import why_not
+from ffmef.ops.ffmef_forward import backend_of
 
 SIZES = {
     "tiny": (2, 40, 56),
@@ -73,7 +74,7 @@ def test_model(case, compare, mode, device):
     needed = pixels * (EAGER_BYTES if with_baseline or case.provider not in LIGHT else 300)
     if needed > 0.7 * (measure.available_memory(device) or float("inf")):
         pytest.skip(f"needs about {needed / 2**30:.0f} GiB of free memory")
-    if case.provider == "fused" and (reason := unsupported(4, (1, 3, 5), device)):
+    if case.provider == "fused" and (reason := why_not("ffmef_forward", backend_of(torch.device(device)))):
         pytest.skip(reason)
     network, release = FORMS[case.provider](mode, device), FORMS[BASELINE](mode, device)
     options = {"generator": harness.generator(0, device), "device": device}

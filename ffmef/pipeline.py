@@ -540,7 +540,7 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     """Return the model of the named weights, ready to run on that many images, or raise what a user can mend."""
     import torch
 
-    from ffmef.ops.selection import NAMES, check_backend
+    from ffmef.ops._backends import NAMES, check_device
 
     try:
         place = torch.device("cpu" if device is None else device)
@@ -551,7 +551,7 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     except Exception as error:  # a build of torch without the device raises almost anything
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     try:
-        check_backend(backend if backend in NAMES else None, place)
+        check_device(backend if backend in NAMES else None, place)
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     path = find(weights)
@@ -570,14 +570,17 @@ def _ready_model(path: Path, stamp: tuple, backend: str | None, place: torch.dev
     Reading takes longer than fusing a small picture. A file that changes gets another stamp, so it is read again.
     """
     from ffmef import models
-    from ffmef.ops.ffmef_forward import unsupported
+    from ffmef.ops._backends import why_not
+    from ffmef.ops.ffmef_forward import backend_of
 
     model = models.load(path).eval().to(place)
     if spec := registry.of(model):
         spec.check_backend(backend)
     model.backend = backend
-    if backend == "fused" and (reason := unsupported(model.channels, model.kernel_sizes, place.type)):
-        raise InputError(f"backend 'fused' cannot run here: {reason}")
+    if backend == "fused":
+        sizes = {"channels": model.channels, "kernel_sizes": model.kernel_sizes}
+        if (reason := why_not("ffmef_forward", backend_of(place), **sizes)) is not None:
+            raise InputError(f"backend 'fused' cannot run here: {reason}")
     return model
 
 

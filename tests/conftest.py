@@ -59,10 +59,10 @@ def _own_parameters(metafunc: pytest.Metafunc) -> set[str]:
 
 
 def _missing(backend: str, device: str) -> str | None:
-    from ffmef.ops.selection import check_backend
+    from ffmef.ops._backends import check_device
 
     try:
-        check_backend(backend, torch.device(device))
+        check_device(backend, torch.device(device))
     except RuntimeError as error:
         return str(error)
     return None

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
+from ffmef.ops._backends import NAMES
 from ffmef.ops.adaptive_fuse import PADDING_MODES
-from ffmef.ops.selection import NAMES
 from ffmef.ops.types import Backend, PaddingMode
 
 USER = """\

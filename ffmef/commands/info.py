@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ffmef.ops._backends import Kernels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,23 +53,34 @@ def lines() -> list[str]:
         f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}"
         for name, reason in ops.backends().items()
     ]
-    report.append("engine: " + engine_line())
+    report.append("operators, and the backends whose kernels run here:")
+    report += operator_lines()
     report.append(f"weights: {', '.join(models.available()) or 'none bundled'}")
     return report
 
 
-def engine_line() -> str:
-    """Say which networks the whole-network operator can run here."""
-    from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported
+def operator_lines() -> list[str]:
+    """Say for each operator which backends have kernels that run here, within which limits, and what one alone lacks.
 
-    names = {"cpu": "the CPU", "cuda": "GPUs"}
-    reasons = {name: unsupported(CHANNELS[0], KERNEL_SIZES[0], device) for device, name in names.items()}
-    served = [device for device, reason in reasons.items() if reason is None]
-    if not served:
-        return "eager for every network: " + "; ".join(f"{device}: {reason}" for device, reason in reasons.items())
-    sets = ", ".join("{" + ",".join(map(str, sizes)) + "}" for sizes in KERNEL_SIZES)
-    channels = ", ".join(map(str, CHANNELS))
-    where = " and ".join(served)
-    return (
-        f"fused on {where} without gradients for FFMEF of {channels} channels and filter sets {sets}; eager otherwise"
-    )
+    Reasons that concern a backend as a whole are in the list of backends.
+    """
+    from ffmef.ops import _backends
+
+    general = _backends.backends()
+    lines = []
+    for operator, kernels in sorted(_backends.declared().items()):
+        parts = []
+        for name, one in kernels.items():
+            reason = _backends.why_not(operator, name)
+            if reason is None:
+                limits = _limits(one)
+                parts.append(f"{name} ({limits})" if limits else name)
+            elif reason != general[name]:
+                parts.append(f"not {name}: {reason}")
+        lines.append(f"  {operator:<17}  {', '.join(parts) or 'none'}")
+    return lines
+
+
+def _limits(kernels: Kernels) -> str:
+    facts = {"float32": kernels.float32, "no gradients": not kernels.derivatives, kernels.limits: bool(kernels.limits)}
+    return "; ".join(text for text, holds in facts.items() if holds)

@@ -132,11 +132,10 @@ def maps(channels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarra
 
     By native code where the library is built.
     """
-    import torch
 
-    from ffmef import _loader  # noqa: F401  (registers the operators)
+    from ffmef.ops.statistics import is_native
 
-    native = hasattr(torch.ops.ffmef, "phase_congruency")
+    native = is_native("phase_congruency")
     bank = _bank(*channels[0].shape, native)
     if native:
         yield from map(tuple, _maps_native(channels, bank))

@@ -43,10 +43,10 @@ def _weighted(maps: np.ndarray, taps: np.ndarray, pairs: Sequence[tuple[int, int
     """
     import torch
 
-    from ffmef import _loader  # noqa: F401  (registers the operators)
+    from ffmef.ops.statistics import is_native
 
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    if hasattr(torch.ops.ffmef, "window_moments"):
+    if is_native("window_moments"):
         arrays = torch.from_numpy(maps), torch.from_numpy(taps)
         return torch.ops.ffmef.window_moments(*arrays, first, second).numpy()
     return _weighted_cv2(maps, taps, pairs)

@@ -49,9 +49,9 @@ def _filtered(planes: np.ndarray, response: np.ndarray) -> np.ndarray:
     """
     import torch
 
-    from ffmef import _loader  # noqa: F401  (registers the operators)
+    from ffmef.ops.statistics import is_native
 
-    if hasattr(torch.ops.ffmef, "spectral_filter"):
+    if is_native("spectral_filter"):
         return torch.ops.ffmef.spectral_filter(torch.from_numpy(planes), torch.from_numpy(response)).numpy()
     return _filtered_numpy(planes, response)
 

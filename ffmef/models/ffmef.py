@@ -13,10 +13,11 @@ from ffmef.models.extractor import HierarchicalRepresentationExtractor
 from ffmef.models.layers import Block
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
 from ffmef.nn import AdaptiveFuse
-from ffmef.ops.ffmef_forward import unsupported, unsupported_tensors
+from ffmef.ops._backends import NAMES as OPERATOR_BACKENDS
+from ffmef.ops._backends import why_not
+from ffmef.ops.ffmef_forward import backend_of
 from ffmef.ops.library import operator
-from ffmef.ops.predict_and_fuse import not_native, predict_and_fuse
-from ffmef.ops.selection import NAMES as OPERATOR_BACKENDS
+from ffmef.ops.predict_and_fuse import predict_and_fuse
 
 IMAGES = 2
 
@@ -153,9 +154,9 @@ class FFMEF(nn.Module):
             return "ONNX has no such operator"
         if luminance.shape[2] * luminance.shape[3] == 1:
             return "InstanceNorm needs more than one pixel"
-        return unsupported(self.channels, self.kernel_sizes, luminance.device.type) or unsupported_tensors(
-            luminance, parameters
-        )
+        sizes = {"channels": self.channels, "kernel_sizes": self.kernel_sizes}
+        where = backend_of(luminance.device)
+        return why_not("ffmef_forward", where, luminance=luminance, parameters=list(parameters), **sizes)
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""
@@ -183,7 +184,7 @@ class FFMEF(nn.Module):
             self.backend == "native"
             and self.training
             and not torch.is_autocast_enabled(luminance.device.type)
-            and all(not_native(luminance, size, channels=1) is None for size in self.kernel_sizes)
+            and why_not("predict_and_fuse", "cpu", hidden=luminance, sides=self.kernel_sizes, channels=1) is None
         )
 
     def _fuse_hidden(self, luminance: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.ops import pyramid_fuse
-from ffmef.ops.pyramid_exposures import available, pyramid_exposures, pyramid_luminance, unsupported_tensors
+from ffmef.ops._backends import why_not
+from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
 
 SCALE = 8
 DESIGN = 2  # written to weights files; the first design had no octaves and took statistics over the whole picture
@@ -308,12 +309,11 @@ class PyramidFFMEF(nn.Module):
         """Return whether the native operators can run the model on these tensors now."""
         if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ONNX has no such operators
             return False
-        known = self.backend in (None, "cpu") and available(self.channels, self.stem, self.bands, self.octaves)
-        return (
-            known
-            and all(tensor.numel() for tensor in tensors)
-            and unsupported_tensors(*tensors, parameters=list(self.parameters())) is None
-        )
+        if self.backend not in (None, "cpu") or not all(tensor.numel() for tensor in tensors):
+            return False
+        sizes = {"channels": self.channels, "stem": self.stem, "bands": self.bands, "octaves": self.octaves}
+        parameters = list(self.parameters())
+        return why_not("pyramid_exposures", "cpu", tensors=list(tensors), parameters=parameters, **sizes) is None
 
     @torch.inference_mode()
     def fuse_rgb(

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ffmef import _loader
 from ffmef.ops import reference
+from ffmef.ops._backends import Kernels, check_backend, declare, has_triton
 from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
 from ffmef.ops._overrides import overridable
-from ffmef.ops.library import autocasts, has_triton, library, operator, refuse_derivatives
-from ffmef.ops.selection import check_backend
+from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
 from ffmef.ops.types import Backend, PaddingMode
 
 # In the order of csrc/common/padding.h: their places are the kernels' numbers.
@@ -99,7 +99,7 @@ def adaptive_fuse(
     """
     filters = _as_list(filters)
     images_5d, filters, alphas = _validate(images, filters, alphas, padding_mode)
-    check_backend(backend, images.device)
+    check_backend("adaptive_fuse", backend, images=images)
     if backend == "reference":
         out = reference.adaptive_fuse(images_5d, filters, alphas, padding_mode)
     else:
@@ -256,6 +256,7 @@ _OPERATOR = LinearOperator(
     flops=_flops,
 )
 _triton = triton_kernels("adaptive_fuse", "forward", "backward")
+declare("adaptive_fuse", reference=Kernels(), cpu=Kernels("adaptive_fuse"), triton=Kernels(), cuda=Kernels())
 register(
     _OPERATOR,
     reference=reference.adaptive_fuse,

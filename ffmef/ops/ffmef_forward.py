@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from ffmef import _loader
+from ffmef.ops._backends import Kernels, check_backend, check_name, declare
 from ffmef.ops.library import define, implement, library, operator, refuse_derivatives
-from ffmef.ops.selection import check_backend
 
 CHANNELS = (4, 8, 16)
 KERNEL_SIZES = ((1,), (1, 3), (3, 5), (1, 3, 5), (1, 3, 5, 7))
 
 
-def unsupported(channels: int, kernel_sizes: Sequence[int], device: str = "cpu") -> str | None:
-    """Return why the operator cannot run a network of this architecture on "cpu" or "cuda" here, or None.
-
-    Example:
-        >>> unsupported(6, (1, 3, 5))
-        'channels must be 4, 8 or 16, got 6'
-    """
-    return unknown(channels, kernel_sizes) or missing(device)
-
-
-def unknown(channels: int, kernel_sizes: Sequence[int]) -> str | None:
+def no_kernel(channels: int, kernel_sizes: Sequence[int]) -> str | None:
     """Return why no kernel is made for this architecture, or None.
 
     Example:
-        >>> unknown(4, (1, 3, 5)) is None
+        >>> no_kernel(4, (1, 3, 5)) is None
         True
     """
     if channels not in CHANNELS:
@@ -41,34 +28,20 @@ def unknown(channels: int, kernel_sizes: Sequence[int]) -> str | None:
     return None
 
 
-def missing(device: str) -> str | None:
-    """Return what the operator lacks here on "cpu" or "cuda", or None.
+_kernels = Kernels(
+    float32=True,
+    autocast=False,
+    derivatives=False,
+    sizes=no_kernel,
+    limits=f"FFMEF of {', '.join(map(str, CHANNELS))} channels and filter sets "
+    + ", ".join("{" + ",".join(map(str, sizes)) + "}" for sizes in KERNEL_SIZES),
+)
+declare("ffmef_forward", cpu=_kernels, triton=_kernels)
 
-    Example:
-        >>> missing("cpu") is None or "library" in missing("cpu")
-        True
-    """
-    if device == "cuda":
-        return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
-    return _loader.cpu_missing
 
-
-def unsupported_tensors(luminance: Tensor, parameters: Sequence[Tensor]) -> str | None:
-    """Return why the operator cannot run these tensors, or None."""
-    if luminance.device.type not in ("cpu", "cuda"):
-        return f"luminance must be on the CPU or a CUDA GPU, got {luminance.device}"
-    for name, tensor in (("luminance", luminance), *(("the parameters", p) for p in parameters)):
-        if tensor.device != luminance.device:
-            return f"{name} must be on {luminance.device} like luminance, got {tensor.device}"
-        if tensor.dtype != torch.float32:
-            return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
-    if torch.is_grad_enabled() and (luminance.requires_grad or any(p.requires_grad for p in parameters)):
-        return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-        return "forward-mode derivatives or torch.func transforms are enabled"
-    if torch.is_autocast_enabled(luminance.device.type):
-        return "autocast is enabled, and the engine computes in float32"
-    return None
+def backend_of(device: torch.device) -> str:
+    """Return the backend that computes where the tensors are."""
+    return "triton" if device.type == "cuda" else "cpu"
 
 
 def ffmef_forward(
@@ -112,16 +85,10 @@ def ffmef_forward(
         raise ValueError(f"luminance must be (B, 2, H, W), got shape {tuple(luminance.shape)}")
     if luminance.shape[2] * luminance.shape[3] == 1:
         raise ValueError("luminance must have more than one pixel for InstanceNorm, got 1 x 1")
-    check_backend(backend, luminance.device)
-    if backend in ("reference", "cuda"):
-        raise RuntimeError(f"backend {backend!r} is not available: ffmef_forward has no kernel for it")
-    reason = unknown(channels, kernel_sizes)
-    if reason is not None:
+    check_name(backend)
+    if (reason := no_kernel(channels, kernel_sizes)) is not None:
         raise ValueError(reason)
-    reason = missing("cuda" if backend == "triton" else luminance.device.type)
-    reason = reason or unsupported_tensors(luminance, parameters)
-    if reason is not None:
-        raise RuntimeError(reason)
+    check_backend("ffmef_forward", backend or backend_of(luminance.device), luminance=luminance, parameters=parameters)
     return operator("ffmef_forward_triton" if backend == "triton" else "ffmef_forward")(
         luminance, parameters, channels, list(kernel_sizes)
     )

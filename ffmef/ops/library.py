@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves
 
 from ffmef import _loader
-from ffmef.ops.selection import warn_of_reference
+from ffmef.ops._backends import warn_of_reference
 
 library = torch.library.Library("ffmef", "FRAGMENT")
 
@@ -46,23 +45,6 @@ def _first_tensor(arguments) -> Tensor:
     return first if isinstance(first, Tensor) else _first_tensor(first)
 
 
-def native_missing(name: str) -> str | None:
-    """Return why the native library does not offer ``ffmef::name``, or None."""
-    if _loader.cpu_missing is None and not hasattr(torch.ops.ffmef, name):
-        return "the native library is older than this package: build it again"
-    return _loader.cpu_missing
-
-
-def not_plain_float32(**tensors: Tensor) -> str | None:
-    """Return why native kernels of float32 alone cannot run the tensors, or None."""
-    for name, tensor in tensors.items():
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            return f"{name} must be float32 on the CPU, got {str(tensor.dtype)[6:]} on {tensor.device}"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is enabled, and the kernels compute in float32"
-    return None
-
-
 def operator(name: str):
     """Return ``torch.ops.ffmef.name.default``."""
     return getattr(torch.ops.ffmef, name).default
@@ -71,17 +53,6 @@ def operator(name: str):
 def autocasts(device: torch.device) -> bool:
     """Return whether autocast is on for tensors of ``device``; it does not exist for every kind of device."""
     return device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
-
-
-def carries_tangent(*tensors: Tensor) -> bool:
-    """Return whether a tensor is differentiated forward: torch gives zeros at operators without rules for it."""
-    if torch.compiler.is_compiling():
-        return False
-    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
-
-
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def refuse_derivatives(name: str, instead: str) -> None:

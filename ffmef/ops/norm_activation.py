@@ -7,15 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ffmef.ops.library import native_missing, not_plain_float32, operator
+from ffmef.ops._backends import Kernels, declare, why_not
+from ffmef.ops.library import operator
 from ffmef.ops.thin_convolution import activated
 
-_missing = native_missing("norm_activation")
-
-
-def unsupported(input: Tensor, weight: Tensor) -> str | None:
-    """Return why the native kernels cannot run these tensors, or None."""
-    return _missing or not_plain_float32(input=input, weight=weight)
+declare("norm_activation", cpu=Kernels("norm_activation", float32=True, autocast=False))
 
 
 def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float, eps: float = 1e-5) -> Tensor:
@@ -58,13 +54,13 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
         raise ValueError(f"slope must be from 0 to 1, got {slope}")
     if input.shape[2] * input.shape[3] == 1:
         raise ValueError("input must have more than one pixel to be normalised, got 1")
-    if unsupported(input, weight) is None:
+    if why_not("norm_activation", "cpu", input=input, weight=weight) is None:
         return _NormActivation.apply(input, weight, bias, slope, eps)
     normed = F.instance_norm(input[:, : weight.shape[0]], weight=weight, bias=bias, eps=eps)
     return activated(torch.cat([normed, input[:, weight.shape[0] :]], 1), slope)
 
 
-if _missing is None:
+if why_not("norm_activation", "cpu") is None:
 
     @torch.library.register_fake("ffmef::norm_activation")
     def _(input: Tensor, weight: Tensor, bias: Tensor, slope: float, eps: float) -> tuple[Tensor, Tensor]:

@@ -15,16 +15,15 @@ from torch.nn import functional as F
 
 from ffmef import _loader
 from ffmef.ops import reference
+from ffmef.ops._backends import Kernels, check_backend, declare, has_triton, why_not
 from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
 from ffmef.ops._overrides import overridable
 from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES, as_alphas
-from ffmef.ops.library import autocasts, has_triton, library, native_missing, operator, refuse_derivatives
+from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
 from ffmef.ops.reference import pad, pad_adjoint
-from ffmef.ops.selection import check_backend
 from ffmef.ops.types import Backend, PaddingMode
 
 NATIVE_SIZES = (1, 3, 5, 7)
-_missing = native_missing("predict_and_fuse_level")
 
 # Values of all hidden maps' responses that exist at a time.
 _CHUNK_VALUES = 1 << 20
@@ -94,27 +93,38 @@ def predict_and_fuse(
         hidden, weight, bias, images_5d = flat[:levels], flat[levels : -levels - 1], flat[-levels - 1 : -1], flat[-1]
     alphas = as_alphas(alphas, len(hidden), images_5d)
     _check(hidden, weight, bias, images, images_5d, alphas, padding_mode)
-    check_backend(backend, images.device)
+    sides = [_side(w) for w in weight]
+    check_backend("predict_and_fuse", backend, hidden=hidden, sides=sides, channels=images_5d.shape[2])
     if backend == "reference":
         out = reference.predict_and_fuse(hidden, weight, bias, images_5d, alphas, padding_mode)
     else:
-        for h, w in zip(hidden, weight, strict=True):
-            if backend == "cpu" and (reason := not_native(h, _side(w), images_5d.shape[2])) is not None:
-                raise RuntimeError(f"backend 'cpu' is not available: {reason}")
         name = "predict_and_fuse_triton" if backend == "triton" else "predict_and_fuse"
         out = operator(name)(hidden, weight, bias, images_5d, alphas, padding_mode)
     return out if images.dim() == 5 else out.squeeze(1)
 
 
-def not_native(hidden: Tensor, side: int, channels: int) -> str | None:
-    """Return why the native CPU kernels cannot run a level, or None."""
-    if _missing is not None:
-        return _missing
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
-        return f"hidden must be float32 on the CPU, got {str(hidden.dtype)[6:]} on {hidden.device}"
+def _no_kernel(sides: Iterable[int], channels: int) -> str | None:
+    """Return why no native kernel is made for levels of these sides, or None."""
     if channels != 1:
         return f"images must have one channel, got {channels}"
-    return None if side in NATIVE_SIZES else f"k must be one of {NATIVE_SIZES}, got {side}"
+    other = [side for side in sides if side not in NATIVE_SIZES]
+    return f"k must be one of {NATIVE_SIZES}, got {other[0]}" if other else None
+
+
+declare(
+    "predict_and_fuse",
+    reference=Kernels(),
+    cpu=Kernels(
+        "predict_and_fuse_level", float32=True, sizes=_no_kernel, limits="images of one channel, k of 1, 3, 5 or 7"
+    ),
+    triton=Kernels(),
+    cuda=Kernels(),
+)
+
+
+def _is_native(hidden: Tensor, weight: Tensor, images: Tensor) -> bool:
+    """Return whether the native kernels can run a level."""
+    return why_not("predict_and_fuse", "cpu", hidden=hidden, sides=(_side(weight),), channels=images.shape[2]) is None
 
 
 def _side(weight: Tensor) -> int:
@@ -188,7 +198,7 @@ def _forward(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode:
     out = images.new_zeros(images.shape[:1] + images.shape[2:])
     for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True):
         padded = pad(images, _side(w) // 2, padding_mode)
-        if not_native(h, _side(w), images.shape[2]) is None:
+        if _is_native(h, w, images):
             level = operator("predict_and_fuse_level")(*_native_arguments(h, w, b, padded)).unsqueeze(1)
         else:
             level = _level(h, w, b, padded)
@@ -222,7 +232,7 @@ def _backward(
         need_kernels = bool(need_weight[l] or need_bias[l] or need_alphas)
         scaled, from_scaled = grad * alpha, False
         hidden_grad, kernel_grad = None, None
-        if not_native(h, _side(w), images.shape[2]) is None:
+        if _is_native(h, w, images):
             # One pass for all, where alpha's gradient can be had from the gradient times alpha.
             from_scaled = abs(float(alpha)) > 1e-12 and need_hidden[l]
             arguments = _native_arguments(h, w, b, padded)
@@ -328,7 +338,7 @@ register(
     triton=_triton,
 )
 
-if _missing is None:
+if why_not("predict_and_fuse", "cpu") is None:
     for _name in ("predict_and_fuse_level", "predict_and_fuse_level_backward"):
         refuse_derivatives(_name, "differentiate ffmef.ops.predict_and_fuse")
 

@@ -7,43 +7,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ffmef import _loader
 from ffmef.adjust import NEUTRAL, Adjustments
-from ffmef.ops.library import carries_tangent, define, library, native_missing, operator
+from ffmef.ops._backends import Kernels, declare
+from ffmef.ops.library import define, library, operator
 
-CHANNEL_BLOCK = 16
+BANDS, CHANNEL_BLOCK, MOST_LEVELS, MOST_OCTAVES = 3, 16, 8, 16
 
 
-def available(channels: Sequence[int], stem: int, bands: int, octaves: int) -> bool:
-    """Return whether the native operators can run a model of these sizes."""
-    return (
-        _loader.cpu_missing is None
-        and bands == 3
-        and all(c % CHANNEL_BLOCK == 0 for c in channels)
-        and len(channels) <= 8
-        and stem <= CHANNEL_BLOCK
-        and octaves <= 16
+def _no_kernel(channels: Sequence[int], stem: int, bands: int, octaves: int) -> str | None:
+    """Return why the native operators cannot run a model of these sizes, or None."""
+    if bands != BANDS:
+        return f"bands must be {BANDS}, got {bands}"
+    if len(channels) > MOST_LEVELS or any(c % CHANNEL_BLOCK for c in channels):
+        return f"channels must be at most {MOST_LEVELS} multiples of {CHANNEL_BLOCK}, got {tuple(channels)}"
+    if stem > CHANNEL_BLOCK:
+        return f"stem must be at most {CHANNEL_BLOCK}, got {stem}"
+    return f"octaves must be at most {MOST_OCTAVES}, got {octaves}" if octaves > MOST_OCTAVES else None
+
+
+_limits = f"PyramidFFMEF of {BANDS} bands, channels in multiples of {CHANNEL_BLOCK}, a stem of at most {CHANNEL_BLOCK}"
+for _name in ("pyramid_exposures", "pyramid_luminance"):
+    declare(
+        _name,
+        cpu=Kernels(_name, float32=True, autocast=False, derivatives=False, sizes=_no_kernel, limits=_limits),
     )
-
-
-def unsupported_tensors(*tensors: Tensor, parameters: Sequence[Tensor]) -> str | None:
-    """Return why the native operators cannot run a model with these parameters on these tensors now, or None.
-
-    Example:
-        >>> unsupported_tensors(torch.zeros(1, dtype=torch.float64), parameters=[])
-        'tensors must be float32 on the CPU, got float64 on cpu'
-    """
-    every = [*tensors, *parameters]
-    for tensor in every:
-        if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            return f"tensors must be float32 on the CPU, got {str(tensor.dtype)[6:]} on {tensor.device}"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in every):
-        return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
-    if carries_tangent(*every):
-        return "forward-mode derivatives are enabled"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is enabled, and the kernels compute in float32"
-    return native_missing("pyramid_exposures")
 
 
 def pyramid_exposures(

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ffmef import _loader
 from ffmef.ops import reference
+from ffmef.ops._backends import Kernels, check_backend, declare, has_triton
 from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
 from ffmef.ops._overrides import overridable
 from ffmef.ops.adaptive_fuse import check_tensor
-from ffmef.ops.library import autocasts, has_triton, operator
-from ffmef.ops.selection import check_backend
+from ffmef.ops.library import autocasts, operator
 from ffmef.ops.types import Backend
 
 MAX_SCALE = 64
@@ -73,7 +73,7 @@ def pyramid_fuse(
         tensor([0., 1., 0., 1., 0., 1., 0., 1.])
     """
     images_5d, weights, base = _validate(images, weights, base, scale)
-    check_backend(backend, images.device)
+    check_backend("pyramid_fuse", backend, images=images)
     if backend == "reference":
         out = reference.pyramid_fuse(images_5d, weights, base, scale)
     else:
@@ -138,6 +138,7 @@ _OPERATOR = LinearOperator(
     flops=_flops,
 )
 _triton = triton_kernels("pyramid_fuse", "forward", "backward")
+declare("pyramid_fuse", reference=Kernels(), cpu=Kernels("pyramid_fuse"), triton=Kernels(), cuda=Kernels())
 register(
     _OPERATOR,
     reference=reference.pyramid_fuse,

@@ -7,19 +7,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ffmef.ops.library import native_missing, not_plain_float32, operator
+from ffmef.ops._backends import Kernels, declare, why_not
+from ffmef.ops.library import operator
 
 SIZES = (1, 3, 5, 7)
-_missing = native_missing("thin_convolution_backward")
 
 
-def unsupported(input: Tensor, weight: Tensor) -> str | None:
-    """Return why the native kernels cannot run these tensors, or None."""
-    if reason := _missing or not_plain_float32(input=input, weight=weight):
-        return reason
-    if weight.shape[-1] not in SIZES:
-        return f"the kernel's side must be one of {SIZES}, got {weight.shape[-1]}"
-    return None
+def _no_kernel(side: int) -> str | None:
+    return None if side in SIZES else f"the kernel's side must be one of {SIZES}, got {side}"
+
+
+declare(
+    "thin_convolution",
+    cpu=Kernels(
+        "thin_convolution_backward", float32=True, autocast=False, sizes=_no_kernel, limits="k of 1, 3, 5 or 7"
+    ),
+)
 
 
 def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, slope: float = 1.0) -> Tensor:
@@ -59,7 +62,7 @@ def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         raise ValueError(f"bias must be ({weight.shape[0]},), got shape {tuple(bias.shape)}")
     if not 0 <= slope <= 1:
         raise ValueError(f"slope must be from 0 to 1, got {slope}")
-    if unsupported(input, weight) is not None:
+    if why_not("thin_convolution", "cpu", input=input, weight=weight, side=weight.shape[3]) is not None:
         return activated(F.conv2d(input, weight, bias, padding=weight.shape[2] // 2), slope)
     return _ThinConvolution.apply(input, weight, bias, slope)
 
@@ -71,7 +74,7 @@ def activated(x: Tensor, slope: float) -> Tensor:
     return F.relu(x) if slope == 0 else F.leaky_relu(x, slope)
 
 
-if _missing is None:
+if why_not("thin_convolution", "cpu") is None:
 
     @torch.library.register_fake("ffmef::thin_convolution")
     def _(input: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 
 from ffmef.models import FFMEF
 from ffmef.ops import ffmef_forward
-from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES, unsupported, unsupported_tensors
+from ffmef.ops._backends import why_not
+from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES
 from networks import TOLERANCE, eager64, random_luminance, random_model, worst
 from triton_guard import (
     Mutant,
@@ -152,13 +153,18 @@ def test_the_choice_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with FakeTensorMode():
         luminance, parameter = torch.empty(1, 2, 4, 4, device="cuda"), torch.empty(3, device="cuda")
-        assert unsupported_tensors(luminance, [parameter]) is None
-        elsewhere = unsupported_tensors(luminance, [torch.empty(3)])
-        assert elsewhere == "the parameters must be on cuda:0 like luminance, got cpu"
-        assert "float64" in unsupported_tensors(luminance.double(), [parameter])
+
+        def reason(luminance: torch.Tensor, *parameters: torch.Tensor) -> str | None:
+            return why_not("ffmef_forward", "triton", luminance=luminance, parameters=list(parameters))
+
+        assert reason(luminance, parameter) is None
+        assert reason(luminance, torch.empty(3, device="cuda:1")) == (
+            "parameters must be on cuda:0 like luminance, got cuda:1"
+        )
+        assert "must be float32, got float64" in reason(luminance.double(), parameter)
         assert FFMEF().eval().not_fused(luminance, [parameter]) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert unsupported(4, (1, 3, 5), "cuda") == "triton is not installed"
+    assert why_not("ffmef_forward", "triton", channels=4, kernel_sizes=(1, 3, 5)) == "triton is not installed"
 
 
 MUTANTS = [

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ffmef import _loader
 from ffmef.metrics import _windows, perception
+from ffmef.ops._backends import why_not
 
-needs_library = pytest.mark.skipif(
-    not hasattr(torch.ops.ffmef, "spectral_filter"), reason=_loader.cpu_missing or "the library was built before it"
-)
+_missing = why_not("spectral_filter", "cpu")
+needs_library = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 # Narrower and wider than a register, than four of them, and than 32 rows; odd and even; radices of all kinds.
 SIZES = [(3, 2), (5, 9), (17, 40), (32, 64), (47, 50), (61, 101), (75, 33)]
 

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ffmef import _loader
 from ffmef.metrics import _phase_congruency
+from ffmef.ops._backends import why_not
 
-needs_library = pytest.mark.skipif(
-    not hasattr(torch.ops.ffmef, "phase_congruency"), reason=_loader.cpu_missing or "the library was built before it"
-)
+_missing = why_not("phase_congruency", "cpu")
+needs_library = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 # Radices 2 to 19 and 29, and primes that become convolutions: of one less (101, 151), and with zeros (47, 107, 263).
 SIZES = [(47, 50), (64, 96), (7, 101), (13, 2), (2, 3), (30, 151), (121, 9), (73, 35), (19, 29), (2, 107), (9, 263)]
 

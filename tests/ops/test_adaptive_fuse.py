@@ -862,7 +862,7 @@ def test_tensors_without_values_give_shapes():
 
 @native
 def test_backend_cpu_refuses_tensors_elsewhere():
-    with pytest.raises(RuntimeError, match="^backend 'cpu' needs tensors on the CPU, got meta$"):
+    with pytest.raises(RuntimeError, match="^backend 'cpu' is not available: images must be on the CPU, got meta$"):
         adaptive_fuse(IMAGES.to("meta"), [f.to("meta") for f in FILTERS], backend="cpu")
 
 

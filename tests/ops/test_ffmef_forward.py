@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -247,7 +248,7 @@ def test_fused_says_why_it_cannot():
         assert "training mode" in refusal(model.train(), luminance)
         model.eval()
         assert "luminance must be float32, got float64" in refusal(model, luminance.double())
-        assert "the parameters must be float32, got float64" in refusal(model.double(), luminance)
+        assert "parameters must be float32, got float64" in refusal(model.double(), luminance)
         model.float()
         assert "more than one pixel" in refusal(model, luminance[..., :1, :1])
         assert "channels must be 4, 8 or 16, got 6" in refusal(FFMEF(6).eval(), luminance)
@@ -353,8 +354,20 @@ def test_a_missing_kernel_is_no_wrong_argument(monkeypatch):
         ffmef_forward(torch.rand(1, 2, 5, 6), parameters, 6)
 
 
-def test_info_names_the_engine():
+def test_info_names_every_operator_and_its_limits(monkeypatch):
     from ffmef.commands import info
+    from ffmef.ops import _backends
 
-    line = next(line for line in info.lines() if line.startswith("engine: "))
-    assert "fused on the CPU" in line and "{1,3,5,7}" in line
+    def line(operator: str) -> str:
+        return next(line for line in info.lines() if line.split()[0] == operator)
+
+    assert {"adaptive_fuse", "pyramid_exposures", "window_moments"} <= set(_backends.declared())
+    assert line("adaptive_fuse").split(None, 1)[1].startswith("reference, cpu")
+    assert "cpu (float32; no gradients; FFMEF of 4, 8, 16 channels" in line("ffmef_forward")
+    assert "{1,3,5,7}" in line("ffmef_forward")
+    monkeypatch.setattr(_loader, "cpu_missing", "the library was not built")
+    assert line("norm_activation").split() == ["norm_activation", "none"]
+    monkeypatch.setattr(_loader, "cpu_missing", None)
+    stale = replace(_backends.declared()["norm_activation"]["cpu"], stale=True)
+    monkeypatch.setitem(_backends.declared(), "norm_activation", {"cpu": stale})
+    assert line("norm_activation").endswith("not cpu: the native library is older than this package: build it again")

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from ffmef.ops import norm_activation
-from ffmef.ops.norm_activation import _missing, unsupported
+from ffmef.ops._backends import why_not
 
+_missing = why_not("norm_activation", "cpu")
 needs_native = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 
 
@@ -50,7 +51,7 @@ def compare(tensors, slope, eps=1e-5):
 @pytest.mark.parametrize(("channels", "normed"), [(4, 4), (4, 2), (3, 1)])
 def test_equals_torch(channels, normed, slope):
     tensors = arguments(2, channels, normed, 9, 37)
-    assert unsupported(tensors[0], tensors[1]) is None
+    assert why_not("norm_activation", "cpu", input=tensors[0], weight=tensors[1]) is None
     compare(tensors, slope)
 
 
@@ -140,7 +141,7 @@ def test_operators_in_the_dispatcher():
 @pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
 def test_falls_back_to_torch(slope):
     tensors = [t.detach().double().requires_grad_() for t in arguments(2, 3, 2, 5, 6)]
-    assert "must be float32" in unsupported(tensors[0], tensors[1])
+    assert "must be float32" in why_not("norm_activation", "cpu", input=tensors[0], weight=tensors[1])
     assert torch.equal(norm_activation(*tensors, slope=slope), expected(*tensors, slope))
     torch.autograd.gradcheck(lambda *t: norm_activation(*t, slope=slope), tensors)
 

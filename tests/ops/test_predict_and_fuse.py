@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import ffmef
 from ffmef.ops import adaptive_fuse, predict_and_fuse
+from ffmef.ops._backends import why_not
 
 module = sys.modules["ffmef.ops.predict_and_fuse"]
 
@@ -168,7 +169,8 @@ def test_backends_are_checked():
 
 # --- the native kernels -------------------------------------------------------------------------------------------
 
-needs_native = pytest.mark.skipif(module._missing is not None, reason=str(module._missing))
+_missing = why_not("predict_and_fuse", "cpu")
+needs_native = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 
 
 def compare_native(arguments, padding_mode="zeros", needed=None):
@@ -283,7 +285,7 @@ def test_native_operators_in_the_dispatcher():
 @needs_native
 def test_what_native_kernels_cannot_run_is_said():
     for arguments, message in (
-        (case(), "hidden must be float32 on the CPU, got float64"),
+        (case(), "hidden must be float32, got float64"),
         (case(channels=3, dtype=torch.float32), "images must have one channel, got 3"),
         (case((9,), dtype=torch.float32), "k must be one of .* got 9"),
     ):

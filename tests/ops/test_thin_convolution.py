@@ -13,9 +13,10 @@ from torch import nn
 
 from ffmef.models import FFMEF
 from ffmef.ops import thin_convolution
-from ffmef.ops.thin_convolution import _missing, unsupported
+from ffmef.ops._backends import why_not
 from ffmef.training.native import use_native_operators
 
+_missing = why_not("thin_convolution", "cpu")
 needs_native = pytest.mark.skipif(_missing is not None, reason=str(_missing))
 
 
@@ -43,7 +44,7 @@ def compare(tensors, size, slope=1.0):
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 4), (4, 25), (9, 9), (8, 2), (3, 5)])
 def test_equals_torch(inputs, outputs, size):
     tensors = arguments(2, inputs, outputs, 9, 37, size)
-    assert unsupported(tensors[0], tensors[1]) is None
+    assert refusal(tensors) is None
     compare(tensors, size)
 
 
@@ -134,9 +135,15 @@ def test_other_instruction_sets(isa):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def refusal(tensors: list[torch.Tensor]) -> str | None:
+    return why_not("thin_convolution", "cpu", input=tensors[0], weight=tensors[1], side=tensors[1].shape[3])
+
+
 def test_falls_back_to_torch():
     tensors = [t.detach().double() for t in arguments(1, 2, 3, 5, 6, 3)]
-    assert "must be float32" in unsupported(tensors[0], tensors[1])
+    assert "must be float32" in why_not(
+        "thin_convolution", "cpu", input=tensors[0], weight=tensors[1], side=tensors[1].shape[3]
+    )
     assert torch.equal(thin_convolution(*tensors), F.conv2d(*tensors, padding=1))
     nine = arguments(1, 2, 3, 12, 12, 9)
     torch.testing.assert_close(thin_convolution(*nine), F.conv2d(*nine, padding=4))

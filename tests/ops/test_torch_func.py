@@ -480,9 +480,9 @@ def test_other_devices_fall_back_to_plain_torch(name):
 
 
 def test_the_fallback_is_right_and_says_so_once():
-    from ffmef.ops import selection
+    from ffmef.ops import _backends
 
-    selection.warn_of_reference.cache_clear()
+    _backends.warn_of_reference.cache_clear()
     for name in OPERATORS:
         function, tensors = problem(name)
         called = getattr(torch.ops.ffmef, "adaptive_fuse" if name == "coarse" else name).default
@@ -500,10 +500,10 @@ def test_the_fallback_is_right_and_says_so_once():
             warnings.simplefilter("ignore", RuntimeWarning)
             close(called._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *recorded[0]), expected)
     with pytest.warns(RuntimeWarning, match="it has no kernels for mps tensors"):
-        selection.warn_of_reference("mps")
+        _backends.warn_of_reference("mps")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        selection.warn_of_reference("mps")
+        _backends.warn_of_reference("mps")
 
 
 @pytest.mark.parametrize("name", OPERATORS)
