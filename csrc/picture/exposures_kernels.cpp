@@ -102,10 +102,10 @@ struct Run {
   Chroma total;  // blue and red are sums of mass times chroma
 };
 
-// How far colour is recorded, from luminance and the largest of R, G and B on the scale 0..255.
-inline float recorded_colour(float y, float top) {
+// How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
+inline float recorded_colour(float y, float top, float bottom) {
   return unit((232.0f - y) * (1.0f / 24)) * unit((y - 16.0f) * (1.0f / 32)) *
-         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24)));
+         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24))) * (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
 }
 
 // Sample type and what luminance on the scale 0..1 is of a grey sample.
@@ -145,7 +145,8 @@ void add_colour(Run& run, Chroma& apart, const Planes<S>& planes, const Beside& 
     const float cb = -0.148223f * r - 0.290992f * g + 0.439215f * b;
     const float cr = 0.439215f * r - 0.367789f * g - 0.071426f * b;
     const float larger = r > g ? r : g, top = larger > b ? larger : b;
-    const float mass = share[x] * (recorded_colour(y, top) + 0.02f);
+    const float smaller = r < g ? r : g, bottom = smaller < b ? smaller : b;
+    const float mass = share[x] * (recorded_colour(y, top, bottom) + 0.02f);
     if (STORED) {
       apart.mass[x] = mass;
       apart.blue[x] = cb;
@@ -180,7 +181,8 @@ void distrust(Chroma& apart, const Chroma& total, int64_t n) {
     const float share = 1.0f / (total.mass[x] - mass + 1e-9f);
     const float off_blue = __builtin_fabsf(cb - (total.blue[x] - mass * cb) * share);
     const float off_red = __builtin_fabsf(cr - (total.red[x] - mass * cr) * share);
-    const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 12), trust = 1.0f + distance * distance;
+    const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 16), half = 1.0f + distance * distance;
+    const float trust = half * half;
     apart.mass[x] = mass / (trust * trust);
   }
 }

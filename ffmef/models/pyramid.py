@@ -393,12 +393,14 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
 
     .. math::
         m_n &= U_8(s_n)\, (r_n + 0.02)\, v_n, \qquad
-        r_n = [(232 - Y_n)/24]\,[(Y_n - 16)/32]\,(0.2 + 0.8\, [(252 - \max RGB_n)/24]) \\
+        r_n = [(232 - Y_n)/24]\,[(Y_n - 16)/32]\,(0.2 + 0.8\, [(252 - \max RGB_n)/24])\,
+        (0.1 + 0.9\, [\min RGB_n/24]) \\
         d_n &= \max_{b,r} \Bigl| C_n - \sum_{k \ne n} m_k C_k / \sum_{k \ne n} m_k \Bigr|, \qquad
-        m'_n = m_n / (1 + (d_n / 12)^2)^2 \\
+        m'_n = m_n / (1 + (d_n / 16)^2)^4 \\
         C &= \sum_n m'_n C_n / \sum_n m'_n
 
-    [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. The second line trusts an
+    [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. A channel near white or black
+    has lost its part of the colour: a candle's deep orange, brightened, would turn pink. The second line trusts an
     exposure less the further its colour is from that of all others: what one exposure alone shows does not win. With
     two exposures both distances are equal, so it changes nothing and is left out.
 
@@ -419,7 +421,7 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
     """
     ycbcr = rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr
     y, colours = ycbcr[:, :, 0], ycbcr[:, :, 1:] - 128
-    mass = _up(shares, y, float(SCALE)) * (_recorded_colour(y, rgb.amax(2)) + FLOOR)
+    mass = _up(shares, y, float(SCALE)) * (_recorded_colour(y, rgb.amax(2), rgb.amin(2)) + FLOOR)
     if validity is not None:
         mass = mass * validity.clamp_min(1e-6)
     mass = mass.unsqueeze(2)
@@ -427,7 +429,7 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
         all_mass, total = mass.sum(1, keepdim=True), (mass * colours).sum(1, keepdim=True)
         others = (total - mass * colours) / (all_mass - mass + 1e-9)
         distance = (colours - others).abs().amax(2, keepdim=True)
-        mass = mass / (1 + (distance / 12).square()).square()
+        mass = mass / (1 + (distance / 16).square()).square().square()
     return (mass * colours).sum(1) / (mass.sum(1) + 1e-12) + 128
 
 
@@ -466,7 +468,7 @@ def into_gamut(ycbcr: Tensor) -> Tensor:
     return (grey + scale * colour).clamp(0, 255)
 
 
-def _recorded_colour(y: Tensor, top: Tensor) -> Tensor:
-    """Return how far colour is recorded, 0 to 1, from luminance and the largest of R, G and B, on 0..255."""
+def _recorded_colour(y: Tensor, top: Tensor, bottom: Tensor) -> Tensor:
+    """Return how far colour is recorded, 0 to 1, from luminance, the largest and smallest of R, G, B, on 0..255."""
     darker = ((232 - y) / 24).clamp(0, 1) * ((y - 16) / 32).clamp(0, 1)
-    return darker * (0.2 + 0.8 * ((252 - top) / 24).clamp(0, 1))
+    return darker * (0.2 + 0.8 * ((252 - top) / 24).clamp(0, 1)) * (0.1 + 0.9 * (bottom / 24).clamp(0, 1))

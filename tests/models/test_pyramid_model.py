@@ -145,6 +145,11 @@ def test_chroma_of_what_is_recorded_wins():
     assert (merged(orange, grey, grey) / own).max() < 0.06
     torch.testing.assert_close(merged(orange, orange, orange), own, rtol=1e-4, atol=1e-4)
 
+    # An ember's blue is lost in the dark: its red, brightened, would be pink, so clipped yellow has half of the say.
+    ember, yellow = torch.tensor([100.0, 26.0, 1.0]), torch.tensor([248.0, 248.0, 182.0])
+    red = (rgb_to_ycbcr(ember.view(1, 3, 1, 1)) - 128)[0, 2].item()
+    assert merged(ember, yellow)[1] < 0.65 * red
+
 
 def test_hue_is_kept_outside_of_rgb():
     ycbcr = torch.tensor([[200.0, 120.0, 180.0], [20.0, 100.0, 150.0], [120.0, 130.0, 125.0]]).T.view(1, 3, 3, 1)
