@@ -2,6 +2,7 @@
 // Nothing here waits for the GPU, so that calls can be captured in a CUDA graph.
 #include "../common/padding.h"
 #include "adaptive_fuse.h"
+#include "ffmef_forward.h"
 #include "predict_and_fuse.h"
 #include "pyramid_fuse.h"
 
@@ -336,13 +337,74 @@ std::vector<Tensor> pyramid_fuse_backward_cuda(const Tensor& grad, const Tensor&
   return {image_grad, weight_grad, base_grad};
 }
 
+// ---- the whole network -------------------------------------------------------------------------------------------------
+
+Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& parameters, int64_t channels,
+                          const std::vector<int64_t>& kernel_sizes) {
+  STD_TORCH_CHECK(luminance.dim() == 4 && luminance.size(1) == 2 && luminance.scalar_type() == ScalarType::Float,
+                  "luminance must be (B, 2, H, W) in float32");
+  STD_TORCH_CHECK(channels == 4, "channels must be 4, got ", channels);
+  STD_TORCH_CHECK(!kernel_sizes.empty() && kernel_sizes.size() <= 4, "kernel_sizes must be 1 to 4, got ",
+                  int64_t(kernel_sizes.size()));
+  std::vector<int> sizes;
+  for (const int64_t size : kernel_sizes) {
+    STD_TORCH_CHECK(size == 1 || size == 3 || size == 5 || size == 7, "kernel_sizes must be 1, 3, 5 or 7, got ", size);
+    sizes.push_back(static_cast<int>(size));
+  }
+  const torch::stable::accelerator::DeviceGuard guard(luminance.get_device_index());
+  std::vector<Tensor> dense;  // keeps alive what is read
+  std::vector<const float*> pointers;
+  std::vector<int64_t> values;
+  int64_t held = 0;
+  dense.reserve(parameters.size() + 1);
+  for (const Tensor& parameter : parameters) {
+    STD_TORCH_CHECK(parameter.scalar_type() == ScalarType::Float, "parameters must be float32");
+    STD_TORCH_CHECK(parameter.is_cuda() && parameter.get_device_index() == luminance.get_device_index(),
+                    "parameters must be on luminance's device");
+    dense.push_back(parameter.is_contiguous() ? parameter : torch::stable::contiguous(parameter));
+    pointers.push_back(static_cast<const float*>(dense.back().const_data_ptr()));
+    values.push_back(parameter.numel());
+    held += values.back();
+  }
+  dense.push_back(luminance.is_contiguous() ? luminance : torch::stable::contiguous(luminance));
+  const ffmef_network n = {luminance.size(0),
+                           luminance.size(2),
+                           luminance.size(3),
+                           static_cast<const float*>(dense.back().const_data_ptr()),
+                           static_cast<int64_t>(pointers.size()),
+                           pointers.data(),
+                           values.data(),
+                           static_cast<int>(sizes.size()),
+                           sizes.data()};
+  const int64_t expected = ffmef_cuda_ffmef_forward_values(n.level_count, n.sizes);
+  STD_TORCH_CHECK(held == expected, "parameters must hold ", expected, " values for channels ", channels,
+                  " and these kernel_sizes, got ", held);
+  STD_TORCH_CHECK(ffmef_cuda_ffmef_forward_fits(&n), "parameters must hold every weight and bias in one piece");
+  STD_TORCH_CHECK(
+      n.height < (int64_t(1) << 31) && n.width < (int64_t(1) << 31) && n.height * n.width < (int64_t(1) << 31),
+      "luminance must have fewer than 2**31 pixels on GPUs, got ", n.height, " x ", n.width);
+  Tensor output = torch::stable::new_empty(luminance, {n.batch, 1, n.height, n.width});
+  if (output.numel() == 0) return output;
+  Tensor workspace = workspace_of(luminance, ffmef_cuda_ffmef_forward_workspace(&n));
+  check_launch(ffmef_cuda_ffmef_forward(&n, static_cast<float*>(output.mutable_data_ptr()),
+                                        workspace.mutable_data_ptr(), current_stream(luminance)),
+               "ffmef_forward");
+  return output;
+}
+
 }  // namespace
 }  // namespace ffmef
+
+// Called by the Python kernel of ffmef_forward, which falls back to Triton for other numbers of channels.
+STABLE_TORCH_LIBRARY_FRAGMENT(ffmef, m) {
+  m.def("ffmef_forward_cuda(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
   m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cuda));
   m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cuda));
   m.impl("predict_and_fuse", TORCH_BOX(&ffmef::predict_and_fuse_cuda));
+  m.impl("ffmef_forward_cuda", TORCH_BOX(&ffmef::ffmef_forward_cuda));
   m.impl("pyramid_fuse", TORCH_BOX(&ffmef::pyramid_fuse_cuda));
   m.impl("pyramid_fuse_backward", TORCH_BOX(&ffmef::pyramid_fuse_backward_cuda));
 }

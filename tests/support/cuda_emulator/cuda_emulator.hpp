@@ -9,7 +9,8 @@
 // With -fsanitize=address: accesses outside a buffer, shared memory included (a fresh block of the exact size for
 // every CUDA block, filled with NaN). With -fsanitize=thread: missing barriers, and blocks that write the same place,
 // as data races: two threads are ordered only by the barriers that both of them pass, two blocks by nothing.
-// Not covered: textures, atomics, cp.async, tensor cores, cooperative groups, warp operations on part of a warp.
+// Atomics order threads as they do on a GPU whose threads fence before and after (is_last in norm_activation.cuh).
+// Not covered: textures, other atomics than atomicAdd, missing fences, cp.async, tensor cores, cooperative groups, warp operations on part of a warp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -281,14 +282,18 @@ EMULATOR_UNSEEN inline unsigned char* shared_memory() { return device.shared; }
 
 EMULATOR_UNSEEN inline void block_barrier() { wait(State::kAtBarrier, __builtin_return_address(0)); }
 
-EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) {
+EMULATOR_UNSEEN inline uint64_t shuffle_from(uint64_t value, unsigned lane) {
   Thread& self = *device.running;
   self.exchange = value;
   wait(State::kAtWarpOperation, nullptr);
-  const unsigned lane = self.rank % kWarpSize, source = lane + distance < kWarpSize ? distance : 0;
-  const uint64_t received = device.threads[self.rank + source].exchange;
+  const uint64_t received = device.threads[self.rank - self.rank % kWarpSize + lane].exchange;
   wait(State::kAtWarpOperation, nullptr);  // all have read before anybody offers the next value
   return received;
+}
+
+EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) {
+  const unsigned lane = device.running->rank % kWarpSize;
+  return shuffle_from(value, lane + distance < kWarpSize ? lane + distance : lane);
 }
 
 }  // namespace emulator
@@ -320,20 +325,35 @@ EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) 
 #define FFMEF_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
   emulator::launch(dim3(blocks), dim3(threads), (shared_bytes), [=] { (void)(stream); kernel(__VA_ARGS__); })
 
-template <class T> T __shfl_down_sync(unsigned mask, T value, int distance) {
+template <class T> T emulated_shuffle(unsigned mask, T value, uint64_t (*shuffle)(uint64_t, unsigned), int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
   if (mask != 0xffffffffu) emulator::fail("warp operations on part of a warp are not emulated");
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = emulator::shuffle_down(bits, static_cast<unsigned>(distance));
+  bits = shuffle(bits, static_cast<unsigned>(lane));
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
+template <class T> T __shfl_down_sync(unsigned mask, T value, int distance) {
+  return emulated_shuffle(mask, value, emulator::shuffle_down, distance);
+}
+template <class T> T __shfl_sync(unsigned mask, T value, int lane) {
+  return emulated_shuffle(mask, value, emulator::shuffle_from, lane);
+}
 
 template <class T> T __ldcs(const T* pointer) { return *pointer; }
+template <class T> T __ldcg(const T* pointer) { return *pointer; }
+template <class T> T __ldg(const T* pointer) { return *pointer; }
+inline unsigned atomicAdd(unsigned* target, unsigned value) { return __atomic_fetch_add(target, value, __ATOMIC_ACQ_REL); }
+inline void __threadfence() {}
 
 // The runtime functions that launchers call.
 inline cudaError_t emulated_last_error() { return cudaSuccess; }
 #define cudaGetLastError emulated_last_error
+inline cudaError_t emulated_memset(void* target, int value, size_t bytes, cudaStream_t) {
+  std::memset(target, value, bytes);
+  return cudaSuccess;
+}
+#define cudaMemsetAsync emulated_memset
 inline const char* emulated_error_text(cudaError_t) { return "an error of the emulated device"; }
 #define cudaGetErrorString emulated_error_text
