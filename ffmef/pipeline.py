@@ -579,7 +579,7 @@ def _ready_model(path: Path, stamp: tuple, backend: str | None, place: torch.dev
     model.backend = backend
     if backend == "fused":
         sizes = {"channels": model.channels, "kernel_sizes": model.kernel_sizes}
-        if (reason := why_not("ffmef_forward", backend_of(place), **sizes)) is not None:
+        if (reason := why_not("ffmef_forward", backend_of(place, model.channels), **sizes)) is not None:
             raise InputError(f"backend 'fused' cannot run here: {reason}")
     return model
 

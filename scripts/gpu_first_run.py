@@ -199,6 +199,10 @@ def step_sanitize() -> None:
     if not CPU:
         for problem in predictions(False)[:3]:
             checks.prediction_error(problem, DEVICE, backend)
+    with torch.inference_mode():
+        for sizes, height, width in (((1,), 19, 37), ((3, 5), 35, 66)):
+            fused = engine_of(backend, engine_model(sizes))(draw(2, 2, height, width))
+            print(f"ffmef_forward {height} x {width}", "finite" if bool(fused.isfinite().all()) else "NOT FINITE")
     print("sanitize: done")
 
 
@@ -409,6 +413,79 @@ def step_networks() -> None:
                 timed("network", lambda n=network, p=picture: n(p), name=name, size=size_name)
 
 
+def engine_model(kernel_sizes: tuple[int, ...] = KERNEL_SIZES):
+    """Return the network with random weights in which no two parameters are alike."""
+    from ffmef.models import FFMEF
+
+    torch.manual_seed(3)
+    model = FFMEF(4, kernel_sizes).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.to(DEVICE)
+
+
+def engine_of(backend: str, model) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the whole network in one operator by a backend."""
+    from ffmef.ops import ffmef_forward
+
+    parameters = list(model.parameters())
+    return lambda pair: ffmef_forward(pair, parameters, 4, model.kernel_sizes, backend=backend)
+
+
+def step_engine() -> None:
+    """The whole network in one operator: against float64 and repeated; as called, on the device, as a CUDA graph."""
+    from ffmef.ops.ffmef_forward import KERNEL_SIZES as SETS
+
+    shapes = [(1, 1, 2), (1, 35, 1), (3, 67, 150), (1, *SIZES["551x707"])]
+    with torch.inference_mode():
+        for kernel_sizes, shape in [
+            *((sizes, shapes[2]) for sizes in SETS),
+            *((KERNEL_SIZES, shape) for shape in shapes),
+        ]:
+            pair, model = draw(shape[0], 2, *shape[1:]), engine_model(kernel_sizes)
+            found = {backend: engine_of(backend, model)(pair) for backend in BACKENDS}
+            repeated = {b: all(torch.equal(engine_of(b, model)(pair), found[b]) for _ in range(10)) for b in BACKENDS}
+            wide = model.cpu().double()
+            wide.backend = "eager"
+            expected = wide(pair.cpu().double())
+            scale = max(1.0, float(expected.abs().max()))
+            for backend, fused in found.items():
+                error = float((fused.cpu() - expected).abs().max()) / scale
+                right = "right" if error < 1e-4 and repeated[backend] else "WRONG"
+                print(f"engine {backend} {kernel_sizes} {shape}: {right}, error {error:.2g}", flush=True)
+        for size_name in ("551x707", "1080p", "12MP"):
+            pair, model = draw(1, 2, *SIZES[size_name]), engine_model()
+            for backend in BACKENDS:
+                run = lambda b=backend, m=model, p=pair: engine_of(b, m)(p)  # noqa: E731
+                timed("engine", run, backend=backend, form="operator", size=size_name)
+                replay = attempt(f"graph of the engine by {backend}", lambda r=run: replaying(r))
+                if replay is not None:
+                    timed("engine", replay, backend=backend, form="graph", size=size_name)
+            timed("engine", lambda m=model, p=pair: m(p), backend=BACKENDS[0], form="model", size=size_name)
+
+
+def step_training_compiled() -> None:
+    """The same training step as one CUDA graph, compiled, and both: launches, not arithmetic, fill it."""
+    from benchmarks import methods
+
+    batch = draw(2 if CPU else 8, 2, *((16, 24) if CPU else (128, 128)))
+    for mixed, compiled in itertools.product((False, True), (False, True)):
+        network = methods.model("eager", device=DEVICE).train().requires_grad_(True)
+        called = torch.compile(network, backend="eager" if CPU else "inductor") if compiled else network
+
+        def step(network=network, called=called, mixed=mixed):
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
+                loss = called(batch).float().square().mean()
+            return torch.autograd.grad(loss, list(network.parameters()))
+
+        facts = {"name": "FFMEF", "mixed": mixed, "compiled": compiled}
+        if compiled:
+            timed("training step", step, **facts, graph=False)
+        replay = attempt(f"graph of a training step {facts}", lambda s=step: replaying(s))
+        if replay is not None:
+            timed("training step", replay, **facts, graph=True)
+
+
 def step_training() -> None:
     """A training step of the network in the release's formulation and in ours, with mixed precision too."""
     from benchmarks import methods
@@ -457,6 +534,7 @@ def step_profiled() -> None:
         backward_of("adaptive_fuse", backend)(grad, images, filters, alphas, "zeros", True, [1, 1, 1], False)
         predict_and_fuse(filters, weight, bias, images, alphas, backend=backend)
         pyramid_fuse(images, *cells(SIZES["1080p"]), scale=SCALE, backend=backend)
+        engine_of(backend, engine_model())(draw(1, 2, *SIZES["551x707"]))
     if not CPU:
         torch.cuda.synchronize()
 
@@ -493,12 +571,9 @@ def step_warm() -> None:
 
 def step_profiled_by_triton() -> str:
     global BACKENDS
-    from benchmarks import methods
 
     BACKENDS = ("triton",)
     step_profiled()
-    with torch.inference_mode():
-        methods.model(device=DEVICE)(draw(1, 2, *SIZES["551x707"]))
     return "done"
 
 

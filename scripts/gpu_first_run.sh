@@ -92,12 +92,13 @@ elif wanted check; then
 fi
 
 quietly 75 operator
+step 45 engine
 quietly 85 networks
 if [ -z "${FFMEF_RUN_CPU:-}" ] && wanted ncu; then
   say ncu
   within 70 ncu --clock-control none --target-processes all \
-    -k 'regex:(fuse_tiled|_gradient|predict_and_fuse_tiled|fuse_kernel)' --section SpeedOfLight --section Occupancy \
-    --section MemoryWorkloadAnalysis --section WarpStateStats --section SchedulerStats $step_of profiled > "$logs/ncu.log" 2>&1
+    -k 'regex:(fuse_tiled|_gradient|predict_and_fuse_tiled|fuse_kernel|entry_|residual_|point_|features_|heads_)' \
+    --section SpeedOfLight --section Occupancy --section MemoryWorkloadAnalysis --section WarpStateStats --section SchedulerStats $step_of profiled > "$logs/ncu.log" 2>&1
   grep -E "^  [a-z].*\(|Duration|Throughput|Achieved Occupancy|Registers|No Eligible|Hit Rate|Max Bandwidth" "$logs/ncu.log" |
     sed -E 's/ +/ /g' | cut -c1-120 | head -70
 else
@@ -108,6 +109,7 @@ quietly 45 rivals
 step 25 capture
 step 45 hazards
 quietly 30 training
+quietly 90 training_compiled
 quietly 30 pictures
 step 30 launches
 

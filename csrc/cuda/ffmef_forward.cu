@@ -22,9 +22,9 @@ __global__ void __launch_bounds__(kThreads, Mixes == 2 ? kResidentWide : kReside
   entry<B, Mixes, StemSkips, Beside>(p, *reinterpret_cast<Shared*>(shared));
 }
 
-template <int Inputs, bool Point> __global__ void __launch_bounds__(kThreads, Point         ? kResidentWidest
-                                                                              : Inputs == 2 ? kResidentWide
-                                                                                            : kResident)
+template <int Inputs, bool Point> __global__ void __launch_bounds__(kThreads, Point        ? kResidentWidest
+                                                                              : Inputs > 1 ? kResidentWide
+                                                                                           : kResident)
     residual_kernel(const __grid_constant__ ResidualPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
   residual<Inputs, Point>(p, *reinterpret_cast<Shared*>(shared));

@@ -220,8 +220,8 @@ __device__ __forceinline__ void entry(const EntryPass& p, Shared& shared) {
   }
   __syncthreads();
   convolve<3, kChannels, kPitch<1>>(first_tap(shared.tile, at), shared.weights + (Beside ? kWeights : 0), sums);
-  store_strip(f, at, p.raw, sums);
   keep_statistics(f, at, p.statistics, sums, &shared.moments);
+  store_strip(f, at, p.raw, sums);  // afterwards: the fences of the statistics would wait for it
 }
 
 // ---- residual ------------------------------------------------------------------------------------------------------
@@ -280,6 +280,37 @@ template <int Inputs> struct Identity {
   }
 };
 
+// One half of a mix's 1x1 convolution: of the values themselves, which its sums then replace, or of its skip, added to them.
+template <bool OfValues> __device__ __forceinline__ void mix_in(const Frame& f, const Place& at, const PointMix& mix,
+                                                                float (&values)[kRows][kChannels]) {
+  float weights[kChannels][kChannels], bias[kChannels];
+#pragma unroll
+  for (int o = 0; o < kChannels; ++o) {
+    bias[o] = __ldg(mix.bias + o);
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c)
+      weights[o][c] = __ldg(mix.weight + (2 * o + (OfValues ? 1 : 0)) * kChannels + c);
+  }
+  const Pixel* skip = plane_of(mix.skip, f, at.plane);
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    Pixel input;
+    if constexpr (OfValues) {
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) input.at[c] = values[i][c];
+    } else {
+      input = load_pixel(skip + (at.shows(f, i) ? at.pixel(f, i) : 0));
+    }
+#pragma unroll
+    for (int o = 0; o < kChannels; ++o) {
+      float sum = OfValues ? bias[o] : values[i][o];
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) sum += weights[o][c] * input.at[c];
+      values[i][o] = sum;
+    }
+  }
+}
+
 template <int Inputs, bool Point> __device__ __forceinline__ void residual(const ResidualPass& p, Shared& shared) {
   const Frame& f = p.frame;
   const Place at(f);
@@ -302,7 +333,7 @@ template <int Inputs, bool Point> __device__ __forceinline__ void residual(const
   store_strip(f, at, p.result, sums);
   if constexpr (Point) {
     mix_in<true>(f, at, p.point, sums);
-    __syncthreads();  // keeps the compiler from loading all weights, and the skip, at once
+    __syncthreads();  // keeps the compiler from loading the skip before its turn: too many registers
     mix_in<false>(f, at, p.point, sums);
     keep_statistics(f, at, p.statistics, sums, &shared.moments);
   }

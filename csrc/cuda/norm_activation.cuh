@@ -54,9 +54,10 @@ template <class T> __device__ __forceinline__ T sum_of_warp(T value) {
   return value;
 }
 
-// Returns whether this is the last block of `count` to come here; what the others wrote before is then readable.
+// Returns whether this is the last block of `count` to come here; what threads 0 to 3 of the others wrote before is then
+// readable. (Other threads need not wait for what they wrote.)
 __device__ __forceinline__ bool is_last(unsigned* counter, int count, MomentScratch* scratch) {
-  __threadfence();
+  if (threadIdx.x < kChannels) __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) scratch->last = atomicAdd(counter, 1u) + 1 == static_cast<unsigned>(count);
   __syncthreads();

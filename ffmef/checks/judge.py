@@ -143,7 +143,7 @@ def check_others(backend: str, device: str, interpreted: bool) -> tuple[list[str
     if backend in ("triton", "cuda"):
         for problem in predictions(interpreted):
             checks.append((f"predict_and_fuse {problem}", lambda p=problem: prediction_error(p, device, backend)))
-    if backend in ("triton", "cpu"):
+    if backend in ("triton", "cuda", "cpu"):
         for size in ((3, 5),) if interpreted else ((1, 2), (67, 150), (300, 401)):
             checks.append((f"ffmef_forward {size[0]} x {size[1]}", lambda s=size: network_error(*s, device, backend)))
     failures = []

@@ -155,7 +155,7 @@ class FFMEF(nn.Module):
         if luminance.shape[2] * luminance.shape[3] == 1:
             return "InstanceNorm needs more than one pixel"
         sizes = {"channels": self.channels, "kernel_sizes": self.kernel_sizes}
-        where = backend_of(luminance.device)
+        where = backend_of(luminance.device, self.channels)
         return why_not("ffmef_forward", where, luminance=luminance, parameters=list(parameters), **sizes)
 
     def config(self) -> dict:

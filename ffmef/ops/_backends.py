@@ -80,8 +80,8 @@ def why_not(operator: str, backend: str, **arguments: Any) -> str | None:
         >>> import torch, ffmef
         >>> why_not("ffmef_forward", "cpu", channels=6, kernel_sizes=(1, 3, 5))
         'channels must be 4, 8 or 16, got 6'
-        >>> why_not("ffmef_forward", "cuda")
-        'ffmef_forward has no kernel for it'
+        >>> why_not("norm_activation", "cuda")
+        'norm_activation has no kernel for it'
     """
     kernels = _declared[operator].get(backend)
     if kernels is None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ffmef import _loader
 from ffmef.ops._backends import Kernels, check_backend, check_name, declare
 from ffmef.ops.library import define, implement, library, operator, refuse_derivatives
 
 CHANNELS = (4, 8, 16)
+CUDA_CHANNELS = 4
 KERNEL_SIZES = ((1,), (1, 3), (3, 5), (1, 3, 5), (1, 3, 5, 7))
 
 
@@ -36,12 +39,32 @@ _kernels = Kernels(
     limits=f"FFMEF of {', '.join(map(str, CHANNELS))} channels and filter sets "
     + ", ".join("{" + ",".join(map(str, sizes)) + "}" for sizes in KERNEL_SIZES),
 )
-declare("ffmef_forward", cpu=_kernels, triton=_kernels)
 
 
-def backend_of(device: torch.device) -> str:
-    """Return the backend that computes where the tensors are."""
-    return "triton" if device.type == "cuda" else "cpu"
+def _not_in_cuda(channels: int, kernel_sizes: Sequence[int]) -> str | None:
+    if channels != CUDA_CHANNELS:
+        return f"channels must be {CUDA_CHANNELS}, got {channels}"
+    return no_kernel(channels, kernel_sizes)
+
+
+_cuda_kernels = replace(
+    _kernels,
+    entry="ffmef_forward_cuda",
+    sizes=_not_in_cuda,
+    limits=f"FFMEF of {CUDA_CHANNELS} channels and the same filter sets",
+)
+declare("ffmef_forward", cpu=_kernels, triton=_kernels, cuda=_cuda_kernels)
+
+
+def backend_of(device: torch.device, channels: int = CUDA_CHANNELS) -> str:
+    """Return the backend that computes where the tensors are; on GPUs that is "triton" where "cuda" cannot."""
+    if device.type != "cuda":
+        return "cpu"
+    return "cuda" if channels == CUDA_CHANNELS and _has_cuda() else "triton"
+
+
+def _has_cuda() -> bool:
+    return _loader.cuda_missing is None and hasattr(torch.ops.ffmef, "ffmef_forward_cuda")
 
 
 def ffmef_forward(
@@ -62,11 +85,11 @@ def ffmef_forward(
         parameters: what ``model.parameters()`` yields, in that order; float32.
         channels: c of the network: 4, 8 or 16.
         kernel_sizes: one of the filter sets of the paper's table 2.
-        backend: "cpu" or "triton"; None takes the one that the tensors' device has.
+        backend: "cpu", "cuda" (of 4 channels) or "triton"; None takes the best that the tensors' device has.
 
     Returns:
         (B, 1, H, W), unclamped. The bits are the same from run to run and do not depend on the number of threads;
-        they do depend on the instruction set or the GPU.
+        they do depend on the instruction set, or on the GPU and the backend there.
 
     Raises:
         ValueError: shapes or the architecture are not supported; the message names the argument, the rule and the
@@ -88,7 +111,9 @@ def ffmef_forward(
     check_name(backend)
     if (reason := no_kernel(channels, kernel_sizes)) is not None:
         raise ValueError(reason)
-    check_backend("ffmef_forward", backend or backend_of(luminance.device), luminance=luminance, parameters=parameters)
+    chosen = backend or backend_of(luminance.device, channels)
+    sizes = {"channels": channels, "kernel_sizes": kernel_sizes}
+    check_backend("ffmef_forward", chosen, luminance=luminance, parameters=parameters, **sizes)
     return operator("ffmef_forward_triton" if backend == "triton" else "ffmef_forward")(
         luminance, parameters, channels, list(kernel_sizes)
     )
@@ -105,10 +130,16 @@ def _triton(*arguments):
     return kernels.forward(*arguments)
 
 
+def _on_gpu(luminance, parameters, channels, kernel_sizes):
+    if backend_of(luminance.device, channels) == "cuda":
+        return operator("ffmef_forward_cuda")(luminance, parameters, channels, kernel_sizes)
+    return _triton(luminance, parameters, channels, kernel_sizes)
+
+
 _SCHEMA = "(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor"
 define("ffmef_forward" + _SCHEMA)
 library.define("ffmef_forward_triton" + _SCHEMA)
-implement("ffmef_forward", _triton, "CUDA")
+implement("ffmef_forward", _on_gpu, "CUDA")
 for _key in ("CPU", "CUDA"):
     implement("ffmef_forward_triton", _triton, _key)
 for _name in ("ffmef_forward", "ffmef_forward_triton"):

@@ -98,3 +98,69 @@ def test_equals_the_float64_network(case: Case, program: Path) -> None:
 def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
     first, again = run(program, [CASES[0], CASES[0]])
     assert torch.equal(first, again)
+
+
+# ---- sanitizers and planted faults ---------------------------------------------------------------------------------
+
+CORE = [Case("core", 19, 37), Case("core, seven", 3, 34, sizes=(1, 3, 5, 7)), Case("core, batch", 17, 5, (1,), batch=2)]
+FEW_BLOCKS = [Case("few blocks", 17, 33, sizes=(3,))]
+THREAD, ADDRESS = ("-g", "-fsanitize=thread"), ("-g", "-fsanitize=address")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
+    program = build(tmp_path, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", operator=OPERATOR)
+    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
+
+
+CONVOLUTION, NORM = "cuda/thin_convolution.cuh", "cuda/norm_activation.cuh"
+PASSES, CHAIN = "cuda/ffmef_forward.cuh", "cuda/ffmef_forward.cu"
+MUTANTS = [
+    Mutant("no barrier after the tile", "  __syncthreads();\n  convolve<3, kChannels, kPitch<1>>(first_tap(shared.tile, at), shared.weights + ",
+           "  convolve<3, kChannels, kPitch<1>>(first_tap(shared.tile, at), shared.weights + ", PASSES),
+    Mutant("no barrier between two maps", "__syncthreads();  // every thread is done with the first map's tile", "", PASSES,
+           flags=THREAD, sign="data race"),
+    Mutant("no barrier before the weights", "__syncthreads();  // every thread is done with the previous weights", "",
+           PASSES, flags=THREAD, sign="data race"),
+    Mutant("no barrier between images", "if (n > 0) __syncthreads();  // every thread is done with the previous image",
+           "", PASSES, flags=THREAD, sign="data race"),
+    Mutant("the last block is not waited for", "if (!is_last(counters + at.tile_row, f.tiles_across, scratch)) return;",
+           "is_last(counters + at.tile_row, f.tiles_across, scratch);", NORM, flags=THREAD, sign="data race"),
+    Mutant("any row of tiles ends the plane", "if (!is_last(counters + f.tiles_down, f.tiles_down, scratch)) return;",
+           "is_last(counters + f.tiles_down, f.tiles_down, scratch);", NORM, flags=THREAD, sign="data race"),
+    Mutant("a row too far", "return row(p) < f.height &&", "return row(p) <= f.height &&", CONVOLUTION),
+    Mutant("a column too far", "first_column + column < f.width;", "first_column + column <= f.width;", CONVOLUTION),
+    Mutant("border not zero", "if (!shown) value = Value{};", "", CONVOLUTION),
+    Mutant("tile too small", "kTileRows + 2 * Halo);\n", "kTileRows + Halo);\n", CONVOLUTION),
+    Mutant("flipped taps", "const unsigned turned = tap % 3 * 3 + tap / 3;", "const unsigned turned = tap;", CONVOLUTION),
+    Mutant("transposed taken as plain", "transposed ? __ldg", "false ? __ldg", CONVOLUTION),
+    Mutant("whole tiles counted", "const double last_columns = f.width - (f.tiles_across - 1) * kColumns;",
+           "const double last_columns = kColumns;", NORM),
+    Mutant("whole rows counted", "last_rows = f.height - (f.tiles_down - 1) * kTileRows;", "last_rows = kTileRows;", NORM),
+    Mutant("all channels normed", "if (channel < s.normed) {", "if (true) {", NORM, flags=ADDRESS),
+    Mutant("no epsilon", "+ kEpsilon", "", NORM),
+    Mutant("biased towards the pivot", "result.x = pivot + mean;", "result.x = mean;", NORM),
+    Mutant("the stem for the map", "StemSkips >> i & 1u ? stem.at(pixel)", "i == 0 ? stem.at(pixel)", PASSES),
+    Mutant("halves exchanged", "skip[o][c] = __ldg(mix.weight + o * 2 * kChannels + c);",
+           "skip[o][c] = __ldg(mix.weight + o * 2 * kChannels + kChannels + c);", PASSES),
+    Mutant("the other image's map", "result.at[c] = gate * (image == 0 ? first.at[c] : second.at[c]);",
+           "result.at[c] = gate * (image == 1 ? first.at[c] : second.at[c]);", PASSES),
+    Mutant("no bias of the filters", "totals[i] += offset[i][0];", "totals[i] += 0 * offset[i][0];", PASSES),
+    Mutant("the first groups again", "load_head<K>(level, first, count, last, weights);",
+           "load_head<K>(level, 0, count, last, weights);", PASSES),
+    Mutant("a map overwritten too early", "Pixel* u1 = e2;", "Pixel* u1 = bottom;", CHAIN),
+    Mutant("another level's map", "size == 1 ? kDecoded : size == 3 ? kUp2 : kBottom", "size == 1 ? kUp2 : size == 3 ? kUp2 : kBottom",
+           CHAIN),
+    Mutant("counters not cleared", "kNorms * memory_.counters_of_norm * sizeof(unsigned)", "sizeof(unsigned)", CHAIN),
+    Mutant("workspace too small", "for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width);",
+           "for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width - 64);", CHAIN, flags=ADDRESS),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
+    program = plant(mutant, tmp_path, operator=OPERATOR)
+    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
+    assert reason and mutant.sign in reason
