@@ -455,13 +455,26 @@ def step_engine() -> None:
                 print(f"engine {backend} {kernel_sizes} {shape}: {right}, error {error:.2g}", flush=True)
         for size_name in ("551x707", "1080p", "12MP"):
             pair, model = draw(1, 2, *SIZES[size_name]), engine_model()
+            found = {}
             for backend in BACKENDS:
-                run = lambda b=backend, m=model, p=pair: engine_of(b, m)(p)  # noqa: E731
+                run = engine_of(backend, model)
+                found[backend] = run(pair)
+                run = lambda r=run, p=pair: r(p)  # noqa: E731
                 timed("engine", run, backend=backend, form="operator", size=size_name)
                 replay = attempt(f"graph of the engine by {backend}", lambda r=run: replaying(r))
                 if replay is not None:
                     timed("engine", replay, backend=backend, form="graph", size=size_name)
             timed("engine", lambda m=model, p=pair: m(p), backend=BACKENDS[0], form="model", size=size_name)
+            os.environ["FFMEF_CUDA_EARLY_LAUNCHES"] = "1"  # read at each call
+            early = engine_of(BACKENDS[0], model)
+            plain = found[BACKENDS[0]]
+            timed("engine", lambda e=early, p=pair: e(p), backend=BACKENDS[0], form="early launches", size=size_name)
+            replay = attempt("graph of early launches", lambda e=early, p=pair: replaying(lambda: e(p)))
+            if replay is not None:
+                timed("engine", replay, backend=BACKENDS[0], form="graph of early launches", size=size_name)
+            same = attempt("early launches", lambda e=early, p=pair: all(torch.equal(e(p), plain) for _ in range(20)))  # noqa: B023
+            print(f"engine {size_name}: early launches give the same:", same, flush=True)
+            del os.environ["FFMEF_CUDA_EARLY_LAUNCHES"]
 
 
 def step_training_compiled() -> None:

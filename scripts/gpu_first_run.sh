@@ -92,7 +92,7 @@ elif wanted check; then
 fi
 
 quietly 75 operator
-step 45 engine
+step 60 engine
 quietly 85 networks
 if [ -z "${FFMEF_RUN_CPU:-}" ] && wanted ncu; then
   say ncu

@@ -14,6 +14,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
+#include <cstdlib>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -52,6 +54,11 @@ void check_launch(int error, const char* name) {
 // Memory for the time of the call; torch's allocator keeps it until the stream is done with it.
 Tensor workspace_of(const Tensor& tensor, int64_t bytes) {
   return torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte);
+}
+
+bool asked_for(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && std::strcmp(value, "1") == 0;
 }
 
 int side_of(int64_t taps, const char* name, size_t level) {
@@ -375,7 +382,8 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
                            pointers.data(),
                            values.data(),
                            static_cast<int>(sizes.size()),
-                           sizes.data()};
+                           sizes.data(),
+                           asked_for("FFMEF_CUDA_EARLY_LAUNCHES")};
   const int64_t expected = ffmef_cuda_ffmef_forward_values(n.level_count, n.sizes);
   STD_TORCH_CHECK(held == expected, "parameters must hold ", expected, " values for channels ", channels,
                   " and these kernel_sizes, got ", held);

@@ -20,6 +20,15 @@
 
 namespace ffmef::cuda {
 
+// For kernels that may be launched early: all that earlier launches wrote is there once this returns, and the next launch
+// may begin to take places.
+__device__ __forceinline__ void wait_for_launch_before() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 // Half precision is accumulated in float32, float64 in float64.
 template <class T> struct AccumulateIn {
   using type = float;

@@ -19,6 +19,7 @@ template <Base B, int Mixes, unsigned StemSkips, bool Beside>
 __global__ void __launch_bounds__(kThreads, Mixes == 2 ? kResidentWide : kResident)
     entry_kernel(const __grid_constant__ EntryPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   entry<B, Mixes, StemSkips, Beside>(p, *reinterpret_cast<Shared*>(shared));
 }
 
@@ -27,23 +28,27 @@ template <int Inputs, bool Point> __global__ void __launch_bounds__(kThreads, Po
                                                                                            : kResident)
     residual_kernel(const __grid_constant__ ResidualPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   residual<Inputs, Point>(p, *reinterpret_cast<Shared*>(shared));
 }
 
 template <int Mixes, unsigned StemSkips> __global__ void __launch_bounds__(kThreads, kResidentWide)
     point_kernel(const __grid_constant__ PointPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   point<Mixes, StemSkips>(p, reinterpret_cast<MomentScratch*>(shared));
 }
 
 __global__ void __launch_bounds__(kThreads, kResident) features_kernel(const __grid_constant__ FeaturePass p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   features(p, *reinterpret_cast<Shared*>(shared));
 }
 
 template <int Largest> __global__ void __launch_bounds__(kThreads, Largest > 5 ? kResidentWidest : kResidentWide)
     heads_kernel(const __grid_constant__ HeadPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   heads<Largest>(p, shared);
 }
 
@@ -286,7 +291,13 @@ class Chain {
   }
 
   template <class Kernel, class Pass> void start(Kernel kernel, int64_t planes, size_t shared_bytes, const Pass& pass) {
-    if (error_ == cudaSuccess) error_ = launch(kernel, planes * tiles_, kThreads, shared_bytes, stream_, pass);
+    if (error_ != cudaSuccess) return;
+    const int64_t blocks = planes * tiles_;
+    // The first launch waits for whatever the stream did before.
+    error_ = network_.early_launches && launches_ > 0
+                 ? launch_early(kernel, blocks, kThreads, shared_bytes, stream_, pass)
+                 : launch(kernel, blocks, kThreads, shared_bytes, stream_, pass);
+    launches_ += 1;
   }
   Statistics statistics(const float* gamma, const float* beta, int normed) {
     const int norm = norms_used_++;
@@ -401,7 +412,7 @@ class Chain {
   cudaStream_t stream_;
   const Stem stem_;
   const int64_t planes_, tiles_;
-  int norms_used_ = 0;
+  int norms_used_ = 0, launches_ = 0;
   cudaError_t error_ = cudaSuccess;
 };
 

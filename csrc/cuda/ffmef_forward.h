@@ -20,6 +20,7 @@ typedef struct {
   const int64_t* parameter_sizes; /* values of each */
   int level_count;                /* at most 4 */
   const int* sizes;               /* k of each level: 1, 3, 5 or 7 */
+  int early_launches; /* let blocks take places while the launch before ends; compute capability 9.0 and later */
 } ffmef_network;
 
 /* Values that the parameters of a network with these filters hold. */

@@ -28,6 +28,30 @@ template <class Kernel, class Problem> cudaError_t launch(Kernel kernel, int64_t
   return cudaGetLastError();
 }
 
+// The same, but the kernel's blocks may take their places while the last ones of the launch before still run, from compute
+// capability 9.0 on. The kernel begins with wait_for_launch_before().
+template <class Kernel, class Problem> cudaError_t launch_early(Kernel kernel, int64_t blocks, int threads,
+                                                                size_t shared_bytes, cudaStream_t stream,
+                                                                const Problem& p) {
+#ifdef __CUDACC__
+  if (blocks == 0) return cudaSuccess;
+  if (blocks > INT_MAX) return cudaErrorInvalidConfiguration;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, p);
+#else
+  return launch(kernel, blocks, threads, shared_bytes, stream, p);
+#endif
+}
+
 // Calls `call` with a zero of the type that the code names.
 // FFMEF_CUDA_ONLY_FLOAT32 leaves the other types out, for checks that compile a file many times.
 template <class Call> auto with_dtype(int dtype, const Call& call) -> decltype(call(float())) {

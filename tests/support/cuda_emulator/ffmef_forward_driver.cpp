@@ -30,7 +30,8 @@ void run(Reader& reader, std::ofstream& results) {
                                  pointers.data(),
                                  values.data(),
                                  static_cast<int>(sizes.size()),
-                                 sizes.data()};
+                                 sizes.data(),
+                                 0};
   Output output(network.batch * network.height * network.width, sizeof(float), 0);
   Memory workspace(static_cast<size_t>(ffmef_cuda_ffmef_forward_workspace(&network)), kSentinel);
   int status = -1;
