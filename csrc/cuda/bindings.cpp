@@ -5,6 +5,7 @@
 #include "ffmef_forward.h"
 #include "predict_and_fuse.h"
 #include "pyramid_fuse.h"
+#include "pyramid_pictures.h"
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -14,6 +15,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -397,6 +399,137 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
   check_launch(ffmef_cuda_ffmef_forward(&n, static_cast<float*>(output.mutable_data_ptr()),
                                         workspace.mutable_data_ptr(), current_stream(luminance)),
                "ffmef_forward");
+
+// ---- pyramid_exposures and pyramid_luminance ---------------------------------------------------------------------------
+
+// The arguments of PyramidFFMEF as the kernels take them; keeps pointers into the tensors.
+struct PicturesCall {
+  std::vector<Tensor> kept;
+  std::vector<const void*> pictures;
+  std::vector<const uint8_t*> validity;
+  std::vector<const float*> parameters;
+  std::vector<int> channels;
+  ffmef_pictures fusion = {};
+
+  PicturesCall(const Tensor& like, const std::vector<Tensor>& given, const std::vector<int64_t>& grids, int64_t stem,
+               int64_t octaves) {
+    const int64_t count = static_cast<int64_t>(grids.size());
+    STD_TORCH_CHECK(count >= 2 && count <= FFMEF_MOST_GRIDS && grids[0] == 16, "channels must be 2 to ",
+                    FFMEF_MOST_GRIDS, " numbers, the first of them 16");
+    for (const int64_t c : grids) STD_TORCH_CHECK(c == 16 || c == 32, "channels must be 16 or 32, got ", c);
+    STD_TORCH_CHECK(stem >= 1 && stem <= 16, "stem must be 1 to 16, got ", stem);
+    STD_TORCH_CHECK(octaves >= 0 && octaves <= FFMEF_MOST_OCTAVES, "octaves must be 0 to ", FFMEF_MOST_OCTAVES,
+                    ", got ", octaves);
+    channels.assign(grids.begin(), grids.end());
+    fusion.grids = static_cast<int>(count);
+    fusion.channels = channels.data();
+    fusion.stem = static_cast<int>(stem);
+    fusion.octaves = static_cast<int>(octaves);
+    fusion.brightness = fusion.contrast = fusion.saturation = 1;
+    std::vector<int64_t> sizes(static_cast<size_t>(ffmef_cuda_pyramid_pictures_parameters(&fusion, nullptr)));
+    ffmef_cuda_pyramid_pictures_parameters(&fusion, sizes.data());
+    STD_TORCH_CHECK(given.size() == sizes.size(), "parameters must hold ", sizes.size(), " tensors, got ",
+                    given.size());
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      STD_TORCH_CHECK(given[i].is_cuda() && given[i].get_device_index() == like.get_device_index() &&
+                          given[i].scalar_type() == ScalarType::Float && given[i].numel() == sizes[i],
+                      "parameters[", i, "] must be float32 with ", sizes[i], " elements on the pictures' device");
+      parameters.push_back(static_cast<const float*>(keep(given[i])));
+    }
+    fusion.parameters = parameters.data();
+  }
+  PicturesCall(const PicturesCall&) = delete;
+
+  const void* keep(const Tensor& tensor) {
+    kept.push_back(torch::stable::contiguous(tensor));
+    return kept.back().const_data_ptr();
+  }
+  void set_size(int sample, int64_t height, int64_t width) {
+    STD_TORCH_CHECK(height > 0 && width > 0 && height * width < (int64_t(1) << 29),
+                    "pictures must have 1 to 2^29 pixels");
+    fusion.sample = sample;
+    fusion.height = height;
+    fusion.width = width;
+  }
+  void launch(void* out, const Tensor& workspace, void* stream) {
+    check_launch(ffmef_cuda_pyramid_pictures(&fusion, out, workspace.mutable_data_ptr(), stream), "pyramid_exposures");
+  }
+  Tensor workspace(const Tensor& like) const {
+    return workspace_of(like, ffmef_cuda_pyramid_pictures_workspace(&fusion));
+  }
+  void set_pictures() {
+    fusion.count = static_cast<int64_t>(pictures.size());
+    STD_TORCH_CHECK(fusion.count >= 1 && fusion.count <= FFMEF_MOST_EXPOSURES, "pictures must be 1 to ",
+                    FFMEF_MOST_EXPOSURES, ", got ", fusion.count);
+    fusion.pictures = pictures.data();
+  }
+};
+
+int sample_of(const Tensor& picture) {
+  switch (picture.scalar_type()) {
+    case ScalarType::Byte: return FFMEF_RGB8;
+    case ScalarType::UInt16: return FFMEF_RGB16;
+    case ScalarType::Float: return FFMEF_RGB_FLOAT;
+    default: STD_TORCH_CHECK(false, "pictures must be uint8, uint16 or float32"); return -1;
+  }
+}
+
+Tensor pyramid_exposures_cuda(const std::vector<Tensor>& pictures, const std::vector<Tensor>& validity,
+                              const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem,
+                              int64_t octaves, const std::vector<double>& adjust) {
+  STD_TORCH_CHECK(!pictures.empty(), "pictures must hold at least one picture");
+  const Tensor& first = pictures[0];
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  STD_TORCH_CHECK(first.dim() == 3, "pictures must be (H, W, 3)");
+  PicturesCall call(first, parameters, channels, stem, octaves);
+  call.set_size(sample_of(first), first.size(0), first.size(1));
+  const auto fits = [&](const Tensor& t) {
+    return t.is_cuda() && t.get_device_index() == first.get_device_index() && t.size(0) == first.size(0) &&
+           t.size(1) == first.size(1);
+  };
+  for (const Tensor& picture : pictures) {
+    STD_TORCH_CHECK(
+        picture.dim() == 3 && picture.size(2) == 3 && picture.scalar_type() == first.scalar_type() && fits(picture),
+        "pictures must be (H, W, 3) of one size, dtype and device");
+    call.pictures.push_back(call.keep(picture));
+  }
+  call.set_pictures();
+  STD_TORCH_CHECK(validity.empty() || validity.size() == pictures.size(), "validity must hold a map for each picture");
+  for (const Tensor& map : validity) {
+    STD_TORCH_CHECK(map.dim() == 2 && map.scalar_type() == ScalarType::Byte && fits(map),
+                    "validity must be uint8 (H, W) of the pictures' size and device");
+    call.validity.push_back(static_cast<const uint8_t*>(call.keep(map)));
+  }
+  call.fusion.validity = validity.empty() ? nullptr : call.validity.data();
+  STD_TORCH_CHECK(adjust.size() == 4, "adjust must be brightness, contrast, saturation and prefer");
+  call.fusion.brightness = static_cast<float>(std::exp2(adjust[0]));
+  call.fusion.contrast = static_cast<float>(1 + adjust[1]);
+  call.fusion.saturation = static_cast<float>(1 + adjust[2]);
+  call.fusion.prefer = static_cast<float>(adjust[3]);
+  Tensor output = torch::stable::new_empty(first, {first.size(0), first.size(1), 3});
+  call.launch(output.mutable_data_ptr(), call.workspace(first), current_stream(first));
+  return output;
+}
+
+Tensor pyramid_luminance_cuda(const Tensor& given, const std::vector<Tensor>& parameters,
+                              const std::vector<int64_t>& channels, int64_t stem, int64_t octaves) {
+  const torch::stable::accelerator::DeviceGuard guard(given.get_device_index());
+  STD_TORCH_CHECK(given.dim() == 4 && given.scalar_type() == ScalarType::Float && given.numel() > 0,
+                  "luminance must be (B, N, H, W), float32");
+  const Tensor luminance = torch::stable::contiguous(given);
+  const int64_t batch = given.size(0), count = given.size(1), size = given.size(2) * given.size(3);
+  PicturesCall call(luminance, parameters, channels, stem, octaves);
+  call.set_size(FFMEF_LUMINANCE, given.size(2), given.size(3));
+  Tensor output = torch::stable::new_empty(luminance, {batch, 1, given.size(2), given.size(3)});
+  const float* in = static_cast<const float*>(luminance.const_data_ptr());
+  call.pictures.resize(static_cast<size_t>(count));
+  call.set_pictures();
+  // One after the other on one stream, so that they can share what they work in.
+  const Tensor workspace = call.workspace(luminance);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t n = 0; n < count; ++n) call.pictures[static_cast<size_t>(n)] = in + (b * count + n) * size;
+    call.launch(static_cast<float*>(output.mutable_data_ptr()) + b * size, workspace, current_stream(luminance));
+  }
   return output;
 }
 
@@ -415,4 +548,6 @@ STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
   m.impl("ffmef_forward_cuda", TORCH_BOX(&ffmef::ffmef_forward_cuda));
   m.impl("pyramid_fuse", TORCH_BOX(&ffmef::pyramid_fuse_cuda));
   m.impl("pyramid_fuse_backward", TORCH_BOX(&ffmef::pyramid_fuse_backward_cuda));
+  m.impl("pyramid_exposures", TORCH_BOX(&ffmef::pyramid_exposures_cuda));
+  m.impl("pyramid_luminance", TORCH_BOX(&ffmef::pyramid_luminance_cuda));
 }

@@ -1,0 +1,1199 @@
+// Kernels of PyramidFFMEF (ffmef/models/pyramid.py) from pictures to a picture. Bodies are device functions over a problem
+// of their own; pyramid_pictures.cu wraps them into kernels and launches them.
+//
+//   enter     pictures -> levels 1 to 3 of luminance, what each cell has recorded, the finest grid's maps; packs weights
+//   arrange   the order of the exposures, which depends on their samples alone
+//   meet      joins the images of the finest grid, and goes down to the next
+//   refine    a 3x3 convolution of a grid with what follows it: the step down, or a 1x1 convolution
+//   coarsest  the last grid's 1x1 convolutions and meeting
+//   share     shares and gains of every cell
+//   shrink, blend, blend_lowest   the base over octaves
+//   finish    bands, base, chroma, gamut and rounding: a tile's fused levels live in shared memory
+//
+// Maps have their channels last. What `enter` writes is in the order in which the exposures were given, everything after
+// `arrange` in the order that it found, so that sums do not depend on the order given. There are no atomics.
+#pragma once
+
+#include "../common/interpolation.h"
+#include "common.cuh"
+#include "pyramid_pictures.h"
+
+#include <cmath>
+
+namespace ffmef::cuda::pictures {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kBands = 3, kPlanes = kBands + 2;  // the bands, the base, the octaves
+constexpr int kScaleShift = 3;                   // cells of 8 x 8 pixels
+constexpr int kFinest = 16;                      // channels of the finest grid
+constexpr int kMostStem = 16;
+constexpr float kLeast = 1e-6f;  // validity counts as no less
+using Hash = unsigned long long;
+
+struct Size {
+  int height, width;
+  __host__ __device__ __forceinline__ int64_t cells() const { return static_cast<int64_t>(height) * width; }
+};
+
+struct Exposures {
+  const void* pictures[FFMEF_MOST_EXPOSURES];
+  const uint8_t* validity[FFMEF_MOST_EXPOSURES];  // null for all of a picture
+  int count;
+  bool masked;  // some validity is given
+  Size size;
+};
+
+// Weights as torch keeps them, and as kernels read them: by tap, input and output, the outputs padded; then the biases.
+struct Layer {
+  const float *weight, *bias;
+  int outputs, inputs, taps, padded;
+  int64_t place;  // in the packed weights
+
+  __host__ __device__ __forceinline__ int64_t weights() const { return int64_t(taps) * inputs * padded; }
+};
+
+struct Packed {
+  const float *weights, *bias;
+};
+
+__device__ __forceinline__ int clamped(int i, int size) { return i < 0 ? 0 : i < size ? i : size - 1; }
+__device__ __forceinline__ float unit(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
+__device__ __forceinline__ float rectified(float x) { return x > 0.0f ? x : 0.0f; }
+__device__ __forceinline__ float mix(float a, float b, float share) { return a + (b - a) * share; }
+
+// ---- samples ---------------------------------------------------------------------------------------------------------
+
+// Luminance on the scale 0..1 of RGB on the scale 0..255.
+constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
+
+// Samples times to_byte lie on the scale 0..255, in which the colour equations are written.
+struct Luminance {
+  using type = float;
+  static constexpr int channels = 1;
+};
+struct Rgb8 {
+  using type = uint8_t;
+  static constexpr int channels = 3;
+  static constexpr float to_byte = 1.0f;
+  static __device__ __forceinline__ uint8_t rounded(float x) {
+    return static_cast<uint8_t>(static_cast<int>(x + 0.5f));
+  }
+};
+struct Rgb16 {
+  using type = uint16_t;
+  static constexpr int channels = 3;
+  static constexpr float to_byte = 1.0f / 257;
+  static __device__ __forceinline__ uint16_t rounded(float x) {
+    return static_cast<uint16_t>(static_cast<int>(x * 257.0f + 0.5f));
+  }
+};
+struct RgbFloat {
+  using type = float;
+  static constexpr int channels = 3;
+  static constexpr float to_byte = 255.0f;
+  static __device__ __forceinline__ float rounded(float x) { return x * (1.0f / 255); }
+};
+
+__device__ __forceinline__ void hash_word(Hash& hash, unsigned word) {
+  hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
+  hash ^= hash >> 32;
+}
+
+__device__ __forceinline__ void hash_four(Hash& hash, uint8_t a, uint8_t b, uint8_t c, uint8_t d) {
+  hash_word(hash, a | static_cast<unsigned>(b) << 8 | static_cast<unsigned>(c) << 16 | static_cast<unsigned>(d) << 24);
+}
+__device__ __forceinline__ void hash_four(Hash& hash, uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
+  hash_word(hash, a | static_cast<unsigned>(b) << 16);
+  hash_word(hash, c | static_cast<unsigned>(d) << 16);
+}
+__device__ __forceinline__ void hash_four(Hash& hash, float a, float b, float c, float d) {
+  for (const float value : {a, b, c, d}) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof(bits));
+    hash_word(hash, bits);
+  }
+}
+
+// ---- enter -----------------------------------------------------------------------------------------------------------
+
+constexpr int kMostLayers = 4 * FFMEF_MOST_GRIDS;
+
+struct Entering {
+  Exposures exposures;
+  Size half_size, quarter_size, grid;
+  Layer stem, enter, statistics;
+  bool preferring;                 // sums of luminance are needed
+  float *half, *quarter, *eighth;  // (count, rows, columns)
+  float *high, *low, *apart;       // (count, grid), the last (grid)
+  float* valid;                    // (count, grid); null where all is
+  float* maps;                     // (count, grid, kFinest)
+  Hash *hashes, *sums;             // (count, blocks): of the samples, of luminance
+  int blocks_across, blocks;       // that look at pictures; those after them pack weights
+  Layer layers[kMostLayers];
+  int layer_count;
+  int64_t packed_count;
+  float* packed;
+};
+
+constexpr int kCellsOfBlock = kThreads / 16;  // in a row of cells: a thread for each pixel of half size
+constexpr int kPackedOfBlock = 4 * kThreads;
+
+struct EnteringShared {
+  float half[4][4 * kCellsOfBlock], valid[4][4 * kCellsOfBlock], apart[4][4 * kCellsOfBlock];
+  float stems[kCellsOfBlock][4][kMostStem];
+  float known[kCellsOfBlock][2];
+  float stem_weights[4 * kMostStem], stem_bias[kMostStem];
+  float weights[4 * kMostStem][kFinest];
+  Hash hashes[FFMEF_MOST_EXPOSURES][kWarps], sums[FFMEF_MOST_EXPOSURES][kWarps];
+};
+
+__device__ __forceinline__ void pack(const Entering& p) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x - p.blocks) * kPackedOfBlock;
+#pragma unroll 1
+  for (int64_t i = first + threadIdx.x; i < first + kPackedOfBlock && i < p.packed_count; i += kThreads) {
+    int number = 0;
+    while (number + 1 < p.layer_count && i >= p.layers[number + 1].place) ++number;
+    const Layer& layer = p.layers[number];
+    const int64_t inside = i - layer.place, bias = inside - layer.weights();
+    const int output = static_cast<int>(inside % layer.padded), line = static_cast<int>(inside / layer.padded);
+    const int input = line % layer.inputs, tap = line / layer.inputs;
+    float value = 0.0f;
+    if (bias >= 0)
+      value = bias < layer.outputs ? layer.bias[bias] : 0.0f;
+    else if (output < layer.outputs)
+      value = layer.weight[(static_cast<int64_t>(output) * layer.inputs + input) * layer.taps + tap];
+    p.packed[i] = value;
+  }
+}
+
+// The mean luminance of 2 x 2 pixels; adds their samples to the hash.
+template <class D> __device__ __forceinline__ float mean_of_four(const typename D::type* upper,
+                                                                 const typename D::type* lower, int left, int right,
+                                                                 Hash& hash) {
+  float sums[D::channels];
+#pragma unroll
+  for (int c = 0; c < D::channels; ++c) {
+    const auto a = upper[left + c], b = upper[right + c], d = lower[left + c], e = lower[right + c];
+    sums[c] = (static_cast<float>(a) + static_cast<float>(b)) + (static_cast<float>(d) + static_cast<float>(e));
+    hash_four(hash, a, b, d, e);
+  }
+  if constexpr (D::channels == 1)
+    return sums[0] * 0.25f;
+  else
+    return kRed * D::to_byte / 4 * sums[0] + kGreen * D::to_byte / 4 * sums[1] + kBlue * D::to_byte / 4 * sums[2] +
+           kBlack;
+}
+
+// What one thread sees of one exposure: a pixel of half size, and its four pixels' validity.
+template <class D> __device__ __forceinline__ void look(const Entering& p, EnteringShared& s, int n, int row,
+                                                        int column, int line, int place, float& half,
+                                                        float& luminance) {
+  using S = typename D::type;
+  const Size size = p.exposures.size;
+  const int r = clamped(row, p.half_size.height), c = clamped(column, p.half_size.width);
+  const bool inside = r == row && c == column;
+  const int64_t upper = 2 * r, lower = 2 * r + 1 < size.height ? 2 * r + 1 : 2 * r;
+  const int left = 2 * c, right = 2 * c + 1 < size.width ? 2 * c + 1 : 2 * c;
+  const S* picture = static_cast<const S*>(p.exposures.pictures[n]);
+  const int64_t pixel = static_cast<int64_t>(r) * p.half_size.width + c;
+  Hash hash = static_cast<Hash>(pixel + 1) * 0xd6e8feb86659fd93ull;
+  half = mean_of_four<D>(picture + upper * size.width * D::channels, picture + lower * size.width * D::channels,
+                         left * D::channels, right * D::channels, hash);
+  luminance = half;
+  s.half[line][place] = half;
+  if (p.exposures.masked) {
+    float sum = 4.0f;
+    if (const uint8_t* validity = p.exposures.validity[n]) {
+      const int64_t first = clamped(2 * row, size.height), second = clamped(2 * row + 1, size.height);
+      const int near = clamped(2 * column, size.width), next = clamped(2 * column + 1, size.width);
+      const uint8_t a = validity[first * size.width + near], b = validity[first * size.width + next];
+      const uint8_t d = validity[second * size.width + near], e = validity[second * size.width + next];
+      hash_four(hash, a, b, d, e);
+      sum = static_cast<float>(a + b + d + e) * (1.0f / 255);
+    }
+    s.valid[line][place] = sum;
+  }
+  hash *= 0xff51afd7ed558ccdull;
+  hash ^= hash >> 31;
+  // Pixels of half size stand for four; at an odd border for two or one.
+  Hash sum = 0;
+  if (p.preferring && inside)
+    sum = static_cast<Hash>(half * 16777216.0f) * static_cast<Hash>((lower - upper + 1) * (right - left + 1));
+  if (inside) p.half[n * p.half_size.cells() + pixel] = half;
+  if (!inside) hash = 0;
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    hash += __shfl_down_sync(0xffffffffu, hash, distance);
+    sum += __shfl_down_sync(0xffffffffu, sum, distance);
+  }
+  if (threadIdx.x % 32 == 0) {
+    s.hashes[n][threadIdx.x / 32] = hash;
+    s.sums[n][threadIdx.x / 32] = sum;
+  }
+}
+
+__device__ __forceinline__ float mean_of_half(const EnteringShared& s, int cell, int down, int across) {
+  const int row = 2 * down, column = 4 * cell + 2 * across;
+  return ((s.half[row][column] + s.half[row][column + 1]) + (s.half[row + 1][column] + s.half[row + 1][column + 1])) *
+         0.25f;
+}
+
+__device__ __forceinline__ float mean_of_cell(const float (&values)[4][4 * kCellsOfBlock], int cell) {
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) sum += values[i / 4][4 * cell + i % 4];
+  return sum * (1.0f / 16);
+}
+
+// What the cells of this block have recorded, levels 2 and 3, and the stem: some threads each.
+__device__ __forceinline__ void measure_cells(const Entering& p, EnteringShared& s, int n, int row, int first) {
+  const int thread = static_cast<int>(threadIdx.x), width = p.grid.width;
+  const int64_t line = n * p.grid.cells() + static_cast<int64_t>(row) * width;
+  if (thread < 2 * kCellsOfBlock) {
+    const int cell = thread / 2, low = thread % 2;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float y = s.half[i / 4][4 * cell + i % 4];
+      sum += low ? unit((y - 0.065f) * (1.0f / 0.05f)) : unit((0.915f - y) * (1.0f / 0.06f));
+    }
+    s.known[cell][low] = sum * (1.0f / 16);
+    if (first + cell < width) (low ? p.low : p.high)[line + first + cell] = sum * (1.0f / 16);
+  } else if (thread < 3 * kCellsOfBlock) {
+    const int cell = thread - 2 * kCellsOfBlock;
+    if (first + cell < width) {
+      // An odd border repeats level 2 itself.
+      const int down = 2 * row + 1 < p.quarter_size.height ? 1 : 0;
+      const int across = 2 * (first + cell) + 1 < p.quarter_size.width ? 1 : 0;
+      const float upper = mean_of_half(s, cell, 0, 0) + mean_of_half(s, cell, 0, across);
+      const float lower = mean_of_half(s, cell, down, 0) + mean_of_half(s, cell, down, across);
+      p.eighth[line + first + cell] = (upper + lower) * 0.25f;
+      if (p.valid != nullptr) p.valid[line + first + cell] = mean_of_cell(s.valid, cell) * 0.25f;
+    }
+  } else if (thread >= 64 && thread < 64 + 4 * kCellsOfBlock) {
+    const int cell = (thread - 64) / 4, down = thread / 2 % 2, across = thread % 2;
+    const int64_t r = 2 * row + down, c = 2 * (first + cell) + across;
+    if (r < p.quarter_size.height && c < p.quarter_size.width)
+      p.quarter[n * p.quarter_size.cells() + r * p.quarter_size.width + c] = mean_of_half(s, cell, down, across);
+  }
+  const int channels = p.stem.outputs;
+  for (int i = thread; i < kCellsOfBlock * 4 * channels; i += kThreads) {
+    const int channel = i % channels, place = i / channels % 4, cell = i / channels / 4;
+    const int r = place / 2 * 2, c = 4 * cell + place % 2 * 2;
+    const float* w = s.stem_weights + 4 * channel;
+    s.stems[cell][place][channel] = rectified(s.stem_bias[channel] + w[0] * s.half[r][c] + w[1] * s.half[r][c + 1] +
+                                              w[2] * s.half[r + 1][c] + w[3] * s.half[r + 1][c + 1]);
+  }
+}
+
+template <class D> __device__ __forceinline__ void enter(const Entering& p, EnteringShared& s) {
+  const int thread = static_cast<int>(threadIdx.x), stems = p.stem.outputs;
+  const int row = static_cast<int>(blockIdx.x) / p.blocks_across;
+  const int first = static_cast<int>(blockIdx.x) % p.blocks_across * kCellsOfBlock;
+  const int line = thread / (4 * kCellsOfBlock), place = thread % (4 * kCellsOfBlock);
+  for (int i = thread; i < 4 * stems; i += kThreads) s.stem_weights[i] = p.stem.weight[i];
+  for (int i = thread; i < stems; i += kThreads) s.stem_bias[i] = p.stem.bias[i];
+  for (int i = thread; i < 4 * stems * kFinest; i += kThreads)
+    s.weights[i % 4 * stems + i / 4 % stems][i / 4 / stems] = p.enter.weight[i];
+  const int cell = thread / kFinest, channel = thread % kFinest;
+  const float white = p.statistics.weight[3 * channel], black = p.statistics.weight[3 * channel + 1];
+  const float bias = p.enter.bias[channel] + p.statistics.bias[channel];
+  float least = 0.0f, most = 0.0f;
+#pragma unroll 1
+  for (int n = 0; n < p.exposures.count; ++n) {
+    __syncthreads();  // every thread is done with the previous exposure
+    float half, luminance;
+    look<D>(p, s, n, 4 * row + line, 4 * first + place, line, place, half, luminance);
+    least = n == 0 || luminance < least ? luminance : least;
+    most = n == 0 || luminance > most ? luminance : most;
+    __syncthreads();
+    measure_cells(p, s, n, row, first);
+    __syncthreads();
+    float sum = bias + white * (1.0f - s.known[cell][0]) + black * (1.0f - s.known[cell][1]);
+    for (int k = 0; k < 4; ++k)
+      for (int i = 0; i < stems; ++i) sum += s.weights[k * stems + i][channel] * s.stems[cell][k][i];
+    if (first + cell < p.grid.width)
+      p.maps[(n * p.grid.cells() + static_cast<int64_t>(row) * p.grid.width + first + cell) * kFinest + channel] = sum;
+  }
+  s.apart[line][place] = most - least;
+  __syncthreads();
+  if (thread < kCellsOfBlock && first + thread < p.grid.width)
+    p.apart[static_cast<int64_t>(row) * p.grid.width + first + thread] = mean_of_cell(s.apart, thread);
+  if (thread < p.exposures.count) {
+    Hash hash = 0, sum = 0;
+    for (int w = 0; w < kWarps; ++w) hash += s.hashes[thread][w], sum += s.sums[thread][w];
+    p.hashes[static_cast<int64_t>(thread) * p.blocks + blockIdx.x] = hash;
+    p.sums[static_cast<int64_t>(thread) * p.blocks + blockIdx.x] = sum;
+  }
+}
+
+// ---- arrange ---------------------------------------------------------------------------------------------------------
+
+struct Arranging {
+  const Hash *hashes, *sums;  // (count, blocks)
+  int count, blocks;
+  float prefer;
+  int* order;         // which exposure comes first, second, ...
+  float* preference;  // of the first, the second, ...: added to logits
+};
+
+struct ArrangingShared {
+  Hash partial[2][kWarps];
+  Hash totals[2][FFMEF_MOST_EXPOSURES];
+};
+
+// Exposures are taken in the order of the hashes of their samples; equal ones are the same picture. The order of
+// brightness counts for the preference alone.
+__device__ __forceinline__ void arrange(const Arranging& p, ArrangingShared& s) {
+  const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) {
+    Hash hash = 0, sum = 0;
+    for (int b = thread; b < p.blocks; b += kThreads) {
+      hash += p.hashes[static_cast<int64_t>(n) * p.blocks + b];
+      sum += p.sums[static_cast<int64_t>(n) * p.blocks + b];
+    }
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+      hash += __shfl_down_sync(0xffffffffu, hash, distance);
+      sum += __shfl_down_sync(0xffffffffu, sum, distance);
+    }
+    if (thread % 32 == 0) s.partial[0][thread / 32] = hash, s.partial[1][thread / 32] = sum;
+    __syncthreads();
+    if (thread < 2) {
+      Hash total = 0;
+      for (int w = 0; w < kWarps; ++w) total += s.partial[thread][w];
+      s.totals[thread][n] = total;
+    }
+    __syncthreads();
+  }
+  if (thread >= p.count) return;
+  int place = 0, rank = 0;
+  for (int m = 0; m < p.count; ++m) {
+    const Hash other = s.totals[0][m], own = s.totals[0][thread];
+    const bool before = other < own || (other == own && m < thread);
+    place += before;
+    rank += s.totals[1][m] < s.totals[1][thread] || (s.totals[1][m] == s.totals[1][thread] && before);
+  }
+  p.order[place] = thread;
+  p.preference[place] =
+      p.count > 1 ? p.prefer * (2.0f * static_cast<float>(rank) / static_cast<float>(p.count - 1) - 1.0f) : 0.0f;
+}
+
+// ---- layers of the grids -----------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float4 load_four(const float* source) { return *reinterpret_cast<const float4*>(source); }
+__device__ __forceinline__ void store_four(float* target, const float (&v)[4]) {
+  *reinterpret_cast<float4*>(target) = make_float4(v[0], v[1], v[2], v[3]);
+}
+
+// Packed weights to shared memory; numbers of floats are multiples of four.
+__device__ __forceinline__ void copy_weights(float* target, const float* source, int floats) {
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < floats; i += 4 * kThreads)
+    *reinterpret_cast<float4*>(target + i) = load_four(source + i);
+}
+
+// Adds inputs times weights (input, output) to the sums of four outputs of each of R cells, `apart` floats apart.
+template <int Inputs, int R> __device__ __forceinline__ void multiply(const float* inputs, int apart,
+                                                                      const float* weights, int outputs,
+                                                                      float (&sums)[R][4]) {
+#pragma unroll
+  for (int i = 0; i < Inputs; i += 4) {
+    float4 values[R];
+#pragma unroll
+    for (int r = 0; r < R; ++r) values[r] = load_four(inputs + r * apart + i);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float4 w = load_four(weights + (i + k) * outputs);
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+        const float x = k == 0 ? values[r].x : k == 1 ? values[r].y : k == 2 ? values[r].z : values[r].w;
+        sums[r][0] += w.x * x;
+        sums[r][1] += w.y * x;
+        sums[r][2] += w.z * x;
+        sums[r][3] += w.w * x;
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void load_sums(float (&sums)[4], const float* bias) {
+  const float4 b = load_four(bias);
+  sums[0] = b.x, sums[1] = b.y, sums[2] = b.z, sums[3] = b.w;
+}
+
+// Cells in shared memory are four floats further apart than they have channels: neighbours lie in other banks.
+template <int C> constexpr int kApart = C + 4;
+
+// A 2x2 convolution with stride 2 of a tile whose first cell is (row, column); an odd border is repeated. Rectified.
+template <int C> __device__ __forceinline__ void step_down(const float* tile, int across, int down, int row, int column,
+                                                           Size size, const float* weights, const float* bias,
+                                                           int outputs, Size lower, float* out) {
+  const int quads = outputs / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < across / 2 * (down / 2) * quads; i += kThreads) {
+    const int quad = i % quads, x = i / quads % (across / 2), y = i / quads / (across / 2);
+    if (row / 2 + y >= lower.height || column / 2 + x >= lower.width) continue;
+    float sums[1][4];
+    load_sums(sums[0], bias + 4 * quad);
+    for (int tap = 0; tap < 4; ++tap) {
+      const int r = 2 * y + (row + 2 * y + 1 < size.height ? tap / 2 : 0);
+      const int c = 2 * x + (column + 2 * x + 1 < size.width ? tap % 2 : 0);
+      multiply<C>(tile + (r * across + c) * kApart<C>, 0, weights + tap * C * outputs + 4 * quad, outputs, sums);
+    }
+    for (float& sum : sums[0]) sum = rectified(sum);
+    store_four(out + ((static_cast<int64_t>(row / 2) + y) * lower.width + column / 2 + x) * outputs + 4 * quad,
+               sums[0]);
+  }
+}
+
+// ---- meet --------------------------------------------------------------------------------------------------------------
+
+struct Meeting {
+  const float *maps, *apart;  // of `enter`
+  const int* order;
+  const float* apart_weights;  // of the statistics, every third
+  Packed join, down;
+  int count, outputs, tiles_across;
+  Size size, lower;
+  float *skips, *below;  // (count, size, kFinest), (count, lower, outputs)
+};
+
+constexpr int kMeetSide = 8;  // cells
+
+struct MeetingShared {
+  float both[kMeetSide * kMeetSide][kApart<2 * kFinest>];
+  float tile[kMeetSide * kMeetSide][kApart<kFinest>];
+  float join[(2 * kFinest + 1) * kFinest];
+  float down[(4 * kFinest + 1) * 32];
+};
+
+__device__ __forceinline__ void meet(const Meeting& p, MeetingShared& s) {
+  constexpr int kQuads = kFinest / 4;
+  const int thread = static_cast<int>(threadIdx.x), cell = thread / kQuads, channel = thread % kQuads * 4;
+  const int first_row = static_cast<int>(blockIdx.x) / p.tiles_across * kMeetSide;
+  const int first_column = static_cast<int>(blockIdx.x) % p.tiles_across * kMeetSide;
+  const int row = first_row + cell / kMeetSide, column = first_column + cell % kMeetSide;
+  const bool inside = row < p.size.height && column < p.size.width;
+  const int64_t at = inside ? static_cast<int64_t>(row) * p.size.width + column : 0;
+  copy_weights(s.join, p.join.weights, 2 * kFinest * kFinest);
+  copy_weights(s.join + 2 * kFinest * kFinest, p.join.bias, kFinest);
+  copy_weights(s.down, p.down.weights, 4 * kFinest * p.outputs);
+  copy_weights(s.down + 4 * kFinest * p.outputs, p.down.bias, p.outputs);
+  float added[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) added[c] = p.apart_weights[3 * (channel + c) + 2] * p.apart[at];
+  const auto load = [&](int n, float (&v)[4]) {
+    const float4 x = load_four(p.maps + (p.order[n] * p.size.cells() + at) * kFinest + channel);
+    v[0] = x.x + added[0], v[1] = x.y + added[1], v[2] = x.z + added[2], v[3] = x.w + added[3];
+  };
+  float mean[4], most[4], v[4];
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) {
+    load(n, v);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      mean[c] = n == 0 ? v[c] : mean[c] + v[c];
+      most[c] = n == 0 || v[c] > most[c] ? v[c] : most[c];
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < 4; ++c) mean[c] *= 1.0f / static_cast<float>(p.count);
+  store_four(&s.both[cell][channel], mean);
+  store_four(&s.both[cell][kFinest + channel], most);
+  __syncthreads();
+  float joined[1][4];
+  load_sums(joined[0], s.join + 2 * kFinest * kFinest + channel);
+  multiply<2 * kFinest>(s.both[cell], 0, s.join + channel, kFinest, joined);
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) {
+    load(n, v);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) v[c] = rectified(v[c] + joined[0][c]);
+    __syncthreads();  // every thread is done with the previous image
+    store_four(&s.tile[cell][channel], v);
+    if (inside) store_four(p.skips + (n * p.size.cells() + at) * kFinest + channel, v);
+    __syncthreads();
+    step_down<kFinest>(s.tile[0], kMeetSide, kMeetSide, first_row, first_column, p.size, s.down,
+                       s.down + 4 * kFinest * p.outputs, p.outputs, p.lower, p.below + n * p.lower.cells() * p.outputs);
+  }
+}
+
+// ---- refine --------------------------------------------------------------------------------------------------------------
+
+struct Refining {
+  const float* in;    // (count, size, channels)
+  const float* thin;  // (count, thin_size, channels): interpolated and added to `in` first, rectified; or null
+  Size size, thin_size, lower;
+  Packed conv, next;
+  int next_outputs;  // padded
+  int stored;        // outputs of a 1x1 convolution that are kept
+  int tiles_across, tiles_down;
+  float* out;       // (count, size, channels), or null
+  float* next_out;  // of a step down (count, lower, next_outputs), of a 1x1 convolution (count, size, stored)
+};
+
+enum class Next { none, down, point };
+
+// R cells of a thread lie eight columns apart.
+template <int C, int R> struct RefiningTile {
+  static constexpr int kQuads = C / 4, kDown = kThreads / kQuads / 8, kAcross = 8 * R;
+  static constexpr int kTile = (kDown + 2) * (kAcross + 2) * kApart<C>;
+  static constexpr int kWeights = (9 * C + 1) * C;  // no less than what follows needs
+  static constexpr int kBytes = (kTile + kWeights) * 4;
+};
+
+// The value of a grid of half the size, four channels.
+template <int C>
+__device__ __forceinline__ void expand_four_channels(const float* thin, Size size, int row, int column, float (&v)[4]) {
+  const int r = row >> 1, c = column >> 1;
+  const int64_t far_r = clamped(row & 1 ? r + 1 : r - 1, size.height);
+  const int far_c = clamped(column & 1 ? c + 1 : c - 1, size.width);
+  const float4 a = load_four(thin + (static_cast<int64_t>(r) * size.width + c) * C);
+  const float4 b = load_four(thin + (static_cast<int64_t>(r) * size.width + far_c) * C);
+  const float4 d = load_four(thin + (far_r * size.width + c) * C);
+  const float4 e = load_four(thin + (far_r * size.width + far_c) * C);
+  const auto between = [](float near, float near_far, float far, float far_far) {
+    return 0.75f * (0.75f * near + 0.25f * near_far) + 0.25f * (0.75f * far + 0.25f * far_far);
+  };
+  v[0] = between(a.x, b.x, d.x, e.x);
+  v[1] = between(a.y, b.y, d.y, e.y);
+  v[2] = between(a.z, b.z, d.z, e.z);
+  v[3] = between(a.w, b.w, d.w, e.w);
+}
+
+template <int C, int R, Next Kind> __device__ __forceinline__ void refine(const Refining& p, float* shared) {
+  using Shape = RefiningTile<C, R>;
+  constexpr int kAcross = Shape::kAcross, kDown = Shape::kDown, kPitch = kAcross + 2;
+  float *tile = shared, *weights = shared + Shape::kTile;
+  const int thread = static_cast<int>(threadIdx.x), channel = thread % Shape::kQuads * 4;
+  const int block = static_cast<int>(blockIdx.x), n = block / (p.tiles_across * p.tiles_down);
+  const int first_row = block / p.tiles_across % p.tiles_down * kDown, first_column = block % p.tiles_across * kAcross;
+  const float* in = p.in + n * p.size.cells() * C;
+  const float* thin = p.thin != nullptr ? p.thin + n * p.thin_size.cells() * C : nullptr;
+  copy_weights(weights, p.conv.weights, 9 * C * C);
+  copy_weights(weights + 9 * C * C, p.conv.bias, C);
+  for (int i = thread; i < (kDown + 2) * kPitch * Shape::kQuads; i += kThreads) {
+    const int c = i % Shape::kQuads * 4, place = i / Shape::kQuads;
+    const int row = clamped(first_row - 1 + place / kPitch, p.size.height);
+    const int column = clamped(first_column - 1 + place % kPitch, p.size.width);
+    const float4 x = load_four(in + (static_cast<int64_t>(row) * p.size.width + column) * C + c);
+    float v[4] = {x.x, x.y, x.z, x.w};
+    if (thin != nullptr) {
+      float raised[4];
+      expand_four_channels<C>(thin + c, p.thin_size, row, column, raised);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) v[k] = rectified(v[k] + raised[k]);
+    }
+    store_four(tile + place * kApart<C> + c, v);
+  }
+  __syncthreads();
+  const int row = thread / Shape::kQuads / 8, column = thread / Shape::kQuads % 8;
+  float sums[R][4];
+#pragma unroll
+  for (int r = 0; r < R; ++r) load_sums(sums[r], weights + 9 * C * C + channel);
+#pragma unroll 1
+  for (int tap = 0; tap < 9; ++tap)
+    multiply<C>(tile + ((row + tap / 3) * kPitch + column + tap % 3) * kApart<C>, 8 * kApart<C>,
+                weights + tap * C * C + channel, C, sums);
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const float4 own = load_four(tile + ((row + 1) * kPitch + column + 8 * r + 1) * kApart<C> + channel);
+    sums[r][0] = rectified(sums[r][0]) + own.x;
+    sums[r][1] = rectified(sums[r][1]) + own.y;
+    sums[r][2] = rectified(sums[r][2]) + own.z;
+    sums[r][3] = rectified(sums[r][3]) + own.w;
+    const int y = first_row + row, x = first_column + column + 8 * r;
+    if (p.out != nullptr && y < p.size.height && x < p.size.width)
+      store_four(p.out + (n * p.size.cells() + static_cast<int64_t>(y) * p.size.width + x) * C + channel, sums[r]);
+  }
+  if constexpr (Kind == Next::none) return;
+  __syncthreads();  // every thread is done with the tile and the weights
+  const int inputs = Kind == Next::down ? 4 * C : C;
+  copy_weights(weights, p.next.weights, inputs * p.next_outputs);
+  copy_weights(weights + inputs * p.next_outputs, p.next.bias, p.next_outputs);
+#pragma unroll
+  for (int r = 0; r < R; ++r) store_four(tile + (row * kAcross + column + 8 * r) * kApart<C> + channel, sums[r]);
+  __syncthreads();
+  const float* bias = weights + inputs * p.next_outputs;
+  if constexpr (Kind == Next::down) {
+    step_down<C>(tile, kAcross, kDown, first_row, first_column, p.size, weights, bias, p.next_outputs, p.lower,
+                 p.next_out + n * p.lower.cells() * p.next_outputs);
+  } else {
+    const int quads = p.next_outputs / 4;
+    for (int i = thread; i < kDown * kAcross * quads; i += kThreads) {
+      const int output = i % quads * 4, cell = i / quads;
+      const int y = first_row + cell / kAcross, x = first_column + cell % kAcross;
+      if (y >= p.size.height || x >= p.size.width) continue;
+      float results[1][4];
+      load_sums(results[0], bias + output);
+      multiply<C>(tile + cell * kApart<C>, 0, weights + output, p.next_outputs, results);
+      float* out = p.next_out + (n * p.size.cells() + static_cast<int64_t>(y) * p.size.width + x) * p.stored + output;
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (output + k < p.stored) out[k] = results[0][k];
+    }
+  }
+}
+
+// ---- coarsest --------------------------------------------------------------------------------------------------------------
+
+struct Coarsest {
+  float* maps;  // (count, size, C); written over
+  Packed overall, join, up;
+  int count, outputs;
+  Size size;
+  float* thin;  // (count, size, outputs)
+};
+
+template <int C> struct CoarsestShared {
+  static constexpr int kCells = kThreads / (C / 4);
+  float both[kCells][kApart<2 * C>];
+  float cells[kCells][kApart<C>];
+  float overall[(C + 1) * C], join[(2 * C + 1) * C], up[(C + 1) * 32];
+};
+
+template <int C> __device__ __forceinline__ void coarsest(const Coarsest& p, CoarsestShared<C>& s) {
+  constexpr int kCells = CoarsestShared<C>::kCells, kQuads = C / 4;
+  const int thread = static_cast<int>(threadIdx.x), cell = thread / kQuads, channel = thread % kQuads * 4;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kCells, at = first + cell;
+  const bool inside = at < p.size.cells();
+  const int64_t place = inside ? at : p.size.cells() - 1;
+  copy_weights(s.overall, p.overall.weights, C * C);
+  copy_weights(s.overall + C * C, p.overall.bias, C);
+  copy_weights(s.join, p.join.weights, 2 * C * C);
+  copy_weights(s.join + 2 * C * C, p.join.bias, C);
+  copy_weights(s.up, p.up.weights, C * p.outputs);
+  copy_weights(s.up + C * p.outputs, p.up.bias, p.outputs);
+  float mean[4], most[4], v[1][4];
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) {
+    float* source = p.maps + (n * p.size.cells() + place) * C + channel;
+    const float4 x = load_four(source);
+    const float own[4] = {x.x, x.y, x.z, x.w};
+    __syncthreads();
+    store_four(&s.cells[cell][channel], own);
+    __syncthreads();
+    load_sums(v[0], s.overall + C * C + channel);
+    multiply<C>(s.cells[cell], 0, s.overall + channel, C, v);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      v[0][c] += own[c];
+      mean[c] = n == 0 ? v[0][c] : mean[c] + v[0][c];
+      most[c] = n == 0 || v[0][c] > most[c] ? v[0][c] : most[c];
+    }
+    if (inside) store_four(source, v[0]);
+  }
+#pragma unroll
+  for (int c = 0; c < 4; ++c) mean[c] *= 1.0f / static_cast<float>(p.count);
+  store_four(&s.both[cell][channel], mean);
+  store_four(&s.both[cell][C + channel], most);
+  __syncthreads();
+  float joined[1][4];
+  load_sums(joined[0], s.join + 2 * C * C + channel);
+  multiply<2 * C>(s.both[cell], 0, s.join + channel, C, joined);
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) {
+    float met[4] = {};
+    if (inside) {  // this thread's own four
+      const float4 x = load_four(p.maps + (n * p.size.cells() + at) * C + channel);
+      met[0] = rectified(x.x + joined[0][0]), met[1] = rectified(x.y + joined[0][1]);
+      met[2] = rectified(x.z + joined[0][2]), met[3] = rectified(x.w + joined[0][3]);
+    }
+    __syncthreads();  // every thread is done with the previous image
+    store_four(&s.cells[cell][channel], met);
+    __syncthreads();
+    const int quads = p.outputs / 4;
+    for (int i = thread; i < kCells * quads; i += kThreads) {
+      const int output = i % quads * 4, other = i / quads;
+      if (first + other >= p.size.cells()) continue;
+      float results[1][4];
+      load_sums(results[0], s.up + C * p.outputs + output);
+      multiply<C>(s.cells[other], 0, s.up + output, p.outputs, results);
+      store_four(p.thin + (n * p.size.cells() + first + other) * p.outputs + output, results[0]);
+    }
+  }
+}
+
+// ---- share -------------------------------------------------------------------------------------------------------------------
+
+struct Sharing {
+  const float* planes;  // (count, cells, 2 * kPlanes): logits, gains
+  const float* prior;
+  const float *high, *low, *apart, *valid;  // of `enter`
+  const int* order;
+  const float* preference;
+  int count;
+  int64_t cells;
+  float contrast;
+  float *weights, *base;  // (kBands, count, cells), (count, cells): share (1 + gain) contrast
+  float* shares;          // (count, cells), of the base
+  float *octave_shares, *octave_gains;
+};
+
+// One cell and one plane.
+__device__ __forceinline__ void share(const Sharing& p, int64_t index) {
+  const int64_t cell = index / kPlanes;
+  const int plane = static_cast<int>(index % kPlanes);
+  const float prior = p.prior[plane], apart = p.apart[cell], gate = apart / (apart + 0.04f);
+  const auto logit = [&](int n) {
+    const int64_t known = p.order[n] * p.cells + cell;
+    float z = p.planes[(n * p.cells + cell) * (2 * kPlanes) + plane] +
+              prior * logf(p.high[known] * (0.1f + 0.9f * p.low[known]) + 0.02f);
+    if (p.valid != nullptr) z += logf(p.valid[known] > kLeast ? p.valid[known] : kLeast);
+    return z + p.preference[n];
+  };
+  float largest = logit(0), total = 0.0f;
+#pragma unroll 1
+  for (int n = 1; n < p.count; ++n) {
+    const float z = logit(n);
+    largest = z > largest ? z : largest;
+  }
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) total += expf(logit(n) - largest);
+#pragma unroll 1
+  for (int n = 0; n < p.count; ++n) {
+    const int64_t at = n * p.cells + cell;
+    const float part = expf(logit(n) - largest) / total;
+    const float gain = p.planes[at * (2 * kPlanes) + kPlanes + plane] * gate;
+    const float weight = part * (1.0f + gain) * p.contrast;
+    if (plane < kBands) {
+      p.weights[plane * p.count * p.cells + at] = weight;
+    } else if (plane == kBands) {
+      p.base[at] = weight;
+      p.shares[at] = part;
+    } else {
+      p.octave_shares[at] = part;
+      p.octave_gains[at] = gain;
+    }
+  }
+}
+
+// ---- octaves -----------------------------------------------------------------------------------------------------------------
+
+// Three maps of each exposure on one octave: pictures, shares and gains, (count, size) each, and the fused octave.
+struct Octave {
+  float *pictures, *shares, *gains, *fused;
+  Size size;
+};
+
+struct Octaves {
+  Octave octaves[FFMEF_MOST_OCTAVES + 1];  // the first is the grid of cells
+  const int* order;                        // of the first one's pictures
+  int count, last;
+  float contrast;
+};
+
+// A cell of the next octave: [1 3 3 1] / 8 along both sides.
+__device__ __forceinline__ float shrunk_at(const float* plane, Size size, int row, int column) {
+  float lines[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float* line = plane + static_cast<int64_t>(clamped(2 * row - 1 + i, size.height)) * size.width;
+    lines[i] = (line[clamped(2 * column - 1, size.width)] + line[clamped(2 * column + 2, size.width)] +
+                3.0f * (line[2 * column] + line[clamped(2 * column + 1, size.width)])) *
+               0.125f;
+  }
+  return (lines[0] + lines[3] + 3.0f * (lines[1] + lines[2])) * 0.125f;
+}
+
+// One value of an octave's three maps.
+__device__ __forceinline__ void shrink(const Octaves& p, int number, int64_t index) {
+  const Octave &fine = p.octaves[number - 1], &coarse = p.octaves[number];
+  const int64_t cells = coarse.size.cells();
+  const int cell = static_cast<int>(index % cells), plane = static_cast<int>(index / cells);
+  const int map = plane / p.count, n = plane % p.count;
+  const float* source = map == 0 ? fine.pictures : map == 1 ? fine.shares : fine.gains;
+  float* target = map == 0 ? coarse.pictures : map == 1 ? coarse.shares : coarse.gains;
+  const int64_t from = map == 0 && number == 1 ? p.order[n] : n;
+  target[n * cells + cell] =
+      shrunk_at(source + from * fine.size.cells(), fine.size, cell / coarse.size.width, cell % coarse.size.width);
+}
+
+// The value of a plane of half the size, interpolated.
+__device__ __forceinline__ float expanded_at(const float* plane, Size size, int row, int column) {
+  const int r = row >> 1, c = column >> 1;
+  const int far_r = clamped(row & 1 ? r + 1 : r - 1, size.height);
+  const int far_c = clamped(column & 1 ? c + 1 : c - 1, size.width);
+  const float* near_line = plane + static_cast<int64_t>(r) * size.width;
+  const float* far_line = plane + static_cast<int64_t>(far_r) * size.width;
+  return 0.75f * (0.75f * near_line[c] + 0.25f * near_line[far_c]) +
+         0.25f * (0.75f * far_line[c] + 0.25f * far_line[far_c]);
+}
+
+// One cell of a fused octave below the grid of cells.
+__device__ __forceinline__ void blend(const Octaves& p, int number, int64_t cell) {
+  const Octave& o = p.octaves[number];
+  const int64_t cells = o.size.cells();
+  const int row = static_cast<int>(cell / o.size.width), column = static_cast<int>(cell % o.size.width);
+  float sum = 0.0f;
+  if (number == p.last) {
+    for (int n = 0; n < p.count; ++n) sum += o.shares[n * cells + cell] * o.pictures[n * cells + cell];
+  } else {
+    const Octave& below = p.octaves[number + 1];
+    sum = expanded_at(below.fused, below.size, row, column);
+    for (int n = 0; n < p.count; ++n) {
+      const int64_t at = n * cells + cell;
+      const float band = o.pictures[at] - expanded_at(below.pictures + n * below.size.cells(), below.size, row, column);
+      sum += p.contrast * o.shares[at] * (1.0f + o.gains[at]) * band;
+    }
+  }
+  o.fused[cell] = sum;
+}
+
+// One block: the octaves after `first`, and those from the last up to `first` fused.
+__device__ __forceinline__ void blend_lowest(const Octaves& p, int first, int threads) {
+#pragma unroll 1
+  for (int number = first + 1; number <= p.last; ++number) {
+    const int64_t count = 3 * p.count * p.octaves[number].size.cells();
+    for (int64_t i = threadIdx.x; i < count; i += threads) shrink(p, number, i);
+    __syncthreads();
+  }
+#pragma unroll 1
+  for (int number = p.last; number >= first; --number) {
+    for (int64_t i = threadIdx.x; i < p.octaves[number].size.cells(); i += threads) blend(p, number, i);
+    __syncthreads();
+  }
+}
+
+// ---- finish ------------------------------------------------------------------------------------------------------------------
+
+struct Finishing {
+  Exposures exposures;
+  const int* order;
+  const float *half, *quarter, *eighth;         // of `enter`
+  const float* weights;                         // (kBands, count, cells)
+  const float *base, *shares;                   // (count, cells)
+  const float *octave_pictures, *octave_fused;  // below the cells; null where there is none
+  Size sizes[4], octave;                        // of the levels; of the octave
+  float brightness, saturation;
+  int tiles_across;
+  void* out;
+};
+
+constexpr int kTileDown = 32, kTileAcross = 64, kPixels = 4;  // of a thread, in each of two rows
+
+// The part of a fused level that a tile needs: its own and one place around it. Places are those of the whole picture.
+template <int Number> struct FusedLevel {
+  static constexpr int kDown = (kTileDown >> Number) + 2, kAcross = (kTileAcross >> Number) + 2;
+  float values[kDown * kAcross];
+};
+
+struct FinishingShared {
+  FusedLevel<1> half;
+  FusedLevel<2> quarter;
+  FusedLevel<3> eighth;
+};
+
+struct Tile {
+  int row, column;  // first pixel
+};
+
+template <int Number> __device__ __forceinline__ float fused_at(const FusedLevel<Number>& level, const Tile& tile,
+                                                                Size size, int row, int column) {
+  return level.values[(clamped(row, size.height) - (tile.row >> Number) + 1) * FusedLevel<Number>::kAcross +
+                      clamped(column, size.width) - (tile.column >> Number) + 1];
+}
+
+template <int Number> __device__ __forceinline__ float expanded_of_fused(const FusedLevel<Number>& level,
+                                                                         const Tile& tile, Size size, int row,
+                                                                         int column) {
+  const int r = row >> 1, c = column >> 1, far_r = row & 1 ? r + 1 : r - 1, far_c = column & 1 ? c + 1 : c - 1;
+  return 0.75f * (0.75f * fused_at(level, tile, size, r, c) + 0.25f * fused_at(level, tile, size, r, far_c)) +
+         0.25f * (0.75f * fused_at(level, tile, size, far_r, c) + 0.25f * fused_at(level, tile, size, far_r, far_c));
+}
+
+// Fuses level Number of the tile; value(row, column) is what one place is.
+template <int Number, class Value>
+__device__ __forceinline__ void fuse_level(FusedLevel<Number>& level, const Tile& tile, Size size, const Value& value) {
+  using Level = FusedLevel<Number>;
+  for (int i = static_cast<int>(threadIdx.x); i < Level::kDown * Level::kAcross; i += kThreads) {
+    const int row = (tile.row >> Number) - 1 + i / Level::kAcross,
+              column = (tile.column >> Number) - 1 + i % Level::kAcross;
+    if (row >= 0 && row < size.height && column >= 0 && column < size.width) level.values[i] = value(row, column);
+  }
+  __syncthreads();
+}
+
+// Weights of cells of 2^shift pixels.
+__device__ __forceinline__ float weight_at(const float* cells, Size grid, int shift, int row, int column) {
+  const Tap<int, float> r = tap_of_power<float>(grid.height, shift, row),
+                        c = tap_of_power<float>(grid.width, shift, column);
+  const float* first = cells + static_cast<int64_t>(r.first) * grid.width;
+  const float* second = cells + static_cast<int64_t>(r.second) * grid.width;
+  return mix(mix(first[c.first], first[c.second], c.share), mix(second[c.first], second[c.second], c.share), r.share);
+}
+
+__device__ __forceinline__ void fuse_coarse_levels(const Finishing& p, const Tile& tile, FinishingShared& s) {
+  const Size grid = p.sizes[3];
+  const int64_t cells = grid.cells();
+  const int count = p.exposures.count;
+  fuse_level<3>(s.eighth, tile, grid, [&](int row, int column) {
+    const int64_t cell = static_cast<int64_t>(row) * grid.width + column;
+    float sum = p.octave_fused != nullptr ? expanded_at(p.octave_fused, p.octave, row, column) : 0.0f;
+    for (int n = 0; n < count; ++n) {
+      float band = p.eighth[p.order[n] * cells + cell];
+      if (p.octave_fused != nullptr)
+        band -= expanded_at(p.octave_pictures + n * p.octave.cells(), p.octave, row, column);
+      sum += p.base[n * cells + cell] * band;
+    }
+    return sum;
+  });
+  fuse_level<2>(s.quarter, tile, p.sizes[2], [&](int row, int column) {
+    float sum = expanded_of_fused(s.eighth, tile, grid, row, column);
+    for (int n = 0; n < count; ++n) {
+      const int own = p.order[n];
+      const float band = p.quarter[own * p.sizes[2].cells() + static_cast<int64_t>(row) * p.sizes[2].width + column] -
+                         expanded_at(p.eighth + own * cells, grid, row, column);
+      sum += weight_at(p.weights + (2 * count + n) * cells, grid, 1, row, column) * band;
+    }
+    return sum;
+  });
+  fuse_level<1>(s.half, tile, p.sizes[1], [&](int row, int column) {
+    float sum = expanded_of_fused(s.quarter, tile, p.sizes[2], row, column);
+    for (int n = 0; n < count; ++n) {
+      const int own = p.order[n];
+      const float band = p.half[own * p.sizes[1].cells() + static_cast<int64_t>(row) * p.sizes[1].width + column] -
+                         expanded_at(p.quarter + own * p.sizes[2].cells(), p.sizes[2], row, column);
+      sum += weight_at(p.weights + (count + n) * cells, grid, 2, row, column) * band;
+    }
+    return sum;
+  });
+}
+
+// Four values between which two places lie -> four places.
+__device__ __forceinline__ void expand_run(const float (&coarse)[4], float (&fine)[kPixels]) {
+  fine[0] = 0.25f * coarse[0] + 0.75f * coarse[1];
+  fine[1] = 0.75f * coarse[1] + 0.25f * coarse[2];
+  fine[2] = 0.25f * coarse[1] + 0.75f * coarse[2];
+  fine[3] = 0.75f * coarse[2] + 0.25f * coarse[3];
+}
+
+// The rows and columns of a level of half size that a run of four pixels lies between, and the cells around it.
+struct Around {
+  int64_t near_row, far_row;
+  int columns[4];
+  Tap<int, float> cell_row, cell_column;
+
+  __device__ __forceinline__ Around(const Finishing& p, int row, int column) {
+    const Size half = p.sizes[1], grid = p.sizes[3];
+    near_row = row >> 1;
+    far_row = clamped(row & 1 ? (row >> 1) + 1 : (row >> 1) - 1, half.height);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) columns[j] = clamped((column >> 1) - 1 + j, half.width);
+    cell_row = tap_of_power<float>(grid.height, kScaleShift, row);
+    // No centre of a cell lies inside the run.
+    cell_column = tap_of_power<float>(grid.width, kScaleShift, column);
+  }
+
+  __device__ __forceinline__ void expand(const float* plane, Size half, float (&fine)[kPixels]) const {
+    float mixed[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      mixed[j] = 0.75f * plane[near_row * half.width + columns[j]] + 0.25f * plane[far_row * half.width + columns[j]];
+    expand_run(mixed, fine);
+  }
+  // Of the cells: the value at the first pixel, and the step to the next.
+  __device__ __forceinline__ void cells(const float* plane, Size grid, float& start, float& step) const {
+    const float* upper = plane + static_cast<int64_t>(cell_row.first) * grid.width;
+    const float* lower = plane + static_cast<int64_t>(cell_row.second) * grid.width;
+    const float left = mix(upper[cell_column.first], lower[cell_column.first], cell_row.share);
+    const float right = mix(upper[cell_column.second], lower[cell_column.second], cell_row.share);
+    start = mix(left, right, cell_column.share);
+    step = (right - left) * (1.0f / (1 << kScaleShift));
+  }
+};
+
+template <class D> constexpr int kRunAlignment = kPixels * static_cast<int>(sizeof(typename D::type));
+
+// Four pixels that one load or store of whole words moves.
+template <class D> struct alignas(kRunAlignment<D>) Run {
+  typename D::type samples[kPixels * D::channels];
+};
+
+// Four pixels, in few accesses where their address is known to be aligned; beyond the border its last pixel.
+template <class D, bool Vectors>
+__device__ __forceinline__ void load_run(const typename D::type* line, int column, int width,
+                                         typename D::type (&samples)[4 * D::channels]) {
+  if constexpr (Vectors) {
+    const Run<D> run = *reinterpret_cast<const Run<D>*>(line + static_cast<int64_t>(column) * D::channels);
+#pragma unroll
+    for (int i = 0; i < kPixels * D::channels; ++i) samples[i] = run.samples[i];
+  } else {
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j)
+#pragma unroll
+      for (int c = 0; c < D::channels; ++c)
+        samples[j * D::channels + c] = line[static_cast<int64_t>(clamped(column + j, width)) * D::channels + c];
+  }
+}
+
+template <class D, bool Vectors>
+__device__ __forceinline__ void store_run(typename D::type* line, int column, int width,
+                                          const typename D::type (&samples)[4 * D::channels]) {
+  if constexpr (Vectors) {
+    Run<D> run;
+#pragma unroll
+    for (int i = 0; i < kPixels * D::channels; ++i) run.samples[i] = samples[i];
+    *reinterpret_cast<Run<D>*>(line + static_cast<int64_t>(column) * D::channels) = run;
+  } else {
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j)
+      if (column + j < width) {
+#pragma unroll
+        for (int c = 0; c < D::channels; ++c)
+          line[static_cast<int64_t>(column + j) * D::channels + c] = samples[j * D::channels + c];
+      }
+  }
+}
+
+// How far colour is recorded, from luminance and the largest of R, G and B on the scale 0..255.
+__device__ __forceinline__ float recorded_colour(float y, float top) {
+  return unit((232.0f - y) * (1.0f / 24)) * unit((y - 16.0f) * (1.0f / 32)) *
+         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24)));
+}
+
+struct Colour {
+  float y, blue, red, mass;
+};
+
+template <class D> __device__ __forceinline__ Colour colour_of(const typename D::type* rgb, float share) {
+  const float r = static_cast<float>(rgb[0]) * D::to_byte, g = static_cast<float>(rgb[1]) * D::to_byte;
+  const float b = static_cast<float>(rgb[2]) * D::to_byte;
+  const float y = 255 * kRed * r + 255 * kGreen * g + 255 * kBlue * b + 16.0f;
+  const float larger = r > g ? r : g, top = larger > b ? larger : b;
+  return {y, -0.148223f * r - 0.290992f * g + 0.439215f * b, 0.439215f * r - 0.367789f * g - 0.071426f * b,
+          share * (recorded_colour(y, top) + 0.02f)};
+}
+
+// RGB; chroma beyond it is brought in towards grey, hue kept.
+template <class D> __device__ __forceinline__ void finish_colour(const Finishing& p, float luminance, float blue,
+                                                                 float red, typename D::type* out) {
+  float above = 255.0f * unit(luminance) - 16.0f;
+  if (p.brightness != 1.0f || p.saturation != 1.0f) {
+    const float gain = p.brightness / (1.0f + (p.brightness - 1.0f) * unit(above * (1.0f / 219)));
+    above *= gain;
+    blue *= gain * p.saturation;
+    red *= gain * p.saturation;
+  }
+  float grey = 1.164383f * above;
+  const float r = 1.596027f * red, g = -0.391762f * blue - 0.812969f * red, b = 2.017230f * blue;
+  const float larger = r > g ? r : g, smaller = r < g ? r : g;
+  float up = larger > b ? larger : b, down = smaller < b ? -smaller : -b;
+  up = up > 1e-6f ? up : 1e-6f;
+  down = down > 1e-6f ? down : 1e-6f;
+  grey = grey < 0.0f ? 0.0f : grey > 255.0f ? 255.0f : grey;
+  const float white = (255.0f - grey) / up, black = grey / down, least = white < black ? white : black;
+  const float scale = least < 1.0f ? least : 1.0f;
+  const float rgb[3] = {grey + scale * r, grey + scale * g, grey + scale * b};
+#pragma unroll
+  for (int c = 0; c < 3; ++c) out[c] = D::rounded(rgb[c] < 0.0f ? 0.0f : rgb[c] > 255.0f ? 255.0f : rgb[c]);
+}
+
+// Calls visit(n, j, colour) for four pixels of every exposure.
+template <class D, bool Vectors, class Visit>
+__device__ __forceinline__ void each_colour(const Finishing& p, const Around& around, int row, int column,
+                                            const Visit& visit) {
+  using S = typename D::type;
+  const Size size = p.sizes[0], grid = p.sizes[3];
+#pragma unroll 1
+  for (int n = 0; n < p.exposures.count; ++n) {
+    const int own = p.order[n];
+    S samples[4 * D::channels];
+    load_run<D, Vectors>(static_cast<const S*>(p.exposures.pictures[own]) + static_cast<int64_t>(row) * size.width * 3,
+                         column, size.width, samples);
+    float share, step;
+    around.cells(p.shares + n * grid.cells(), grid, share, step);
+    const uint8_t* validity = p.exposures.masked ? p.exposures.validity[own] : nullptr;
+    if (validity != nullptr) validity += static_cast<int64_t>(row) * size.width;
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      Colour colour = colour_of<D>(samples + 3 * j, share + static_cast<float>(j) * step);
+      if (validity != nullptr) {
+        const float v = static_cast<float>(validity[clamped(column + j, size.width)]) * (1.0f / 255);
+        colour.mass *= v > kLeast ? v : kLeast;
+      }
+      visit(n, j, colour);
+    }
+  }
+}
+
+// Four pixels of a row.
+template <class D, bool Vectors> __device__ __forceinline__ void finish_run(const Finishing& p, const Tile& tile,
+                                                                            const FinishingShared& s, int row,
+                                                                            int column) {
+  using S = typename D::type;
+  const Size size = p.sizes[0], half = p.sizes[1], grid = p.sizes[3];
+  const Around around(p, row, column);
+  float mixed[4], sums[kPixels], below[kPixels], weight = 0.0f, step = 0.0f;
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+    mixed[j] = 0.75f * fused_at(s.half, tile, half, static_cast<int>(around.near_row), around.columns[j]) +
+               0.25f * fused_at(s.half, tile, half, static_cast<int>(around.far_row), around.columns[j]);
+  expand_run(mixed, sums);
+  S out[4 * D::channels];
+  S* line = static_cast<S*>(p.out) + static_cast<int64_t>(row) * size.width * D::channels;
+  const auto next_exposure = [&](int n) {
+    around.cells(p.weights + n * grid.cells(), grid, weight, step);
+    around.expand(p.half + p.order[n] * half.cells(), half, below);
+  };
+  if constexpr (D::channels == 1) {
+#pragma unroll 1
+    for (int n = 0; n < p.exposures.count; ++n) {
+      S samples[4];
+      load_run<D, Vectors>(
+          static_cast<const S*>(p.exposures.pictures[p.order[n]]) + static_cast<int64_t>(row) * size.width, column,
+          size.width, samples);
+      next_exposure(n);
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) sums[j] += (weight + static_cast<float>(j) * step) * (samples[j] - below[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) out[j] = sums[j];
+  } else {
+    float mass[kPixels] = {}, blue[kPixels] = {}, red[kPixels] = {};
+    each_colour<D, Vectors>(p, around, row, column, [&](int n, int j, const Colour& colour) {
+      if (j == 0) next_exposure(n);
+      sums[j] += (weight + static_cast<float>(j) * step) * (colour.y * (1.0f / 255) - below[j]);
+      mass[j] += colour.mass;
+      blue[j] += colour.mass * colour.blue;
+      red[j] += colour.mass * colour.red;
+    });
+    float trusted[kPixels] = {}, trusted_blue[kPixels] = {}, trusted_red[kPixels] = {};
+    if (p.exposures.count > 2) {
+      // An exposure counts less the further its colour is from that of all others.
+      each_colour<D, Vectors>(p, around, row, column, [&](int, int j, const Colour& colour) {
+        const float others = 1.0f / (mass[j] - colour.mass + 1e-9f);
+        const float off_blue = fabsf(colour.blue - (blue[j] - colour.mass * colour.blue) * others);
+        const float off_red = fabsf(colour.red - (red[j] - colour.mass * colour.red) * others);
+        const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 12);
+        const float trust = 1.0f + distance * distance, counts = colour.mass / (trust * trust);
+        trusted[j] += counts;
+        trusted_blue[j] += counts * colour.blue;
+        trusted_red[j] += counts * colour.red;
+      });
+#pragma unroll
+      for (int j = 0; j < kPixels; ++j) mass[j] = trusted[j], blue[j] = trusted_blue[j], red[j] = trusted_red[j];
+    }
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const float counts = 1.0f / (mass[j] + 1e-12f);
+      finish_colour<D>(p, sums[j], blue[j] * counts, red[j] * counts, out + 3 * j);
+    }
+  }
+  store_run<D, Vectors>(line, column, size.width, out);
+}
+
+template <class D, bool Vectors> __device__ __forceinline__ void finish(const Finishing& p, FinishingShared& s) {
+  const Tile tile = {static_cast<int>(blockIdx.x) / p.tiles_across * kTileDown,
+                     static_cast<int>(blockIdx.x) % p.tiles_across * kTileAcross};
+  fuse_coarse_levels(p, tile, s);
+  constexpr int kRuns = kTileAcross / kPixels;
+  const int thread = static_cast<int>(threadIdx.x), column = tile.column + thread % kRuns * kPixels;
+  if (column >= p.sizes[0].width) return;
+#pragma unroll 1
+  for (int row = tile.row + thread / kRuns; row < tile.row + kTileDown && row < p.sizes[0].height;
+       row += kThreads / kRuns)
+    finish_run<D, Vectors>(p, tile, s, row, column);
+}
+
+}  // namespace ffmef::cuda::pictures

@@ -1,0 +1,78 @@
+// Runs cases of pyramid_pictures through its C interface in the emulator.
+//
+// pyramid_pictures_driver CASES RESULTS reads and writes int64 and raw elements as test_pyramid_pictures_cuda.py has them.
+#include "tensors.hpp"
+
+#include "../../../csrc/cuda/pyramid_pictures.cu"
+
+#include <vector>
+
+namespace {
+
+constexpr size_t kSampleBytes[] = {4, 1, 2, 4};
+
+// A block of memory with its red zones, filled from the file.
+struct Plain {
+  std::unique_ptr<Memory> memory;
+  size_t offset;
+
+  Plain(Reader& reader, size_t bytes, size_t off) : memory(std::make_unique<Memory>(bytes + off)), offset(off) {
+    reader.bytes(memory->data() + offset, bytes);
+  }
+  const void* data() const { return memory->data() + offset; }
+};
+
+void run(Reader& reader, std::ofstream& results) {
+  ffmef_pictures f = {};
+  f.sample = static_cast<int>(reader.number());
+  f.count = reader.number();
+  f.height = reader.number();
+  f.width = reader.number();
+  const bool masked = reader.number() != 0;
+  const size_t offset = static_cast<size_t>(reader.number()) * kSampleBytes[f.sample];
+  f.grids = static_cast<int>(reader.number());
+  int channels[FFMEF_MOST_GRIDS];
+  for (int g = 0; g < f.grids; ++g) channels[g] = static_cast<int>(reader.number());
+  f.channels = channels;
+  f.stem = static_cast<int>(reader.number());
+  f.octaves = static_cast<int>(reader.number());
+  float changes[4];
+  reader.bytes(changes, sizeof(changes));
+  f.brightness = changes[0], f.contrast = changes[1], f.saturation = changes[2], f.prefer = changes[3];
+
+  std::vector<int64_t> sizes(static_cast<size_t>(ffmef_cuda_pyramid_pictures_parameters(&f, nullptr)));
+  ffmef_cuda_pyramid_pictures_parameters(&f, sizes.data());
+  std::vector<Plain> parameters, pictures, masks;
+  std::vector<const float*> parameter_data;
+  for (const int64_t size : sizes) parameters.emplace_back(reader, static_cast<size_t>(size) * 4, 0);
+  for (const Plain& p : parameters) parameter_data.push_back(static_cast<const float*>(p.data()));
+  f.parameters = parameter_data.data();
+
+  const int64_t elements = f.height * f.width * (f.sample == FFMEF_LUMINANCE ? 1 : 3);
+  const size_t bytes = static_cast<size_t>(elements) * kSampleBytes[f.sample];
+  std::vector<const void*> picture_data;
+  std::vector<const uint8_t*> mask_data;
+  for (int64_t n = 0; n < f.count; ++n) pictures.emplace_back(reader, bytes, offset);
+  for (const Plain& p : pictures) picture_data.push_back(p.data());
+  f.pictures = picture_data.data();
+  if (masked) {
+    for (int64_t n = 0; n < f.count; ++n) masks.emplace_back(reader, static_cast<size_t>(f.height * f.width), 0);
+    for (const Plain& p : masks) mask_data.push_back(static_cast<const uint8_t*>(p.data()));
+    f.validity = mask_data.data();
+  }
+  Output out(elements, kSampleBytes[f.sample], static_cast<int64_t>(offset / kSampleBytes[f.sample]));
+  Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_pictures_workspace(&f)), kSentinel);
+  const int status = ffmef_cuda_pyramid_pictures(&f, out.data(), workspace.data(), nullptr);
+  workspace.check_red_zones();
+  results.write(reinterpret_cast<const char*>(&status), sizeof(status));
+  out.write(results);
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  Reader reader(arguments[1]);
+  std::ofstream results(arguments[2], std::ios::binary);
+  for (int64_t left = reader.number(); left > 0; --left) run(reader, results);
+  return results.good() ? 0 : 1;
+}
