@@ -5,13 +5,17 @@ A small picture's network is many short kernels; enqueueing them takes the CPU l
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from ffmef.models import registry
 
 Replay = Callable[[Tensor], Tensor]
 
@@ -20,13 +24,17 @@ class Graphed:
     """Calls a model through CUDA graphs: the first call of a shape records one, later calls replay it.
 
     Results are those of the model. Parameters may change in place between calls; if they are replaced or moved, or
-    the model's ``backend`` changes, a new graph is recorded. On the CPU, in training mode and where gradients are
-    needed, the model is called directly. Each graph keeps the memory of one call, so only the ``most`` latest are kept.
+    the model's ``backend`` or ``octaves`` change, a new graph is recorded. On the CPU, in training mode and where
+    gradients are needed, the model is called directly. Each graph keeps the memory of one call, so only the ``most``
+    latest are kept.
 
     Args:
         model: takes one tensor and returns one.
         most: graphs to keep, at least 1.
         record: makes a replay from the model and an input; for tests.
+        call: called with the model and the tensor; None calls the model.
+        after: calls of a shape that take the model itself before one is recorded.
+        largest: elements of the largest tensor that is recorded for; None for any.
 
     Raises:
         ValueError: ``most`` is less than 1.
@@ -40,35 +48,53 @@ class Graphed:
         torch.Size([1, 1, 20, 30])
     """
 
-    def __init__(self, model: nn.Module, most: int = 4, record: Callable[[nn.Module, Tensor], Replay] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        most: int = 4,
+        record: Callable[[Callable[[Tensor], Tensor], Tensor], Replay] | None = None,
+        *,
+        call: Callable[[nn.Module, Tensor], Tensor] | None = None,
+        after: int = 0,
+        largest: int | None = None,
+    ) -> None:
         if most < 1:
             raise ValueError(f"most must be at least 1, got {most}")
-        self.model, self.most = model, most
+        self.model, self.most, self.after, self.largest = model, most, after, largest
         self.record = record or record_cuda_graph
+        self._call = model if call is None else functools.partial(call, model)
         self._replays: OrderedDict[tuple, Replay] = OrderedDict()
+        self._seen: OrderedDict[tuple, int] = OrderedDict()  # calls of what is not recorded yet
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if self.record is record_cuda_graph and not tensor.is_cuda:
-            return self.model(tensor)
+        too_large = self.largest is not None and tensor.numel() > self.largest
+        if too_large or (self.record in (record_cuda_graph, _record_if_possible) and not tensor.is_cuda):
+            return self._call(tensor)
         parameters = list(self.model.parameters())
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (tensor, *parameters))
         if self.model.training or needs_grad:
-            return self.model(tensor)
+            return self._call(tensor)
         key = (
             tensor.shape, tensor.dtype, tensor.device, getattr(self.model, "backend", None),
-            torch.is_inference_mode_enabled(),
+            getattr(self.model, "octaves", None), torch.is_inference_mode_enabled(),
             *(parameter.data_ptr() for parameter in parameters),
         )  # fmt: skip
         replay = self._replays.pop(key, None)
         if replay is None:
-            replay = self.record(self.model, tensor)
+            seen = self._seen.pop(key, 0)
+            if seen < self.after:
+                self._seen[key] = seen + 1
+                while len(self._seen) > 4 * self.most:
+                    self._seen.popitem(last=False)
+                return self._call(tensor)
+            replay = self.record(self._call, tensor)
         self._replays[key] = replay
         while len(self._replays) > self.most:
             self._replays.popitem(last=False)
         return replay(tensor)
 
 
-def record_cuda_graph(model: nn.Module, example: Tensor) -> Replay:
+def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
     """Return what runs the model on tensors like ``example`` by replaying one graph."""
     static = example.clone()
     side = torch.cuda.Stream(example.device)
@@ -89,14 +115,34 @@ def record_cuda_graph(model: nn.Module, example: Tensor) -> Replay:
     return replay
 
 
-_graphed: weakref.WeakKeyDictionary[nn.Module, Graphed] = weakref.WeakKeyDictionary()
-
-
-def through_graphs(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Return the model behind graphs that are kept as long as it is, where ``FFMEF_CUDA_GRAPHS=1`` asks for them."""
-    if os.environ.get("FFMEF_CUDA_GRAPHS") != "1" or not isinstance(model, nn.Module):
+def _record_if_possible(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
+    """Record a graph, or return the model itself where that fails, for example for lack of memory."""
+    try:
+        return record_cuda_graph(model, example)
+    except RuntimeError as error:
+        warnings.warn(f"no CUDA graph was recorded: {str(error).splitlines()[0]}", RuntimeWarning, stacklevel=2)
         return model
-    if model not in _graphed:
+
+
+_graphed: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Graphed]] = weakref.WeakKeyDictionary()
+_LARGEST = 1 << 25  # elements, above which launches take a small part of the time, and graphs much memory
+
+
+def through_graphs(
+    model: Callable[[Tensor], Tensor], call: Callable[[nn.Module, Tensor], Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """Return ``model``, or ``call`` with it, behind graphs that are kept as long as the model is.
+
+    The variable ``FFMEF_CUDA_GRAPHS`` decides. Not set: the models of this package are recorded at the second call of
+    a shape of at most 2^25 elements. 1: every module at the first call of every shape. 0: none.
+    """
+    wish = os.environ.get("FFMEF_CUDA_GRAPHS", "")
+    ours = isinstance(model, nn.Module) and registry.of(model) is not None
+    if wish == "0" or not (ours or (wish == "1" and isinstance(model, nn.Module))):
+        return model if call is None else functools.partial(call, model)
+    kept = _graphed.setdefault(model, {})
+    if (call, wish) not in kept:
         # A proxy, or the graphs would keep the model that keeps them.
-        _graphed[model] = Graphed(weakref.proxy(model))
-    return _graphed[model]
+        options: dict = {} if wish == "1" else {"after": 1, "largest": _LARGEST, "record": _record_if_possible}
+        kept[call, wish] = Graphed(weakref.proxy(model), call=call, **options)
+    return kept[call, wish]

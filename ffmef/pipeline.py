@@ -231,14 +231,15 @@ def _fuse(
         return _fuse_counting(images, validity, counting, task, fuser, deghost=deghost, **options)
     if deghost is not False:
         images, validity = _deghosted(images, validity, None if deghost is True else deghost)
-    there = task == "mef" and not validity and adjust.neutral and _takes_pictures_there(fuser.model, images, device)
+    there = task == "mef" and _takes_pictures_there(fuser.model, images, device)
     if fuser.network is not None or fuser.selective or there:
         order = list(range(len(images)))
         if task == "mef" and ties is not None:
             # The model does not care for the order, what is known about the files does; every eighth pixel tells it.
             order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
         if there:
-            return _fuse_pictures_there(fuser.model, images, device), order
+            with _torch_threads(threads):
+                return _fuse_pictures_there(fuser.model, images, validity, adjust, device), order
         if fuser.network is not None:
             return picture.fuse(fuser.network, images, threads, validity or (), adjust), order
         with _torch_threads(threads):
@@ -604,7 +605,8 @@ def _run(model, planes: np.ndarray, device) -> np.ndarray:
 
 def _takes_pictures_there(model, images: list[np.ndarray], device) -> bool:
     """Return whether the model fuses these pictures, colour included, on a device that is not the CPU."""
-    if not hasattr(model, "fuse_rgb") or any(image.ndim != 3 or image.dtype != np.uint8 for image in images):
+    depths = (np.uint8, np.uint16, np.float32)
+    if not hasattr(model, "fuse_rgb") or any(image.ndim != 3 or image.dtype not in depths for image in images):
         return False
     place = (
         next((str(parameter.device.type) for parameter in model.parameters()), "cpu") if device is None else str(device)
@@ -612,15 +614,47 @@ def _takes_pictures_there(model, images: list[np.ndarray], device) -> bool:
     return not place.startswith("cpu")
 
 
-def _fuse_pictures_there(model, images: list[np.ndarray], device) -> np.ndarray:
-    """Return the fused picture of 8-bit RGB ones; only their bytes go to the device and back."""
+def _fuse_pictures_there(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
+    """Return the fused picture of RGB ones; only their samples go to the device and back.
+
+    While one picture is on its way to a GPU, the next is copied to memory that the GPU can read by itself.
+    """
     import torch
 
-    if device is None:
-        device = next(model.parameters()).device
+    from ffmef.graphs import through_graphs
+
+    place = next(model.parameters()).device if device is None else torch.device(device)
     with torch.inference_mode():
-        pictures = [torch.from_numpy(np.ascontiguousarray(image)).to(device) for image in images]
-        return model.fuse_rgb(pictures).cpu().numpy()
+        pictures = _sent(images, place)
+        if validity is None and adjust.neutral and model.why_not_native(count=len(images)) is None:
+            fused = through_graphs(model, _fused_stack)(pictures)
+        else:
+            full = np.full(images[0].shape[:2], 255, np.uint8)
+            usable = [full if part is None else part for part in validity or ()]
+            masks = list(_sent(usable, place).unbind()) if usable else None
+            fused = model.fuse_rgb(list(pictures.unbind()), masks, adjust)
+        if place.type == "cuda":
+            back = torch.empty(fused.shape, dtype=fused.dtype, pin_memory=True).copy_(fused, non_blocking=True)
+            torch.cuda.current_stream(place).synchronize()
+            return torch.empty(back.shape, dtype=back.dtype).copy_(back).numpy()
+        return fused.cpu().numpy()
+
+
+def _fused_stack(model, pictures: torch.Tensor) -> torch.Tensor:
+    return model.fuse_rgb(list(pictures.unbind()))
+
+
+def _sent(arrays: list[np.ndarray], place: torch.device) -> torch.Tensor:
+    """Return arrays of one shape as one tensor on a device; copies to a GPU may still be under way."""
+    import torch
+
+    given = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    there = torch.empty((len(given), *given[0].shape), dtype=given[0].dtype, device=place)
+    for target, tensor in zip(there, given, strict=True):
+        if place.type == "cuda":
+            tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+        target.copy_(tensor, non_blocking=True)
+    return there
 
 
 def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:

@@ -23,6 +23,7 @@ SCALE = 8
 DESIGN = 2  # written to weights files; the first design had no octaves and took statistics over the whole picture
 PRIOR = 0.15  # what the logarithm of validity weighs before training
 GATE = 0.04  # the difference of exposures at which gains act by half
+_OF_BYTE = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}  # samples for each step of 8 bit
 FLOOR = 0.02  # of validity, so that a picture is made where no exposure is valid
 
 
@@ -299,66 +300,78 @@ class PyramidFFMEF(nn.Module):
 
         In one native operator where derivatives are not asked for; then N exposures in any order give the same bits.
         """
-        if validity is None and not with_shares and self._is_native(luminance):
+        if validity is None and not with_shares:
             _check_luminance(luminance)
+        if validity is None and not with_shares and self.why_not_native(luminance, count=luminance.shape[1]) is None:
             return pyramid_luminance(luminance, list(self.parameters()), self.channels, self.stem, self.octaves)
         fused, shares = self.fuse(luminance, validity)
         return (fused, shares) if with_shares else fused
 
-    def _is_native(self, *tensors: Tensor) -> bool:
-        """Return whether the native operators can run the model on these tensors now."""
-        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ONNX has no such operators
-            return False
-        if self.backend not in (None, "cpu") or not all(tensor.numel() for tensor in tensors):
-            return False
-        sizes = {"channels": self.channels, "stem": self.stem, "bands": self.bands, "octaves": self.octaves}
+    def why_not_native(self, *tensors: Tensor, count: int = 2) -> str | None:
+        """Return why the native operators cannot run the model on these tensors of ``count`` exposures now, or None."""
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+            return "ONNX has no such operators"
+        if not all(tensor.numel() for tensor in tensors):
+            return "tensors must not be empty"
         parameters = list(self.parameters())
-        return why_not("pyramid_exposures", "cpu", tensors=list(tensors), parameters=parameters, **sizes) is None
+        backend = "cuda" if parameters[0].device.type == "cuda" else "cpu"
+        if self.backend not in (None, backend):
+            return f"backend must be None or {backend!r}, got {self.backend!r}"
+        sizes = {"channels": self.channels, "stem": self.stem, "bands": self.bands, "octaves": self.octaves}
+        given = {"tensors": list(tensors), "parameters": parameters, "count": count}
+        return why_not("pyramid_exposures", backend, **given, **sizes)
 
     @torch.inference_mode()
     def fuse_rgb(
         self, pictures: Sequence[Tensor], validity: Sequence[Tensor] | None = None, adjust: Adjustments = NEUTRAL
     ) -> Tensor:
-        """Fuse pictures (H, W, 3) of one size, uint8, at least 2, to one of them; the order cannot matter.
+        """Fuse pictures (H, W, 3) of one size, at least 2, to one of them; the order cannot matter.
 
         Luminance by :meth:`fuse`, clamped to [0, 1], chroma by :func:`merge_chroma`, :func:`adjust_colour`, RGB by
-        :func:`into_gamut`, rounded.
+        :func:`into_gamut`, rounded. One native operator on the CPU for uint8, and on a GPU for every dtype.
 
         Args:
-            pictures: (H, W, 3) each.
-            validity: (H, W) in [0, 1] for each, how far its pixels may be used, in steps of 1/255; None: as far as they
-                are recorded.
+            pictures: (H, W, 3) each; uint8, uint16 or float32 in [0, 1].
+            validity: (H, W) for each, how far its pixels may be used: in [0, 1], in steps of 1/255, or uint8, the
+                number of such steps; None: as far as they are recorded.
             adjust: what is to be different.
 
         Raises:
-            ValueError: fewer pictures.
+            ValueError: fewer pictures, or another dtype.
         """
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
+        dtype, device = pictures[0].dtype, pictures[0].device
+        if dtype not in _OF_BYTE:
+            raise ValueError(f"pictures must be uint8, uint16 or float32, got {str(dtype)[6:]}")
+        steps = None
         if validity is not None:
-            steps = [(v.clamp(0, 1) * 255).round() for v in validity]
-            validity = [step / 255 for step in steps]
-        if self._is_native() and all(picture.device.type == "cpu" for picture in pictures):
-            usable = [] if validity is None else [step.to(torch.uint8) for step in steps]
+            whole = torch.uint8
+            steps = [v if v.dtype == whole else (v.clamp(0, 1) * 255).round().to(whole) for v in validity]
+        native = self.why_not_native(count=len(pictures)) is None and next(self.parameters()).device == device
+        if native and (dtype == torch.uint8 or device.type == "cuda"):
             arguments = list(self.parameters()), self.channels, self.stem, self.octaves
-            return pyramid_exposures(pictures, usable, *arguments, adjust)
+            return pyramid_exposures(pictures, steps or [], *arguments, adjust)
 
         # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
         # are told apart by their samples.
-        sums = torch.stack([picture.sum(dtype=torch.int64) for picture in pictures]).tolist()
+        wide = torch.float64 if dtype.is_floating_point else torch.int64
+        sums = torch.stack([picture.to(wide).sum() for picture in pictures]).tolist()
 
         def key(index: int):
             return sums[index], pictures[index].cpu().numpy().tobytes() if sums.count(sums[index]) > 1 else b""
 
         order = sorted(range(len(pictures)), key=key)
         pictures = [pictures[index] for index in order]
-        usable = None if validity is None else torch.stack([validity[index] for index in order]).unsqueeze(0)
-        rgb = torch.stack([picture.permute(2, 0, 1) for picture in pictures]).unsqueeze(0).float()
+        usable = None if steps is None else torch.stack([steps[index] for index in order]).unsqueeze(0) / 255
+        rgb = torch.stack([picture.permute(2, 0, 1).float() for picture in pictures]).unsqueeze(0) / _OF_BYTE[dtype]
         ycbcr = rgb_to_ycbcr(rgb)
         fused, shares = self.fuse(ycbcr[:, :, 0].contiguous() / 255, usable, adjust)
         chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
-        out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust))
-        return (out + 0.5).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
+        out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust)) * _OF_BYTE[dtype]
+        if not dtype.is_floating_point:
+            out = (out + 0.5).to(torch.int32).to(dtype)
+        return out[0].permute(1, 2, 0).contiguous()
 
     def adopt_first(self, state: dict[str, Tensor]) -> None:
         """Take over the trunk of weights of the first design, to train on from them.

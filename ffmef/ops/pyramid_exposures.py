@@ -1,4 +1,4 @@
-"""PyramidFFMEF in one CPU operator, from pictures to a picture or from luminance to luminance, without derivatives."""
+"""PyramidFFMEF in one operator, from pictures to a picture or from luminance to luminance, without derivatives."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ffmef.ops._backends import Kernels, declare
 from ffmef.ops.library import define, library, operator
 
 BANDS, CHANNEL_BLOCK, MOST_LEVELS, MOST_OCTAVES = 3, 16, 8, 16
+MOST_ON_GPU = 64  # exposures, whose addresses are arguments of the kernels
 
 
 def _no_kernel(channels: Sequence[int], stem: int, bands: int, octaves: int) -> str | None:
@@ -25,11 +26,26 @@ def _no_kernel(channels: Sequence[int], stem: int, bands: int, octaves: int) -> 
     return f"octaves must be at most {MOST_OCTAVES}, got {octaves}" if octaves > MOST_OCTAVES else None
 
 
+def _no_cuda_kernel(channels: Sequence[int], stem: int, bands: int, octaves: int, count: int = 2) -> str | None:
+    """Return why the CUDA kernels cannot run a model of these sizes on so many exposures, or None."""
+    if (reason := _no_kernel(channels, stem, bands, octaves)) is not None:
+        return reason
+    if len(channels) < 2 or channels[0] != CHANNEL_BLOCK or any(c > 2 * CHANNEL_BLOCK for c in channels):
+        return f"channels must be {CHANNEL_BLOCK}, then {CHANNEL_BLOCK} or {2 * CHANNEL_BLOCK}, got {tuple(channels)}"
+    return f"pictures must be at most {MOST_ON_GPU}, got {count}" if count > MOST_ON_GPU else None
+
+
 _limits = f"PyramidFFMEF of {BANDS} bands, channels in multiples of {CHANNEL_BLOCK}, a stem of at most {CHANNEL_BLOCK}"
+_cuda_limits = (
+    f"the same with {CHANNEL_BLOCK}, then {CHANNEL_BLOCK} or {2 * CHANNEL_BLOCK} channels, {MOST_ON_GPU} exposures"
+)
 for _name in ("pyramid_exposures", "pyramid_luminance"):
     declare(
         _name,
         cpu=Kernels(_name, float32=True, autocast=False, derivatives=False, sizes=_no_kernel, limits=_limits),
+        cuda=Kernels(
+            _name, float32=True, autocast=False, derivatives=False, sizes=_no_cuda_kernel, limits=_cuda_limits
+        ),
     )
 
 
@@ -42,10 +58,11 @@ def pyramid_exposures(
     octaves: int,
     adjust: Adjustments = NEUTRAL,
 ) -> Tensor:
-    """Fuse 8-bit RGB pictures as ``PyramidFFMEF.fuse_rgb`` does; the same bits for any order of the pictures.
+    """Fuse RGB pictures as ``PyramidFFMEF.fuse_rgb`` does; the same bits for any order of the pictures.
 
     Args:
-        pictures: N tensors (H, W, 3), uint8, of one size, on the CPU.
+        pictures: N tensors (H, W, 3), uint8, of one size, on the CPU; or on a GPU, where uint16 and float32 in [0, 1]
+            work as well.
         validity: N tensors (H, W), uint8, 255 for what may be used; or none.
         parameters: of the model, in the order of its own ``parameters()``, float32.
         channels: of the predictor, multiples of 16.
@@ -54,7 +71,7 @@ def pyramid_exposures(
         adjust: what is to be different.
 
     Returns:
-        (H, W, 3), uint8.
+        (H, W, 3), of the pictures' dtype.
 
     Raises:
         RuntimeError: the sizes do not fit, or there is no native library.
@@ -79,7 +96,7 @@ def pyramid_luminance(
     """Fuse luminance as ``PyramidFFMEF.forward`` does.
 
     Args:
-        luminance: (B, N, H, W), float32, on the CPU.
+        luminance: (B, N, H, W), float32, on the CPU or a GPU.
         parameters: as for :func:`pyramid_exposures`, like what follows.
         channels: of the predictor.
         stem: of the predictor.

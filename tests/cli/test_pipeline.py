@@ -15,6 +15,7 @@ import torch
 
 import ffmef
 from ffmef import models, pipeline
+from ffmef.adjust import Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging.colour import merge_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.imaging.io import Picture, read_picture
@@ -381,9 +382,21 @@ def test_pictures_go_to_another_device_as_bytes(monkeypatch):
     assert not pipeline._takes_pictures_there(model, pictures, "cpu")
     assert not pipeline._takes_pictures_there(model, pictures, None)  # the model is on the CPU
     assert not pipeline._takes_pictures_there(model, [pictures[0], pictures[1][..., 0]], "cuda")
-    assert not pipeline._takes_pictures_there(model, [picture.astype(np.uint16) for picture in pictures], "cuda")
+    assert pipeline._takes_pictures_there(model, [picture.astype(np.uint16) for picture in pictures], "cuda")
+    assert not pipeline._takes_pictures_there(model, [picture.astype(np.float64) for picture in pictures], "cuda")
     assert not pipeline._takes_pictures_there(models.FFMEF(), pictures, "cuda")
     monkeypatch.setattr(pipeline, "_native_network", lambda *arguments: None)
     monkeypatch.setattr(pipeline, "_takes_pictures_there", lambda *arguments: True)
     monkeypatch.setattr(pipeline, "_luminance", None)  # no plane of luminance is made on the CPU
     np.testing.assert_array_equal(fuse(pictures, model=model), expected)
+    masks = [random.integers(0, 256, (40, 50), dtype=np.uint8), None]
+    adjust = Adjustments(0.5, 0.2, -0.3, 1.0)
+    expected = model.fuse_rgb(
+        [torch.from_numpy(picture) for picture in pictures],
+        [torch.from_numpy(masks[0]) / 255, torch.ones(40, 50)],
+        adjust,
+    )
+    np.testing.assert_array_equal(fuse(pictures, model=model, validity=masks, adjust=adjust), expected.numpy())
+    deep = [picture.astype(np.uint16) * np.uint16(257) for picture in pictures]
+    expected = model.fuse_rgb([torch.from_numpy(picture) for picture in deep]).numpy()
+    np.testing.assert_array_equal(fuse(deep, model=model), expected)

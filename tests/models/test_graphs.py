@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ffmef import graphs
+from ffmef.models import PyramidFFMEF
 
 
 class Doubling(nn.Module):
@@ -92,7 +93,8 @@ def test_gradients_training_and_the_cpu_take_the_model_itself() -> None:
 
 def test_switch_wraps_modules_alone_and_keeps_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     module = Doubling().eval()
-    assert graphs.through_graphs(module) is module
+    monkeypatch.delenv("FFMEF_CUDA_GRAPHS", raising=False)
+    assert graphs.through_graphs(module) is module  # not one of this package, whose recording is known to work
     monkeypatch.setenv("FFMEF_CUDA_GRAPHS", "1")
     assert graphs.through_graphs(len) is len
     wrapped = graphs.through_graphs(module)
@@ -104,6 +106,44 @@ def test_switch_wraps_modules_alone_and_keeps_no_model(monkeypatch: pytest.Monke
     del module, wrapped
     gc.collect()
     assert alive() is None
+
+
+def test_by_default_models_of_the_package_are_recorded_at_the_second_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    monkeypatch.delenv("FFMEF_CUDA_GRAPHS", raising=False)
+    model = PyramidFFMEF().eval()
+    default = graphs.through_graphs(model)
+    assert (default.after, default.largest) == (1, 2**25)
+    assert graphs.through_graphs(model) is default
+    stacked = graphs.through_graphs(model, _sum_of_both)
+    assert stacked is not default
+    monkeypatch.setenv("FFMEF_CUDA_GRAPHS", "0")
+    assert graphs.through_graphs(model) is model
+    assert graphs.through_graphs(model, _sum_of_both)(torch.ones(1)) == 2
+    module = Doubling().eval()
+    late = graphs.Graphed(module, record=recorder, after=1, largest=4)
+    with torch.inference_mode():
+        late(torch.ones(3)), late(torch.ones(4))
+        assert (module.calls, recorder.recorded) == (2, [])
+        late(torch.ones(3)), late(torch.ones(3))
+        assert (module.calls, recorder.recorded) == (2, [torch.Size([3])])
+        late(torch.ones(5)), late(torch.ones(5))  # too large
+        assert (module.calls, recorder.recorded) == (4, [torch.Size([3])])
+
+
+def _sum_of_both(model: nn.Module, values: Tensor) -> Tensor:
+    return values + 1
+
+
+def test_a_model_that_cannot_be_recorded_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model, example):
+        raise RuntimeError("out of memory\nand more")
+
+    monkeypatch.setattr(graphs, "record_cuda_graph", refuse)
+    module = Doubling().eval()
+    with pytest.warns(RuntimeWarning, match="no CUDA graph was recorded: out of memory$"):
+        replay = graphs._record_if_possible(module, torch.ones(2))
+    assert replay(torch.ones(2)).tolist() == [2.0, 2.0]
 
 
 def test_at_least_one_graph_is_kept() -> None:

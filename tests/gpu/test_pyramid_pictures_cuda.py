@@ -1,0 +1,142 @@
+"""The CUDA kernels of PyramidFFMEF from pictures to a picture, executed on the CPU thread by thread
+(tests/support/cuda_emulator): float64, order and identity, sanitizers, and faults planted in a copy of the kernels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cuda_emulation import Failed, Mutant, build, needs_emulator, plant
+from ffmef import picture
+from pyramid_pictures_cases import MANY, MATRIX, Case, error_of, expected, model_of, pictures_of, run
+
+pytestmark = needs_emulator
+OPERATOR = "pyramid_pictures"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plain"), operator=OPERATOR)
+
+
+@pytest.fixture(scope="module")
+def results(program: Path) -> dict[str, torch.Tensor]:
+    return {case.name: result for case, result in zip(MATRIX, run(program, MATRIX))}
+
+
+@pytest.mark.parametrize("case", MATRIX, ids=lambda case: case.name)
+def test_equals_float64_definition(case: Case, results: dict[str, torch.Tensor]) -> None:
+    result = results[case.name]
+    assert error_of(case, result) <= 1
+    if case.sample == "rgb8":  # one level where float64 lies on the edge of rounding: rarely
+        wanted = (expected(case) + 0.5).floor()
+        assert (result.double() != wanted).float().mean() < 2e-3
+
+
+def test_equals_the_native_cpu_path(results: dict[str, torch.Tensor]) -> None:
+    if picture.missing is not None:
+        pytest.skip(picture.missing)
+    for case in MATRIX:
+        if case.sample != "rgb8" or case.masked or case.channels != (16, 16, 32, 32):
+            continue
+        model = model_of(case)
+        native = picture.fuse(
+            picture.network_of(model), [p.numpy().astype(np.uint8) for p in pictures_of(case)], 1, (), case.adjust
+        )
+        apart = (torch.from_numpy(native).int() - results[case.name].int()).abs()
+        assert apart.max() <= 1 and (apart > 0).float().mean() < 2e-3, case.name
+
+
+ORDERS = [
+    Case("order", count=2, order=(1, 0)),
+    Case("order", count=3, order=(2, 0, 1)),
+    Case("order", count=9, order=(8, 3, 1, 0, 7, 5, 2, 6, 4), height=21, width=26),
+    Case("order", count=4, order=(3, 1, 2, 0), masked=True, adjust=MANY),
+    Case("order", count=3, order=(1, 2, 0), sample="luminance"),
+]
+
+
+def test_the_order_of_exposures_does_not_change_a_bit(program: Path) -> None:
+    for case in ORDERS:
+        for pictures in ("noise", "scene"):
+            other = replace(case, pictures=pictures)
+            first, second = run(program, [replace(other, order=()), other])
+            assert torch.equal(first, second), other
+
+
+@pytest.mark.parametrize("sample", ["rgb8", "rgb16", "luminance"])
+def test_a_picture_fused_with_itself_is_unchanged(program: Path, sample: str) -> None:
+    for count in (2, 3, 5):
+        case = Case("identity", sample=sample, count=count, pictures="same", bundled=True, height=43, width=70)
+        given, (result,) = pictures_of(case)[0], run(program, [case])
+        if sample == "luminance":
+            assert (result - given).abs().max() < 1e-6
+        else:
+            assert torch.equal(result.int(), given)
+
+
+# ---- sanitizers and planted faults ---------------------------------------------------------------------------------
+
+CORE = [
+    Case("core, three", count=3, height=69, width=75, masked=True, adjust=replace(MANY, prefer=1.0)),
+    Case("core, words", height=37, width=136, octaves=2, bundled=True, pictures="scene"),
+    Case("core, luminance", sample="luminance", height=27, width=44, channels=(16, 32, 16), stem=3),
+]
+# The thread sanitizer is slow to make threads: the fewest blocks that can race.
+FEW_BLOCKS = [Case("few blocks", height=9, width=20, channels=(16, 16), octaves=2)]
+ADDRESS = ("-g", "-fsanitize=address")
+THREAD = ("-g", "-fsanitize=thread")
+
+
+def fails(program: Path, cases: list[Case]) -> str:
+    """Return why the cases fail on this program; an empty string if they pass."""
+    try:
+        found = run(program, cases)
+    except Failed as failure:
+        return str(failure)
+    errors = {case.name: error_of(case, result) for case, result in zip(cases, found)}
+    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if not error <= 1), "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
+def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
+    program = build(tmp_path, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", operator=OPERATOR)
+    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
+
+
+KERNELS, LAUNCHES = "cuda/pyramid_pictures.cuh", "cuda/pyramid_pictures.cu"
+MUTANTS = [
+    Mutant("no barrier between exposures", "__syncthreads();  // every thread is done with the previous exposure", "",
+           KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no barrier before the convolution that follows", "__syncthreads();  // every thread is done with the tile and the weights",
+           "", KERNELS, flags=THREAD, sign="data race"),
+    Mutant("one row too far", "row < tile.row + kTileDown && row < p.sizes[0].height", "row < tile.row + kTileDown", KERNELS),
+    Mutant("no bound of columns", "if (column + j < width) {", "{", KERNELS, flags=ADDRESS, sign="AddressSanitizer"),
+    Mutant("the order that was given", "const int own = p.order[n];", "const int own = n;", KERNELS, nth=2, count=3),
+    Mutant("no repeated border of level 2", "const int down = 2 * row + 1 < p.quarter_size.height ? 1 : 0;",
+           "const int down = 1;", KERNELS),
+    Mutant("no repeated border of a grid", "(row + 2 * y + 1 < size.height ? tap / 2 : 0)", "tap / 2", KERNELS),
+    Mutant("no maximum", "store_four(&s.both[cell][kFinest + channel], most);",
+           "store_four(&s.both[cell][kFinest + channel], mean);", KERNELS),
+    Mutant("no difference among the statistics", "v[0] = x.x + added[0]", "v[0] = x.x", KERNELS),
+    Mutant("another exposure's validity", "p.valid[known] > kLeast ? p.valid[known] : kLeast", "p.valid[cell]", KERNELS),
+    Mutant("gains without a gate", "kPlanes + plane] * gate", "kPlanes + plane]", KERNELS),
+    Mutant("exposures that clash are trusted", "counts = colour.mass / (trust * trust)", "counts = colour.mass", KERNELS),
+    Mutant("octaves of the wrong order", "map == 0 && number == 1 ? p.order[n] : n", "n", KERNELS),
+    Mutant("the base without its gain", "f.octaves > 0 ? m.base : m.shares", "m.shares", LAUNCHES),
+    Mutant("too little shared memory", "kBytes = (kTile + kWeights) * 4", "kBytes = (kTile + kWeights) * 4 - 64", KERNELS,
+           flags=ADDRESS, sign="AddressSanitizer"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
+    program = plant(mutant, tmp_path, operator=OPERATOR)
+    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
+    assert reason and mutant.sign in reason
