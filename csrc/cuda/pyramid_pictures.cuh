@@ -1046,10 +1046,10 @@ __device__ __forceinline__ void store_run(typename D::type* line, int column, in
   }
 }
 
-// How far colour is recorded, from luminance and the largest of R, G and B on the scale 0..255.
-__device__ __forceinline__ float recorded_colour(float y, float top) {
+// How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
+__device__ __forceinline__ float recorded_colour(float y, float top, float bottom) {
   return unit((232.0f - y) * (1.0f / 24)) * unit((y - 16.0f) * (1.0f / 32)) *
-         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24)));
+         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24))) * (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
 }
 
 struct Colour {
@@ -1061,8 +1061,9 @@ template <class D> __device__ __forceinline__ Colour colour_of(const typename D:
   const float b = static_cast<float>(rgb[2]) * D::to_byte;
   const float y = 255 * kRed * r + 255 * kGreen * g + 255 * kBlue * b + 16.0f;
   const float larger = r > g ? r : g, top = larger > b ? larger : b;
+  const float smaller = r < g ? r : g, bottom = smaller < b ? smaller : b;
   return {y, -0.148223f * r - 0.290992f * g + 0.439215f * b, 0.439215f * r - 0.367789f * g - 0.071426f * b,
-          share * (recorded_colour(y, top) + 0.02f)};
+          share * (recorded_colour(y, top, bottom) + 0.02f)};
 }
 
 // RGB; chroma beyond it is brought in towards grey, hue kept.
@@ -1165,8 +1166,8 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
         const float others = 1.0f / (mass[j] - colour.mass + 1e-9f);
         const float off_blue = fabsf(colour.blue - (blue[j] - colour.mass * colour.blue) * others);
         const float off_red = fabsf(colour.red - (red[j] - colour.mass * colour.red) * others);
-        const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 12);
-        const float trust = 1.0f + distance * distance, counts = colour.mass / (trust * trust);
+        const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 16);
+        const float half = 1.0f + distance * distance, trust = half * half, counts = colour.mass / (trust * trust);
         trusted[j] += counts;
         trusted_blue[j] += counts * colour.blue;
         trusted_red[j] += counts * colour.red;
