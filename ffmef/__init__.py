@@ -7,12 +7,14 @@ first named. To call ``torch.ops.ffmef`` directly, import :mod:`ffmef.ops` first
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from ffmef.errors import InputError
 from ffmef.version import __version__
 
+TYPE_CHECKING = False  # as type checkers know it; importing typing would be most of the time that this module takes
 if TYPE_CHECKING:
+    from typing import Any
+
     from ffmef import data, evaluation, imaging, losses, metrics, models, nn, onnx, ops, training
     from ffmef.pipeline import fuse
 

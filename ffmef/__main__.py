@@ -2,6 +2,6 @@
 
 import sys
 
-from ffmef.cli import main
+from ffmef.start import main
 
 sys.exit(main())

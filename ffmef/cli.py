@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import pkgutil
 import sys
 from typing import NoReturn
 
 from ffmef import commands, interruption
-from ffmef.errors import InputError
+from ffmef.errors import InputError, printable
 from ffmef.version import __version__
 
 CATCHING = ("batch", "evaluate", "train")  # clean up after KeyboardInterrupt: other processes, checkpoints
@@ -20,7 +21,10 @@ class _Parser(argparse.ArgumentParser):
     """Says a mistake in one line; the usage is what ``--help`` prints."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} ('{self.prog} --help' lists the options)\n")
+        self.exit(2, f"{self.prog}: {printable(' '.join(message.split()))} ('{self.prog} --help' lists the options)\n")
+
+    def _print_message(self, message: str, file=None) -> None:
+        (file or sys.stderr).write(message)  # argparse would pass over a full disk in silence
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -53,7 +57,7 @@ def _summary(module: pkgutil.ModuleInfo) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one subcommand; return 0, its own status, or 2 after a mistake that the message names."""
     argv = sys.argv[1:] if argv is None else argv
-    _occupy_closed_streams()
+    _prepare_streams()
     command = argv[0] if argv else ""
     with interruption.ends_at_once(command):
         # Options before the command end the program, so the command is the first argument or none.
@@ -63,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     return _run(args)
 
 
-def _occupy_closed_streams() -> None:
-    """Let no file that is opened later become a standard stream that the caller closed (``2>&-``)."""
+def _prepare_streams() -> None:
+    """Let no file opened later become a standard stream that the caller closed (``2>&-``), and print every name."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
@@ -77,19 +81,22 @@ def _occupy_closed_streams() -> None:
                 os.close(nowhere)
     if sys.stderr is None:  # print(file=None) would write to standard output
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
 
 
 def _run(args: argparse.Namespace) -> int:
     try:
         return args.run(args) or 0
     except InputError as error:
-        print(f"ffmef {args.command}: {error}", file=sys.stderr)
+        print(printable(f"ffmef {args.command}: {error}"), file=sys.stderr)
         return 2
     except MemoryError:
         print(f"ffmef {args.command}: there is not enough memory", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a name that is too long, a lost file system: wherever it was met
-        name = repr(str(error.filename))[1:-1] if error.filename is not None else ""
+        name = printable(str(error.filename)) if error.filename is not None else ""
         name = f"{name[:200]} ..." if len(name) > 200 else name
         print(f"ffmef {args.command}: {name and name + ': '}{error.strerror or error}", file=sys.stderr)
         return 2

@@ -6,3 +6,12 @@ class InputError(ValueError):
 
     The message is one line: what, why, and the value. The command line prints it and exits with status 2.
     """
+
+
+def printable(text: str) -> str:
+    """Return text in one line that can be printed whatever it holds: names of files may hold line breaks.
+
+    >>> printable("two\\nlines \\ud800 \u00fc")
+    'two\\\\nlines \\\\ud800 \u00fc'
+    """
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

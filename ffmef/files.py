@@ -15,7 +15,8 @@ _unfinished: set[str] = set()
 def write(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) -> None:
     """Write a file so that its name always holds a complete one, the old or the new; text as UTF-8.
 
-    A symbolic link stays a link, and a file that is replaced keeps its permissions.
+    A symbolic link stays a link, and a file that is replaced keeps its permissions. A pipe or device takes the data as
+    they come, because replacing it would destroy it.
 
     Args:
         path: the target.
@@ -38,6 +39,12 @@ def write(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) 
 
 
 def _write(target: Path, data: bytes, durable: bool) -> None:
+    if target.exists() and not target.is_file():
+        with open(target, "wb", buffering=0) as stream:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[stream.write(rest) :]
+        return
     temporary = target.with_name(f".ffmef-{os.getpid()}-{os.urandom(4).hex()}.tmp")
     _unfinished.add(str(temporary))
     try:

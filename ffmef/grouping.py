@@ -165,13 +165,15 @@ def _by_exif(files: list[Path], gap: float, plan: Plan) -> None:
         else:
             groups.append([file])
     usual = Counter(len(frames) for frames in groups if len(frames) > 1).most_common(1)
-    for frames in groups:
+    for place, frames in enumerate(groups):
         short = usual and len(frames) < usual[0][0]
         beside = [other for other in damaged if short and _beside(other, frames, files)]
         if beside:
             plan.failures += [(str(frame), f"its bracket lacks {beside[0].name}, which is damaged") for frame in frames]
         elif len(frames) == 1:
-            plan.left.append((str(frames[0]), "a single frame"))
+            around = [captures[other[0]] for other in groups[max(0, place - 1) : place + 2] if other is not frames]
+            burst = any(_repeats(captures[frames[0]], other, gap) for other in around)
+            plan.left.append((str(frames[0]), "one of a burst of equal exposures" if burst else "a single frame"))
         else:
             plan.groups.append(Group(tuple(frames), frames[0].stem))
 
@@ -182,6 +184,12 @@ def _continues(bracket: list[Capture], frame: Capture, gap: float) -> bool:
     if (frame.camera, frame.size) != (last.camera, last.size) or frame.time > last.time + last.duration + gap:
         return False
     return frame.exposure is None or all(frame.exposure != other.exposure for other in bracket)
+
+
+def _repeats(frame: Capture, other: Capture, gap: float) -> bool:
+    """Return whether two frames are of one burst, in which nothing but the moment differs."""
+    alike = (frame.camera, frame.size, frame.exposure) == (other.camera, other.size, other.exposure)
+    return alike and abs(frame.time - other.time) <= gap + max(frame.duration, other.duration)
 
 
 def _beside(damaged: Path, frames: list[Path], files: list[Path]) -> bool:

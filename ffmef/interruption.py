@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from ffmef import files
+from ffmef import files, start
 
 STATUS = 130
 
@@ -20,11 +20,13 @@ def ends_at_once(command: str) -> Iterator[None]:
 
     A ``KeyboardInterrupt`` would rise in whatever code is running: an import turns it into an ``ImportError``, a
     destructor or callback prints it and goes on. The handler ends the process itself, after it has removed what an
-    unfinished write left. Where another handler than Python's own is set, or outside the main thread, nothing changes.
+    unfinished write left. Where another handler than Python's own or that of :mod:`ffmef.start` is set, or outside the
+    main thread, nothing changes.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before not in (
+        signal.default_int_handler,
+        start.end,
     ):
         yield
         return

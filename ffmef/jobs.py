@@ -29,7 +29,8 @@ class Options:
         crop: cut to what every aligned frame covers.
         reference: the frame that stays where it is and gives the EXIF block: its number from 1, or its path; None takes
             the best exposed one.
-        standard_format: extension that says what is written to standard output.
+        standard_format: extension that says what is written to standard output (None: png), or to a file whose name
+            has no extension that does.
         fusion: the further arguments of :func:`ffmef.pipeline.fuse_pictures`.
     """
 
@@ -42,7 +43,7 @@ class Options:
     align: bool = False
     crop: bool = False
     reference: str | None = None
-    standard_format: str = "png"
+    standard_format: str | None = None
     fusion: dict = field(default_factory=dict)
 
 
@@ -63,14 +64,7 @@ def check(output: str, options: Options) -> None:
     Raises:
         InputError: naming the option.
     """
-    from ffmef.imaging import formats, paths
-
-    if output == paths.STANDARD:
-        if options.standard_format not in STANDARD_FORMATS:
-            raise InputError(f"--format must be one of {', '.join(STANDARD_FORMATS)}, got {options.standard_format!r}")
-        name = formats.FORMATS[f".{options.standard_format}"]
-    else:
-        name = formats.check_target(output)
+    name = _target_format(output, options)
     if options.quality is not None and not 1 <= options.quality <= 100:
         raise InputError(f"--quality must be from 1 to 100, got {options.quality}")
     if options.quality is not None and name not in ("JPEG", "WEBP"):
@@ -85,6 +79,20 @@ def check(output: str, options: Options) -> None:
         raise InputError(f"--output-depth must be 8 or 16, got {options.output_depth}")
     if options.output_depth == 16 and name not in ("PNG", "TIFF"):
         raise InputError(f"--output-depth 16 is for PNG and TIFF, got the target {output} ({name})")
+
+
+def _target_format(output: str, options: Options) -> str:
+    from ffmef.imaging import formats, paths
+
+    wish = options.standard_format
+    if wish is not None and wish not in STANDARD_FORMATS:
+        raise InputError(f"--format must be one of {', '.join(STANDARD_FORMATS)}, got {wish!r}")
+    if output == paths.STANDARD:
+        return formats.FORMATS[f".{wish or 'png'}"]
+    name = formats.check_target(output, wish and f".{wish}")
+    if wish is not None and name != formats.FORMATS[f".{wish}"]:
+        raise InputError(f"--format {wish} contradicts the extension of the target {output}")
+    return name
 
 
 def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lambda text: None) -> Outcome:
@@ -136,16 +144,16 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
 
 
 def _write(fused, output: str, options: Options, seconds: float) -> Outcome:
+    from ffmef import files
     from ffmef.imaging import io, paths
-    from ffmef.imaging.formats import FORMATS
 
     encoding = {"quality": options.quality, "compression": options.compression, "depth": options.output_depth}
+    title = "standard output" if output == paths.STANDARD else output
+    data, written = io.encode_picture(fused, _target_format(output, options), title, **encoding)
     if output == paths.STANDARD:
-        name = FORMATS[f".{options.standard_format}"]
-        data, written = io.encode_picture(fused, name, "standard output", **encoding)
         paths.write_standard_output(data)
     else:
-        written = io.write_picture(output, fused, **encoding)
+        files.write(output, data)
     height, width = written.pixels.shape[:2]
     bits = 8 * written.pixels.itemsize
     return Outcome(width, height, bits, seconds, _reductions(fused, written, options.output_depth))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ffmef.commands.fuse import add_fusion_arguments, fusion_options, whole_number
-from ffmef.errors import InputError
+from ffmef.errors import InputError, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
             status = "to be fused"
             todo.append(batch.Job(frames, target, options))
         if args.dry_run:
-            print(f"{group.name}.{extension} ({status}): {' '.join(frame.name for frame in group.frames)}")
+            names = " ".join(frame.name for frame in group.frames)
+            print(printable(f"{group.name}.{extension} ({status}): {names}"))
     if args.dry_run:
         _report(plan.left, plan.failures)
         print(f"{len(todo)} brackets to be fused, {there} kept, {len(plan.left)} files left alone")
@@ -82,7 +83,7 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
         print(f"ffmef batch: interrupted: {done} brackets fused, {rest} left; run it again to go on", file=sys.stderr)
         return 130
     _report(plan.left, failures)
-    print(f"{args.output}: {done} brackets fused, {there} kept, {len(failures)} failures")
+    print(printable(args.output) + f": {done} brackets fused, {there} kept, {len(failures)} failures")
     return 1 if failures else 0
 
 
@@ -127,13 +128,13 @@ def _say(text: str) -> None:
     try:
         from tqdm import tqdm
     except ImportError:
-        print(f"ffmef batch: {text}", file=sys.stderr)
+        print(printable(f"ffmef batch: {text}"), file=sys.stderr)
         return
-    tqdm.write(f"ffmef batch: {text}", file=sys.stderr)
+    tqdm.write(printable(f"ffmef batch: {text}"), file=sys.stderr)
 
 
 def _report(left, failures) -> None:
     for name, why in left:
-        print(f"ffmef batch: {name}: left alone: {why}", file=sys.stderr)
+        print(printable(f"ffmef batch: {name}: left alone: {why}"), file=sys.stderr)
     for name, why in failures:
-        print(f"ffmef batch: {name}: {why}", file=sys.stderr)
+        print(printable(f"ffmef batch: {name}: {why}"), file=sys.stderr)

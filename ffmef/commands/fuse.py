@@ -7,7 +7,7 @@ import contextlib
 import sys
 
 from ffmef.commands import MOST_THREADS
-from ffmef.errors import InputError
+from ffmef.errors import InputError, printable
 from ffmef.models.registry import MODELS, TASKS
 
 FUSION_ARGUMENTS = ("weights", "model", "device")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reference", metavar="PICTURE", help="with --align: the frame that stays, or its number from 1 (best exposed)"
     )
     add("--depth-map", metavar="FILE", help="for --task mff: write which frame was sharpest, from 0 (PNG or TIFF)")
-    add("--format", default="png", metavar="EXT", help="what -o - writes: png (default), jpg, tif, webp, bmp, exr")
+    add("--format", metavar="EXT", help="what -o - writes: png (default), jpg, tif, webp, bmp, exr")
     add_fusion_arguments(parser)
     parser.epilog = "Folders of brackets are fused by 'ffmef batch FOLDER... -o OUT'."
 
@@ -81,13 +81,12 @@ def run(args: argparse.Namespace) -> None:
     backend = args.backend or _default_backend(args.device)
     target = "standard output" if args.output == paths.STANDARD else args.output
     size = f"{outcome.width} x {outcome.height}, {outcome.bits} bit"
-    print(f"{target}: {size}, backend {backend}, {outcome.seconds:.2f} s", file=report)
-    for line in outcome.reductions:
-        print(f"{target}: {line}", file=report)
+    for line in (f"{size}, backend {backend}, {outcome.seconds:.2f} s", *outcome.reductions):
+        print(printable(f"{target}: {line}"), file=report)
 
 
 def _remark(text: str) -> None:
-    print(f"ffmef fuse: remark: {text}", file=sys.stderr)
+    print(printable(f"ffmef fuse: remark: {text}"), file=sys.stderr)
 
 
 def fusion_options(args: argparse.Namespace):
@@ -101,6 +100,7 @@ def fusion_options(args: argparse.Namespace):
     if args.task not in TASKS:
         raise InputError(f"--task must be one of {', '.join(TASKS)}, got {args.task!r}")
     threads = whole_number(args.threads, "--threads", 1, MOST_THREADS)
+    wish = getattr(args, "format", None)
     return Options(
         task=args.task,
         depth_map=getattr(args, "depth_map", None),
@@ -111,7 +111,7 @@ def fusion_options(args: argparse.Namespace):
         quality=whole_number(args.quality, "--quality", 1, 100),
         compression=whole_number(args.compression, "--compression", 0, 9),
         output_depth=whole_number(args.output_depth, "--output-depth"),
-        standard_format=getattr(args, "format", "png").removeprefix("."),
+        standard_format=None if wish is None else wish.removeprefix("."),
         fusion={
             "threads": threads,
             "backend": _backend(args),

@@ -202,7 +202,8 @@ def _convert_profiles(pictures: list[Picture], names: list[str], remarks: list[s
         try:
             pixels = metadata.convert_profile(picture.pixels, picture.icc, target)
         except InputError as error:
-            raise InputError(f"{names[index]}: {error}") from None
+            damaged = first if metadata.is_damaged(target) else index
+            raise InputError(f"{names[damaged]}: {error}") from None
         converted[index] = replace(picture, pixels=pixels, icc=target)
         profiles = f"{metadata.profile_name(picture.icc)} to {metadata.profile_name(target)}"
         remarks.append(f"{names[index]}: colours converted from {profiles}, the profile of {names[first]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from ffmef import files
@@ -20,7 +21,7 @@ FORMATS = {
     ".exr": "EXR",
 }
 # What folders of pictures may hold besides.
-READ_ONLY = (".avif", ".heic", ".heif", ".hif", ".jxl")
+READ_ONLY = (".avif", ".heic", ".heif", ".hif", ".jxl", ".ppm", ".pgm")
 RAW = (
     ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2", ".pef", ".srw",
     ".3fr", ".fff", ".iiq", ".erf", ".kdc", ".dcr", ".mrw", ".x3f",
@@ -47,8 +48,24 @@ _SIGNATURES = (
     (b"FOVb", "X3F"),
     (b"\0MRM", "MRW"),
     (b"II\x1a\0\0\0HEAPCCDR", "CRW"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
     *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
 )
+# What is recognised to be named in a message.
+_OTHERS = (
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
+    (b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
+    (b"#?RADIANCE", "a Radiance HDR picture"),
+    (b"#?RGBE", "a Radiance HDR picture"),
+    (b"8BPS", "a Photoshop document"),
+    (b"gimp xcf", "a GIMP document"),
+    (b"SIMPLE  =", "a FITS file"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1aE\xdf\xa3", "a film"),
+)
+_FILM_BRANDS = (b"isom", b"iso2", b"mp41", b"mp42", b"M4V ", b"qt  ", b"avc1")
+_PNM = re.compile(rb"P[1-6]\s")
 RAW_KINDS = ("CR3", "CR2", "RAF", "ORF", "RW2", "X3F", "MRW", "CRW")
 
 
@@ -66,19 +83,36 @@ def recognise(data: bytes) -> str | None:
         size = min(int.from_bytes(data[:4], "big"), 256)
         brands = [data[8:12], *(data[start : start + 4] for start in range(16, size, 4))]
         return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), None)
+    if _PNM.match(data[:3]):
+        return "PNM"
     name = next((name for start, name in _SIGNATURES if data.startswith(start)), None)
     return "CR2" if name == "TIFF" and data[8:10] == b"CR" else name
 
 
-def check_target(path: str | os.PathLike) -> str:
+def name_of_other(data: bytes) -> str | None:
+    """Return in words what a file is that is recognised but not read, or None.
+
+    >>> name_of_other(b"8BPS and so on")
+    'a Photoshop document'
+    """
+    if data[4:8] == b"ftyp" and data[8:12] in _FILM_BRANDS:
+        return "a film"
+    return next((name for start, name in _OTHERS if data.startswith(start)), None)
+
+
+def check_target(path: str | os.PathLike, extension: str | None = None) -> str:
     """Return the format that a target's extension names; raise early what ``write_picture`` would raise late.
+
+    Args:
+        path: the target.
+        extension: with a dot; decides for a name whose own extension says nothing, such as that of a device.
 
     Raises:
         InputError: the extension names no known format, the target is a directory, or its directory does not exist or
             does not permit writing.
     """
     path = Path(path)
-    name = FORMATS.get(path.suffix.lower())
+    name = FORMATS.get(path.suffix.lower()) or FORMATS.get(extension or "")
     if name is None:
         raise InputError(f"{path}: the extension must be one of {', '.join(FORMATS)}, got {path.suffix or 'none'!r}")
     try:

@@ -32,6 +32,8 @@ _WITH_ALPHA = ("PNG", "TIFF", "WEBP", "EXR")
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}
 _LARGEST_PICTURE = 1 << 30  # pixels; OpenCV's own limit, ten times the largest sensor
 _JPEG_SEGMENT = 65533
+_HEAD = 1 << 18  # bytes in which a file says what it holds
+_GAIN_MAPS = (b"http://ns.adobe.com/hdr-gain-map/1.0/", b"urn:iso:std:iso:ts:21496:-1", b"HDRGainMap")
 _PLUGINS = {"AVIF": "pillow_avif", "HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 
 _process_settings = threading.RLock()
@@ -48,7 +50,8 @@ class Picture:
         alpha: same dtype, (H, W), the largest value (1) for opaque, or None.
         icc: ICC profile that fits the pixels, or None.
         exif: EXIF block, beginning with ``Exif`` and two zero bytes, or None. Its orientation is already applied.
-        format: name of the file format: PNG, JPEG, TIFF, BMP, WEBP, EXR, AVIF, HEIF, JXL or a kind of raw file.
+        format: name of the file format: PNG, JPEG, TIFF, BMP, WEBP, GIF, PNM, EXR, AVIF, HEIF, JXL or a kind of raw
+            file.
         orientation: the EXIF orientation that was applied, 1 to 8.
         white_balance: the gains with which a raw file was developed, or None.
         remarks: what was guessed or left out in reading.
@@ -68,12 +71,12 @@ def read_picture(path: str | os.PathLike, *, white_balance: tuple[float, ...] | 
     """Read one picture file, decided by its content and not by its name.
 
     8-bit, 16-bit and float samples are kept as they are; palettes, bilevel, CMYK and YCbCr pictures become 8-bit grey
-    or RGB; OpenEXR's linear light becomes display values; AVIF, HEIF and JPEG XL become 8 bit. Camera raw files are
-    developed by rawpy, an extra. The EXIF orientation is applied. Of a file with several pages or frames the first is
-    read, which a remark says.
+    or RGB, CMYK by its profile; samples of PGM and PPM are scaled from their own white; OpenEXR's linear light becomes
+    display values; AVIF, HEIF and JPEG XL become 8 bit. Camera raw files are developed by rawpy, an extra. The EXIF
+    orientation is applied. Of a file with several pages or frames the first is read, which a remark says.
 
     Args:
-        path: a PNG, JPEG, TIFF, BMP, WebP, OpenEXR, AVIF, HEIF, JPEG XL or camera raw file.
+        path: a PNG, JPEG, TIFF, BMP, WebP, GIF, PGM, PPM, OpenEXR, AVIF, HEIF, JPEG XL or camera raw file.
         white_balance: for raw files: the gains of another frame, so that a bracket shares them; None: the camera's.
 
     Returns:
@@ -97,8 +100,12 @@ def decode_picture(data: bytes, name: str, *, white_balance: tuple[float, ...] |
             from ffmef.imaging import raw
 
             kind = raw.kind_of_tiff(data) or kind
-        if kind in formats.RAW_KINDS or kind not in (None, "TIFF", "EXR", *_PLUGINS, *formats.FORMATS.values()):
+        if kind not in (None, "GIF", "PNM", *_PLUGINS, *formats.FORMATS.values()):
             return _decode_raw(data, kind, white_balance)
+        if kind == "PNM" and data[1:2] in b"56":
+            from ffmef.imaging import pnm
+
+            return Picture(pnm.decode(data), format="PNM")
         if kind == "EXR":
             return _decode_exr(data)
         if kind == "TIFF":
@@ -108,6 +115,9 @@ def decode_picture(data: bytes, name: str, *, white_balance: tuple[float, ...] |
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
     except Image.UnidentifiedImageError:
+        other = formats.name_of_other(data)
+        if other is not None:
+            raise InputError(f"{name}: is {other}, which is not read: convert it to PNG or TIFF") from None
         raise InputError(f"{name}: not a {formats.NAMES} picture, or its header is damaged or of a rare kind") from None
     except MemoryError:
         raise InputError(f"{name}: not enough memory to decode it") from None
@@ -224,7 +234,7 @@ def _read_bytes(path: Path) -> bytes:
 def _open(data: bytes, kind: str | None) -> ImageFile.ImageFile:
     if kind in _PLUGINS:
         _load_plugin(kind)
-    readers = [kind] if kind in _PLUGINS else ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]
+    readers = {"PNM": ["PPM"], None: ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]}.get(kind, [kind])
     with _quiet_decoders():
         return Image.open(io.BytesIO(data), formats=readers)
 
@@ -234,7 +244,7 @@ def open_lazily(path: Path, kind: str) -> ImageFile.ImageFile:
     if kind in _PLUGINS:
         _load_plugin(kind)
     with _quiet_decoders():
-        return Image.open(path, formats=[kind])
+        return Image.open(path, formats=["PPM" if kind == "PNM" else kind])
 
 
 def _load_plugin(kind: str) -> None:
@@ -257,8 +267,8 @@ def _load_plugin(kind: str) -> None:
 
 def _decode(image: ImageFile.ImageFile, data: bytes) -> Picture:
     _check_size(*image.size)
-    name = "JPEG" if image.format == "MPO" else image.format
-    remarks = _frames_remark(getattr(image, "n_frames", 1) if image.format != "MPO" else 1)
+    name = {"MPO": "JPEG", "PPM": "PNM"}.get(image.format, image.format)
+    remarks = _remarks(image, data)
     sixteen = name == "PNG" and data[24] == 16
     if name == "PNG" and not sixteen:
         image.load()  # its EXIF may come after the pixels
@@ -289,6 +299,22 @@ def _check_size(width: int, height: int) -> None:
         raise InputError(f"at most {_LARGEST_PICTURE} pixels, got {width} x {height}")
 
 
+def _remarks(image: ImageFile.ImageFile, data: bytes) -> tuple[str, ...]:
+    """Return what a reader of the first picture of a file, as the screen shows it, leaves out."""
+    remarks: tuple[str, ...] = ()
+    gain_map = any(name in data[:_HEAD] for name in _GAIN_MAPS)
+    if gain_map:
+        remarks += ("its HDR gain map is left out: the standard picture is used",)
+    if image.format != "MPO":
+        remarks += _frames_remark(getattr(image, "n_frames", 1))
+    elif not gain_map:
+        # Cameras keep previews and thumbnails beside the picture, which nobody misses.
+        kinds = [entry["Attribute"]["MPType"] for entry in image.mpinfo.get(0xB002, ())[1:]]
+        others = sum(not kind.startswith("Large Thumbnail") for kind in kinds)
+        remarks += _frames_remark(1 + others if others else 1)
+    return remarks + metadata.profile_remarks(image)
+
+
 def _frames_remark(count: int) -> tuple[str, ...]:
     return (f"the first of {count} pictures in the file is used",) if count > 1 else ()
 
@@ -303,6 +329,7 @@ def _decode_tiff(data: bytes) -> Picture:
         with _open(data, "TIFF") as image:
             _check_size(*image.size)
             profile = image.info.get("icc_profile")
+            remarks += metadata.profile_remarks(image)
             pixels, alpha = _eight_bit(image)  # turned by Pillow
             pixels = metadata.turn_back(pixels, orientation)
             alpha = None if alpha is None else metadata.turn_back(alpha, orientation)
@@ -332,6 +359,8 @@ def _eight_bit(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     image.load()
     if image.mode.startswith(("I", "F")):
         raise InputError(f"samples must be 8 or 16 bit integers, got mode {image.mode} ({image.format})")
+    if image.mode == "CMYK":
+        image = metadata.from_cmyk(image)
     grey = image.mode in ("1", "L", "LA", "La")
     if "transparency" in image.info or image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
         samples = np.asarray(image.convert("LA" if grey else "RGBA"))

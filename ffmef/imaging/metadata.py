@@ -82,6 +82,54 @@ def fitting_profile(profile: bytes | None, pixels: np.ndarray) -> bytes | None:
     return profile if profile and profile[16:20] == space else None
 
 
+def profile_remarks(image: Image.Image) -> tuple[str, ...]:
+    """Return what is to be said about the profile that Pillow has read with a picture: that it cannot be used."""
+    profile = image.info.get("icc_profile")
+    if image.mode == "CMYK":
+        if _cmyk_profile(profile) is None:
+            return ("CMYK without a usable ICC profile is converted by a plain formula: its colours are a guess",)
+        return ()
+    space = bytes(profile or b"")[16:20]
+    grey = image.mode in ("1", "L", "LA", "La", "I;16")
+    if not profile or space == b"RGB " or (grey and space == b"GRAY"):
+        return ()
+    return ("its ICC profile is damaged or of another colour space and left out: sRGB is assumed",)
+
+
+def _cmyk_profile(profile: bytes | None):
+    from PIL import ImageCms
+
+    if not profile or profile[16:20] != b"CMYK":
+        return None
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def is_damaged(profile: bytes | None) -> bool:
+    """Return whether LittleCMS cannot convert RGB from a profile."""
+    if profile is None:
+        return False
+    try:
+        convert_profile(np.zeros((1, 1, 3), np.uint8), profile, None)
+    except InputError:
+        return True
+    return False
+
+
+def from_cmyk(image: Image.Image) -> Image.Image:
+    """Return a CMYK picture as sRGB by its profile, or by Pillow's plain formula where it has none that can be used."""
+    from PIL import ImageCms
+
+    profile = _cmyk_profile(image.info.get("icc_profile"))
+    if profile is None:
+        return image.convert("RGB")
+    flags, intent = ImageCms.Flags.BLACKPOINTCOMPENSATION, ImageCms.Intent.RELATIVE_COLORIMETRIC
+    screen = ImageCms.createProfile("sRGB")
+    return ImageCms.profileToProfile(image, profile, screen, intent, outputMode="RGB", flags=flags)
+
+
 def profile_name(profile: bytes | None) -> str:
     """Return what a profile calls itself; a picture without one counts as sRGB."""
     from PIL import ImageCms

@@ -75,6 +75,9 @@ def _decode(data: bytes) -> np.ndarray:
 
     with _opened(data) as file:
         page = file.pages[0]
+        integers = page.sampleformat == _UNSIGNED
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and integers and page.samplesperpixel == 1:
+            return np.iinfo(np.uint16).max - page.asarray()
         if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
             raise ValueError(f"16-bit and float TIFF must be RGB or grey, got {page.photometric.name}")
         planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG and page.samplesperpixel > 1

@@ -76,6 +76,22 @@ def test_an_exposure_that_repeats_begins_the_next_bracket(tmp_path):
     assert names(grouping.find([tmp_path], tmp_path / "out")) == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
 
 
+def test_bursts_of_equal_exposures_are_no_brackets(tmp_path):
+    for index in range(4):
+        frame(tmp_path / f"IMG_{index}.jpg", index * 0.5)
+    frame(tmp_path / "IMG_9.jpg", 60)
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    burst = "one of a burst of equal exposures"
+    assert plan.groups == [] and [why for _, why in plan.left] == [burst, burst, burst, burst, "a single frame"]
+
+
+def test_pnm_files_of_a_folder_are_frames(tmp_path):
+    for index in range(2):
+        Image.fromarray(np.full((8, 8, 3), 90 * (index + 1), np.uint8)).save(tmp_path / f"{index}.ppm")
+    assert names(grouping.find([tmp_path], tmp_path / "out", count=2)) == [["0", "1"]]
+    assert len(grouping.find([tmp_path], tmp_path / "out").failures) == 2  # no capture time, but pictures
+
+
 def test_a_long_exposure_does_not_end_its_bracket(tmp_path):
     frame(tmp_path / "IMG_0.jpg", 0, 0)
     frame(tmp_path / "IMG_1.jpg", 1, 11)  # 20 seconds
