@@ -399,6 +399,8 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
   check_launch(ffmef_cuda_ffmef_forward(&n, static_cast<float*>(output.mutable_data_ptr()),
                                         workspace.mutable_data_ptr(), current_stream(luminance)),
                "ffmef_forward");
+  return output;
+}
 
 // ---- pyramid_exposures and pyramid_luminance ---------------------------------------------------------------------------
 
