@@ -19,6 +19,8 @@ WORKING_SIDE = 1024  # movement is looked for in pictures no larger than this
 RECORDED = (10, 245)  # levels on which a picture says what brightness it saw
 DISAGREEMENT = 1.0  # in tolerances, mean over 5 x 5 pixels: seeds of what moved
 SPREAD = 0.6  # and what belongs to it around a seed
+CLIPPING = (225, 250)  # of the largest channel: from where on the others cannot be foreseen, and fully so
+CRUSHED = 12  # of the smallest channel: the same towards black
 LEAST_STILL = 0.01  # share of a frame; where less stayed, all of it tells how its levels go with the reference's
 TRUST = 5  # of 255: what replaced samples count in the fusion
 
@@ -149,7 +151,17 @@ def _inner() -> np.ndarray:
     return inner
 
 
-def _disagreement(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _allowance(levels: np.ndarray) -> np.ndarray:
+    """Return what tolerances are multiplied by: 1, up to 3 where a channel is clipped and 2 where one is black.
+
+    There a camera's tone curve no longer treats the channels apart, so a level does not tell what another frame shows.
+    """
+    top, bottom = (levels.max(-1), levels.min(-1)) if levels.ndim == 3 else (levels, levels)
+    clipped = ((top - CLIPPING[0]) / (CLIPPING[1] - CLIPPING[0])).clip(0, 1)
+    return np.maximum(1 + 2 * clipped, 1 + (1 - bottom / CRUSHED).clip(0, 1))
+
+
+def _disagreement(seen: np.ndarray, wanted: np.ndarray, allowance: np.ndarray) -> np.ndarray:
     """Return how far ``wanted`` is from what ``seen`` predicts, in tolerances, mean over 5 x 5 pixels."""
     import cv2
 
@@ -164,7 +176,7 @@ def _disagreement(seen: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     edges = cv2.dilate(predicted, kernel) - cv2.erode(predicted, kernel)
     beyond = np.maximum(cv2.LUT(level, low) - wanted, wanted - cv2.LUT(level, high)).clip(0)
     tolerance = 6 + 3 * cv2.LUT(level, spread) + 0.5 * edges
-    return cv2.blur(beyond / tolerance, (5, 5))
+    return cv2.blur(beyond / (tolerance * allowance), (5, 5))
 
 
 def _moved(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -175,10 +187,11 @@ def _moved(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     scale = min(1.0, WORKING_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = [cv2.resize(_levels(p), size, interpolation=cv2.INTER_AREA) for p in (picture, reference)]
+    allowance = np.maximum(*map(_allowance, small))
     found = np.zeros(size[::-1], np.float32)
     for mine, theirs in zip(_channels(small[0]), _channels(small[1]), strict=True):
         # Both ways: shadows of one are where the other tells more.
-        one, other = _disagreement(theirs, mine), _disagreement(mine, theirs)
+        one, other = _disagreement(theirs, mine, allowance), _disagreement(mine, theirs, allowance)
         found = np.maximum(found, np.maximum(one, other))
     parts, labels, facts, _ = cv2.connectedComponentsWithStats((found > SPREAD).astype(np.uint8), connectivity=8)
     seeds = np.bincount(labels.ravel(), (found > DISAGREEMENT).ravel(), parts)

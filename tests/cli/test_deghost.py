@@ -79,6 +79,21 @@ def test_what_stands_still_stays():
             assert frame is given and validity is None
 
 
+def test_a_camera_that_fades_highlights_to_white_moves_nothing():
+    """What a clipped channel loses, cameras spread over the others: their levels then depend on more than their own."""
+    tint = np.ones((SIZE[1], 3))
+    tint[-60:] = 0.4, 1.0, 2.5
+    light = scene() * tint
+
+    def faded(gain, seed):
+        bright = photograph(light, gain, seed) / 255.0
+        lost = (light * gain).max(-1, keepdims=True).clip(1, 4) - 1
+        return ((bright + (1 - bright) * 0.6 * (lost / 1.5).clip(0, 1)) * 255 + 0.5).astype(np.uint8)
+
+    frames = [faded(gain, index) for index, gain in enumerate((0.25, 1.0, 4.0))]
+    assert max(moved.mean() for moved in deghost(frames).moved) < 0.01
+
+
 def test_a_step_of_half_a_pixel_is_not_movement():
     """Frames that are aligned as well as can be differ at edges."""
     import cv2
