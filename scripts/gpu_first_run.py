@@ -199,6 +199,18 @@ def step_sanitize() -> None:
     if not CPU:
         for problem in predictions(False)[:3]:
             checks.prediction_error(problem, DEVICE, backend)
+    from ffmef import models
+    from ffmef.adjust import Adjustments
+
+    model = models.load("mef-pyramid").to(DEVICE)
+    for size, count in (((37, 51), 3), ((40, 136), 2)):
+        frames = [torch.from_numpy(frame).to(DEVICE) for frame in bracket(size, count, True)]
+        masks = [torch.full(size, 200, dtype=torch.uint8, device=DEVICE)] * count
+        for usable, adjust in ((None, Adjustments()), (masks, Adjustments(0.3, 0.2, 0.1, 1.0))):
+            fused = model.fuse_rgb(frames, usable, adjust)
+            print("pyramid", size, count, fused.float().mean().item())
+    with torch.inference_mode():
+        print("pyramid on luminance", model(draw(2, 2, 35, 70)).mean().item())
     with torch.inference_mode():
         for sizes, height, width in (((1,), 19, 37), ((3, 5), 35, 66)):
             fused = engine_of(backend, engine_model(sizes))(draw(2, 2, height, width))
@@ -515,22 +527,112 @@ def step_training() -> None:
         timed("training step", step, name=name, mixed=mixed)
 
 
-def step_pictures() -> None:
-    """ffmef.fuse from pictures to picture, on the GPU and on this machine's CPU."""
+def bracket(size: tuple[int, int], count: int, scene: bool, dtype: str = "uint8") -> list:
+    """Return exposures of a scene of smooth regions, edges and noise, clipped at both ends; or noise alone."""
+    import numpy as np
+
+    random = np.random.default_rng(count)
+    noise = random.random((*size, 3), np.float32)
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    light = 0.5 + 0.4 * np.sin(x / 37) * np.cos(y / 23) + 0.3 * ((x // 64 + y // 48) % 2)
+    shown = np.stack([light, 0.9 * light**1.3, 0.7 * light**0.8], -1) + 0.04 * noise if scene else 2 * noise
+    frames = [np.clip(shown * 2.0 ** (2 * n - count + 1), 0, 1) for n in range(count)]
+    top = {"uint8": 255, "uint16": 65535, "float32": 1}[dtype]
+    return [np.rint(frame * top).astype(dtype) if top > 1 else frame for frame in frames]
+
+
+def check_exposures(model, name: str, size: tuple[int, int], count: int, scene: bool, dtype: str = "uint8") -> bool:
+    """Compare a bracket on the device with the CPU's native path; order and repetition must not change a bit."""
     import numpy as np
 
     import ffmef
+    from ffmef.adjust import Adjustments
 
-    random = np.random.default_rng(0)
+    frames = bracket(size, count, scene, dtype)
+    changed = name == "adjusted"
+    masks = [(np.arange(size[0] * size[1]).reshape(size) * 7 % 256).astype(np.uint8), *[None] * (count - 1)]
+    options = {"adjust": Adjustments(0.4, 0.2, -0.3, 1.0), "validity": masks} if changed else {}
+    expected = ffmef.fuse(frames, model="pyramid", device="cpu", **options)
+    found = [ffmef.fuse(frames, model="pyramid", device=DEVICE, **options) for _ in range(4)]  # the last replay a graph
+    if changed:
+        options["validity"] = [*masks[1:], masks[0]]
+    turned = ffmef.fuse([*frames[1:], frames[0]], model="pyramid", device=DEVICE, **options)
+    apart = np.abs(found[0].astype(np.float64) - expected.astype(np.float64))
+    same = [all(np.array_equal(found[0], other) for other in found[1:]), np.array_equal(found[0], turned)]
+    allowed = {"uint8": 1, "uint16": 12, "float32": 2e-4}[dtype]
+    once = ffmef.fuse([frames[0]] * count, model="pyramid", device=DEVICE)
+    same.append(
+        np.array_equal(once, frames[0]) if dtype != "float32" else bool(np.allclose(once, frames[0], atol=1e-5))
+    )
+    right = bool(apart.max() <= allowed and all(same))
+    facts = {"most": float(apart.max()), "differing": float((apart > 0).mean())}
+    print(
+        f"exposures {name} {size} x {count} {dtype}: {'right' if right else 'WRONG'}",
+        facts,
+        "repeats, order, identity",
+        same,
+    )
+    return right
+
+
+def step_exposures() -> None:
+    """The pyramid from pictures to a picture on the device: is it what the CPU computes, and how fast is it?"""
+    from ffmef import models
+
+    model = models.load("mef-pyramid").to(DEVICE)
+    print("why not native:", model.why_not_native())
+    sizes = ((37, 51), (1, 2), (8, 16)) if CPU else ((551, 707), (720, 1280), (37, 51), (1, 2), (8, 16), (341, 1026))
+    cases = [("plain", size, count, scene) for size in sizes for count in (2, 3, 9) for scene in (True, False)]
+    cases += [("adjusted", size, count, True) for size in sizes[:3] for count in (2, 4)]
+    cases += [("deep", size, 3, True, dtype) for size in sizes[:3] for dtype in ("uint16", "float32")]
+    passed = [attempt(f"exposures {case}", lambda case=case: check_exposures(model, *case)) for case in cases]
+    print(f"exposures: {sum(map(bool, passed))} of {len(passed)} right")
+    with torch.inference_mode():
+        for shape in ((2, 3, 45, 67), (1, 9, 128, 64)):
+            given = draw(*shape, seed=5)
+            apart = (model(given).cpu() - models.load("mef-pyramid")(given.cpu())).abs().max().item()
+            print(f"luminance {shape}: {'right' if apart < 1e-4 else 'WRONG'}, error {apart:.1e}")
+        for (size_name, size), count in itertools.product(SIZES.items(), (2, 9)):
+            if count == 9 and size_name not in ("551x707", "1080p"):
+                continue
+            pictures = [torch.from_numpy(frame).to(DEVICE) for frame in bracket(size, count, True)]
+            run = lambda p=pictures: model.fuse_rgb(p)  # noqa: E731
+            timed("exposures", run, form="as called", size=size_name, count=count)
+            replay = attempt("graph of exposures", lambda run=run: replaying(run))
+            if replay is not None:
+                timed("exposures", replay, form="graph", size=size_name, count=count)
+        if not CPU:
+            samples = torch.empty((3000, 4000, 3), dtype=torch.uint8, pin_memory=True)
+            there = samples.to(DEVICE)
+            timed("copy of 12 MP", lambda: there.copy_(samples, non_blocking=True), way="to the device")
+            timed("copy of 12 MP", lambda: samples.copy_(there, non_blocking=True), way="back")
+
+
+def step_pictures() -> None:
+    """ffmef.fuse from pictures to picture, on the GPU and on this machine's CPU."""
+    started = time.perf_counter()
+    torch.zeros(1, device=DEVICE).item()
+    print(f"the device's context: {1e3 * (time.perf_counter() - started):.0f} ms")
     for size_name, model in itertools.product(("551x707", "12MP"), ("pyramid", "ffmef")):
-        pair = [(random.random((*SIZES[size_name], 3)) * top).astype(np.uint8) for top in (90, 255)]
+        pair = bracket(SIZES[size_name], 2, True)
         for device in dict.fromkeys((DEVICE, "cpu")):
             if model == "ffmef" and size_name == "12MP" and device == "cpu":
                 continue  # seconds a call
 
             def called(pair=pair, model=model, device=device, size_name=size_name):
-                ms = [1e3 * measure.seconds(lambda: ffmef.fuse(pair, model=model, device=device)) for _ in range(6)]
-                keep("fuse", model=model, device=device, size=size_name, ms=statistics.median(ms[1:]), first_ms=ms[0])
+                import ffmef
+
+                ms = [1e3 * measure.seconds(lambda: ffmef.fuse(pair, model=model, device=device)) for _ in range(9)]
+                facts = {"second_ms": ms[1], "third_ms": ms[2]}
+                keep(
+                    "fuse",
+                    model=model,
+                    device=device,
+                    size=size_name,
+                    ms=statistics.median(ms[3:]),
+                    first_ms=ms[0],
+                    **facts,
+                )
 
             attempt(f"fuse {model} {device}", called)
 
@@ -558,17 +660,22 @@ def step_launches() -> None:
 
     from benchmarks import methods
 
-    for network in (methods.model(device=DEVICE), methods.pyramid(DEVICE)):
-        pair = draw(1, 2, *SIZES["551x707"])
+    pair, exposures = draw(1, 2, *SIZES["551x707"]), methods.pyramid(DEVICE)
+    runs: dict[str, Callable] = {"FFMEF": lambda n=methods.model(device=DEVICE): n(pair)}
+    runs["PyramidFFMEF"] = lambda: exposures(pair)
+    for name in ("551x707", "12MP"):
+        pictures = [torch.from_numpy(frame).to(DEVICE) for frame in bracket(SIZES[name], 2, True)]
+        runs[f"PyramidFFMEF, RGB, {name}"] = lambda p=pictures: exposures.fuse_rgb(p)
+    for name, run in runs.items():
         with torch.inference_mode():
-            network(pair)
+            run()
             with profile(activities=[ProfilerActivity.CPU if CPU else ProfilerActivity.CUDA]) as record:
-                network(pair)
+                run()
                 if not CPU:
                     torch.cuda.synchronize()
         order = "cpu_time_total" if CPU else "cuda_time_total"
-        print(type(network).__name__)
-        print(record.key_averages().table(sort_by=order, row_limit=14, max_name_column_width=44), flush=True)
+        print(name)
+        print(record.key_averages().table(sort_by=order, row_limit=18, max_name_column_width=72), flush=True)
 
 
 # ---- helpers of the shell script ----

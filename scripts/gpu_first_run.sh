@@ -110,6 +110,7 @@ step 25 capture
 step 45 hazards
 quietly 30 training
 quietly 90 training_compiled
+step 60 exposures
 quietly 30 pictures
 step 30 launches
 
