@@ -145,8 +145,6 @@ struct Convolution {
   bool transposed;
 };
 
-constexpr int kWeights = 9 * kChannels * kChannels;
-
 __device__ __forceinline__ void start_from_bias(const float* bias, float (&sums)[kRows][kChannels]) {
 #pragma unroll
   for (int c = 0; c < kChannels; ++c) {
@@ -198,13 +196,14 @@ __device__ __forceinline__ void entry(const EntryPass& p, Shared& shared) {
   const Frame& f = p.frame;
   const Place at(f);
   constexpr int kInputs = Beside ? 2 * kChannels : kChannels;
-  load_weights(p.conv.weight, kInputs, 0, p.conv.transposed, shared.weights);
-  if constexpr (Beside) load_weights(p.conv.weight, kInputs, kChannels, p.conv.transposed, shared.weights + kWeights);
+  const Weights weights(p.conv.weight, kInputs, 0, p.conv.transposed);
   float sums[kRows][kChannels];
   start_from_bias(p.conv.bias, sums);
   if constexpr (Beside) {
     const Pixel* beside = plane_of(p.beside, f, at.plane);
     fill_tile<1, 5>(f, at, shared.tile, [&](int pixel, bool) { return fetch_pixel(beside + pixel); });
+    weights.store(shared.weights);
+    Weights(p.conv.weight, kInputs, kChannels, p.conv.transposed).store(shared.weights + kWeights);
     __syncthreads();
     convolve<3, kChannels, kPitch<1>>(first_tap(shared.tile, at), shared.weights, sums);
     __syncthreads();  // every thread is done with the first map's tile
@@ -218,6 +217,7 @@ __device__ __forceinline__ void entry(const EntryPass& p, Shared& shared) {
       return value;
     });
   }
+  if constexpr (!Beside) weights.store(shared.weights);
   __syncthreads();
   convolve<3, kChannels, kPitch<1>>(first_tap(shared.tile, at), shared.weights + (Beside ? kWeights : 0), sums);
   keep_statistics(f, at, p.statistics, sums, &shared.moments);
@@ -314,13 +314,14 @@ template <bool OfValues> __device__ __forceinline__ void mix_in(const Frame& f, 
 template <int Inputs, bool Point> __device__ __forceinline__ void residual(const ResidualPass& p, Shared& shared) {
   const Frame& f = p.frame;
   const Place at(f);
-  load_weights(p.conv.weight, kChannels, 0, false, shared.weights);
+  const Weights weights(p.conv.weight, kChannels, 0, false);
   {
     const Norm norm = load_norm(p.norms, at.plane);
     const Pixel* raw = plane_of(p.raw, f, at.plane);
     fill_tile<1, 5>(f, at, shared.tile,
                     [&](int pixel, bool) { return normalised(fetch_pixel(raw + pixel), norm, kSlope); });
   }
+  weights.store(shared.weights);
   float sums[kRows][kChannels];
   start_from_bias(p.conv.bias, sums);
   __syncthreads();
@@ -419,11 +420,12 @@ __device__ __forceinline__ void features(const FeaturePass& p, Shared& shared) {
   Place at(f);
   const FeatureLevel& level = p.levels[at.plane / p.planes];  // a level's planes come after those of the one before
   at.plane %= p.planes;
-  load_weights(level.conv.weight, kChannels, 0, false, shared.weights);
+  const Weights weights(level.conv.weight, kChannels, 0, false);
   {
     const Attention attention(level, f, at.plane);
     fill_tile<1, 2>(f, at, shared.tile, [&](int pixel, bool) { return attention.at(pixel); });
   }
+  weights.store(shared.weights);
   float sums[kRows][kChannels];
   start_from_bias(level.conv.bias, sums);
   __syncthreads();
@@ -472,6 +474,7 @@ template <int K> __device__ __forceinline__ void load_head(const HeadLevel& leve
                                                            bool last, float* weights) {
   constexpr unsigned kTaps = K * K, kMaps = kTaps;
   const float alpha = __ldg(level.alpha);
+#pragma unroll 8
   for (unsigned i = threadIdx.x; i < count * 4 * kTaps * kChannels; i += kThreads) {
     const unsigned m = i % 4, channel = i / 4 % kChannels, tap = i / 4 / kChannels % kTaps,
                    group = i / 4 / kChannels / kTaps;

@@ -87,18 +87,34 @@ __device__ __forceinline__ void fill_tile(const Frame& f, const Place& at, Value
 
 // Weights in shared memory are [column of taps][row of taps][channel][output].
 
-// Copies torch's (outputs, channels, k, k) with `channels` inputs, of which four from `first` on; or of a transposed
-// convolution of stride 1, (channels, outputs, k, k), turned round.
-__device__ __forceinline__ void load_weights(const float* source, int channels, int first, bool transposed,
-                                             float* weights) {
-  constexpr int kTaps = 9;
-  for (unsigned i = threadIdx.x; i < kTaps * kChannels * kChannels; i += kThreads) {
-    const unsigned output = i % kChannels, channel = i / kChannels % kChannels, tap = i / kChannels / kChannels;
-    const unsigned turned = tap % 3 * 3 + tap / 3;
-    weights[i] = transposed ? __ldg(source + (channel * kChannels + output) * kTaps + kTaps - 1 - turned)
-                            : __ldg(source + (output * channels + first + channel) * kTaps + turned);
+constexpr int kWeights = 9 * kChannels * kChannels;
+
+// A 3x3 convolution's weights on their way there: other loads start before they arrive.
+struct Weights {
+  float values[(kWeights + kThreads - 1) / kThreads];
+
+  // From torch's (outputs, channels, 3, 3) with `channels` inputs, of which four from `first` on; or from a transposed
+  // convolution of stride 1, (channels, outputs, 3, 3), turned round.
+  __device__ __forceinline__ Weights(const float* source, int channels, int first, bool transposed) {
+    constexpr int kTaps = 9;
+#pragma unroll
+    for (unsigned e = 0; e < sizeof(values) / sizeof(values[0]); ++e) {
+      const unsigned i = e * kThreads + threadIdx.x;
+      const unsigned output = i % kChannels, channel = i / kChannels % kChannels, tap = i / kChannels / kChannels;
+      const unsigned turned = tap % 3 * 3 + tap / 3;
+      const unsigned place = transposed ? (channel * kChannels + output) * kTaps + kTaps - 1 - turned
+                                        : (output * channels + first + channel) * kTaps + turned;
+      values[e] = i < kWeights ? __ldg(source + place) : 0.0f;
+    }
   }
-}
+  __device__ __forceinline__ void store(float* weights) const {
+#pragma unroll
+    for (unsigned e = 0; e < sizeof(values) / sizeof(values[0]); ++e) {
+      const unsigned i = e * kThreads + threadIdx.x;
+      if (i < kWeights) weights[i] = values[e];
+    }
+  }
+};
 
 template <int M> __device__ __forceinline__ void load_outputs(const float* weights, float (&taps)[M]) {
   static_assert(M == 1 || M == 4);

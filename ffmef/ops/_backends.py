@@ -103,11 +103,15 @@ def why_not(operator: str, backend: str, **arguments: Any) -> str | None:
 
 def _unsuited(kernels: Kernels, backend: str, tensors: list[tuple[str, Tensor]]) -> str | None:
     """Return why kernels that this machine has cannot run the tensors now, or None."""
-    for number, (name, tensor) in enumerate(tensors):
-        if (place := _place(backend, tensor.device)) is not None:
-            return f"{name} must be on {place}, got {tensor.device}"
-        if number and tensor.device != tensors[0][1].device:
-            return f"{name} must be on {tensors[0][1].device} like {tensors[0][0]}, got {tensor.device}"
+    right = None  # a network has 145 parameters, and all are asked about at every call
+    for name, tensor in tensors:
+        device = tensor.device
+        if device != right:
+            if (place := _place(backend, device)) is not None:
+                return f"{name} must be on {place}, got {device}"
+            if right is not None:
+                return f"{name} must be on {right} like {tensors[0][0]}, got {device}"
+            right = device
         if kernels.float32 and tensor.dtype != torch.float32:
             return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
     if tensors and not kernels.derivatives:

@@ -134,7 +134,7 @@ MUTANTS = [
     Mutant("border not zero", "if (!shown) value = Value{};", "", CONVOLUTION),
     Mutant("tile too small", "kTileRows + 2 * Halo);\n", "kTileRows + Halo);\n", CONVOLUTION),
     Mutant("flipped taps", "const unsigned turned = tap % 3 * 3 + tap / 3;", "const unsigned turned = tap;", CONVOLUTION),
-    Mutant("transposed taken as plain", "transposed ? __ldg", "false ? __ldg", CONVOLUTION),
+    Mutant("transposed taken as plain", "const unsigned place = transposed ?", "const unsigned place = false ?", CONVOLUTION),
     Mutant("whole tiles counted", "const double last_columns = f.width - (f.tiles_across - 1) * kColumns;",
            "const double last_columns = kColumns;", NORM),
     Mutant("whole rows counted", "last_rows = f.height - (f.tiles_down - 1) * kTileRows;", "last_rows = kTileRows;", NORM),
