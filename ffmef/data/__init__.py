@@ -1,8 +1,9 @@
-"""Training data: scenes of several exposures, real or made from photographs, as seeded samples."""
+"""Training data: scenes of several exposures, or foci, real or made from photographs, as seeded samples."""
 
 from ffmef.data.dataset import EpochBatches, Mixture, Scenes, TrainingSet
 from ffmef.data.pictures import PictureScenes
 from ffmef.data.scenes import find_brackets, find_pairs, find_photographs, find_scenes, read_table
+from ffmef.data.stacks import SyntheticStacks
 from ffmef.data.synthetic import SyntheticBrackets
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "PictureScenes",
     "Scenes",
     "SyntheticBrackets",
+    "SyntheticStacks",
     "TrainingSet",
     "find_brackets",
     "find_pairs",

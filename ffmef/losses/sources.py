@@ -19,21 +19,24 @@ class Sources:
         luminance: (B, N, H, W), Y / 255.
         chroma: (B, N, 2, H, W), Cb / 255 and Cr / 255, 128 / 255 for no colour.
         merged_chroma: (B, 2, H, W), the chroma of the fused picture (paper, eq. 1, or by shares) / 255.
+        truth: (B, 3, H, W) in [0, 1], what the fused picture should be, or None where nobody knows.
     """
 
     rgb: Tensor
     luminance: Tensor
     chroma: Tensor
     merged_chroma: Tensor
+    truth: Tensor | None = None
 
     @classmethod
     @torch.no_grad()
-    def from_rgb(cls, rgb: Tensor, *, chroma_from: int | None = None) -> Sources:
+    def from_rgb(cls, rgb: Tensor, *, chroma_from: int | None = None, truth: Tensor | None = None) -> Sources:
         """Split RGB pictures into luminance and chroma.
 
         Args:
             rgb: (B, N, 3, H, W), uint8 or floating in [0, 1].
             chroma_from: the picture whose chroma the fused picture takes (visible and infrared); None merges all.
+            truth: (B, 3, H, W), of the same type, or None.
 
         Raises:
             ValueError: ``rgb`` has another shape, or ``chroma_from`` names no picture.
@@ -47,11 +50,20 @@ class Sources:
             raise ValueError(f"rgb must be (B, N, 3, H, W), got {tuple(rgb.shape)}")
         if chroma_from is not None and not 0 <= chroma_from < rgb.shape[1]:
             raise ValueError(f"chroma_from must be 0 to {rgb.shape[1] - 1}, got {chroma_from}")
-        rgb = rgb.float() / 255 if rgb.dtype == torch.uint8 else rgb
+        if truth is not None and truth.shape != rgb[:, 0].shape:
+            raise ValueError(f"truth must be {tuple(rgb[:, 0].shape)} like a picture of rgb, got {tuple(truth.shape)}")
+        rgb, truth = (
+            maps.float() / 255 if maps is not None and maps.dtype == torch.uint8 else maps for maps in (rgb, truth)
+        )
         ycbcr = rgb_to_ycbcr(rgb * 255)
         chroma = ycbcr[:, :, 1:]
         merged = chroma[:, chroma_from] if chroma_from is not None else merge_chroma(list(chroma.unbind(1)))
-        return cls(rgb, ycbcr[:, :, 0] / 255, chroma / 255, merged / 255)
+        return cls(rgb, ycbcr[:, :, 0] / 255, chroma / 255, merged / 255, truth)
+
+    @property
+    def true_luminance(self) -> Tensor:
+        """Y / 255 of the truth, (B, 1, H, W)."""
+        return rgb_to_ycbcr(self.truth * 255)[:, :1] / 255
 
     @torch.no_grad()
     def with_chroma_of(self, shares: Tensor) -> Sources:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ffmef.models.extractor import HierarchicalRepresentationExtractor
     from ffmef.models.ffmef import FFMEF
+    from ffmef.models.focus import FocusNet
     from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
     from ffmef.models.pyramid import PyramidFFMEF, merge_chroma
     from ffmef.models.weights import available, load, save
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 # Imported at first use, so that the registry can be asked without torch.
 _MODULES = {
     "FFMEF": "ffmef",
+    "FocusNet": "focus",
     "HierarchicalRepresentationExtractor": "extractor",
     "PyramidFFMEF": "pyramid",
     "SpatialAdaptiveFilterPredictor": "predictor",
@@ -26,6 +28,7 @@ _MODULES = {
 
 __all__ = [
     "FFMEF",
+    "FocusNet",
     "HierarchicalRepresentationExtractor",
     "PyramidFFMEF",
     "SpatialAdaptiveFilterPredictor",

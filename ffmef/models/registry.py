@@ -110,6 +110,13 @@ MODELS: dict[str, Spec] = {
             backends=_OPERATOR_BACKENDS,
         ),
         Spec(
+            name="focus",
+            architecture="FocusNet",
+            summary="focus stacks of any number of frames",
+            weights={},
+            backends=(),
+        ),
+        Spec(
             name="ffmef",
             architecture="FFMEF",
             summary="the paper's network for two pictures",

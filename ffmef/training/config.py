@@ -14,7 +14,7 @@ from ffmef import files
 from ffmef.errors import InputError
 from ffmef.models import registry
 
-LOSSES = ("gif", "picture", "mef-ssim", "pmgi")
+LOSSES = ("gif", "picture", "mef-ssim", "pmgi", "truth")
 
 # Least and most of every setting that counts something. The upper ends only keep out numbers of which no machine can
 # make sense: a slip of the keyboard must not end in a machine without memory.
@@ -45,7 +45,8 @@ class Config:
     task: str = field(default="mef", metadata={"help": "mef, mff (multi-focus) or vif (A visible, B infrared)"})
     data: list[str] = field(default_factory=list, metadata={"help": "folders of pairs or brackets, or CSV tables"})
     photographs: list[str] = field(
-        default_factory=list, metadata={"help": "folders of photographs and radiance maps for synthetic brackets"}
+        default_factory=list,
+        metadata={"help": "folders of photographs and radiance maps for synthetic brackets or stacks"},
     )
     exclude: list[str] = field(default_factory=list, metadata={"help": "names of scenes to leave out"})
     validation: float = field(default=0.0, metadata={"help": "share of the scenes kept for validation"})
@@ -54,7 +55,7 @@ class Config:
     model_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the model as JSON"})
     initial: str = field(default="", metadata={"help": "weights to start from; none: random"})
 
-    loss: str = field(default="gif", metadata={"help": "gif, picture, mef-ssim or pmgi"})
+    loss: str = field(default="gif", metadata={"help": "gif, picture, mef-ssim, pmgi or truth (mff from photographs)"})
     loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the loss as JSON"})
 
     count: int = field(default=2, metadata={"help": "pictures per sample"})
@@ -101,6 +102,11 @@ class Config:
         for name, (least, most) in _RANGES.items():
             _at_least(name, getattr(self, name), least)
             _at_most(name, getattr(self, name), most)
+        if self.loss == "truth" and (self.task != "mff" or self.data or not self.photographs):
+            raise InputError(
+                "loss truth must be used for task mff with photographs alone, got task "
+                f"{self.task}, data {self.data} and photographs {self.photographs}"
+            )
         if self.largest_count:
             _at_least("largest_count", self.largest_count, self.count)
             if self.batch_size != 1:

@@ -15,10 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from ffmef import files
-from ffmef.data import EpochBatches, Mixture, PictureScenes, SyntheticBrackets, TrainingSet, find_scenes
+from ffmef.data import (
+    EpochBatches,
+    Mixture,
+    PictureScenes,
+    SyntheticBrackets,
+    SyntheticStacks,
+    TrainingSet,
+    find_scenes,
+)
 from ffmef.errors import InputError
-from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources
-from ffmef.models import PyramidFFMEF, registry
+from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources, TruthLoss
+from ffmef.models import FocusNet, PyramidFFMEF, registry
 from ffmef.training.checkpoint import load, save
 from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
@@ -27,7 +35,7 @@ from ffmef.training.schedules import rate_factor
 
 log = logging.getLogger(__name__)
 
-_LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss}
+_LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss, "truth": TruthLoss}
 _MOST_PARAMETERS = 10**9
 
 
@@ -54,7 +62,7 @@ def build_model(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
-    """Return the loss ``"gif"``, ``"picture"``, ``"mef-ssim"`` or ``"pmgi"`` with its options.
+    """Return the loss ``"gif"``, ``"picture"``, ``"mef-ssim"``, ``"pmgi"`` or ``"truth"`` with its options.
 
     Raises:
         InputError: an unknown option.
@@ -69,7 +77,7 @@ def _check_size(loss: nn.Module, config: Config) -> None:
     """Raise where the loss cannot take samples of the size, before any step is made."""
     try:
         rgb = torch.full((1, config.count, 3, config.size, config.size), 0.5)
-        sources = Sources.from_rgb(rgb)
+        sources = Sources.from_rgb(rgb, truth=rgb[:, 0] if config.loss == "truth" else None)
         with torch.no_grad():
             loss(sources.luminance[:, :1], sources)
     except ValueError as error:
@@ -116,16 +124,16 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         log.warning("exclude names no scene of the data: %s", ", ".join(sorted(unknown)))
     order = config.order if config.order in ("luminance", "random") else "luminance"
     for place in config.photographs:
-        part = SyntheticBrackets(
-            place,
-            count=config.count,
-            largest_count=config.largest_count,
-            order=order,
-            windows=config.windows,
-            jitter=config.jitter,
-            longest_side=config.longest_side,
-        )
-        parts.append(part)
+        shared = {
+            "count": config.count,
+            "largest_count": config.largest_count,
+            "longest_side": config.longest_side,
+        }
+        if config.task == "mff":
+            parts.append(SyntheticStacks(place, truth=config.loss == "truth", **shared))
+        else:
+            light = {"order": order, "windows": config.windows, "jitter": config.jitter}
+            parts.append(SyntheticBrackets(place, **light, **shared))
     dataset = TrainingSet(
         Mixture(parts),
         size=config.size + config.overlap,
@@ -363,10 +371,14 @@ class Trainer:
     def _sources(self, batch: Tensor) -> Sources:
         # The infrared picture has no colour of its own, whatever its file says.
         chroma_from = 1 if self.config.task == "vif" else None
+        if self.config.loss == "truth":
+            return Sources.from_rgb(batch[:, :-1], chroma_from=chroma_from, truth=batch[:, -1])
         return Sources.from_rgb(batch, chroma_from=chroma_from)
 
     def _forward(self, model: nn.Module, sources: Sources) -> tuple[Tensor, Sources]:
-        """Return the fused luminance, and the sources with the chroma that the model merges."""
+        """Return the fused luminance or picture, and the sources with the chroma that the model merges."""
+        if isinstance(self.plain, FocusNet) and self.config.loss == "truth":
+            return model(sources.rgb), sources
         if not isinstance(self.plain, PyramidFFMEF):
             return model(sources.luminance), sources
         fused, shares = model(sources.luminance, with_shares=True)
@@ -457,7 +469,7 @@ class Trainer:
         sources = self._sources(rgb.to(self.fabric.device))
         fused, sources = self._forward(model, sources)
         fused = fused.float()
-        picture = sources.picture(fused.clamp(0, 1)).clamp(0, 1)
+        picture = (fused if fused.shape[1] == 3 else sources.picture(fused.clamp(0, 1))).clamp(0, 1)
         pixels = (picture[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
         return pixels, self.loss(fused, sources)[0].item()
 

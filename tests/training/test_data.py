@@ -12,6 +12,7 @@ from ffmef.data import (
     Mixture,
     PictureScenes,
     SyntheticBrackets,
+    SyntheticStacks,
     TrainingSet,
     find_brackets,
     find_pairs,
@@ -303,3 +304,63 @@ def test_mixture_holds_all_parts(pairs, tmp_path_factory):
     assert parts.names == ["scene0", "scene1", "scene2", "one.png"] and len(parts) == 4
     assert parts.sample(3, 16, "whole", np.random.default_rng(0)).shape == (2, 16, 16, 3)
     assert TrainingSet(parts, size=16, samples_per_epoch=9).name((0, 7)) == "one.png"
+
+
+# Focus stacks
+
+
+def photographs_in(folder, count=2, side=96):
+    rng = np.random.default_rng(4)
+    for k in range(count):
+        coarse = rng.integers(0, 256, (side // 4, side // 4, 3), np.uint8)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
+    return folder
+
+
+def test_stacks_hold_their_truth_and_some_frame_is_sharp_everywhere(tmp_path):
+    stacks = SyntheticStacks(photographs_in(tmp_path), largest_count=6)
+    counts = set()
+    for seed in range(12):
+        sample = stacks.sample(seed % 2, 64, "whole", np.random.default_rng(seed))
+        assert sample.dtype == np.uint8 and sample.shape[1:] == (64, 64, 3)
+        np.testing.assert_array_equal(sample, stacks.sample(seed % 2, 64, "whole", np.random.default_rng(seed)))
+        counts.add(len(sample) - 1)
+        frames, truth = sample[:-1].astype(float), sample[-1].astype(float)
+        errors = np.abs(frames - truth).mean(3)
+        assert errors.min(0).mean() < 0.8 * errors.mean() + 1  # frames differ in where they are sharp
+        assert np.abs(frames.mean((1, 2, 3)) - truth.mean()).max() < 12  # defocus keeps light
+    assert min(counts) == 2 and max(counts) > 3
+    bare = SyntheticStacks(tmp_path, truth=False).sample(0, 64, "whole", np.random.default_rng(1))
+    assert len(bare) == 2
+
+
+@pytest.mark.parametrize("blur", ["_disc", "_gaussian"])
+def test_defocus_keeps_light_and_grows(blur):
+    from ffmef.data import stacks
+
+    point = np.zeros((65, 65, 1), np.float32)
+    point[32, 32] = 1
+    spread = []
+    for radius in (0.1, 2.0, 5.0):
+        seen = getattr(stacks, blur)(point, radius).reshape(65, 65)
+        assert abs(seen.sum() - 1) < 1e-4
+        y, x = np.mgrid[-32:33, -32:33]
+        spread.append(float((seen * (y * y + x * x)).sum()))
+    assert spread[0] == 0
+    # Of a disc half the squared radius, of a Gaussian of deviation r / 2 the same.
+    np.testing.assert_allclose(spread[1:], [2.0, 12.5], rtol=0.15)
+
+
+def test_a_near_layer_is_blurred_with_its_edge():
+    """A sharp background must not change where a blurred shape covers nothing, and mix where it covers half."""
+    from ffmef.data import stacks
+
+    back = np.dstack([np.full((32, 64, 3), 0.25, np.float32), np.ones((32, 64), np.float32)])
+    cover = (np.arange(64) < 32).astype(np.float32)[None].repeat(32, 0)
+    front = np.dstack([cover] * 3 + [cover])
+    seen = stacks._rendered([(back, 0.0), (front, 1.0)], 0.0, 4.0, stacks._disc)
+    np.testing.assert_allclose(seen[:, :26], 1, atol=1e-5)
+    np.testing.assert_allclose(seen[:, 38:], 0.25, atol=1e-5)
+    np.testing.assert_allclose(seen[16, 31] + seen[16, 32], 1.25, atol=1e-4)
+    slanted = stacks._slanted(back, np.linspace(0, 15, 64, dtype=np.float32)[None].repeat(32, 0), stacks._disc)
+    np.testing.assert_allclose(slanted, back, atol=1e-5)

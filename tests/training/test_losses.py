@@ -1,5 +1,6 @@
 """Losses: golden values of the published release, derivatives, switches, and what each term rewards."""
 
+import math
 import os
 from pathlib import Path
 
@@ -7,7 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from ffmef.losses import TERMS, GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources, edges, histograms, terms
+from ffmef.losses import (
+    TERMS,
+    GIFLoss,
+    MEFSSIMLoss,
+    PictureLoss,
+    PMGILoss,
+    Sources,
+    TruthLoss,
+    edges,
+    histograms,
+    terms,
+)
 
 LOSSES = {
     "gif": GIFLoss(),
@@ -392,3 +404,26 @@ def test_transforms_of_torch_func(name):
     forward = jvp(grad(value), (fused,), (direction,))[1]
     reverse = grad(lambda x: (grad(value)(x) * direction).sum())(fused)
     torch.testing.assert_close(forward, reverse)
+
+
+def test_truth_loss_is_the_error_in_decibels():
+    rng = torch.Generator().manual_seed(0)
+    rgb = torch.rand(2, 2, 3, 9, 8, generator=rng)
+    truth, fused = torch.rand(2, 3, 9, 8, generator=rng), torch.rand(2, 3, 9, 8, generator=rng)
+    sources = Sources.from_rgb(rgb, truth=truth)
+    total, terms = TruthLoss(floor=0.5)(fused, sources)
+    errors = ((fused.double() - truth) * 255).square().mean((1, 2, 3)) + 0.5
+    torch.testing.assert_close(total.double(), 10 * errors.log10().mean())
+    torch.testing.assert_close(terms["decibels"], total)
+    luminance = (truth * torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1)).sum(1, keepdim=True) / 255 + 16 / 255
+    torch.testing.assert_close(sources.true_luminance, luminance, atol=1e-4, rtol=0)
+    exact = TruthLoss()(luminance, sources)[0]
+    assert abs(exact - 10 * math.log10(0.02)) < 0.1
+    with pytest.raises(ValueError, match="sources must hold the truth"):
+        TruthLoss()(fused, Sources.from_rgb(rgb))
+    with pytest.raises(ValueError, match="fused must be"):
+        TruthLoss()(fused[..., 1:], sources)
+    with pytest.raises(ValueError, match="floor must be positive"):
+        TruthLoss(floor=0)
+    with pytest.raises(ValueError, match="truth must be"):
+        Sources.from_rgb(rgb, truth=truth[:1])

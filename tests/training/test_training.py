@@ -416,6 +416,14 @@ def test_settings_file_and_overrides(tmp_path):
         ("largest_count = 3", "batch_size must be 1 where largest_count lets samples differ, got 2"),
         ("largest_count = 2\ncount = 3\nbatch_size = 1", "largest_count must be at least 3, got 2"),
         ("ema = 1.0", "ema must be at least 0 and below 1, got 1.0"),
+        (
+            "loss = 'truth'\nphotographs = ['a']",
+            "loss truth must be used for task mff with photographs alone, got task mef",
+        ),
+        (
+            "loss = 'truth'\ntask = 'mff'\ndata = ['a']\nphotographs = ['a']",
+            "loss truth must be used for task mff with",
+        ),
     ],
 )
 def test_mistakes_in_settings(tmp_path, text, message):
@@ -565,3 +573,33 @@ def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
         "pyramid-no_band": 4,
         "pyramid-no_octave": 10,
     }
+
+
+def test_focus_stacks_are_learned_from_photographs(tmp_path):
+    """A few steps with the truth in view make the untrained weights better on the same samples."""
+    from PIL import Image
+
+    from ffmef import models
+
+    rng = np.random.default_rng(4)
+    (tmp_path / "photographs").mkdir()
+    for k in range(2):
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
+        coarse.resize((96, 96), Image.Resampling.BICUBIC).save(tmp_path / "photographs" / f"{k}.png")
+    settings = {
+        "task": "mff", "model": "focus", "model_options": {"channels": 4}, "loss": "truth", "largest_count": 4,
+        "photographs": [str(tmp_path / "photographs")], "size": 64, "batch_size": 1, "samples_per_epoch": 4,
+        "epochs": 2, "learning_rate": 1e-2, "accelerator": "cpu", "threads": 1,
+    }  # fmt: skip
+    trainer = Trainer(Config(**settings), tmp_path / "run")
+    samples = [trainer._sources(trainer.dataset[0, number].unsqueeze(0)) for number in range(4)]
+
+    def loss_of(model):
+        with torch.inference_mode():
+            return sum(trainer.loss(model(sources.rgb), sources)[0].item() for sources in samples) / len(samples)
+
+    before = loss_of(trainer.plain)
+    trainer.run(progress=False)
+    model = models.load(tmp_path / "run" / "weights.safetensors")
+    assert model.channels == 4 and loss_of(model) < before
+    assert (tmp_path / "run" / "samples" / "epoch-0001.png").exists()
