@@ -16,10 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ffmef.errors import InputError
+
+if TYPE_CHECKING:
+    from ffmef.focus_net import Network, Spread
 
 NAME = "focus"
 BANDS = 6  # of the pyramid, besides the mean picture
@@ -29,12 +33,13 @@ FINER_BANDS = 2.0  # what the finer ones add
 SMOOTH = 3.0  # deviation of the window of the depth map in pixels
 NOISE = 1.0  # energy in squared grey levels under which frames count as equally sharp
 SQUARINGS = 3  # of a weight: the power 8
+FEATURES = 14  # of each pixel of a band, that the network sees
 FLOOR = 0.25  # energy in squared grey levels that the features of the network begin with
 CENTRE, SPREAD = 3.0, 3.0  # of the features
-LOGITS = -30.0, 6.0  # least and greatest that the network may predict
+LOGITS = -30.0, 0.0  # least and greatest that the network may predict: weights up to 1
 MOST_FRAMES = 4096  # of equal weight that the sums hold
-_SUM_STEPS = 1 << 11  # a grey level, in the sums of weighted bands
-_WEIGHT_STEPS = 1 << 18  # a weight of 1, in the sums of weights
+_SUM_STEPS = 1 << 11  # a grey level, in the sums of weighted bands of as many frames
+_WEIGHT_STEPS = 1 << 18  # a weight of 1, in the sums of weights of as many
 _ROWS_OF = 1 << 17  # pixels worked on at a time where a temporary array would be of the picture's size
 
 Frame = np.ndarray | Callable[[], np.ndarray]
@@ -48,7 +53,7 @@ class Fused:
     sharpest: np.ndarray | None
 
 
-def fuse(frames: Sequence[Frame], *, depth_map: bool = False) -> Fused:
+def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network | None = None) -> Fused:
     r"""Fuse frames of one scene that differ in focus.
 
     .. math:: B_l = \frac{\sum_k w_{kl} L_l(x_k)}{\sum_k w_{kl}}, \qquad
@@ -63,6 +68,8 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False) -> Fused:
         frames: two or more arrays of one size, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1]; or
             functions that return one, which are called twice, so that one frame is in memory at a time.
         depth_map: also say which frame was sharpest, by the finest energy in a window of 3 pixels.
+        network: predicts the weights in place of the formula, see :class:`ffmef.models.FocusNet`; of
+            :func:`ffmef.focus_net.read`.
 
     Returns:
         The picture, of the deepest frame's dtype, in colour if any frame is, and which frame was sharpest, uint8
@@ -81,8 +88,10 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False) -> Fused:
     """
     if not 2 <= len(frames) <= MOST_FRAMES:
         raise InputError(f"frames must be 2 to {MOST_FRAMES}, got {len(frames)}")
-    best, sharpest, form = _sharpest(frames, depth_map)
-    return Fused(_blended(frames, best, form), sharpest)
+    best, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
+    if network is None:
+        return Fused(_blended(frames, form, _by_formula(form, best)), sharpest)
+    return Fused(_blended(frames, form, _by_network(form, best, spread, network)), sharpest)
 
 
 # First pass: how sharp the sharpest frame is, and which that is
@@ -114,14 +123,17 @@ def _pixels(frame: Frame) -> np.ndarray:
     return frame() if callable(frame) else frame
 
 
-def _sharpest(frames: Sequence[Frame], depth_map: bool) -> tuple[list[np.ndarray], np.ndarray | None, _Form]:
-    """Return the greatest energy in each band, and whose the finest is."""
-    best = sharpest = form = None
+def _sharpest(
+    frames: Sequence[Frame], depth_map: bool, spreads: bool
+) -> tuple[list[np.ndarray], np.ndarray | None, _Form, Spread | None]:
+    """Return the greatest energy in each band, whose the finest is, and how the energies are spread if asked for."""
+    best = sharpest = form = spread = None
     for index, frame in enumerate(frames):
         pixels = _pixels(frame)
         if form is None:
             form = _Form(pixels.shape[:2], pixels.dtype, False)
             best = [np.full(shape, -1, np.float32) for shape in form.levels]
+            spread = _spread(form) if spreads else None
             if depth_map:
                 sharpest = np.zeros(form.shape, np.uint8 if len(frames) <= 256 else np.uint16)
                 smoothest = np.full(form.shape, -1, np.float32)
@@ -132,6 +144,8 @@ def _sharpest(frames: Sequence[Frame], depth_map: bool) -> tuple[list[np.ndarray
         del pixels
         for greatest, energy in zip(best, energies, strict=True):
             np.maximum(greatest, energy, out=greatest)
+        if spread:
+            spread.add(energies)
         if depth_map:
             finest = _smoothed(energies[0], SMOOTH)
             for rows in _strips(form.shape):
@@ -139,7 +153,13 @@ def _sharpest(frames: Sequence[Frame], depth_map: bool) -> tuple[list[np.ndarray
             np.maximum(smoothest, finest, out=smoothest)
             del finest
         del energies
-    return best, sharpest, form
+    return best, sharpest, form, spread
+
+
+def _spread(form: _Form) -> Spread:
+    from ffmef import focus_net
+
+    return focus_net.Spread(form.levels)
 
 
 def _check(pixels: np.ndarray, index: int, form: _Form) -> None:
@@ -173,6 +193,14 @@ def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndar
     """Return how sharp a frame is around each place of each band, and of what is left."""
     import cv2
 
+    own = _squares(pixels, shapes)
+    for energy in own:
+        cv2.GaussianBlur(energy, (0, 0), WINDOW, dst=energy)
+    return _summed(own, shapes)
+
+
+def _squares(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the squares of each band, averaged over the channels."""
     channels = 1 if pixels.ndim == 2 else 3
     own = [np.zeros(shape, np.float32) for shape in shapes[:-1]]
     for channel in range(channels):
@@ -185,7 +213,13 @@ def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndar
         del rest
     for energy in own:
         energy *= np.float32(1 / channels)
-        cv2.GaussianBlur(energy, (0, 0), WINDOW, dst=energy)
+    return own
+
+
+def _summed(own: list[np.ndarray], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Add to the energy of each band, in place, what its neighbours tell; return these, and that of what is left."""
+    import cv2
+
     finer = None
     for level, energy in enumerate(own):
         if level + 1 < len(own):
@@ -213,23 +247,45 @@ def _band(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # Second pass: the weighted mean of each band
 
 
-def _blended(frames: Sequence[Frame], best: list[np.ndarray], form: _Form) -> np.ndarray:
+Weigher = Callable[[np.ndarray], list[np.ndarray]]  # from a frame to its weights, up to 1, in each band
+
+
+def _by_formula(form: _Form, best: list[np.ndarray]) -> Weigher:
+    def weigh(pixels: np.ndarray) -> list[np.ndarray]:
+        weights = _energies(pixels, form.levels)
+        for weight, greatest in zip(weights, best, strict=True):
+            _weigh(weight, greatest)
+        return weights
+
+    return weigh
+
+
+def _by_network(form: _Form, best: list[np.ndarray], spread: Spread, network: Network) -> Weigher:
+    from ffmef import focus_net
+
+    below = spread.below(best)
+    return lambda pixels: focus_net.weights(network, pixels, form.levels, best, below)
+
+
+def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher) -> np.ndarray:
     channels = 3 if form.coloured else 1
+    # Sums of grey levels and of weights must stay below 2**31; weights of a network may all be small.
+    spare = MOST_FRAMES >> (len(frames) - 1).bit_length()
+    sum_steps, weight_steps = _SUM_STEPS * spare, _WEIGHT_STEPS * spare
     totals = [[np.zeros(shape, np.int32) for shape in form.levels] for _ in range(channels)]
     weight_totals = [np.zeros(shape, np.int32) for shape in form.levels]
     for frame in frames:
         pixels = _pixels(frame)
-        weights = _energies(pixels, form.levels)
-        for weight, greatest, total in zip(weights, best, weight_totals, strict=True):
-            _weigh(weight, greatest)
-            _add(total, weight, None, _WEIGHT_STEPS)
+        weights = weigh(pixels)
+        for weight, total in zip(weights, weight_totals, strict=True):
+            _add(total, weight, None, weight_steps)
         for channel, of_channel in enumerate(totals):
             rest = _plane(pixels, channel)
             for total, weight in zip(of_channel[:-1], weights[:-1], strict=True):
                 band, rest = _band(rest)
-                _add(total, weight, band, _SUM_STEPS)
+                _add(total, weight, band, sum_steps)
                 del band
-            _add(of_channel[-1], weights[-1], rest, _SUM_STEPS)
+            _add(of_channel[-1], weights[-1], rest, sum_steps)
         del pixels, weights, rest
     picture = np.empty((*form.shape, 3) if form.coloured else form.shape, form.dtype)
     for channel in range(channels):

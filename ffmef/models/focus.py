@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ffmef import focus
 
-FEATURES = 14
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+_START = -3.0  # of the logits, away from the upper end of what is predicted
 _NARROW = (1 / 4, 2 / 4, 1 / 4)
 
 
@@ -40,12 +40,12 @@ class FocusNet(nn.Module):
 
     .. math::
         B_l = \sum_k w_{kl} L_l x_k, \qquad w_{kl} = \operatorname{softmax}_k(z_{kl}), \qquad
-        z_{kl} = \operatorname{clamp}\Big(-8\, d_{kl} + \phi_l(f_{kl}), -30, 6\Big), \qquad
+        z_{kl} = \operatorname{clamp}\Big(-8\, d_{kl} + \phi_l(f_{kl}), -30, 0\Big), \qquad
         d_{kl} = \log\frac{M_l + 1}{E_{kl} + 1}
 
     :math:`\phi_l` is a network of its own for each band, applied to each pixel: two layers of ``channels`` and one that
-    also sees the features. With :math:`\phi = 0`, as before training, the weights are those of the formula that is not
-    learned. The features :math:`f_{kl}` are
+    also sees the features. Before training :math:`\phi` is constant, so the weights are those of the formula that is
+    not learned. The features :math:`f_{kl}` are
 
     - logarithms of energies of the frame: of E + 1, and of the following plus 1/4: S; the squared band in windows of
       3 pixels and of about 16; S of the two next finer bands, by ``pyrDown``, and of the two next coarser ones,
@@ -70,15 +70,15 @@ class FocusNet(nn.Module):
         if not 1 <= channels <= 256:
             raise ValueError(f"channels must be 1 to 256, got {channels}")
         self.channels, self.backend = channels, backend
-        self.first = nn.ModuleList(nn.Conv2d(FEATURES, channels, 1) for _ in range(focus.BANDS + 1))
+        self.first = nn.ModuleList(nn.Conv2d(focus.FEATURES, channels, 1) for _ in range(focus.BANDS + 1))
         self.second = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(focus.BANDS + 1))
-        self.last = nn.ModuleList(nn.Conv2d(channels + FEATURES, 1, 1) for _ in range(focus.BANDS + 1))
+        self.last = nn.ModuleList(nn.Conv2d(channels + focus.FEATURES, 1, 1) for _ in range(focus.BANDS + 1))
         for layer in (*self.first, *self.second):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
         for layer in self.last:
             nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            nn.init.constant_(layer.bias, _START)
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""

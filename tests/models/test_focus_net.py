@@ -1,11 +1,13 @@
 """FocusNet: its filters are OpenCV's, untrained it is the formula, and the order of the frames does not matter."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from ffmef import focus
+from ffmef import focus, focus_net, models
 from ffmef.models import FocusNet
 from ffmef.models import focus as net
 
@@ -17,8 +19,8 @@ def frames_of(count, size, seed=0, channels=3):
     frames = []
     for k in range(count):
         share = np.clip(1 - np.abs(np.arange(size[1]) / max(size[1] - 1, 1) * (count - 1) - k), 0, 1)[None, :, None]
-        soft = cv2.GaussianBlur(truth, (0, 0), 2).reshape(truth.shape)
-        frames.append(np.rint(truth * share + soft * (1 - share) + rng.integers(-2, 3, truth.shape)))
+        soft = 0.9 * truth + 0.1 * cv2.GaussianBlur(truth, (0, 0), 2).reshape(truth.shape)
+        frames.append(np.rint(truth * share + soft * (1 - share) + rng.integers(-20, 21, truth.shape)))
     return np.clip(np.stack(frames), 0, 255).astype(np.float32)
 
 
@@ -31,8 +33,8 @@ def trained(seed=0):
     torch.manual_seed(seed)
     model = FocusNet()
     for layer in model.last:
-        torch.nn.init.normal_(layer.weight, std=0.3)
-        torch.nn.init.normal_(layer.bias, std=0.3)
+        torch.nn.init.normal_(layer.weight, std=0.5)
+        torch.nn.init.normal_(layer.bias, -6, std=0.3)
     return model.eval()
 
 
@@ -47,7 +49,7 @@ def test_filters_are_those_of_opencv(size):
         expected = cv2.pyrUp(maps, dstsize=twice[::-1]).reshape(twice)
         np.testing.assert_allclose(net.up(given, twice)[0, 0].numpy(), expected, atol=1e-6)
         resized = cv2.resize(maps, twice[::-1], interpolation=cv2.INTER_LINEAR).reshape(twice)
-        np.testing.assert_allclose(net.between(given, twice)[0, 0].numpy(), resized, atol=1e-6)
+        np.testing.assert_allclose(net.between(given, twice)[0, 0].numpy(), resized, atol=1e-5)
     blurred = net.blur(given, net._gaussian(focus.WINDOW))[0, 0].numpy()
     np.testing.assert_allclose(blurred, cv2.GaussianBlur(maps, (0, 0), focus.WINDOW).reshape(size), atol=1e-6)
 
@@ -85,3 +87,47 @@ def test_each_band_has_a_network_of_its_own_and_all_features_count():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     for level in range(2, focus.BANDS - 2):  # elsewhere there is no finer or no coarser band
         assert (model.first[level].weight.grad.abs().amax((0, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize(("count", "size"), [(2, (97, 141)), (5, (64, 64)), (3, (9, 200)), (2, (1, 1)), (2, (3, 2))])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_frame_at_a_time_gives_the_same(tmp_path, count, size, channels):
+    models.save(trained(), tmp_path / "focus.safetensors")
+    network = focus_net.read(tmp_path / "focus.safetensors")
+    frames = frames_of(count, size, channels=channels)
+    with torch.inference_mode():
+        expected = trained()(tensor(frames))[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    given = [np.squeeze(frame, 2) if channels == 1 else frame for frame in frames / np.float32(255)]
+    fused = focus.fuse(given, network=network).pixels.reshape(expected.shape) * 255
+    plain = focus.fuse(given).pixels.reshape(expected.shape) * 255
+    np.testing.assert_allclose(fused, expected, atol=0.05)
+    assert min(size) < 4 or np.abs(plain - fused).max() > 0.5  # the network has a say
+    turned = focus.fuse(given[::-1], network=network).pixels.reshape(expected.shape) * 255
+    np.testing.assert_array_equal(turned, fused)
+
+
+def test_only_files_of_the_model_are_read(tmp_path):
+    models.save(trained(), tmp_path / "focus.safetensors")
+    data = (tmp_path / "focus.safetensors").read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(data[:-4])
+    state = {name: value.numpy() for name, value in trained().state_dict().items()}
+    assert focus_net.network_of(dict(state), {"channels": 24}) is not None
+    assert focus_net.network_of(dict(state), {"channels": 23}) is None
+    assert focus_net.network_of({**state, "more": np.zeros(1, np.float32)}, {"channels": 24}) is None
+    state["last.3.bias"] = np.float32([np.nan])
+    assert focus_net.network_of(state, {"channels": 24}) is None
+    assert focus_net.read(tmp_path / "short.safetensors") is None and focus_net.read("mef-pyramid") is None
+
+
+def test_memory_stays_below_sixty_bytes_a_pixel():
+    state = {name: value.numpy() for name, value in trained().state_dict().items()}
+    network = focus_net.network_of(state, {"channels": 24})
+    frame = np.random.default_rng(0).integers(0, 256, (768, 1024, 3), np.uint8)
+    peaks = []
+    for count in (2, 4):
+        tracemalloc.start()
+        focus.fuse([frame.copy] * count, network=network)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.02 * peaks[0]
+    assert peaks[1] < 60 * 768 * 1024 + (16 << 20)  # and what strips take, whatever the size of the picture

@@ -328,7 +328,7 @@ def test_stacks_hold_their_truth_and_some_frame_is_sharp_everywhere(tmp_path):
         frames, truth = sample[:-1].astype(float), sample[-1].astype(float)
         errors = np.abs(frames - truth).mean(3)
         assert errors.min(0).mean() < 0.8 * errors.mean() + 1  # frames differ in where they are sharp
-        assert np.abs(frames.mean((1, 2, 3)) - truth.mean()).max() < 12  # defocus keeps light
+        assert np.abs(frames.mean((1, 2, 3)) - truth.mean()).max() < 25  # defocus keeps light
     assert min(counts) == 2 and max(counts) > 3
     bare = SyntheticStacks(tmp_path, truth=False).sample(0, 64, "whole", np.random.default_rng(1))
     assert len(bare) == 2
@@ -348,7 +348,7 @@ def test_defocus_keeps_light_and_grows(blur):
         spread.append(float((seen * (y * y + x * x)).sum()))
     assert spread[0] == 0
     # Of a disc half the squared radius, of a Gaussian of deviation r / 2 the same.
-    np.testing.assert_allclose(spread[1:], [2.0, 12.5], rtol=0.15)
+    np.testing.assert_allclose(spread[1:], [2.0, 12.5], rtol=0.2)
 
 
 def test_a_near_layer_is_blurred_with_its_edge():

@@ -387,7 +387,7 @@ def test_settings_file_and_overrides(tmp_path):
         ("threads = 9999999999", "threads must be at most 4096, got 9999999999"),
         ("accelerator = 'abacus'", "accelerator must be one of auto, cpu, cuda, got 'abacus'"),
         ("epochs = ", "a.toml: "),
-        ("loss = 'l1'", "loss must be one of gif, picture, mef-ssim, pmgi, got 'l1'"),
+        ("loss = 'l1'", "loss must be one of gif, picture, mef-ssim, pmgi, truth, got 'l1'"),
         ("learning_rate = -1", "learning_rate must be positive and finite, got -1.0"),
         ("learning_rate = nan", "learning_rate must be positive and finite, got nan"),
         ("learning_rate = inf", "learning_rate must be positive and finite, got inf"),

@@ -1,0 +1,224 @@
+"""The weights that :class:`ffmef.models.FocusNet` predicts, by NumPy: one frame and a strip of it at a time.
+
+:class:`ffmef.models.FocusNet` is the definition. Here the maps of one frame are kept, features only for a strip of
+rows, so that a picture of 24 megapixels takes no more memory than the formula of :mod:`ffmef.focus` and a few bytes a
+pixel.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ffmef import focus
+from ffmef.weight_files import find, stamp
+
+_PIXELS = 1 << 15  # of a strip: its features stay in the cache
+_LOG_STEPS = 1 << 14  # a unit of log energy, in sums over the frames
+
+
+class Network(NamedTuple):
+    """Parameters by band, the last for what is left: matrices (outputs, inputs) and biases (outputs, 1)."""
+
+    first: list[tuple[np.ndarray, np.ndarray]]
+    second: list[tuple[np.ndarray, np.ndarray]]
+    last: list[tuple[np.ndarray, np.ndarray]]
+
+
+def read(name_or_path: str | Path) -> Network | None:
+    """Return the network of a weights file, or None for a file of another model or a broken one.
+
+    Example:
+        >>> read("mef") is None
+        True
+    """
+    path = find(name_or_path)
+    return _read(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, stamp: tuple) -> Network | None:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("architecture") != "FocusNet":
+                return None
+            return network_of({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["config"]))
+    except Exception:  # whatever damaged bytes lead to; loading the model with torch says why
+        return None
+
+
+def network_of(state: dict[str, np.ndarray], config: dict) -> Network | None:
+    """Return the network of parameters by name, or None where they are not those of ``FocusNet(**config)``."""
+    channels = config.get("channels")
+    if config.keys() != {"channels"} or not isinstance(channels, int):
+        return None
+    sizes = {
+        "first": (channels, focus.FEATURES),
+        "second": (channels, channels),
+        "last": (1, channels + focus.FEATURES),
+    }
+    layers: dict[str, list] = {}
+    for layer, size in sizes.items():
+        for level in range(focus.BANDS + 1):
+            weight, bias = (state.pop(f"{layer}.{level}.{kind}", np.empty(0)) for kind in ("weight", "bias"))
+            if weight.shape != (*size, 1, 1) or bias.shape != size[:1] or weight.dtype != np.float32:
+                return None
+            if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+                return None
+            layers.setdefault(layer, []).append((weight.reshape(size), bias.reshape(-1, 1)))
+    return None if state else Network(**layers)
+
+
+class Spread:
+    """How the frames' energies are spread: gathered frame by frame, the greatest apart."""
+
+    def __init__(self, shapes: list[tuple[int, int]]):
+        self.count = 0
+        self._least = [np.full(shape, np.inf, np.float32) for shape in shapes]
+        self._sums = [np.zeros(shape, np.int32) for shape in shapes]
+
+    def add(self, energies: list[np.ndarray]) -> None:
+        """Note the energies of one frame in every band."""
+        self.count += 1
+        for energy, least, total in zip(energies, self._least, self._sums, strict=True):
+            np.minimum(least, energy, out=least)
+            for rows in focus._strips(energy.shape):
+                values = np.log(energy[rows] + np.float32(focus.NOISE))
+                values *= np.float32(_LOG_STEPS)
+                total[rows] += np.rint(values, out=values).astype(np.int32)
+
+    def below(self, best: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Turn the greatest energies into logarithms, in place; return how far mean and least lie below, float16."""
+        results = []
+        for greatest in best:
+            least, total = self._least.pop(0), self._sums.pop(0)
+            maps = np.empty(greatest.shape, np.float16), np.empty(greatest.shape, np.float16)
+            for rows in focus._strips(greatest.shape):
+                np.log(greatest[rows] + np.float32(focus.NOISE), out=greatest[rows])
+                maps[0][rows] = greatest[rows] - total[rows].astype(np.float64) / (_LOG_STEPS * self.count)
+                maps[1][rows] = greatest[rows] - np.log(least[rows] + np.float32(focus.NOISE))
+            results.append(maps)
+        return results
+
+
+def weights(
+    network: Network,
+    pixels: np.ndarray,
+    shapes: list[tuple[int, int]],
+    greatest: list[np.ndarray],
+    spread: list[tuple[np.ndarray, np.ndarray]],
+) -> list[np.ndarray]:
+    """Return a frame's weights, up to 1, in each band and for what is left.
+
+    Args:
+        network: what predicts them.
+        pixels: the frame.
+        shapes: the sizes of the bands, finest first, and of what is left.
+        greatest: logarithms of the greatest energy.
+        spread: of :meth:`Spread.below`.
+    """
+    own, narrow = _own(pixels, shapes)
+    below = focus._summed([energy.copy() for energy in own[:-1]], shapes)
+    for energy, most in zip(below, greatest, strict=True):
+        energy += np.float32(focus.NOISE)
+        np.log(energy, out=energy)
+        np.subtract(most, energy, out=energy)
+    finer: list[np.ndarray | None] = [None, None, None]  # S of the two finer bands, and d of the next, of this size
+    for level, shape in enumerate(shapes):
+        following = _next(own, below, finer, level)
+        which = level if level + 1 < len(shapes) else focus.BANDS
+        layers = [layer[which] for layer in network]
+        wide = _half(_half(own[level]))
+        rows = max(1, _PIXELS // shape[1])
+        for top in range(0, shape[0], rows):
+            part = slice(top, min(top + rows, shape[0]))
+            maps = _features(own, narrow, below, greatest, spread, level, part, finer, wide)
+            below[level][part] = _predicted(layers, maps).reshape(-1, shape[1])
+        finer = following
+    return below
+
+
+def _own(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return S in each band and for what is left, and the squares in a small window."""
+    import cv2
+
+    own = focus._squares(pixels, shapes)
+    taps = np.array([0.25, 0.5, 0.25])
+    narrow = [cv2.sepFilter2D(square, -1, taps, taps).reshape(square.shape) for square in own]
+    for energy in own:
+        cv2.GaussianBlur(energy, (0, 0), focus.WINDOW, dst=energy)
+    own.append(_half(own[-1]) if own else np.ones(shapes[-1], np.float32))
+    narrow.append(own[-1])
+    return own, narrow
+
+
+def _half(maps: np.ndarray) -> np.ndarray:
+    import cv2
+
+    return cv2.pyrDown(maps).reshape([(side + 1) // 2 for side in maps.shape])
+
+
+def _next(own, below, finer, level: int) -> list[np.ndarray | None]:
+    """Return what the next band's features need of this one and of the finer one."""
+    if level + 1 == len(own):
+        return [None, None, None]
+    return [_half(own[level]), None if finer[0] is None else _half(finer[0]), _half(below[level])]
+
+
+def _features(own, narrow, below, greatest, spread, level, part, finer, wide) -> np.ndarray:
+    """Return the features (14, pixels) of rows of a band, in the order of :class:`ffmef.models.FocusNet`."""
+    shape = own[level].shape
+    maps = np.zeros((focus.FEATURES, part.stop - part.start, shape[1]), np.float32)
+    np.subtract(greatest[level][part], below[level][part], out=maps[0])
+    maps[1], maps[2], maps[3] = own[level][part], narrow[level][part], _rows(wide, shape, part)
+    for place, of in ((4, finer[0]), (5, finer[1]), (9, finer[2])):
+        if of is not None:
+            maps[place] = of[part]
+    for step in (1, 2):
+        if level + step < len(own):
+            maps[5 + step] = _rows(own[level + step], shape, part)
+            maps[9 + step] = _rows(below[level + step], shape, part)
+    maps[8], maps[12], maps[13] = below[level][part], spread[level][0][part], spread[level][1][part]
+    maps[1:8] += np.float32(focus.FLOOR)
+    np.log(maps[1:8], out=maps[1:8])
+    maps[:8] -= np.float32(focus.CENTRE)
+    maps *= np.float32(1 / focus.SPREAD)
+    return maps.reshape(focus.FEATURES, -1)
+
+
+def _rows(maps: np.ndarray, shape: tuple[int, int], part: slice) -> np.ndarray:
+    """Return rows of maps interpolated to a shape, as ``cv2.resize`` makes all of them."""
+    import cv2
+
+    places = (np.arange(part.start, part.stop) + 0.5) * (maps.shape[0] / shape[0]) - 0.5
+    places = places.clip(0, maps.shape[0] - 1)
+    above = places.astype(int)
+    following = np.minimum(above + 1, maps.shape[0] - 1)
+    share = (places - above).astype(np.float32)[:, None]
+    first, last = above[0], following[-1] + 1
+    across = cv2.resize(maps[first:last], (shape[1], last - first), interpolation=cv2.INTER_LINEAR)
+    across = across.reshape(last - first, shape[1])
+    return across[above - first] * (1 - share) + across[following - first] * share
+
+
+def _predicted(layers: list[tuple[np.ndarray, np.ndarray]], features: np.ndarray) -> np.ndarray:
+    hidden = features
+    for weight, bias in layers[:2]:
+        hidden = weight @ hidden
+        hidden += bias
+        np.maximum(hidden, 0, out=hidden)
+    weight, bias = layers[2]
+    channels = hidden.shape[0]
+    logits = weight[0, :channels] @ hidden
+    logits += weight[0, channels:] @ features
+    logits += bias[0]
+    logits -= features[8] * np.float32(focus.SPREAD * 2**focus.SQUARINGS)
+    np.clip(logits, *focus.LOGITS, out=logits)
+    return np.exp(logits, out=logits)
