@@ -52,6 +52,8 @@ class PictureScenes:
         gap: least difference of mean grey level between neighbours in a sample of a bracket with more than ``count``
             exposures; where a bracket has none, its darkest and brightest are taken.
         jitter: share of the samples whose dark picture is darkened further or whose bright one is brightened further.
+        glare: share of the samples whose last picture, the visible one of a pair given as infrared and visible, a lamp
+            dazzles.
         longest_side: pictures are kept no larger than this.
 
     Attributes:
@@ -68,12 +70,13 @@ class PictureScenes:
         order: str = "luminance",
         gap: float = 40.0,
         jitter: float = 0.0,
+        glare: float = 0.0,
         longest_side: int | None = 640,
     ):
         if order not in ("luminance", "given", "random"):
             raise ValueError(f"order must be 'luminance', 'given' or 'random', got {order!r}")
         self.count, self.largest_count = count, largest_count
-        self.order, self.gap, self.jitter = order, gap, jitter
+        self.order, self.gap, self.jitter, self.glare = order, gap, jitter, glare
         self.names: list[str] = []
         self.skipped: dict[str, str] = {}
         self._pictures: list[list[np.ndarray]] = []
@@ -113,6 +116,8 @@ class PictureScenes:
         sample = np.stack([cut(pictures[i], window, size) for i in chosen])
         if self.jitter and rng.random() < self.jitter:
             sample = _expose_further(sample, rng)
+        if self.glare and rng.random() < self.glare:
+            sample[-1] = _dazzled(sample[-1], sample[0], rng)
         if self.order == "random":
             rng.shuffle(sample)
         return sample
@@ -150,3 +155,23 @@ def _expose_further(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     table = np.clip(np.arange(256) * gain + 0.5, 0, 255).astype(np.uint8)
     sample[index] = table[sample[index]]
     return sample
+
+
+def _dazzled(picture: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a picture with a lamp in it that hides what the other one shows: white within, and a halo around."""
+    size = picture.shape[0]
+    places = rng.uniform(0.1, 0.9, (4, 2)) * size
+    reach = size * np.exp(rng.uniform(np.log(0.06), np.log(0.3)))
+    # Of four places the one where the other picture varies most.
+    centre = max(places, key=lambda place: _variation(other, place, reach))
+    rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
+    stretch = np.exp(rng.uniform(-0.4, 0.4))
+    distance = np.hypot((rows - centre[0]) * stretch, (columns - centre[1]) / stretch) / reach
+    lamp = rng.uniform(1, 3) * np.exp(-(distance ** rng.uniform(2, 6))) + rng.uniform(0, 0.3) * np.exp(-distance)
+    light = (picture.astype(np.float32) / 255) ** 2.2 + lamp[..., None].astype(np.float32)
+    return np.rint(np.clip(light, 0, 1) ** (1 / 2.2) * 255).astype(np.uint8)
+
+
+def _variation(picture: np.ndarray, place: np.ndarray, reach: float) -> float:
+    (top, left), (bottom, right) = np.maximum(place - reach, 0).astype(int), (place + reach).astype(int) + 1
+    return float(picture[top:bottom, left:right].std())

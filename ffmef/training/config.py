@@ -67,6 +67,7 @@ class Config:
     turns: bool = field(default=False, metadata={"help": "quarter turns besides flips"})
     order: str = field(default="", metadata={"help": "luminance, given, reversed or random; by default the task's"})
     jitter: float = field(default=0.0, metadata={"help": "share of the samples exposed further than the bracket"})
+    glare: float = field(default=0.0, metadata={"help": "share of vif samples in which a lamp dazzles the visible one"})
     windows: float = field(default=0.3, metadata={"help": "share of synthetic brackets with a second, brighter scene"})
     longest_side: int = field(default=640, metadata={"help": "pictures are kept in memory no larger than this"})
 
@@ -127,7 +128,9 @@ class Config:
         for name in ("validation", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
-        for name in ("jitter", "windows"):
+        if self.glare and self.task != "vif":
+            raise InputError(f"glare must be used for task vif, got task {self.task}")
+        for name in ("jitter", "windows", "glare"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name in ("data", "photographs", "exclude"):

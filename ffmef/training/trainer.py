@@ -116,7 +116,12 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         # By name, so that a scene present in two folders is on one side of the split only.
         kept_out = {name for name in scenes if _fraction(name, config.seed) < config.validation}
         parts.append(
-            PictureScenes({n: p for n, p in scenes.items() if n not in kept_out}, jitter=config.jitter, **options)
+            PictureScenes(
+                {n: p for n, p in scenes.items() if n not in kept_out},
+                jitter=config.jitter,
+                glare=config.glare,
+                **options,
+            )
         )
         chosen = PictureScenes({n: scenes[n] for n in sorted(kept_out)}, **{**options, "longest_side": 384})
         held_out += [chosen.whole(index) for index in range(len(chosen))]

@@ -364,3 +364,23 @@ def test_a_near_layer_is_blurred_with_its_edge():
     np.testing.assert_allclose(seen[16, 31] + seen[16, 32], 1.25, atol=1e-4)
     slanted = stacks._slanted(back, np.linspace(0, 15, 64, dtype=np.float32)[None].repeat(32, 0), stacks._disc)
     np.testing.assert_allclose(slanted, back, atol=1e-5)
+
+
+def test_a_lamp_hides_what_the_infrared_shows(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "one").mkdir()
+    infrared = rng.integers(60, 200, (80, 80, 3), np.uint8)
+    infrared[:, :40] = 100  # nothing to hide
+    Image.fromarray(infrared).save(tmp_path / "one" / "one_B.png")
+    Image.fromarray(np.full((80, 80, 3), 90, np.uint8)).save(tmp_path / "one" / "one_A.png")
+    scenes = {name: paths[::-1] for name, paths in find_scenes(tmp_path).items()}
+    dazzled = PictureScenes(scenes, order="given", glare=1.0)
+    plain = PictureScenes(scenes, order="given")
+    right = 0
+    for seed in range(12):
+        sample, other = (p.sample(0, 64, "whole", np.random.default_rng(seed)) for p in (dazzled, plain))
+        np.testing.assert_array_equal(sample[0], other[0])  # the infrared
+        assert (sample[1] >= other[1]).all() and (sample[1] == 255).all(2).sum() > 20
+        columns = np.nonzero((sample[1] == 255).all(2))[1]
+        right += columns.mean() > 32
+    assert right > 9
