@@ -25,9 +25,15 @@ class Scenes(Protocol):
 
 
 class Mixture:
-    """Several kinds of scenes as one."""
+    """Several kinds of scenes as one.
+
+    Attributes:
+        parts: the kinds.
+        names: of all scenes, one part after the other.
+    """
 
     def __init__(self, parts: list[Scenes]):
+        self.parts = parts
         self._places = [(part, index) for part in parts for index in range(len(part))]
         self.names = [name for part in parts for name in part.names]
 

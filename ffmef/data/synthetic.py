@@ -16,7 +16,7 @@ from ffmef.errors import InputError
 log = logging.getLogger(__name__)
 
 # Relative luminance of linear RGB (BT.709).
-_LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 class SyntheticBrackets:
@@ -42,6 +42,7 @@ class SyntheticBrackets:
     Attributes:
         names: of the photographs that can be used.
         skipped: ``{name: reason}``.
+        light: the photographs (H, W, 3), uint8, and the radiance maps, float32.
 
     Raises:
         InputError: no photograph is found.
@@ -67,7 +68,7 @@ class SyntheticBrackets:
         self.order, self.windows, self.jitter = order, windows, jitter
         self.names: list[str] = []
         self.skipped: dict[str, str] = {}
-        self._light: list[np.ndarray] = []  # uint8 photographs, float32 radiance maps
+        self.light: list[np.ndarray] = []
         for path in paths:
             try:
                 light = _read_light(path, longest_side)
@@ -76,7 +77,7 @@ class SyntheticBrackets:
                 log.warning("photograph left out: %s", error)
                 continue
             self.names.append(path.name)
-            self._light.append(light)
+            self.light.append(light)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -98,7 +99,7 @@ class SyntheticBrackets:
 
     def _scene(self, index: int, size: int, recipe: str, rng: np.random.Generator) -> np.ndarray:
         """Return linear light (size, size, 3), float32."""
-        light = self._light[index]
+        light = self.light[index]
         if light.dtype == np.uint8:
             part = cut(light, draw_window(*light.shape[:2], size, recipe, rng), size)
             linear = (part.astype(np.float32) / 255) ** np.float32(rng.uniform(1.9, 2.4)) + 1e-4
@@ -108,7 +109,7 @@ class SyntheticBrackets:
         return np.maximum(cut(light, draw_window(*light.shape[:2], size, recipe, rng), size), 0) + 1e-6
 
     def _gains(self, scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        luminance = scene @ _LUMINANCE
+        luminance = scene @ LUMINANCE
         highlight = np.percentile(luminance, rng.uniform(92, 99.7))
         shadow = np.percentile(luminance, rng.uniform(3, 35))
         under = np.exp(rng.uniform(np.log(0.05), np.log(0.8))) / highlight
@@ -162,7 +163,7 @@ def _spread_tones(linear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Stretch the blurred logarithm of light by 1 to 2.5 times; detail keeps its contrast."""
     import cv2
 
-    logarithm = np.log2(linear @ _LUMINANCE)
+    logarithm = np.log2(linear @ LUMINANCE)
     base = cv2.GaussianBlur(logarithm, None, linear.shape[0] * rng.uniform(0.02, 0.15))
     return linear * np.exp2((base - base.mean()) * np.float32(rng.uniform(0.0, 1.5)))[..., None]
 
@@ -183,7 +184,7 @@ def _behind_window(scene: np.ndarray, other: np.ndarray, rng: np.random.Generato
     mask = mask.astype(np.float32)
     if rng.random() < 0.5:
         mask = cv2.GaussianBlur(mask, None, rng.uniform(0.4, 3.0))
-    level = np.median(scene @ _LUMINANCE) / np.median(other @ _LUMINANCE) * 2 ** rng.uniform(2, 6)
+    level = np.median(scene @ LUMINANCE) / np.median(other @ LUMINANCE) * 2 ** rng.uniform(2, 6)
     return scene * (1 - mask[..., None]) + other * (mask * np.float32(level))[..., None]
 
 

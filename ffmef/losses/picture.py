@@ -34,6 +34,7 @@ class PictureLoss(nn.Module):
     Args:
         weights: weight of each term by name; None means :data:`DEFAULT_WEIGHTS`.
         grey: terms of edges and tones see the grey picture instead of R, G and B separately, at a third of the cost.
+        brackets: weights that differ where there are more than two sources, by name; None: none.
 
     Raises:
         ValueError: an unknown term, or no term at all.
@@ -46,22 +47,34 @@ class PictureLoss(nn.Module):
         ['clipping', 'structure']
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None, *, grey: bool = False):
+    def __init__(
+        self,
+        weights: Mapping[str, float] | None = None,
+        *,
+        grey: bool = False,
+        brackets: Mapping[str, float] | None = None,
+    ):
         super().__init__()
         self.grey = grey
         weights = dict(DEFAULT_WEIGHTS if weights is None else weights)
-        unknown = sorted(set(weights) - set(TERMS))
-        if unknown:
-            raise ValueError(f"weights must name terms of {sorted(TERMS)}, got {unknown[0]!r}")
-        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
-        if not self.weights:
-            raise ValueError(f"weights must give at least one term a weight, got {weights}")
+        self.weights, self.brackets = _checked(weights), _checked(weights | dict(brackets or {}))
 
     def forward(self, fused: Tensor, sources: Sources) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the total and the unweighted terms of a fused luminance (B, 1, H, W), not clipped."""
         fused = check_fused(fused, sources)
         unclipped = sources.picture(fused.clamp(0, 1))
         view = View(sources.rgb, unclipped.clamp(0, 1), unclipped, fused, grey=self.grey)
-        terms = {name: TERMS[name](view) for name in self.weights}
-        total = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
+        weights = self.weights if sources.rgb.shape[1] == 2 else self.brackets
+        terms = {name: TERMS[name](view) for name in weights}
+        total = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
         return total, terms
+
+
+def _checked(weights: Mapping[str, float]) -> dict[str, float]:
+    unknown = sorted(set(weights) - set(TERMS))
+    if unknown:
+        raise ValueError(f"weights must name terms of {sorted(TERMS)}, got {unknown[0]!r}")
+    used = {name: float(weight) for name, weight in weights.items() if weight}
+    if not used:
+        raise ValueError(f"weights must give at least one term a weight, got {weights}")
+    return used

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -28,11 +30,14 @@ class _SlidingSum(torch.autograd.Function):
     """Weighted sum over every window that lies inside the picture, one axis after the other.
 
     Shifted additions need no copy of the picture per tap and are several times faster on a CPU than a convolution of
-    one channel; the adjoint of a symmetric window is the same sum over the zero-padded gradient.
+    one channel. A GPU is kept busy by launches instead, so there the sums are two products with banded matrices. The
+    adjoint of a symmetric window is the same sum over the zero-padded gradient.
     """
 
     @staticmethod
     def forward(maps: Tensor, taps: Sequence[float]) -> Tensor:
+        if maps.device.type == "cuda":
+            return _by_bands(maps, taps)
         for dim in (-2, -1):
             length = maps.shape[dim] - len(taps) + 1
             total = maps.narrow(dim, 0, length) * taps[0]
@@ -59,6 +64,21 @@ class _SlidingSum(torch.autograd.Function):
         return _SlidingSum.apply(maps.movedim(in_dims[0], 0), taps), 0
 
 
+def _by_bands(maps: Tensor, taps: Sequence[float]) -> Tensor:
+    """Return the same sums as products with banded matrices, one for each axis."""
+    down, across = (_band(side, tuple(taps), maps.dtype, maps.device) for side in maps.shape[-2:])
+    return down.mT @ (maps.flatten(0, -3) @ across).view(*maps.shape[:-1], across.shape[1])
+
+
+@functools.lru_cache(maxsize=64)
+def _band(side: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return (side, side - T + 1), each column the T taps from the row of its number on."""
+    step = torch.arange(side).unsqueeze(1) - torch.arange(side - len(taps) + 1)
+    inside = (step >= 0) & (step < len(taps))
+    band = torch.tensor(taps, dtype=torch.float64)[step.clamp(0, len(taps) - 1)] * inside
+    return band.to(dtype).to(device)
+
+
 def _gaussian(maps: Tensor) -> Tensor:
     return _SlidingSum.apply(maps, _GAUSSIAN)
 
@@ -67,26 +87,22 @@ def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[T
     """Return the factor of each source in the desired patch (B, N, h, w) and that patch's Gaussian variance.
 
     The desired patch is sum_k factor_k (patch_k - its mean), so box and Gaussian statistics of products of two sources
-    are all that is needed; no patch is ever formed. Whole grey levels make the box sums exact in float64.
+    are all that is needed; no patch is ever formed. ``pairs`` names each source with itself, then all others. Whole
+    grey levels make the box sums exact in float64.
     """
     area = WINDOW * WINDOW
     count = sources.shape[1]
-    sums = _SlidingSum.apply(sources, _BOX)
-    means = _gaussian(sources)
-    scatter, covariance = {}, {}
-    for i, j in pairs:
-        product = sources[:, i] * sources[:, j]
-        scatter[i, j] = (_SlidingSum.apply(product, _BOX) * area - sums[:, i] * sums[:, j]) / area
-        covariance[i, j] = _gaussian(product) - means[:, i] * means[:, j]
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    sums, means = _SlidingSum.apply(sources, _BOX), _gaussian(sources)
+    products = _of(sources, first) * _of(sources, second)
+    scatter = (_SlidingSum.apply(products, _BOX) * area - _of(sums, first) * _of(sums, second)) / area
+    covariance = _gaussian(products) - _of(means, first) * _of(means, second)
 
-    def combine(values: dict[tuple[int, int], Tensor], factors: Tensor | None) -> Tensor:
-        total = 0.0
-        for i, j in pairs:
-            term = values[i, j] if factors is None else values[i, j] * factors[:, i] * factors[:, j]
-            total = total + (term if i == j else 2 * term)
-        return total.clamp_min(0)
+    def combine(values: Tensor, factors: Tensor | None) -> Tensor:
+        terms = values if factors is None else values * _of(factors, first) * _of(factors, second)
+        return (terms[:, :count].sum(1) + 2 * terms[:, count:].sum(1)).clamp_min(0)
 
-    norms = torch.stack([scatter[i, i] for i in range(count)], 1).clamp_min(0).sqrt()
+    norms = scatter[:, :count].clamp_min(0).sqrt()
     consistency = (combine(scatter, None).sqrt() + _STABILISER) / (norms.sum(1) + _STABILISER)
     # tan reaches the limit of 10 at 0.937, so the upper clip changes no value and keeps tan off its pole.
     power = torch.tan(consistency.clamp(0, 0.99) * (math.pi / 2)).clamp_max(10).unsqueeze(1)
@@ -97,6 +113,11 @@ def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[T
     scale = torch.where(norm > 0, energies.amax(1) / norm, 0)
     factors = factors * scale.unsqueeze(1)
     return factors, combine(covariance, factors)
+
+
+def _of(maps: Tensor, numbers: list[int]) -> Tensor:
+    """Return maps (B, K, h, w) of the numbers, in their order, without copying an index to the device."""
+    return torch.stack([maps[:, number] for number in numbers], 1)
 
 
 def _mef_ssim_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
@@ -166,7 +187,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
     sources = sources.detach().to(dtype).squeeze(2) - 128
     fused = fused.to(dtype) - 128
     count = sources.shape[1]
-    pairs = [(i, j) for i in range(count) for j in range(i, count)]
+    pairs = [(i, i) for i in range(count)] + list(itertools.combinations(range(count), 2))
     exponents = [exponent / sum(EXPONENTS[:scales]) for exponent in EXPONENTS[:scales]]
     value, slope = 1.0, 1.0
     for level, exponent in enumerate(exponents):

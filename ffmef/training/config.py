@@ -32,6 +32,7 @@ _RANGES = {
     "checkpoint_every": (0, 10**9),
     "warmup": (0, 10**9),
     "overlap": (0, 2**14),
+    "mirror": (0, 2**14),
     "threads": (0, 4096),
     "workers": (0, 256),
     "seed": (0, 2**63 - 1),
@@ -62,7 +63,11 @@ class Config:
     largest_count: int = field(default=0, metadata={"help": "half of the samples have up to this many; 0: none"})
     size: int = field(default=128, metadata={"help": "side of the samples in pixels"})
     overlap: int = field(default=0, metadata={"help": "pixels; samples are cut twice, shifted by up to this many"})
-    consistency: float = field(default=0.0, metadata={"help": "weight of the difference of two cuts of a sample"})
+    mirror: int = field(
+        default=0, metadata={"help": "pixels; samples are fused again within so wide a mirrored border"}
+    )
+    consistency: float = field(default=0.0, metadata={"help": "weight of what a cut or a mirrored border changes"})
+    on_device: bool = field(default=False, metadata={"help": "samples of photographs are made by the training device"})
     recipe: str = field(default="whole", metadata={"help": "whole (paper), release or mixed crops"})
     turns: bool = field(default=False, metadata={"help": "quarter turns besides flips"})
     order: str = field(default="", metadata={"help": "luminance, given, reversed or random; by default the task's"})
@@ -72,6 +77,7 @@ class Config:
     longest_side: int = field(default=640, metadata={"help": "pictures are kept in memory no larger than this"})
 
     epochs: int = field(default=30, metadata={"help": "length of the run"})
+    minutes: float = field(default=0.0, metadata={"help": "length of the run, in place of epochs; 0: none"})
     until: int = field(default=0, metadata={"help": "stop after this many epochs of the schedule; 0: at its end"})
     samples_per_epoch: int = field(default=0, metadata={"help": "0: one per scene"})
     batch_size: int = field(default=2, metadata={"help": "over all processes"})
@@ -110,21 +116,26 @@ class Config:
             )
         if self.largest_count:
             _at_least("largest_count", self.largest_count, self.count)
-            if self.batch_size != 1:
-                raise InputError(f"batch_size must be 1 where largest_count lets samples differ, got {self.batch_size}")
+            if self.batch_size != 1 and not self.on_device:
+                raise InputError(
+                    f"batch_size must be 1 where largest_count lets samples differ, got {self.batch_size}; on_device "
+                    "makes batches of one number of pictures"
+                )
         # Comparisons in this form are false for NaN.
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be positive and finite, got {self.learning_rate}")
-        for name in ("weight_decay", "clip_norm"):
+        for name in ("weight_decay", "clip_norm", "minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        if not (0 <= self.consistency < math.inf and self.overlap < self.size):
+        if not (0 <= self.consistency < math.inf and max(self.overlap, self.mirror) < self.size):
             raise InputError(
-                "consistency must be at least 0 and finite, and overlap below size, "
-                f"got {self.consistency} and {self.overlap}"
+                "consistency must be at least 0 and finite, and overlap and mirror below size, "
+                f"got {self.consistency}, {self.overlap} and {self.mirror}"
             )
         if self.consistency and not self.overlap:
             raise InputError(f"overlap must be positive where consistency has a weight, got {self.overlap}")
+        if self.on_device and self.data:
+            raise InputError("on_device makes samples of photographs only, but data names folders")
         for name in ("validation", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")

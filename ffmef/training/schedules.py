@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 
-def rate_factor(step: int, *, total: int, schedule: str, warmup: int = 0, halve_every: int = 1) -> float:
+def rate_factor(step: int, *, total: float, schedule: str, warmup: int = 0, halve_every: int = 1) -> float:
     """Return the factor of the highest learning rate at a step.
 
     Args:
         step: from 0.
-        total: steps of the run.
+        total: steps of the run; may be an estimate.
         schedule: ``"constant"``; ``"cosine"``, from 1 to 1 % along half a cosine; ``"step"``, halved every
             ``halve_every`` steps.
         warmup: steps of linear rise from near 0, multiplied with the schedule.

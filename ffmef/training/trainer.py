@@ -7,15 +7,18 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ffmef import files
 from ffmef.data import (
+    DeviceBatches,
     EpochBatches,
     Mixture,
     PictureScenes,
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 
 _LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss, "truth": TruthLoss}
 _MOST_PARAMETERS = 10**9
+_CORNER = 24  # pixels, side of what counts as a corner
+_WAIT_EVERY = 25  # steps between which a GPU is not waited for
 
 
 class DivergedError(InputError):
@@ -160,22 +165,35 @@ def _fraction(name: str, seed: int) -> float:
     return zlib.crc32(f"{seed}:{name}".encode()) / 2**32
 
 
-def _disagreement(fused: Tensor, places: np.ndarray) -> Tensor:
+def _disagreement(one: Tensor, other: Tensor, places: np.ndarray) -> Tensor:
     """Return the mean absolute difference of two fused parts of one sample where they overlap, mean over samples.
 
     Args:
-        fused: (2 B, 1, size, size), the first parts before the second ones.
+        one: (B, 1, size, size).
+        other: like ``one``.
         places: (2, B, 2), top and left of each part.
     """
-    size, total = fused.shape[-1], 0.0
-    for one, other, (first, second) in zip(*fused.chunk(2), places.transpose(1, 0, 2), strict=True):
+    size, total = one.shape[-1], 0.0
+    for first_part, other_part, (first, second) in zip(one, other, places.transpose(1, 0, 2), strict=True):
         start, end = np.maximum(first, second), np.minimum(first, second) + size
         parts = [
             maps[:, start[0] - place[0] : end[0] - place[0], start[1] - place[1] : end[1] - place[1]]
-            for maps, place in ((one, first), (other, second))
+            for maps, place in ((first_part, first), (other_part, second))
         ]
         total = total + (parts[0] - parts[1]).abs().mean()
     return total / places.shape[1]
+
+
+def _border_change(fused: Tensor, mirrored: Tensor, width: int) -> Tensor:
+    """Return the mean absolute difference that a mirrored border makes, half of it that of the four corners."""
+    change = (mirrored[..., width:-width, width:-width] - fused).abs()
+    side = min(_CORNER, change.shape[-1])
+    corners = [change[..., rows, columns] for rows in _ends(side) for columns in _ends(side)]
+    return (change.mean() + sum(corner.mean() for corner in corners) / 4) / 2
+
+
+def _ends(side: int) -> tuple[slice, slice]:
+    return slice(None, side), slice(-side, None)
 
 
 class Trainer:
@@ -233,10 +251,7 @@ class Trainer:
             dataset, config.batch_size, rank=self.fabric.global_rank, world_size=self.fabric.world_size
         )
         self.dataset = dataset
-        # A generator of its own: the loader must not draw from the random state that a checkpoint holds.
-        self.loader = torch.utils.data.DataLoader(
-            dataset, batch_sampler=self.batches, num_workers=config.workers, generator=torch.Generator()
-        )
+        self.loader = self._loader()
         self.loss = build_loss(config.loss, config.loss_options)
         _check_size(self.loss, config)
         torch.manual_seed(config.seed)
@@ -254,10 +269,13 @@ class Trainer:
         )
         self.average = copy.deepcopy(model).requires_grad_(False) if config.ema else None
         self.step = self.epoch = self.batch = 0
+        self.seconds = 0.0
         self._sums: dict[str, float] = {}
+        self._made: list[tuple[int, int, Tensor]] = []  # losses of steps that are not yet read
         if state:
             self._restore(state, model, optimizer)
-        use_native_operators(model)
+        if self.fabric.device.type == "cpu":
+            use_native_operators(model)
         self.plain = model
         self.model, self.optimizer = self.fabric.setup(model, optimizer)
         if state and state["scaler"] is not None:
@@ -266,6 +284,18 @@ class Trainer:
             self.average.to(self.fabric.device)
         if self.fabric.is_global_zero:
             self._open_folder()
+
+    def _loader(self) -> Iterable[Tensor]:
+        if self.config.on_device:
+            return DeviceBatches(self.dataset, self.batches, self.fabric.device)
+        return torch.utils.data.DataLoader(
+            self.dataset,
+            batch_sampler=self.batches,
+            num_workers=self.config.workers,
+            pin_memory=self.fabric.device.type == "cuda",
+            # A generator of its own: the loader must not draw from the random state that a checkpoint holds.
+            generator=torch.Generator(),
+        )
 
     def _open_folder(self) -> None:
         try:
@@ -286,6 +316,7 @@ class Trainer:
             "epoch": self.epoch,
             "batch": self.batch,
             "sums": self._sums,
+            "seconds": self.seconds,
             "model": self.plain.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -304,7 +335,7 @@ class Trainer:
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"{self.folder}/checkpoint.pt: does not fit these settings: {reason}") from None
         self.step, self.epoch, self.batch = state["step"], state["epoch"], state["batch"]
-        self._sums = state["sums"]
+        self._sums, self.seconds = state["sums"], state.get("seconds", 0.0)
 
     def _save(self) -> None:
         if self.fabric.is_global_zero:
@@ -323,33 +354,32 @@ class Trainer:
             DivergedError: the loss of a batch is not finite; the scenes of the batch are named.
             InputError: the disk is full, or another reason why a file cannot be written.
         """
-        config, total = self.config, self.last_epoch * len(self.batches)
         table = LossTable(self.folder, self.epoch) if self.fabric.is_global_zero else None
         events = self._events() if self.fabric.is_global_zero else None
-        bar = self._bar(total, progress)
-        first = self.step
+        bar = self._bar(progress)
+        first, self._clock = self.step, time.perf_counter() - self.seconds
         self.model.train()
-        while self.epoch < self.last_epoch:
+        while not self._ended():
             self.batches.seek(self.epoch, self.batch)
             for batch in self.loader:
                 # Slicing the run must leave the state as a kill would: between two steps.
                 if stop_after is not None and self.step - first >= stop_after:
+                    self._read(bar, events)
                     self._save()
                     bar.close()
                     return
-                started = time.perf_counter()
-                values = self._step(batch)
+                self._made.append((self.epoch, self.batch, self._step(batch)))
                 self.batch += 1
                 self.step += 1
-                for name, value in values.items():
-                    self._sums[name] = self._sums.get(name, 0.0) + value
-                self._show(bar, values, time.perf_counter() - started)
-                if events:
-                    for name, value in values.items():
-                        events.add_scalar(f"loss/{name}", value, self.step)
-                    events.add_scalar("learning_rate", self._rate(self.step - 1), self.step)
-                if config.checkpoint_every and self.step % config.checkpoint_every == 0:
+                self.seconds = time.perf_counter() - self._clock
+                save = self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0
+                if save or self.fabric.device.type == "cpu" or len(self._made) == _WAIT_EVERY:
+                    self._read(bar, events)
+                if save:
                     self._save()
+                if self._out_of_time():
+                    break
+            self._read(bar, events)
             self._end_epoch(table, events)
         bar.close()
         if self.fabric.is_global_zero:
@@ -358,6 +388,34 @@ class Trainer:
             table.plot(self.folder / "losses.png")
         self.fabric.barrier()
 
+    def _ended(self) -> bool:
+        return self._out_of_time() if self.config.minutes else self.epoch >= self.last_epoch
+
+    def _out_of_time(self) -> bool:
+        return bool(self.config.minutes) and self.seconds >= 60 * self.config.minutes
+
+    def _read(self, bar, events) -> None:
+        """Wait for the losses of the steps made since the last call, and note them.
+
+        Raises:
+            DivergedError: one is not finite; the scenes of its batch are named.
+        """
+        if not self._made:
+            return
+        rows = torch.stack([values for *_, values in self._made]).tolist()
+        for (epoch, batch, _), row in zip(self._made, rows, strict=True):
+            numbers = dict(zip(self._names, row, strict=True))
+            if not np.isfinite(numbers["total"]):
+                raise self._diverged(numbers, epoch, batch)
+            for name, value in numbers.items():
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        if events:
+            for name, value in numbers.items():
+                events.add_scalar(f"loss/{name}", value, self.step)
+            events.add_scalar("learning_rate", self._rate(self.step - 1), self.step)
+        self._made.clear()
+        self._show(bar, numbers, len(rows))
+
     @property
     def last_epoch(self) -> int:
         """The number of epochs after which the run ends."""
@@ -365,9 +423,13 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         config = self.config
+        total = config.epochs * len(self.batches)
+        if config.minutes:
+            # As many steps as there will be at the pace so far: the schedule follows the clock.
+            total = max(step, 1) * 60 * config.minutes / max(self.seconds, 1e-3)
         return config.learning_rate * rate_factor(
             step,
-            total=config.epochs * len(self.batches),
+            total=total,
             schedule=config.schedule,
             warmup=config.warmup,
             halve_every=config.step_epochs * len(self.batches),
@@ -389,63 +451,76 @@ class Trainer:
         fused, shares = model(sources.luminance, with_shares=True)
         return fused, sources.with_chroma_of(shares.detach()) if self.config.task == "mef" else sources
 
-    def _cut_twice(self, batch: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Cut two overlapping parts of each sample, the first of all before the second of all; return their places."""
-        size, slack = self.config.size, self.config.overlap
-        rng = np.random.default_rng([self.config.seed, 3, self.step, self.fabric.global_rank])
-        places = rng.integers(0, slack + 1, (2, len(batch), 2))
-        parts = [
-            sample[..., top : top + size, left : left + size]
-            for part in places
-            for sample, (top, left) in zip(batch, part, strict=True)
-        ]
-        return torch.stack(parts), places
+    def _cut(self, batch: Tensor, places: np.ndarray) -> Tensor:
+        """Return the part of each sample whose top and left are given, (B, 2)."""
+        size = self.config.size
+        parts = [sample[..., y : y + size, x : x + size] for sample, (y, x) in zip(batch, places, strict=True)]
+        return torch.stack(parts)
 
-    def _step(self, batch: Tensor) -> dict[str, float]:
+    def _changes(self, fused: Tensor, sources: Sources, batch: Tensor, places: np.ndarray) -> dict[str, Tensor]:
+        """Return what another cut of the samples and a mirrored border change in the fused picture."""
+        other = self._sources(self._cut(batch, places[1]))
+        terms = {"consistency": _disagreement(fused, self._forward(self.model, other)[0], places)}
+        if self.config.mirror:
+            width = self._random(4).integers(1, self.config.mirror + 1)
+            mirrored = F.pad(sources.luminance, [int(width)] * 4, mode="reflect")
+            again = self.model(mirrored, with_shares=True)[0] if self._has_shares else self.model(mirrored)
+            terms["border"] = _border_change(fused, again, int(width))
+        return terms
+
+    def _random(self, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, purpose, self.step, self.fabric.global_rank])
+
+    @property
+    def _has_shares(self) -> bool:
+        return isinstance(self.plain, PyramidFFMEF)
+
+    def _step(self, batch: Tensor) -> Tensor:
+        """Make one step and return its losses, still on the device."""
         rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        places = None
+        batch, places = batch.to(self.fabric.device, non_blocking=True), None
         if self.config.overlap:
-            batch, places = self._cut_twice(batch)
-        sources = self._sources(batch.to(self.fabric.device, non_blocking=True))
-        fused, sources = self._forward(self.model, sources)
-        total, terms = self.loss(fused, sources)
-        if places is not None:
-            terms["consistency"] = _disagreement(fused, places)
-            total = total + self.config.consistency * terms["consistency"]
-        names = ["total", *terms]
+            places = self._random(3).integers(0, self.config.overlap + 1, (2, len(batch), 2))
+        sources = self._sources(batch if places is None else self._cut(batch, places[0]))
+        fused, merged = self._forward(self.model, sources)
+        total, terms = self.loss(fused, merged)
+        if places is not None and self.config.consistency:
+            changes = self._changes(fused, sources, batch, places)
+            total = total + self.config.consistency * sum(changes.values())
+            terms.update(changes)
+        self._names = ["total", *terms]
         values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
         if self.fabric.world_size > 1:
             values = self.fabric.all_reduce(values, reduce_op="mean")
-        numbers = dict(zip(names, values.tolist(), strict=True))
-        if not np.isfinite(numbers["total"]):
-            raise self._diverged(numbers)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         if self.config.clip_norm:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip_norm)
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
+            )
         self.optimizer.step()
         if self.average is not None:
             # The average of the first steps is short, so that it forgets the random start.
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.plain.parameters()), 1 - decay)
-        return numbers
+        return values
 
-    def _diverged(self, numbers: dict[str, float]) -> DivergedError:
-        order = list(EpochBatches(self.dataset, self.config.batch_size).at(self.epoch, self.batch))
+    def _diverged(self, numbers: dict[str, float], epoch: int, batch: int) -> DivergedError:
+        order = list(EpochBatches(self.dataset, self.config.batch_size).at(epoch, batch))
         scenes = ", ".join(self.dataset.name(place) for place in order)
         broken = ", ".join(name for name, value in numbers.items() if not np.isfinite(value))
         return DivergedError(
-            f"{broken} is not finite in epoch {self.epoch + 1}, batch {self.batch + 1} ({scenes}); "
+            f"{broken} is not finite in epoch {epoch + 1}, batch {batch + 1} ({scenes}); "
             f"the checkpoint of the last good step is kept"
         )
 
     def _end_epoch(self, table: LossTable | None, events) -> None:
         # DDP keeps all processes at the same step, so only the first needs to look.
         if self.fabric.is_global_zero:
-            means = {name: value / len(self.batches) for name, value in self._sums.items()}
+            means = {name: value / max(1, self.batch) for name, value in self._sums.items()}
             row = {"epoch": self.epoch, "step": self.step, "rate": self._rate(self.step - 1), **means}
             if self.held_out and (self.epoch + 1) % self.config.sample_every == 0:
                 row["validation"], picture = self._validate()
@@ -485,18 +560,19 @@ class Trainer:
 
     # What is shown and written
 
-    def _bar(self, total: int, progress: bool):
+    def _bar(self, progress: bool):
         from tqdm import tqdm
+
+        total = None if self.config.minutes else self.last_epoch * len(self.batches)
 
         hidden = not progress or not self.fabric.is_global_zero
         return tqdm(total=total, initial=self.step, disable=hidden, unit="step", file=sys.stderr, dynamic_ncols=True)
 
-    def _show(self, bar, values: dict[str, float], seconds: float) -> None:
-        bar.update()
+    def _show(self, bar, values: dict[str, float], steps: int) -> None:
+        bar.update(steps)
         if not bar.disable:
             shown = {name: f"{value:.4f}" for name, value in values.items()}
-            rate = f"{self._rate(self.step - 1):.1e}"
-            bar.set_postfix(shown | {"lr": rate, "img/s": f"{self.config.batch_size / seconds:.1f}"}, refresh=False)
+            bar.set_postfix(shown | {"lr": f"{self._rate(self.step - 1):.1e}"}, refresh=False)
 
     def _events(self):
         from torch.utils.tensorboard import SummaryWriter

@@ -1,6 +1,8 @@
 """Training data: what is found, what a sample holds, and that chance is a function of seed, epoch and number."""
 
+import itertools
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +10,14 @@ import torch
 from PIL import Image
 
 from ffmef.data import (
+    DeviceBatches,
     EpochBatches,
     Mixture,
     PictureScenes,
     SyntheticBrackets,
     SyntheticStacks,
     TrainingSet,
+    device,
     find_brackets,
     find_pairs,
     find_photographs,
@@ -21,7 +25,10 @@ from ffmef.data import (
     read_table,
 )
 from ffmef.data.crops import draw_window
+from ffmef.data.synthetic import _view
 from ffmef.errors import InputError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def picture(level, size=(40, 56), seed=0):
@@ -220,7 +227,7 @@ def test_radiance_maps_from_files(tmp_path):
     np.save(tmp_path / "e.npy", np.full((4, 4, 3), np.nan))
     scenes = SyntheticBrackets(tmp_path)
     assert scenes.names == ["a.hdr", "b.npy"] and sorted(scenes.skipped) == ["c.exr", "d.hdr", "e.npy"]
-    one, two = scenes._light
+    one, two = scenes.light
     np.testing.assert_allclose(one, two, rtol=0.05, atol=0.05)
 
 
@@ -384,3 +391,34 @@ def test_a_lamp_hides_what_the_infrared_shows(tmp_path):
         columns = np.nonzero((sample[1] == 255).all(2))[1]
         right += columns.mean() > 32
     assert right > 9
+
+
+def test_brackets_made_on_the_device(tmp_path):
+    """Of the same kind as those that processes make: sizes, counts, order, and how bright they are on average."""
+    scenes = SyntheticBrackets(EXAMPLES, count=2, largest_count=4, windows=0.5, jitter=0.3, longest_side=300)
+    dataset = TrainingSet(Mixture([scenes]), size=64, recipe="mixed", samples_per_epoch=400, turns=True, seed=3)
+    made = DeviceBatches(dataset, EpochBatches(dataset, 4), torch.device("cpu"))
+    levels = {}
+    for batch in itertools.islice(made, 60):
+        assert batch.dtype == torch.uint8 and batch.shape[0] == 4 and batch.shape[2:] == (3, 64, 64)
+        means = batch.float().mean((2, 3, 4))
+        assert (means.diff(dim=1) > -1).all()  # the darker first
+        levels.setdefault(batch.shape[1], []).append(means)
+    assert set(levels) == {2, 3, 4}
+    usual = [dataset[0, number].float().mean((1, 2, 3)) for number in range(240)]
+    for end in (0, -1):
+        ours = torch.cat([means[:, end] for part in levels.values() for means in part]).mean()
+        assert ours == pytest.approx(torch.stack([means[end] for means in usual]).mean(), abs=15)
+    places = [(0, 5), (0, 9)]
+    assert torch.equal(made.make(places), made.make(places))
+    assert not torch.equal(made.make(places), made.make([(1, 5), (1, 9)]))
+
+
+def test_view_of_a_panorama_on_the_device():
+    """Columns show the longitude, rows the latitude that a camera turned by the drawn yaw and pitch sees there."""
+    height = 90
+    rows, columns = np.mgrid[0:height, 0 : 2 * height].astype(np.float32)
+    panorama = np.stack([rows, np.abs(columns - height), np.ones_like(rows)], -1)
+    wanted = _view(panorama, 48, np.random.default_rng(2))
+    found = device._view(torch.from_numpy(panorama.transpose(2, 0, 1).copy()), 48, np.random.default_rng(2))
+    np.testing.assert_allclose(found.numpy().transpose(1, 2, 0), wanted, atol=0.1)

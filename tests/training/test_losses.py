@@ -18,6 +18,7 @@ from ffmef.losses import (
     TruthLoss,
     edges,
     histograms,
+    structural,
     terms,
 )
 
@@ -238,7 +239,7 @@ def test_terms_of_faults_are_what_they_say():
 
 
 def test_shade_that_one_exposure_records_is_asked_for():
-    """A sky of steps of 0.08 in the dark exposure, white in the other: seven tenths suffice, a third lacks the rest."""
+    """A sky of steps of 0.08 in the dark exposure, white in the other: 95 % suffices, a third lacks the rest."""
     steps = 0.3 + 0.08 * torch.arange(6.0).repeat_interleave(8).expand(48, 48)
     rgb = torch.stack([steps, torch.ones_like(steps)]).view(1, 2, 1, 48, 48).expand(1, 2, 3, 48, 48)
 
@@ -246,12 +247,45 @@ def test_shade_that_one_exposure_records_is_asked_for():
         picture = (0.5 + contrast * (steps - 0.5)).expand(1, 3, 48, 48)
         return terms.shade_loss(terms.View(rgb, picture, picture, picture[:, :1])).item()
 
-    assert found(0.75) == found(1.0) == 0
-    # All horizontal differences lack (0.7 - 1 / 3) of a step, of two steps of 8 pixels at 1/16 size.
-    assert found(1 / 3) == pytest.approx((0.7 - 1 / 3) * (0.08 + 0.16), rel=1e-3)
+    assert found(0.96) == found(1.0) == 0
+    # All horizontal differences lack (0.95 - 1 / 3) of a step, of two such steps at 1/16 size; 1/32 has one cell.
+    assert found(1 / 3) == pytest.approx((0.95 - 1 / 3) * (0.08 + 0.16), rel=1e-3)
     recorded_twice = torch.stack([rgb[:, 0], rgb[:, 0]], 1)
     flat = torch.full((1, 3, 48, 48), 0.5)
     assert terms.shade_loss(terms.View(recorded_twice, flat, flat, flat[:, :1])) == 0
+    # Of two exposures that record it beside a white one, the flatter is asked for.
+    flatter = 0.5 + 0.5 * (rgb[:, 0] - 0.5)
+    three = torch.stack([rgb[:, 0], flatter, rgb[:, 1]], 1)
+    enough, less = (0.5 + share * (flatter - 0.5) for share in (0.96, 0.5))
+    assert terms.shade_loss(terms.View(three, enough, enough, enough[:, :1])) == 0
+    assert terms.shade_loss(terms.View(three, less, less, less[:, :1])).item() == pytest.approx(
+        (0.95 - 0.5) * (0.04 + 0.08), rel=1e-3
+    )
+
+
+def test_brackets_have_weights_of_their_own():
+    rgb = torch.rand(1, 3, 3, 48, 48, generator=torch.Generator().manual_seed(4))
+    loss = PictureLoss({"fidelity": 2.0, "clipping": 1.0}, brackets={"fidelity": 0.5, "washed_out": 3.0})
+    for sources, weights in (
+        (Sources.from_rgb(rgb[:, :2]), {"fidelity": 2.0, "clipping": 1.0}),
+        (Sources.from_rgb(rgb), {"fidelity": 0.5, "clipping": 1.0, "washed_out": 3.0}),
+    ):
+        total, found = loss(sources.luminance.mean(1, keepdim=True), sources)
+        assert set(found) == set(weights)
+        assert total.item() == pytest.approx(sum(weights[name] * found[name].item() for name in weights), rel=1e-5)
+    with pytest.raises(ValueError, match="fidelty"):
+        PictureLoss(brackets={"fidelty": 1.0})
+
+
+def test_sums_on_gpus_are_the_same_sums():
+    """Products with banded matrices and with shares of bins, in which GPUs compute what CPUs add."""
+    generator = torch.Generator().manual_seed(5)
+    maps = torch.rand(2, 3, 23, 31, generator=generator, dtype=torch.float64)
+    for taps in (structural._GAUSSIAN, structural._BOX):
+        torch.testing.assert_close(structural._by_bands(maps, taps), structural._SlidingSum.apply(maps, taps))
+    x, y = torch.rand(2, 2, 320, generator=generator, dtype=torch.float64) * 1.2 - 0.1
+    torch.testing.assert_close(histograms._joint_by_products(x, y, 8), histograms.soft_joint_histogram(x, y, 8))
+    torch.testing.assert_close(histograms._shares(x, 8).mean(1), histograms.soft_histogram(x, 8))
 
 
 def test_order_of_sources_does_not_matter_to_terms():

@@ -25,7 +25,7 @@ from ffmef.models import load as load_weights
 from ffmef.training import checkpoint
 from ffmef.training.config import Config, resolve
 from ffmef.training.schedules import rate_factor
-from ffmef.training.trainer import DivergedError, Trainer, _disagreement
+from ffmef.training.trainer import DivergedError, Trainer, _border_change, _disagreement
 
 SMALL = {
     "size": 16,
@@ -343,11 +343,12 @@ def test_two_cuts_of_a_sample_are_compared(data, tmp_path):
     """The cuts overlap where they say, the term is their difference there, and a resumed run draws the same cuts."""
     trainer = Trainer(config(data, **PYRAMID), tmp_path / "whole")
     sample = torch.arange(57 * 57).view(1, 1, 1, 57, 57).float()
-    batch, places = trainer._cut_twice(sample.expand(1, 2, 3, 57, 57))
-    assert batch.shape == (2, 2, 3, 48, 48) and places.shape == (2, 1, 2)
-    assert [int(part[0, 0, 0, 0]) for part in batch] == [57 * top + left for ((top, left),) in places]
-    assert _disagreement(batch[:, :1, 0], places) == 0
-    assert _disagreement(batch[:, :1, 0] + torch.tensor([0.0, 2.0]).view(2, 1, 1, 1), places) == 2
+    places = np.array([[[2, 9]], [[8, 0]]])
+    one, other = (trainer._cut(sample.expand(1, 2, 3, 57, 57), place)[:, :1, 0] for place in places)
+    assert one.shape == (1, 1, 48, 48)
+    assert [int(part[0, 0, 0, 0]) for part in (one, other)] == [57 * 2 + 9, 57 * 8]
+    assert _disagreement(one, other, places) == 0
+    assert _disagreement(one, other + 2, places) == 2
     trainer.run(progress=False)
     with (tmp_path / "whole" / "losses.csv").open() as file:
         for row in csv.DictReader(file):
@@ -357,6 +358,69 @@ def test_two_cuts_of_a_sample_are_compared(data, tmp_path):
     Trainer(config(data, **PYRAMID), tmp_path / "sliced").run(progress=False, stop_after=4)
     Trainer(config(data, **PYRAMID), tmp_path / "sliced", resume=True).run(progress=False)
     assert weights(tmp_path / "sliced") == weights(tmp_path / "whole")
+
+
+def test_what_a_mirrored_border_changes():
+    fused, mirrored = torch.zeros(1, 1, 48, 48), torch.zeros(1, 1, 68, 68)
+    mirrored[..., :10, :] = 1  # the border itself is not looked at
+    assert _border_change(fused, mirrored, 10) == 0
+    mirrored[..., 10:34, 10:34] = 1  # a corner, a quarter of the picture
+    assert _border_change(fused, mirrored, 10) == (1 / 4 + 1 / 4) / 2
+    mirrored[...] = 0
+    mirrored[..., 34:-34, 34:-34] = 1
+    assert _border_change(fused, mirrored, 10) == 0
+
+
+PHOTOGRAPHS = {
+    "photographs": [str(Path(__file__).parents[2] / "examples")],
+    "model": "pyramid",
+    "model_options": {"channels": [4, 4], "stem": 4},
+    "loss": "picture",
+    "loss_options": {"weights": {"structure": 1.0, "independence": 0.1}, "brackets": {"independence": 0.0}},
+    "largest_count": 4,
+    "size": 48,
+    "overlap": 9,
+    "mirror": 12,
+    "consistency": 2.0,
+    "on_device": True,
+    "batch_size": 2,
+    "samples_per_epoch": 6,
+    "epochs": 2,
+    "accelerator": "cpu",
+}
+
+
+def made(**changes):
+    return Config(**{**SMALL, **PHOTOGRAPHS, **changes})
+
+
+def test_samples_made_on_the_device(tmp_path):
+    Trainer(made(), tmp_path / "whole").run(progress=False)
+    with (tmp_path / "whole" / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["3", "6"]
+    assert all(float(row["border"]) > 0 for row in rows)
+    Trainer(made(), tmp_path / "sliced").run(progress=False, stop_after=4)
+    Trainer(made(), tmp_path / "sliced", resume=True).run(progress=False)
+    assert weights(tmp_path / "sliced") == weights(tmp_path / "whole")
+    with pytest.raises(InputError, match="on_device makes samples of photographs only"):
+        made(data=["a"])
+    with pytest.raises(InputError, match="batch_size must be 1"):
+        made(on_device=False)
+
+
+def test_a_run_can_be_as_long_as_minutes(tmp_path):
+    """The rate falls with the clock, and the run ends, within an epoch, with weights and a row of the table."""
+    settings = {"minutes": 0.03, "schedule": "cosine", "samples_per_epoch": 10**6, "learning_rate": 1.0}
+    trainer = Trainer(made(**settings), tmp_path / "run")
+    trainer.seconds = 0.9
+    assert trainer._rate(7) == pytest.approx(rate_factor(1, total=2, schedule="cosine"))
+    trainer.seconds = 0.0
+    trainer.run(progress=False)
+    assert trainer.step >= 1 and trainer.seconds >= 1.8 and trainer._rate(trainer.step) == pytest.approx(0.01)
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+    with (tmp_path / "run" / "losses.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == [str(trainer.step)]
 
 
 def test_schedules():
