@@ -302,22 +302,27 @@ class PyramidFFMEF(nn.Module):
         """
         if validity is None and not with_shares:
             _check_luminance(luminance)
-        if validity is None and not with_shares and self.why_not_native(luminance, count=luminance.shape[1]) is None:
-            return pyramid_luminance(luminance, list(self.parameters()), self.channels, self.stem, self.octaves)
+            parameters = list(self.parameters())
+            if self._why_not_native(parameters, [luminance], luminance.shape[1]) is None:
+                return pyramid_luminance(luminance, parameters, self.channels, self.stem, self.octaves)
         fused, shares = self.fuse(luminance, validity)
         return (fused, shares) if with_shares else fused
 
     def why_not_native(self, *tensors: Tensor, count: int = 2) -> str | None:
         """Return why the native operators cannot run the model on these tensors of ``count`` exposures now, or None."""
+        return self._why_not_native(list(self.parameters()), tensors, count)
+
+    def _why_not_native(self, parameters: list[Tensor], tensors: Sequence[Tensor], count: int) -> str | None:
         if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
             return "ONNX has no such operators"
         if not all(tensor.numel() for tensor in tensors):
             return "tensors must not be empty"
-        parameters = list(self.parameters())
         backend = "cuda" if parameters[0].device.type == "cuda" else "cpu"
         if self.backend not in (None, backend):
             return f"backend must be None or {backend!r}, got {self.backend!r}"
         sizes = {"channels": self.channels, "stem": self.stem, "bands": self.bands, "octaves": self.octaves}
+        if not torch.is_grad_enabled():  # asking about one of each kind takes a tenth of the time
+            parameters = list({(one.device, one.dtype): one for one in parameters}.values())
         given = {"tensors": list(tensors), "parameters": parameters, "count": count}
         return why_not("pyramid_exposures", backend, **given, **sizes)
 
@@ -348,10 +353,10 @@ class PyramidFFMEF(nn.Module):
         if validity is not None:
             whole = torch.uint8
             steps = [v if v.dtype == whole else (v.clamp(0, 1) * 255).round().to(whole) for v in validity]
-        native = self.why_not_native(count=len(pictures)) is None and next(self.parameters()).device == device
+        parameters = list(self.parameters())
+        native = parameters[0].device == device and self._why_not_native(parameters, (), len(pictures)) is None
         if native and (dtype == torch.uint8 or device.type == "cuda"):
-            arguments = list(self.parameters()), self.channels, self.stem, self.octaves
-            return pyramid_exposures(pictures, steps or [], *arguments, adjust)
+            return pyramid_exposures(pictures, steps or [], parameters, self.channels, self.stem, self.octaves, adjust)
 
         # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
         # are told apart by their samples.
