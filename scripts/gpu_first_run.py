@@ -23,7 +23,7 @@ from ffmef import measure
 
 CPU = os.environ.get("FFMEF_RUN_CPU") == "1"
 DEVICE = "cpu" if CPU else "cuda"
-BACKENDS = ("cpu",) if CPU else ("cuda", "triton")
+BACKENDS = ("cpu",) if CPU else tuple(os.environ.get("FFMEF_RUN_BACKENDS", "cuda triton").split())
 OUT = Path(os.environ.get("OUT", "."))
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SIZES = {"512": (512, 512), "551x707": (551, 707), "1080p": (1080, 1920), "12MP": (3000, 4000)}
@@ -395,14 +395,14 @@ def networks() -> dict[str, tuple[Callable, tuple[torch.Tensor, ...]]]:
     return every
 
 
-def step_networks() -> None:
+def step_networks(tf32_only: str = "") -> None:
     """Each network on one pair: as called, on the device alone, as a CUDA graph; with TF32 in cuDNN and without."""
     from benchmarks import methods
 
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # torch's default, said here so that it is known
     for tf32, (name, (build, inputs)) in itertools.product((True, False), networks().items()):
-        if CPU and not tf32:
+        if (CPU or tf32_only) and not tf32:
             continue
         torch.backends.cudnn.allow_tf32 = tf32
 
@@ -616,8 +616,8 @@ def step_pictures() -> None:
     for size_name, model in itertools.product(("551x707", "12MP"), ("pyramid", "ffmef")):
         pair = bracket(SIZES[size_name], 2, True)
         for device in dict.fromkeys((DEVICE, "cpu")):
-            if model == "ffmef" and size_name == "12MP" and device == "cpu":
-                continue  # seconds a call
+            if size_name == "12MP" and device == "cpu" and not CPU:
+                continue  # seconds per call
 
             def called(pair=pair, model=model, device=device, size_name=size_name):
                 import ffmef

@@ -10,6 +10,7 @@
 #   PYTHON   the interpreter (default python3)
 #   FFMEF_RUN_CPU=1   a rehearsal without a GPU: every step on the CPU at tiny sizes
 #   STEPS    steps to run instead of all, such as "facts operator"
+#   FFMEF_RUN_BACKENDS   "cuda" or "triton" instead of both
 #
 # A library built elsewhere can be carried: FFMEF_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
 # leaves ffmef/_cpu.so and ffmef/_cuda.so, which hold no Python and need the same torch or a later one.
