@@ -125,16 +125,19 @@ def _record_if_possible(model: Callable[[Tensor], Tensor], example: Tensor) -> R
 
 
 _graphed: weakref.WeakKeyDictionary[nn.Module, dict[tuple, Graphed]] = weakref.WeakKeyDictionary()
-_LARGEST = 1 << 25  # elements, above which launches take a small part of the time, and graphs much memory
+# Elements above which launches take a small part of the time, and graphs much memory.
+LARGEST_LUMINANCE, LARGEST_PICTURES = 1 << 22, 1 << 24
 
 
 def through_graphs(
-    model: Callable[[Tensor], Tensor], call: Callable[[nn.Module, Tensor], Tensor] | None = None
+    model: Callable[[Tensor], Tensor],
+    call: Callable[[nn.Module, Tensor], Tensor] | None = None,
+    largest: int = LARGEST_LUMINANCE,
 ) -> Callable[[Tensor], Tensor]:
     """Return ``model``, or ``call`` with it, behind graphs that are kept as long as the model is.
 
     The variable ``FFMEF_CUDA_GRAPHS`` decides. Not set: the models of this package are recorded at the second call of
-    a shape of at most 2^25 elements. 1: every module at the first call of every shape. 0: none.
+    a shape of at most ``largest`` elements. 1: every module at the first call of every shape. 0: none.
     """
     wish = os.environ.get("FFMEF_CUDA_GRAPHS", "")
     ours = isinstance(model, nn.Module) and registry.of(model) is not None
@@ -143,6 +146,6 @@ def through_graphs(
     kept = _graphed.setdefault(model, {})
     if (call, wish) not in kept:
         # A proxy, or the graphs would keep the model that keeps them.
-        options: dict = {} if wish == "1" else {"after": 1, "largest": _LARGEST, "record": _record_if_possible}
+        options: dict = {} if wish == "1" else {"after": 1, "largest": largest, "record": _record_if_possible}
         kept[call, wish] = Graphed(weakref.proxy(model), call=call, **options)
     return kept[call, wish]

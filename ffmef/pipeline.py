@@ -621,13 +621,13 @@ def _fuse_pictures_there(model, images: list[np.ndarray], validity, adjust: Adju
     """
     import torch
 
-    from ffmef.graphs import through_graphs
+    from ffmef.graphs import LARGEST_PICTURES, through_graphs
 
     place = next(model.parameters()).device if device is None else torch.device(device)
     with torch.inference_mode():
         pictures = _sent(images, place)
         if validity is None and adjust.neutral and model.why_not_native(count=len(images)) is None:
-            fused = through_graphs(model, _fused_stack)(pictures)
+            fused = through_graphs(model, _fused_stack, LARGEST_PICTURES)(pictures)
         else:
             full = np.full(images[0].shape[:2], 255, np.uint8)
             usable = [full if part is None else part for part in validity or ()]

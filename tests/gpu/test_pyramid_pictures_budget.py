@@ -1,0 +1,32 @@
+"""What the kernels of the pyramid's pictures need of the oldest and of a recent architecture, compiled without a GPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from budgets import cuda
+
+ROOT = Path(__file__).resolve().parents[2]
+MOST = {"finish": 128, "enter": 64, "blend_lowest": 64}  # registers; 80 hold three blocks
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
+@pytest.mark.parametrize("architecture", [75, 90])
+def test_kernels_keep_everything_in_registers(tmp_path: Path, architecture: int) -> None:
+    source, cubin = ROOT / "csrc/cuda/pyramid_pictures.cu", tmp_path / "kernels.cubin"
+    command = [cuda.find_nvcc(), "-cubin", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", source]
+    report = subprocess.run([*command, "-o", cubin], check=True, capture_output=True, text=True).stderr
+    found = re.findall(
+        r"entry function '(\w+)' for.*?(\d+) bytes stack frame.*?Used (\d+) registers", report, re.DOTALL
+    )
+    assert len(found) == 29
+    for name, stack, registers in found:
+        kernel = re.search(r"(enter|arrange|meet|refine|coarsest|share|shrink|blend_lowest|blend|finish)_kernel", name)[
+            1
+        ]
+        assert int(stack) == 0 and int(registers) <= MOST.get(kernel, 80), name
