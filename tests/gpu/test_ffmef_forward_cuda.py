@@ -103,7 +103,7 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
 # ---- sanitizers and planted faults ---------------------------------------------------------------------------------
 
 CORE = [Case("core", 19, 37), Case("core, seven", 3, 34, sizes=(1, 3, 5, 7)), Case("core, batch", 17, 5, (1,), batch=2)]
-FEW_BLOCKS = [Case("few blocks", 17, 33, sizes=(3,))]
+FEW_BLOCKS = [Case("few blocks", 17, 33, sizes=(1, 3))]
 THREAD, ADDRESS = ("-g", "-fsanitize=thread"), ("-g", "-fsanitize=address")
 
 
