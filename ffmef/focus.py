@@ -25,7 +25,7 @@ from ffmef.errors import InputError
 if TYPE_CHECKING:
     from ffmef.focus_net import Network, Spread
 
-NAME = "focus"
+NAME = "energy"  # what --model calls the formula
 BANDS = 6  # of the pyramid, besides the mean picture
 WINDOW = 1.5  # deviation of the Gaussian window in pixels of its band
 NEXT_BAND = 0.25  # what the energy of the next coarser band adds

@@ -115,8 +115,9 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
     deghost = options.fusion.get("deghost", False)
     if not isinstance(deghost, bool) and deghost >= len(inputs):
         raise InputError(f"--deghost-from must be a number from 1 to {len(inputs)}, got {deghost + 1}")
-    if by_focus(options):
-        return _fuse_stack(inputs, output, options, remark)
+    by_focus = focus_of(options)
+    if by_focus is not None:
+        return _fuse_stack(inputs, output, options, remark, by_focus.network)
     if options.depth_map is not None:
         raise InputError("--depth-map must be used for focus stacks (--task mff, no --model or --weights)")
     with io.hidden_decoder_messages():
@@ -165,15 +166,15 @@ def _write(fused, output: str, options: Options, seconds: float) -> Outcome:
 IN_MEMORY = 4  # frames; more are read twice, one at a time
 
 
-def by_focus(options: Options) -> bool:
-    """Return whether these options make :mod:`ffmef.focus` fuse."""
+def focus_of(options: Options):
+    """Return how :mod:`ffmef.focus` is to fuse by these options, or None."""
     from ffmef import pipeline
 
     given = {name: options.fusion.get(name) for name in ("weights", "model", "backend", "device")}
-    return pipeline._by_focus(options.task, **given)
+    return pipeline.focus_of(options.task, **given)
 
 
-def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark) -> Outcome:
+def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, network) -> Outcome:
     from ffmef import focus, picture, pipeline
     from ffmef.imaging import formats, io, paths
     from ffmef.imaging.io import Picture
@@ -192,7 +193,7 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark) ->
             started = time.perf_counter()
         else:
             frames = [functools.partial(stack.read, index) for index in range(len(inputs))]
-        fused = focus.fuse(frames, depth_map=options.depth_map is not None)
+        fused = focus.fuse(frames, depth_map=options.depth_map is not None, network=network)
         seconds = time.perf_counter() - started
     pixels = fused.pixels
     if options.output_depth == 16:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffmef import focus, picture
+from ffmef import focus, focus_net, picture
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging import colour
@@ -65,7 +65,7 @@ def fuse(
         backend: how to compute; None chooses the fastest that is available. A name of ``ffmef.ops.backends()``, and for
             FFMEF also ``fused``, the whole network in one operator, or ``eager``, layer by layer.
         model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
-            of its own; ``focus`` for ``mff``, see :mod:`ffmef.focus`; None chooses by ``weights``, or else by task and
+            of its own; ``focus`` and ``energy`` for ``mff``, see :func:`ffmef.focus.fuse`; None chooses by ``weights``, or else by task and
             number of pictures. Or a callable to use instead, which takes luminance (1, N, H, W), float32
             in [0, 1], and returns (1, 1, H, W).
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
@@ -174,7 +174,14 @@ class _Fuser:
     network: object | None = None
     model: object | None = None
     selective: bool = False
-    focus: bool = False
+    focus: _Focus | None = None
+
+
+@dataclass(frozen=True)
+class _Focus:
+    """That frames are fused one after the other, by weights of a network, or of the formula where there is none."""
+
+    network: object | None
 
 
 def _taken(options: dict, **given) -> dict:
@@ -187,8 +194,9 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     """Return what the arguments of :func:`fuse` choose to fuse ``count`` images."""
     if engine is not None:
         backend = _backend_of_engine(engine, backend)
-    if _by_focus(task, weights, model, backend, device):
-        return _Fuser(focus=True)
+    by_focus = focus_of(task, weights, model, backend, device)
+    if by_focus is not None:
+        return _Fuser(focus=by_focus)
     named = model is None or isinstance(model, str)
     if named:
         weights = _weights_name(task, weights, model, backend)
@@ -224,7 +232,7 @@ def _fuse(
         raise InputError(f"{name} must be left alone for this model: only pyramid knows it")
     if fuser.focus:
         with _cv2_threads(threads):
-            return focus.fuse(images).pixels, list(range(len(images)))
+            return focus.fuse(images, network=fuser.focus.network).pixels, list(range(len(images)))
     counting = _counting(images, validity)
     if len(counting) < len(images):
         options = {"ties": ties, "device": device, "threads": threads, "adjust": adjust}
@@ -285,22 +293,38 @@ def _fuse_counting(images, validity, counting: list[int], task: str, fuser: _Fus
     return fused, [chosen[index] for index in order]
 
 
-def _by_focus(task: str, weights: str | None, model, backend: str | None, device) -> bool:
-    """Return whether frames are fused by how sharp they are, which is the default for focus stacks.
+def focus_of(task: str, weights: str | None, model, backend: str | None, device) -> _Focus | None:
+    """Return how :mod:`ffmef.focus` is to fuse, or None where something else is asked for.
+
+    It is the default for focus stacks, and used where the model ``focus`` or ``energy``, or weights of FocusNet, are
+    named.
 
     Raises:
         InputError: it is asked for where it cannot be used.
     """
-    asked = focus.NAME in (model, weights) if isinstance(model, str | None) else weights == focus.NAME
-    if not asked:
-        return task == "mff" and model is None and weights is None and backend is None and str(device or "cpu") == "cpu"
+    if not isinstance(model, str | None):
+        return None
+    plain = (model, weights, backend) == (None, None, None) and str(device or "cpu") == "cpu"
+    if task == "mff" and plain:
+        return _default_focus()
+    if model in (focus.NAME, "focus"):
+        network = None if model == focus.NAME else focus_net.read("focus")
+    else:
+        network = focus_net.read(weights) if model is None and weights is not None else None
+        if network is None:
+            return None
+    name = model or "focus"
     if task != "mff":
-        raise InputError(f"model focus must be used for task mff, got {task}")
-    if None not in (model, weights) and model != weights:
-        raise InputError(f"model focus must be given without weights, got model {model!r} and weights {weights!r}")
+        raise InputError(f"model {name} must be used for task mff, got {task}")
+    if None not in (model, weights):
+        raise InputError(f"model {name} must be given without weights, got model {model!r} and weights {weights!r}")
     if backend not in (None, "cpu") or str(device or "cpu") != "cpu":
-        raise InputError(f"model focus must run on the CPU, got backend {backend!r} and device {str(device)!r}")
-    return True
+        raise InputError(f"model {name} must run on the CPU, got backend {backend!r} and device {str(device)!r}")
+    return _Focus(network)
+
+
+def _default_focus() -> _Focus:
+    return _Focus(None)
 
 
 @contextlib.contextmanager
