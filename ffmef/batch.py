@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
+from ffmef import workers
 from ffmef.errors import InputError
 from ffmef.jobs import Options
 
@@ -65,90 +62,18 @@ def perform(job: Job) -> Done:
 
 def in_processes(jobs: Sequence[Job], processes: int) -> Iterator[Done]:
     """Yield each job as it ends. A process that dies (out of memory) takes only its own job with it."""
-    suspects = yield from _in_pool(list(jobs), processes)
-    for job in suspects:  # one of them killed its process: alone, it cannot take another along
-        for left in (yield from _in_pool([job], 1)):
-            yield Done(left, "its process died, perhaps for lack of memory: try fewer --jobs")
-
-
-def _in_pool(jobs: list[Job], processes: int) -> Iterator[Done]:
-    """Yield each job as it ends; return those that were lost when a process died."""
-    context = multiprocessing.get_context("spawn")
-    lost: list[Job] = []
-    waiting = jobs[::-1]
-    pool = futures.ProcessPoolExecutor(min(processes, len(jobs)) or 1, context, _begin)
-    running: dict[futures.Future, Job] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < 2 * processes:
-                job = waiting.pop()
-                try:
-                    running[pool.submit(perform, job)] = job
-                except BrokenProcessPool:
-                    waiting.append(job)
-                    break
-            ended, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
-            for future in ended:
-                job = running.pop(future)
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    lost.append(job)
-            if lost and not running and waiting:
-                pool.shutdown(wait=False)
-                pool = futures.ProcessPoolExecutor(processes, context, _begin)
-    except BaseException:
-        _stop(pool)
-        raise
-    pool.shutdown()
-    return lost
-
-
-def _begin() -> None:
-    """Leave Ctrl-C to the parent, and end at once, without half a file, when it says so."""
-    from ffmef import files
-
-    def end(*_) -> None:
-        files.forget_unfinished()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end)
-
-
-def _stop(pool: futures.ProcessPoolExecutor) -> None:
-    for process in list((pool._processes or {}).values()):
-        process.terminate()
-    pool.shutdown(wait=True, cancel_futures=True)
+    return _done(workers.in_processes(perform, jobs, processes))
 
 
 def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[Done]:
-    """Yield each job as it ends on a dask.distributed cluster, whose workers see the same files.
+    """Yield each job as it ends on a dask.distributed cluster, whose workers see the same files."""
+    return _done(workers.on_cluster(perform, jobs, address))
 
-    Raises:
-        InputError: distributed is missing, or the scheduler does not answer.
-    """
-    try:
-        import distributed
-    except ImportError:
-        raise InputError("--scheduler needs distributed: pip install 'ffmef[cluster]'") from None
-    try:
-        client = distributed.Client(address, timeout="10s", set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
-        raise InputError(f"--scheduler {address} does not answer: {' '.join(str(error).split())}") from None
-    tasks: dict = {}
-    try:
-        tasks = {client.submit(perform, job, pure=False, retries=1): job for job in jobs}
-        for future in distributed.as_completed(list(tasks), loop=client.loop):
-            job = tasks[future]
-            try:
-                yield future.result()
-            except Exception as error:  # its worker died, or has another ffmef
-                yield Done(job, f"its worker failed: {type(error).__name__}: {' '.join(str(error).split())}")
-    finally:
-        with contextlib.suppress(Exception):
-            client.cancel(list(tasks))
-        client.close()
+
+def _done(outcomes: Iterator[tuple[Job, Done | workers.Lost]]) -> Iterator[Done]:
+    with contextlib.closing(outcomes):  # whoever stops early stops the processes
+        for job, outcome in outcomes:
+            yield Done(job, outcome.reason) if isinstance(outcome, workers.Lost) else outcome
 
 
 def run(

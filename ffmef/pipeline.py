@@ -65,9 +65,9 @@ def fuse(
         backend: how to compute; None chooses the fastest that is available. A name of ``ffmef.ops.backends()``, and for
             FFMEF also ``fused``, the whole network in one operator, or ``eager``, layer by layer.
         model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
-            of its own; ``focus`` and ``energy`` for ``mff``, see :func:`ffmef.focus.fuse`; None chooses by ``weights``, or else by task and
-            number of pictures. Or a callable to use instead, which takes luminance (1, N, H, W), float32
-            in [0, 1], and returns (1, 1, H, W).
+            of its own; ``focus`` and ``energy`` for ``mff``, see :func:`ffmef.focus.fuse`; None chooses by ``weights``,
+            or else by task and number of pictures. Or a callable to use instead, which takes luminance (1, N, H, W),
+            float32 in [0, 1], and returns (1, 1, H, W).
         device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
         threads: processor threads, on which the result does not depend. None means the number in the variable
             ``FFMEF_THREADS``, or torch's where torch is loaded, or the number in ``OMP_NUM_THREADS``, or one for each
@@ -308,7 +308,7 @@ def focus_of(task: str, weights: str | None, model, backend: str | None, device)
     if task == "mff" and plain:
         return _default_focus()
     if model in (focus.NAME, "focus"):
-        network = None if model == focus.NAME else focus_net.read("focus")
+        network = None if model == focus.NAME else _default_focus().network
     else:
         network = focus_net.read(weights) if model is None and weights is not None else None
         if network is None:

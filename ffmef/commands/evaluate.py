@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--faults", action="store_true", help="measure faults that scores do not see as well (mef; see ffmef.faults)")
     add("--jobs", type=int, default=1, metavar="J", help="processes at a time (default: 1)")
+    add("--scheduler", metavar="ADDRESS", help="of a dask.distributed cluster that scores (extra: cluster)")
     add("--page-pixels", type=int, default=1024, metavar="P", help="longest side of pictures in the page (1024)")
 
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         save_as=args.save_as,
         faults=args.faults,
         jobs=args.jobs,
+        scheduler=args.scheduler,
         page_pixels=args.page_pixels,
         progress=runner.show_progress,
     )

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
 from pathlib import Path
 
-from ffmef import focus, models
+from ffmef import focus, models, workers
 from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
 from ffmef.evaluation import layouts, page, published, report, scoring
@@ -52,6 +52,7 @@ def evaluate(
     save_as: str = "lossless",
     faults: bool = False,
     jobs: int = 1,
+    scheduler: str | None = None,
     page_pixels: int = PAGE_PIXELS,
     progress: Callable[[Iterator, int], Iterator] = lambda outcomes, total: outcomes,
 ) -> report.Report:
@@ -69,7 +70,8 @@ def evaluate(
             an image library's defaults, which is what published tables hold.
         faults: measure the faults of :mod:`ffmef.faults` as well, of every method that fuses here, on the pairs reduced
             to sides of at most 768 pixels; task "mef" only.
-        jobs: processes that score at the same time.
+        jobs: processes that score at the same time. One that dies takes only its own picture with it.
+        scheduler: address of a dask.distributed cluster that scores in their place; its workers must see the files.
         page_pixels: the longest side of pictures embedded in the page.
         progress: wraps the iterator of outcomes, given their number.
 
@@ -80,6 +82,10 @@ def evaluate(
         InputError: for arguments that cannot be used, before anything is scored.
     """
     folder, output = Path(folder), Path(output)
+    if scheduler is not None:  # workers have a working folder of their own
+        folder, output = folder.absolute(), output.absolute()
+        fused = [str(Path(given).absolute()) for given in fused or ()]
+        weights = [str(Path(given).absolute()) if Path(given).is_file() else given for given in weights or ()]
     if task not in TASK_METRICS:
         raise InputError(f"--task must be one of {', '.join(TASK_METRICS)}, got {task!r}")
     if save_as not in SAVE_AS:
@@ -127,7 +133,7 @@ def evaluate(
             open_tasks.append(scoring.replace_metrics(item, lacking or item.metrics))
         else:
             done.append(item)
-    for item, outcome in progress(_outcomes(open_tasks, jobs), len(open_tasks)):
+    for item, outcome in progress(_outcomes(open_tasks, jobs, scheduler), len(open_tasks)):
         if "failure" in outcome:
             failures.append(datasets.Failure(item.pair, item.method, outcome["failure"]))
         else:
@@ -258,24 +264,17 @@ def _task(pair, method, output, task, names, save_as, *, fused=None, weights=Non
     )
 
 
-def _outcomes(tasks: list[scoring.Task], jobs: int) -> Iterator[tuple[scoring.Task, dict]]:
-    if jobs == 1 or len(tasks) < 2:
-        for item in tasks:
-            yield item, scoring.score(item)
-        return
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(min(jobs, len(tasks)), context, scoring.start_worker) as pool:
-        pending = {pool.submit(scoring.score, item): item for item in tasks}
-        try:
-            for future in futures.as_completed(pending):
-                yield pending[future], future.result()
-        except futures.process.BrokenProcessPool:
-            raise InputError("--jobs: a process died, perhaps for lack of memory; run again with fewer") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _outcomes(tasks: list[scoring.Task], jobs: int, scheduler: str | None) -> Iterator[tuple[scoring.Task, dict]]:
+    """Yield each task as it ends, with its values or its failure."""
+    if scheduler is not None:
+        outcomes = workers.on_cluster(scoring.score, tasks, scheduler)
+    elif jobs == 1 or len(tasks) < 2:
+        outcomes = ((item, scoring.score(item)) for item in tasks)
+    else:
+        outcomes = workers.in_processes(scoring.score, tasks, jobs, scoring.start_worker)
+    with contextlib.closing(outcomes):
+        for item, outcome in outcomes:
+            yield item, {"failure": outcome.reason} if isinstance(outcome, workers.Lost) else outcome
 
 
 def show_progress(outcomes: Iterator, total: int) -> Iterator:

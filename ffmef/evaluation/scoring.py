@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import io
 import math
-import multiprocessing
-import os
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ffmef import files
+from ffmef import files, focus
 from ffmef.errors import InputError
 
 
@@ -63,6 +60,8 @@ def _fuse(task: Task, frames: list[np.ndarray]) -> np.ndarray:
     if task.task == "vif" and len(frames) > 2:
         raise InputError(f"task vif fuses two pictures, got {len(frames)}")
     images = {"visible": frames[0], "infrared": frames[1]} if task.task == "vif" else frames
+    if task.weights == focus.NAME:  # which has none
+        return ffmef.fuse(images, task=task.task, model=focus.NAME)
     return ffmef.fuse(images, task=task.task, weights=task.weights)
 
 
@@ -130,15 +129,9 @@ def replace_metrics(task: Task, metrics: tuple[str, ...]) -> Task:
 
 
 def start_worker() -> None:
-    """Let a worker use one thread, since there are as many workers as jobs, and end with the run that started it."""
+    """Let a worker use one thread, since there are as many workers as jobs."""
     import cv2
     import torch
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)  # a killed run cannot tell its workers to stop, and they would wait for ever

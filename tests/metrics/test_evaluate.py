@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ffmef import cli, metrics
+from ffmef import cli, metrics, workers
 from ffmef.evaluation import dataset, journal, published, runner, scoring
 
 NAMES = ["EN", "QABF", "CE", "NMI"]
@@ -159,13 +159,49 @@ def test_processes_give_the_same(bench):
     assert table(bench) == alone
 
 
+def test_a_cluster_gives_the_same(bench):
+    distributed = pytest.importorskip("distributed")
+    assert run(bench) == 0
+    alone = table(bench)
+    shutil.rmtree(bench / "out")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        assert run(bench, "--scheduler", cluster.scheduler_address) == 0
+    assert table(bench) == alone
+
+
+def deadly(number):
+    if number == 2:
+        os._exit(9)
+    return number * number
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_that_dies_takes_only_its_picture_along(processes):
+    outcomes = dict(workers.in_processes(deadly, range(5), processes))
+    assert outcomes == {0: 0, 1: 1, 2: workers.DIED, 3: 9, 4: 16}
+    assert outcomes[2].reason == "its process died, perhaps for lack of memory: try fewer --jobs"
+
+
+def test_what_a_worker_lost_is_a_failure_of_its_picture(bench, monkeypatch, capsys):
+    def lossy(function, items, jobs, begin):
+        yield items[0], workers.DIED
+        for item in items[1:]:
+            yield item, function(item)
+
+    monkeypatch.setattr(workers, "in_processes", lossy)
+    assert run(bench, "--jobs", "2") == 1
+    assert "its process died" in capsys.readouterr().err and len(table(bench)) > 1
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
 def test_workers_end_with_a_killed_run(bench):
     arguments = ["evaluate", str(bench / "data"), "--fused", str(bench / "mean"), "-o", str(bench / "out"), *OPTIONS]
     code = (
         "import os, sys, multiprocessing\nfrom ffmef import cli\nfrom ffmef.evaluation import runner\n"
-        "def outcomes(tasks, jobs):\n"
-        "    for outcome in original(tasks, jobs):\n"
+        "def outcomes(tasks, *how):\n"
+        "    for outcome in original(tasks, *how):\n"
         "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "        os.kill(os.getpid(), 9)\n"
         "original, runner._outcomes = runner._outcomes, outcomes\n"
