@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
@@ -65,6 +66,7 @@ class Graphed:
         self._call = model if call is None else functools.partial(call, model)
         self._replays: OrderedDict[tuple, Replay] = OrderedDict()
         self._seen: OrderedDict[tuple, int] = OrderedDict()  # calls of what is not recorded yet
+        self._lock = threading.Lock()  # calls that replay one graph share its memory
 
     def __call__(self, tensor: Tensor) -> Tensor:
         too_large = self.largest is not None and tensor.numel() > self.largest
@@ -77,8 +79,17 @@ class Graphed:
         key = (
             tensor.shape, tensor.dtype, tensor.device, getattr(self.model, "backend", None),
             getattr(self.model, "octaves", None), torch.is_inference_mode_enabled(),
+            torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None,
             *(parameter.data_ptr() for parameter in parameters),
         )  # fmt: skip
+        with self._lock:
+            replay = self._replay_of(key, tensor)
+            if replay is not None:
+                return replay(tensor)
+        return self._call(tensor)
+
+    def _replay_of(self, key: tuple, tensor: Tensor) -> Replay | None:
+        """Return what replays calls of this kind, recorded now if it is time to, or None."""
         replay = self._replays.pop(key, None)
         if replay is None:
             seen = self._seen.pop(key, 0)
@@ -86,12 +97,12 @@ class Graphed:
                 self._seen[key] = seen + 1
                 while len(self._seen) > 4 * self.most:
                     self._seen.popitem(last=False)
-                return self._call(tensor)
+                return None
             replay = self.record(self._call, tensor)
         self._replays[key] = replay
         while len(self._replays) > self.most:
             self._replays.popitem(last=False)
-        return replay(tensor)
+        return replay
 
 
 def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
@@ -104,7 +115,8 @@ def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Rep
             model(static)
     torch.cuda.current_stream(example.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(example.device), torch.cuda.graph(graph):
+    # Other threads may go on allocating memory meanwhile.
+    with torch.cuda.device(example.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = model(static)
 
     def replay(tensor: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -144,6 +146,27 @@ def test_a_model_that_cannot_be_recorded_is_called(monkeypatch: pytest.MonkeyPat
     with pytest.warns(RuntimeWarning, match="no CUDA graph was recorded: out of memory$"):
         replay = graphs._record_if_possible(module, torch.ones(2))
     assert replay(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_threads_take_turns_with_the_memory_of_a_graph() -> None:
+    def slowly(model: nn.Module, example: Tensor) -> graphs.Replay:
+        static = example.clone()
+
+        def replay(tensor: Tensor) -> Tensor:
+            static.copy_(tensor)
+            time.sleep(1e-4)  # another thread's turn
+            return model.factor * static
+
+        return replay
+
+    model = graphs.Graphed(Doubling().eval(), record=slowly)
+
+    def doubled(number: int) -> bool:
+        with torch.inference_mode():
+            return all(model(torch.full((9,), float(number))).eq(2 * number).all() for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(doubled, range(8)))
 
 
 def test_at_least_one_graph_is_kept() -> None:
