@@ -116,9 +116,14 @@ def block_shape(name: str) -> tuple[int, int]:
     wide = 8 if arguments[0] == "double" else 4
     if name.startswith("predict_and_fuse"):
         vector = int(arguments[1]) if "tiled" in name else 0
-        rows, width = (16, 64) if vector == 4 else (8, 32)
+        down = {4: 4, 2: 3, 8: 1}[ELEMENT[arguments[0]]]  # rows of a thread without vectors
+        rows, width = (16, 64) if vector == 4 else (8 * down, 32)
         tile = (rows + 2 * LARGEST_RADIUS) * (width + 2 * HALO) * wide
         return 256, tile + HEAD_WEIGHTS if vector else 0
+    if name.startswith("filters_gradient_shifted"):
+        shift = 32 // ELEMENT[arguments[0]]  # columns, to the left of the halo's
+        image, gradient = (8 + 2 * LARGEST_RADIUS) * (32 + 2 * HALO + shift), 8 * (32 + shift)
+        return 256, (2 * image + gradient + 3 * 8) * wide
     if not name.startswith(("fuse_tiled", "filters_gradient_tiled")):
         if name.startswith("cells_gradient"):
             return 256, 8 * wide
@@ -127,7 +132,10 @@ def block_shape(name: str) -> tuple[int, int]:
         return 256, sums
     vector, channels = int(arguments[1]), int(arguments[2])
     threads, width = (128 if vector == 8 else 256), (32 if vector == 1 else 64)
-    rows = threads * vector // width + 2 * LARGEST_RADIUS
+    rows = threads * vector // width
+    if name.startswith("fuse_tiled") and vector == channels == 1:
+        rows *= 8 // ELEMENT[arguments[0]]  # of one thread
+    rows += 2 * LARGEST_RADIUS
     tile = (2 if channels == 1 else 1) * channels * rows * (width + 2 * HALO) * wide
     return threads, tile + (3 * threads // 32 * wide if name.startswith("filters") else 0)
 

@@ -13,11 +13,16 @@ namespace {
 
 // Registers of a thread that computes V pixels of C channels: eight pixels of four channels have 32 sums.
 template <int V, int C> constexpr int kTiledRegisters = C == 1 ? 80 : V == 8 ? 160 : 128;
+// Without 16-byte loads, more threads keep more of them on their way.
+template <class T, int V, int C> constexpr int kForwardRegisters =
+    V == 1 && C == 1 && sizeof(T) > 2 ? 64 : kTiledRegisters<V, C>;
+template <class T> constexpr int kShiftedRegisters = sizeof(T) == 4 ? 64 : sizeof(T) == 2 ? 80 : 128;
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------
 
 template <class T, int V, int C>
-__global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, V>::kThreads, kTiledRegisters<V, C>))
+__global__ void __launch_bounds__(Tile<T, V>::kThreads,
+                                  resident_blocks(Tile<T, V>::kThreads, kForwardRegisters<T, V, C>))
     fuse_tiled_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   fuse_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
@@ -33,6 +38,13 @@ __global__ void __launch_bounds__(Tile<T, V>::kThreads, resident_blocks(Tile<T, 
     filters_gradient_tiled_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   filters_gradient_tiled<T, V, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
+}
+
+template <class T>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, kShiftedRegisters<T>))
+    filters_gradient_shifted_kernel(const __grid_constant__ Problem<T> p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  filters_gradient_shifted<T>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 80))
@@ -57,6 +69,13 @@ template <class T> __global__ void __launch_bounds__(kReduceThreads)
     sum_level_partials_kernel(const Accumulate<T>* partials, int64_t count, Accumulate<T>* alphas_gradient) {
   FFMEF_DYNAMIC_SHARED(shared);
   sum_level_partials<T>(partials, count, alphas_gradient, reinterpret_cast<double*>(shared));
+}
+
+template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads,
+                                                     resident_blocks(Tile<T, 1>::kThreads, sizeof(T) == 8 ? 128 : 80))
+    fuse_coarse_tiled_kernel(const __grid_constant__ CoarseProblem<T> q) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  fuse_coarse_tiled<T, int>(q, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T, class Index>
@@ -164,7 +183,7 @@ template <class Shape, class T> size_t sums_bytes(const Problem<T>& p) {
 }
 
 template <class T, int V, int C> cudaError_t launch_fuse_tiled(const ffmef_fusion& f, Problem<T>& p, cudaStream_t s) {
-  using Shape = Tile<T, V>;
+  using Shape = Tile<T, V, kRowsOfThread<T, V, C>>;
   set_tiles<Shape>(p);
   return launch(fuse_tiled_kernel<T, V, C>, blocks_of<Shape>(f, f.batch * divide_up(f.channels, C)), Shape::kThreads,
                 tile_bytes<Shape, C>(p), s, p);
@@ -195,9 +214,18 @@ template <class T> cudaError_t forward(const ffmef_fusion& f, void* output, cuda
   return cudaSuccess;
 }
 
+// A tile that is shifted to the left leaves columns for the next one.
+template <class T> int64_t shifted_width(int64_t width) { return width + ShiftedTile<T>::kLargestShift - 1; }
+
+template <class T> int64_t blocks_of_shifted(const ffmef_fusion& f) {
+  using Shape = ShiftedTile<T>;
+  return divide_up(shifted_width<T>(f.width), Shape::kWidth) * divide_up(f.height, Shape::kHeight) * f.batch;
+}
+
 // What the backward pass launches for the filters; also says how many partial sums of the alpha gradient there are.
 struct BackwardPlan {
   bool filters, partials_with_images, partials_with_filters, tiled, vectors;
+  bool narrow_index;  // of the images' gradient
   int64_t images_blocks, filters_blocks;
 };
 
@@ -212,10 +240,15 @@ template <class T> BackwardPlan plan_backward(const ffmef_fusion& f, const ffmef
                  (!plan.partials_with_filters || filters_allow_vectors(f, kVector<T>));
   using Pixel = Tile<T, 1>;
   const int64_t images = f.batch * f.image_count;
-  plan.images_blocks = blocks_of<Pixel>(f, images * divide_up(f.channels, kChannelsAtOnce));
-  plan.filters_blocks = !plan.tiled    ? blocks_of<Pixel>(f, images)
-                        : plan.vectors ? blocks_of<Tile<T, kVector<T>>>(f, f.batch)
-                                       : blocks_of<Pixel>(f, f.batch);
+  plan.narrow_index = filters_fit_32_bits(f) &&
+                      fits_32_bits((f.height - 1) * g.output_strides[2] + (f.width - 1) * g.output_strides[3]);
+  plan.images_blocks = f.channels > 1      ? blocks_of<Pixel>(f, images * divide_up(f.channels, kChannelsAtOnce))
+                       : plan.narrow_index ? blocks_of<Tile<T, 1, kImagesGradientRows<T, int, 1>>>(f, images)
+                                           : blocks_of<Tile<T, 1, kImagesGradientRows<T, int64_t, 1>>>(f, images);
+  plan.filters_blocks = !plan.tiled       ? blocks_of<Pixel>(f, images)
+                        : plan.vectors    ? blocks_of<Tile<T, kVector<T>>>(f, f.batch)
+                        : f.channels == 1 ? blocks_of_shifted<T>(f)
+                                          : blocks_of<Pixel>(f, f.batch);
   return plan;
 }
 
@@ -227,6 +260,14 @@ template <class T> int64_t workspace_bytes(const ffmef_fusion& f, const ffmef_fu
   return blocks * f.level_count * static_cast<int64_t>(sizeof(Accumulate<T>));
 }
 
+template <class T, class Index, int C>
+cudaError_t launch_images_gradient(const BackwardPlan& plan, Problem<T>& p, cudaStream_t stream) {
+  using Shape = Tile<T, 1, kImagesGradientRows<T, Index, C>>;
+  set_tiles<Shape>(p);
+  return launch(images_gradient_kernel<T, Index, C>, plan.images_blocks, Shape::kThreads, sums_bytes<Shape>(p), stream,
+                p);
+}
+
 template <class T, int V, int C>
 cudaError_t launch_filters_gradient(const BackwardPlan& plan, Problem<T>& p, cudaStream_t stream) {
   using Shape = Tile<T, V>;
@@ -235,12 +276,20 @@ cudaError_t launch_filters_gradient(const BackwardPlan& plan, Problem<T>& p, cud
                 tile_bytes<Shape, C>(p) + sums_bytes<Shape>(p), stream, p);
 }
 
+template <class T>
+cudaError_t launch_shifted_filters_gradient(const BackwardPlan& plan, Problem<T>& p, cudaStream_t stream) {
+  using Shape = ShiftedTile<T>;
+  set_tiles<Shape>(p);
+  p.tiles_across = static_cast<int>(divide_up(shifted_width<T>(p.width), Shape::kWidth));
+  const size_t gradients = sizeof(Accumulate<T>) * Shape::kHeight * Shape::kGradientPitch;
+  return launch(filters_gradient_shifted_kernel<T>, plan.filters_blocks, Shape::kThreads,
+                tile_bytes<Shape, 1>(p) + gradients + sums_bytes<Shape>(p), stream, p);
+}
+
 template <class T> cudaError_t backward(const ffmef_fusion& f, const ffmef_fusion_gradients& g, cudaStream_t stream) {
   constexpr int V = kVector<T>, C = kChannelsAtOnce;
   const BackwardPlan plan = plan_backward<T>(f, g);
   Accumulate<T>* const workspace = static_cast<Accumulate<T>*>(g.workspace);
-  const bool narrow_index = filters_fit_32_bits(f) &&
-                            fits_32_bits((f.height - 1) * g.output_strides[2] + (f.width - 1) * g.output_strides[3]);
   cudaError_t error = cudaSuccess;
 
   for (int first = 0; first < f.level_count && error == cudaSuccess; first += kLevelsPerLaunch) {
@@ -250,12 +299,14 @@ template <class T> cudaError_t backward(const ffmef_fusion& f, const ffmef_fusio
     p.gradient = {static_cast<const T*>(g.output), s[0], 0, s[1], s[2], s[3]};
 
     if (g.images != nullptr) {
-      using Shape = Tile<T, 1>;
       p.images_gradient = static_cast<T*>(g.images);
       p.partials = plan.partials_with_images ? workspace + first * plan.images_blocks : nullptr;
-      set_tiles<Shape>(p);
-      error = launch(narrow_index ? images_gradient_kernel<T, int, C> : images_gradient_kernel<T, int64_t, C>,
-                     plan.images_blocks, Shape::kThreads, sums_bytes<Shape>(p), stream, p);
+      if (p.channels == 1)
+        error = plan.narrow_index ? launch_images_gradient<T, int, 1>(plan, p, stream)
+                                  : launch_images_gradient<T, int64_t, 1>(plan, p, stream);
+      else
+        error = plan.narrow_index ? launch_images_gradient<T, int, C>(plan, p, stream)
+                                  : launch_images_gradient<T, int64_t, C>(plan, p, stream);
       if (error != cudaSuccess) return error;
     }
     if (!plan.filters) continue;
@@ -269,7 +320,7 @@ template <class T> cudaError_t backward(const ffmef_fusion& f, const ffmef_fusio
                      stream, p);
     } else if (p.channels == 1) {
       error = plan.vectors ? launch_filters_gradient<T, V, 1>(plan, p, stream)
-                           : launch_filters_gradient<T, 1, 1>(plan, p, stream);
+                           : launch_shifted_filters_gradient<T>(plan, p, stream);
     } else {
       error = plan.vectors ? launch_filters_gradient<T, V, C>(plan, p, stream)
                            : launch_filters_gradient<T, 1, C>(plan, p, stream);
@@ -326,10 +377,14 @@ template <class T> cudaError_t forward_coarse(const ffmef_fusion& f, void* outpu
   for (int first = 0; first < f.level_count; first += kLevelsPerLaunch) {
     CoarseProblem<T> q = make_coarse_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
     q.all.output = static_cast<T*>(output);
-    const int64_t blocks = blocks_over(q, f.height, f.width, f.batch * divide_up(f.channels, kChannelsAtOnce));
+    const bool narrow_places = places_fit_32_bits(f), tiled = narrow_places && has_tiled_kernel(f);
+    const int64_t groups = tiled ? f.channels : divide_up(f.channels, kChannelsAtOnce);
+    const int64_t blocks = blocks_over(q, f.height, f.width, f.batch * groups);
     const cudaError_t error =
-        launch(places_fit_32_bits(f) ? fuse_coarse_kernel<T, int> : fuse_coarse_kernel<T, int64_t>, blocks,
-               Tile<T, 1>::kThreads, 0, stream, q);
+        launch(tiled           ? fuse_coarse_tiled_kernel<T>
+               : narrow_places ? fuse_coarse_kernel<T, int>
+                               : fuse_coarse_kernel<T, int64_t>,
+               blocks, Tile<T, 1>::kThreads, tiled ? tile_bytes<Tile<T, 1>, 1>(q.all) : 0, stream, q);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -4,6 +4,7 @@
 //   fuse_tiled              k in {1, 3, 5, 7}; images through shared memory, 16 bytes of filters a load
 //   fuse_direct             any odd k, any size; images through the cache
 //   filters_gradient_tiled  as fuse_tiled, for at most kChannelsAtOnce channels
+//   filters_gradient_shifted  the same for one channel without 16-byte stores
 //   filters_gradient_direct any odd k, any number of channels
 //   images_gradient         any odd k, by gather: no atomics, one order of summation
 //   sum_level_partials      second stage of the alpha gradient
@@ -47,13 +48,30 @@ template <class T> struct Problem {
   bool add_result;  // a further launch of a problem with more than kLevelsPerLaunch levels
 };
 
-// V pixels a thread, side by side.
-template <class T, int V> struct Tile {
+// R rows of V pixels a thread.
+template <class T, int V, int R = 1> struct Tile {
+  static constexpr int kRows = R;
   static constexpr int kWidth = V == 1 ? 32 : 64;
   static constexpr int kThreadsAcross = kWidth / V;
   static constexpr int kThreads = V == 8 ? 128 : 256;
-  static constexpr int kHeight = kThreads / kThreadsAcross;
-  static constexpr int kPitch = kWidth + 2 * kHalo;
+  static constexpr int kHeight = kThreads / kThreadsAcross * R;
+  static constexpr int kLeft = kHalo;  // columns of the halo before the tile's own
+  static constexpr int kPitch = kWidth + kLeft + kHalo;
+};
+
+// Without 16-byte loads, a thread's pixels lie below each other: a warp's loads stay contiguous whatever the width, and
+// several of them are on their way. Several channels need the registers for their sums.
+template <class T, int V, int C> constexpr int kRowsOfThread = V == 1 && C == 1 ? 8 / static_cast<int>(sizeof(T)) : 1;
+
+// Offsets of a thread's rows from its first. A row below the picture reads the last one and is not stored.
+template <int R> struct Rows {
+  int count;
+  int offsets[R];
+
+  __device__ __forceinline__ Rows(int first, int height, int stride) : count(height - first < R ? height - first : R) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) offsets[r] = r == 0 ? 0 : (r < count ? r : count - 1) * stride;
+  }
 };
 
 // One channel needs so little shared memory that the next image can be fetched while this one is used.
@@ -67,11 +85,11 @@ template <class Shape, int V, class AnyProblem>
 __device__ __forceinline__ Position position_of_thread(const AnyProblem& p) {
   const unsigned block = blockIdx.x, rest = block / static_cast<unsigned>(p.tiles_across);
   const int thread = static_cast<int>(threadIdx.x);
-  return {
-      static_cast<int>(rest / static_cast<unsigned>(p.tiles_down)),
-      static_cast<int>(rest % static_cast<unsigned>(p.tiles_down)) * Shape::kHeight + thread / Shape::kThreadsAcross,
-      static_cast<int>(block % static_cast<unsigned>(p.tiles_across)) * Shape::kWidth +
-          thread % Shape::kThreadsAcross * V};
+  return {static_cast<int>(rest / static_cast<unsigned>(p.tiles_down)),
+          static_cast<int>(rest % static_cast<unsigned>(p.tiles_down)) * Shape::kHeight +
+              thread / Shape::kThreadsAcross * Shape::kRows,
+          static_cast<int>(block % static_cast<unsigned>(p.tiles_across)) * Shape::kWidth +
+              thread % Shape::kThreadsAcross * V};
 }
 
 // Fills C planes of shared memory with one image's channels around the block's tile, padding resolved.
@@ -83,7 +101,7 @@ __device__ __forceinline__ void load_tile(const AnyProblem& p, A* tile, int batc
   const int row_stride = static_cast<int>(p.images.row), column_stride = static_cast<int>(p.images.column);
   for (int i = static_cast<int>(threadIdx.x); i < plane; i += Shape::kThreads) {
     const int row = padded_index(first_row - p.halo_rows + i / Shape::kPitch, p.height, p.padding);
-    const int column = padded_index(first_column - kHalo + i % Shape::kPitch, p.width, p.padding);
+    const int column = padded_index(first_column - Shape::kLeft + i % Shape::kPitch, p.width, p.padding);
     const bool shown = row >= 0 && column >= 0;
     const auto* pixel = source + (shown ? row * row_stride + column * column_stride : 0);
 #pragma unroll
@@ -137,29 +155,37 @@ template <int K> constexpr int kRowsUnrolled = K == 3 ? 3 : 1;
 
 // ---- forward ------------------------------------------------------------------------------------------------------
 
-template <int K, int V, int C, class T>
+template <int K, int V, int R, int C, class T>
 __device__ __forceinline__ void fuse_level(const Accumulate<T>* tile, int plane, int pitch, const T* filters,
-                                           int tap_stride, Accumulate<T> alpha, Accumulate<T> (&result)[C][V]) {
-  Accumulate<T> sum[C][V] = {};
+                                           const Rows<R>& rows, int tap_stride, Accumulate<T> alpha,
+                                           Accumulate<T> (&result)[C][R][V]) {
+  Accumulate<T> sum[C][R][V] = {};
 #pragma unroll kRowsUnrolled < K>
   for (int i = 0; i < K; ++i) {
-    Accumulate<T> window[C][V + K - 1];
+    Accumulate<T> window[C][R][V + K - 1];
 #pragma unroll
-    for (int c = 0; c < C; ++c) load_window<K / 2, V>(tile + c * plane + i * pitch, window[c]);
+    for (int c = 0; c < C; ++c)
+#pragma unroll
+      for (int r = 0; r < R; ++r) load_window<K / 2, V>(tile + c * plane + (i + r) * pitch, window[c][r]);
 #pragma unroll
     for (int j = 0; j < K; ++j) {
-      Accumulate<T> taps[V];
-      load_once<V>(filters + (i * K + j) * tap_stride, taps);
 #pragma unroll
-      for (int c = 0; c < C; ++c)
+      for (int r = 0; r < R; ++r) {
+        Accumulate<T> taps[V];
+        load_once<V>(filters + ((i * K + j) * tap_stride + rows.offsets[r]), taps);
 #pragma unroll
-        for (int v = 0; v < V; ++v) sum[c][v] += taps[v] * window[c][j + v];
+        for (int c = 0; c < C; ++c)
+#pragma unroll
+          for (int v = 0; v < V; ++v) sum[c][r][v] += taps[v] * window[c][r][j + v];
+      }
     }
   }
 #pragma unroll
   for (int c = 0; c < C; ++c)
 #pragma unroll
-    for (int v = 0; v < V; ++v) result[c][v] += alpha * sum[c][v];
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int v = 0; v < V; ++v) result[c][r][v] += alpha * sum[c][r][v];
 }
 
 template <int V, class T>
@@ -172,16 +198,17 @@ __device__ __forceinline__ void store_result(T* target, bool add, Accumulate<T> 
 }
 
 template <class T, int V, int C> __device__ __forceinline__ void fuse_tiled(const Problem<T>& p, Accumulate<T>* tile) {
-  using Shape = Tile<T, V>;
+  constexpr int R = kRowsOfThread<T, V, C>;
+  using Shape = Tile<T, V, R>;
   const int groups = (p.channels + C - 1) / C;
   const Position at = position_of_thread<Shape, V>(p);
   const int batch = at.plane / groups, first_channel = at.plane % groups * C;
-  const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross;
+  const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross * R;
   const int tile_column = static_cast<int>(threadIdx.x) % Shape::kThreadsAcross * V;
   const int plane = (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
   const bool inside = at.row < p.height && at.column < p.width;
 
-  Accumulate<T> result[C][V] = {};
+  Accumulate<T> result[C][R][V] = {};
   for (int n = 0; n < p.image_count; ++n) {
     Accumulate<T>* buffer = tile + n % kBuffers<C> * (C * plane);
     if (kBuffers<C> == 1 && n > 0) __syncthreads();  // every thread is done with the previous image
@@ -192,11 +219,12 @@ template <class T, int V, int C> __device__ __forceinline__ void fuse_tiled(cons
       const LevelView<T>& level = p.levels[l];
       const T* filters = level.filters + batch * level.batch + n * level.image +
                          (at.row * static_cast<int>(level.row) + at.column * static_cast<int>(level.column));
+      const Rows<R> rows(at.row, p.height, static_cast<int>(level.row));
       const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       with_size<false>(level.size, [&](auto size) {
         constexpr int K = decltype(size)::value;
         const Accumulate<T>* origin = buffer + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
-        fuse_level<K, V, C>(origin, plane, Shape::kPitch, filters, static_cast<int>(level.tap), alpha, result);
+        fuse_level<K, V, R, C>(origin, plane, Shape::kPitch, filters, rows, static_cast<int>(level.tap), alpha, result);
       });
     }
   }
@@ -205,7 +233,10 @@ template <class T, int V, int C> __device__ __forceinline__ void fuse_tiled(cons
   for (int c = 0; c < C; ++c) {
     if (first_channel + c >= p.channels) break;
     const int64_t row = (static_cast<int64_t>(batch) * p.channels + first_channel + c) * p.height + at.row;
-    store_result<V>(p.output + row * p.width + at.column, p.add_result, result[c]);
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+      if (at.row + r < p.height)
+        store_result<V>(p.output + (row + r) * p.width + at.column, p.add_result, result[c][r]);
   }
 }
 
@@ -399,6 +430,108 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
   if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
 }
 
+// Rows of odd width begin anywhere, and a store that covers part of 32 bytes costs a read as well. So here each plane and
+// row has the tile shifted to the left, by less than 32 bytes, to where its 32 bytes begin. Nothing is summed over taps,
+// which makes this possible; what a shifted pixel needs comes from shared memory. For one channel.
+template <class T> struct ShiftedTile : Tile<T, 1> {
+  static constexpr int kLargestShift = 32 / static_cast<int>(sizeof(T));  // and 1 more than occurs
+  static constexpr int kLeft = kHalo + kLargestShift;
+  static constexpr int kPitch = Tile<T, 1>::kWidth + kLeft + kHalo;
+  static constexpr int kGradientPitch = Tile<T, 1>::kWidth + kLargestShift;
+};
+
+// By how many elements an address lies behind a multiple of 32 bytes: the same for a whole warp, of its first column.
+template <class T> __device__ __forceinline__ int shift_of(const T* address) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(address) / sizeof(T) % ShiftedTile<T>::kLargestShift);
+}
+
+// All pointers are to the thread's own pixel, unshifted, `window` to what its first tap sees; `filters` and `target` may
+// be null.
+template <int K, class T> __device__ __forceinline__ Accumulate<T> shifted_filters_gradient_level(
+    const Accumulate<T>* window, const Accumulate<T>* gradient, int column, int width, Accumulate<T> alpha, T* target,
+    int target_stride, const T* filters, int tap_stride, int column_stride) {
+  using Shape = ShiftedTile<T>;
+  const int lane = static_cast<int>(threadIdx.x) % Shape::kThreadsAcross;
+  const int first_shift = shift_of((target != nullptr ? target : filters) - lane);
+  const int shift_step = (target != nullptr ? target_stride : tap_stride) % Shape::kLargestShift;
+  Accumulate<T> sum = 0;
+#pragma unroll kRowsUnrolled < K>
+  for (int i = 0; i < K; ++i) {
+    Accumulate<T> products[K], taps[K][1];
+#pragma unroll
+    for (int j = 0; j < K; ++j) {
+      const int t = i * K + j, shift = (first_shift + t * shift_step) % Shape::kLargestShift;
+      const bool inside = column >= shift && column - shift < width;
+      products[j] = inside ? gradient[-shift] * window[i * Shape::kPitch + j - shift] : 0;
+      taps[j][0] = 0;
+      if (filters != nullptr && inside) load_once<1>(filters + (t * tap_stride - shift * column_stride), taps[j]);
+      if (target != nullptr && inside) {
+        const Accumulate<T> value[1] = {alpha * products[j]};
+        store<1>(target + (t * target_stride - shift), value);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < K; ++j) sum += taps[j][0] * products[j];
+  }
+  return sum;
+}
+
+template <class T>
+__device__ __forceinline__ void filters_gradient_shifted(const Problem<T>& p, Accumulate<T>* shared) {
+  using A = Accumulate<T>;
+  using Shape = ShiftedTile<T>;
+  const Position at = position_of_thread<Shape, 1>(p);
+  const int batch = at.plane;
+  const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross;
+  const int tile_column = static_cast<int>(threadIdx.x) % Shape::kThreadsAcross;
+  const int first_row = at.row - tile_row, first_column = at.column - tile_column;
+  const int plane = (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch, pixels = p.height * p.width;
+  A* const gradients = shared + kBuffers<1> * plane;
+  const LevelSums<Shape::kThreads, A> level_sums{gradients + Shape::kHeight * Shape::kGradientPitch};
+  if (p.partials != nullptr) level_sums.clear(p.level_count);
+
+  const T* source = p.gradient.data + batch * p.gradient.batch;
+  for (int i = static_cast<int>(threadIdx.x); i < Shape::kHeight * Shape::kGradientPitch; i += Shape::kThreads) {
+    const int row = first_row + i / Shape::kGradientPitch;
+    const int column = first_column - Shape::kLargestShift + i % Shape::kGradientPitch;
+    const bool shown = row < p.height && column >= 0 && column < p.width;
+    gradients[i] = shown ? widen(source[row * p.gradient.row + column * p.gradient.column]) : A(0);
+  }
+
+  for (int n = 0; n < p.image_count; ++n) {
+    A* buffer = shared + n % kBuffers<1> * plane;
+    load_tile<Shape, 1>(p, buffer, batch, n, 0, first_row, first_column);
+    __syncthreads();
+    for (int l = 0; l < p.level_count; ++l) {
+      const LevelView<T>& level = p.levels[l];
+      if (level.gradient == nullptr && p.partials == nullptr) continue;
+      A sum = 0;
+      if (at.row < p.height) {
+        const int64_t plane_of_target = (static_cast<int64_t>(batch) * p.image_count + n) * level.size * level.size;
+        T* target = level.gradient == nullptr
+                        ? nullptr
+                        : level.gradient + plane_of_target * pixels + (at.row * p.width + at.column);
+        const int column_stride = static_cast<int>(level.column);
+        const T* filters = p.partials == nullptr
+                               ? nullptr
+                               : level.filters + batch * level.batch + n * level.image +
+                                     (at.row * static_cast<int>(level.row) + at.column * level.column);
+        const A alpha = p.alphas[l * p.alpha_stride];
+        with_size<false>(level.size, [&](auto size) {
+          constexpr int K = decltype(size)::value;
+          const A* window =
+              buffer + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column + Shape::kLeft - K / 2;
+          const A* gradient = gradients + tile_row * Shape::kGradientPitch + tile_column + Shape::kLargestShift;
+          sum = shifted_filters_gradient_level<K>(window, gradient, at.column, p.width, alpha, target, pixels, filters,
+                                                  static_cast<int>(level.tap), column_stride);
+        });
+      }
+      if (p.partials != nullptr) level_sums.add(l, sum);
+    }
+  }
+  if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
+}
+
 template <class T> __device__ __forceinline__ void filters_gradient_direct(const Problem<T>& p, Accumulate<T>* sums) {
   using Shape = Tile<T, 1>;
   const Position at = position_of_thread<Shape, 1>(p);
@@ -467,31 +600,46 @@ struct Places {
   }
 };
 
+// Rows of a thread that computes the images' gradient: they share what they read of the output's gradient, and their taps
+// travel together. For one channel.
+template <class T, class Index, int C> constexpr int kImagesGradientRows =
+    C == 1 && sizeof(T) <= 4 && sizeof(Index) == 4 ? 2 : 1;
+
 // Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So nothing is asked
-// on the way, and a row of taps is loaded at once. For one channel; the sum is in the order of images_gradient_level.
-template <int K, class Index, class T>
-__device__ __forceinline__ Accumulate<T> images_gradient_inside(const Problem<T>& p, const LevelView<T>& level,
-                                                                const T* filters, const T* gradient,
-                                                                const Position& at) {
+// on the way, and a row of taps is loaded at once. For one channel; the sums are in the order of images_gradient_level.
+template <int K, int R, class Index, class T>
+__device__ __forceinline__ void images_gradient_inside(const Problem<T>& p, const LevelView<T>& level, const T* filters,
+                                                       const T* gradient, const Position& at,
+                                                       Accumulate<T> (&sums)[R]) {
   const Index tap_stride = static_cast<Index>(level.tap), column_stride = static_cast<Index>(level.column);
   const Index gradient_column = static_cast<Index>(p.gradient.column);
-  Accumulate<T> sum = 0;
-#pragma unroll kRowsUnrolled < K>
-  for (int i = 0; i < K; ++i) {
-    const int row = at.row + K / 2 - i, column = at.column + K / 2;  // the output that sees the pixel through tap 0
+  Accumulate<T> sum[R] = {};
+#pragma unroll(K == 3 ? K + R - 1 : 1)
+  for (int o = 0; o < K + R - 1; ++o) {
+    // This row of outputs sees the thread's row r through tap row first + r; through tap 0, it does at `column`.
+    const int first = o - (R - 1), row = at.row + K / 2 - first;
+    const int column = at.column + K / 2;
     const T* taps_of_row =
-        filters + (i * K * tap_stride + row * static_cast<Index>(level.row) + column * column_stride);
+        filters + (first * K * tap_stride + row * static_cast<Index>(level.row) + column * column_stride);
     const T* seen_of_row = gradient + (row * static_cast<Index>(p.gradient.row) + column * gradient_column);
-    Accumulate<T> taps[K][1], seen[K];
+    Accumulate<T> taps[R][K][1], seen[K];
 #pragma unroll
     for (int j = 0; j < K; ++j) {
-      load_once<1>(taps_of_row + j * (tap_stride - column_stride), taps[j]);
       seen[j] = widen(seen_of_row[-j * gradient_column]);
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+        if (first + r >= 0 && first + r < K)
+          load_once<1>(taps_of_row + ((r * K + j) * tap_stride - j * column_stride), taps[r][j]);
     }
 #pragma unroll
-    for (int j = 0; j < K; ++j) sum += taps[j][0] * seen[j];
+    for (int r = 0; r < R; ++r) {
+      if (first + r < 0 || first + r >= K) continue;
+#pragma unroll
+      for (int j = 0; j < K; ++j) sum[r] += taps[r][j][0] * seen[j];
+    }
   }
-  return sum;
+#pragma unroll
+  for (int r = 0; r < R; ++r) sums[r] += sum[r];
 }
 
 // K = 0: the size is known at run time only.
@@ -505,12 +653,6 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   const Index gradient_row = static_cast<Index>(p.gradient.row),
               gradient_column = static_cast<Index>(p.gradient.column);
   const Places rows{at.row, p.height, radius, p.padding}, columns{at.column, p.width, radius, p.padding};
-  if constexpr (K > 0) {
-    if (channels == 1 && !rows.at_border() && !columns.at_border()) {
-      sum[0] += images_gradient_inside<K, Index>(p, level, filters, gradient, at);
-      return;
-    }
-  }
   for (int r = 0; r < rows.count(); ++r) {
     if (!rows.shows(r)) continue;
     for (int s = 0; s < columns.count(); ++s) {
@@ -535,9 +677,50 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   }
 }
 
+// All rows of a thread, one after another where one of them is at the border.
+template <int K, class Index, int R, int C, class T>
+__device__ __forceinline__ void images_gradient_rows(const Problem<T>& p, const LevelView<T>& level, const T* filters,
+                                                     const T* gradient, int channels, const Position& at,
+                                                     Accumulate<T> (&sums)[R][C]) {
+  if constexpr (K > 0 && C == 1 && R * K <= 10) {  // more taps at once would be too many registers
+    const Places first{at.row, p.height, K / 2, p.padding}, last{at.row + R - 1, p.height, K / 2, p.padding};
+    const Places columns{at.column, p.width, K / 2, p.padding};
+    if (!first.at_border() && !last.at_border() && !columns.at_border()) {
+      Accumulate<T> inside[R] = {};
+      images_gradient_inside<K, R, Index>(p, level, filters, gradient, at, inside);
+#pragma unroll
+      for (int r = 0; r < R; ++r) sums[r][0] += inside[r];
+      return;
+    }
+  }
+#pragma unroll 1
+  for (int row = 0; row < R; ++row) {
+    if (at.row + row >= p.height) break;
+    Accumulate<T> sum[C] = {};
+    const Position place{at.plane, at.row + row, at.column};
+    if constexpr (K > 0 && C == 1 && R * K > 10) {
+      const Places rows{place.row, p.height, K / 2, p.padding}, columns{at.column, p.width, K / 2, p.padding};
+      if (!rows.at_border() && !columns.at_border()) {
+        images_gradient_inside<K, 1, Index>(p, level, filters, gradient, place, sum);
+        if (row == 0) sums[0][0] += sum[0];
+        if (row > 0) sums[R - 1][0] += sum[0];
+        continue;
+      }
+    }
+    // Every size's code at the border would cost the others registers.
+    images_gradient_level<C == 1 ? 0 : K, Index, C>(p, level, filters, gradient, channels, place, sum);
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int c = 0; c < C; ++c)
+        if (r == row) sums[r][c] += sum[c];
+  }
+}
+
 template <class T, class Index, int C>
 __device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<T>* sums) {
-  using Shape = Tile<T, 1>;
+  constexpr int R = kImagesGradientRows<T, Index, C>;
+  using Shape = Tile<T, 1, R>;
   const int groups = (p.channels + C - 1) / C;
   const Position at = position_of_thread<Shape, 1>(p);
   const int first_channel = at.plane % groups * C, plane = at.plane / groups;
@@ -548,38 +731,43 @@ __device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<
   if (p.partials != nullptr) level_sums.clear(p.level_count);
 
   const T* gradient = p.gradient.data + batch * p.gradient.batch + first_channel * p.gradient.channel;
-  Accumulate<T> result[C] = {};
+  Accumulate<T> result[R][C] = {};
   for (int l = 0; l < p.level_count; ++l) {
     const LevelView<T>& level = p.levels[l];
     Accumulate<T> for_alpha = 0;
     if (inside) {
-      Accumulate<T> sum[C] = {};
+      Accumulate<T> sum[R][C] = {};
       const T* filters = level.filters + batch * level.batch + image * level.image;
       with_size<true>(level.size, [&](auto size) {
-        images_gradient_level<decltype(size)::value, Index, C>(p, level, filters, gradient, channels, at, sum);
+        images_gradient_rows<decltype(size)::value, Index, R, C>(p, level, filters, gradient, channels, at, sum);
       });
       const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       const T* pixel = p.images.data + batch * p.images.batch + image * p.images.image +
                        first_channel * p.images.channel + at.row * p.images.row + at.column * p.images.column;
 #pragma unroll
-      for (int c = 0; c < C; ++c) {
-        result[c] += alpha * sum[c];
-        // The level's share of sum(g * out) can be summed over images as well as over outputs, and here
-        // the filters have been read already.
-        if (p.partials != nullptr && c < channels) for_alpha += sum[c] * widen(pixel[c * p.images.channel]);
-      }
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int c = 0; c < C; ++c) {
+          result[r][c] += alpha * sum[r][c];
+          // The level's share of sum(g * out) can be summed over images as well as over outputs, and here
+          // the filters have been read already.
+          if (p.partials != nullptr && c < channels && at.row + r < p.height)
+            for_alpha += sum[r][c] * widen(pixel[r * p.images.row + c * p.images.channel]);
+        }
     }
     if (p.partials != nullptr) level_sums.add(l, for_alpha);
   }
   if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
   if (!inside) return;
 #pragma unroll
-  for (int c = 0; c < C; ++c) {
-    if (c >= channels) break;
-    Accumulate<T> value[1] = {result[c]};
-    const int64_t row = (static_cast<int64_t>(plane) * p.channels + first_channel + c) * p.height + at.row;
-    store_result<1>(p.images_gradient + row * p.width + at.column, p.add_result, value);
-  }
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      if (c >= channels || at.row + r >= p.height) break;
+      Accumulate<T> value[1] = {result[r][c]};
+      const int64_t row = (static_cast<int64_t>(plane) * p.channels + first_channel + c) * p.height + at.row + r;
+      store_result<1>(p.images_gradient + row * p.width + at.column, p.add_result, value);
+    }
 }
 
 }  // namespace ffmef::cuda

@@ -1,7 +1,8 @@
 // Kernels of adaptive_fuse for calls in which the filters of some level are on a coarser grid than the images.
 // Bodies are device functions; adaptive_fuse.cu wraps them into kernels and chooses them.
 //
-//   fuse_coarse             all levels, coarse or full, any odd k
+//   fuse_coarse_tiled       all levels, coarse or full, k in {1, 3, 5, 7}; images through shared memory
+//   fuse_coarse             the same for any odd k, any size
 //   images_gradient_coarse  the same, by gather
 //   cells_gradient          one coarse level's filters, gathered over the pixels that each cell reaches, and its alpha
 // Index is int where places on the grids fit 32 bits. Coarse filters are few: four of them a tap come from the cache.
@@ -55,6 +56,75 @@ template <class T, class A> __device__ __forceinline__ A read_tap(const T* filte
   return upper * (A(1) - at.down) + lower * at.down;
 }
 
+// Interpolation is linear: a pixel's response to four cells' filters is mixed rather than the taps.
+template <int K, class T>
+__device__ __forceinline__ Accumulate<T> coarse_response(const Accumulate<T>* tile, int pitch, const T* filters,
+                                                         const Reading<Accumulate<T>>& at, int tap_stride) {
+  using A = Accumulate<T>;
+  const int corners[4] = {static_cast<int>(at.upper + at.left), static_cast<int>(at.upper + at.right),
+                          static_cast<int>(at.lower + at.left), static_cast<int>(at.lower + at.right)};
+  A sums[4] = {};
+#pragma unroll kRowsUnrolled < K>
+  for (int i = 0; i < K; ++i) {
+    A window[K], taps[K][4];
+    load_window<K / 2, 1>(tile + i * pitch, window);
+#pragma unroll
+    for (int j = 0; j < K; ++j)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) taps[j][c] = widen(filters[(i * K + j) * tap_stride + corners[c]]);
+#pragma unroll
+    for (int j = 0; j < K; ++j)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) sums[c] += taps[j][c] * window[j];
+  }
+  const A near_share = A(1) - at.across;
+  const A upper = sums[0] * near_share + sums[1] * at.across, lower = sums[2] * near_share + sums[3] * at.across;
+  return upper * (A(1) - at.down) + lower * at.down;
+}
+
+// One channel a block: its filters are few and come from the cache for the other channels.
+template <class T, class Index>
+__device__ __forceinline__ void fuse_coarse_tiled(const CoarseProblem<T>& q, Accumulate<T>* tile) {
+  using A = Accumulate<T>;
+  using Shape = Tile<T, 1>;
+  const Problem<T>& p = q.all;
+  const Position at = position_of_thread<Shape, 1>(q);
+  const int batch = at.plane / p.channels, channel = at.plane % p.channels;
+  const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross;
+  const int tile_column = static_cast<int>(threadIdx.x) % Shape::kThreadsAcross;
+  const int plane = (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
+  const bool inside = at.row < p.height && at.column < p.width;
+
+  A result[1][1][1] = {};
+  for (int n = 0; n < p.image_count; ++n) {
+    A* buffer = tile + n % kBuffers<1> * plane;
+    load_tile<Shape, 1>(p, buffer, batch, n, channel, at.row - tile_row, at.column - tile_column);
+    __syncthreads();
+    if (!inside) continue;
+    for (int l = 0; l < p.level_count; ++l) {
+      const LevelView<T>& level = p.levels[l];
+      const Reading<A> reading = reading_at<Index>(q, l, at.row, at.column);
+      const T* filters = level.filters + batch * level.batch + n * level.image;
+      const A weight = p.alphas[l * p.alpha_stride];
+      const int tap_stride = static_cast<int>(level.tap);
+      with_size<false>(level.size, [&](auto size) {
+        constexpr int K = decltype(size)::value;
+        const A* origin = buffer + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
+        if (reading.coarse) {
+          result[0][0][0] += weight * coarse_response<K>(origin, Shape::kPitch, filters, reading, tap_stride);
+          return;
+        }
+        const Rows<1> rows(at.row, p.height, 0);
+        fuse_level<K, 1, 1, 1>(origin, plane, Shape::kPitch, filters + (reading.upper + reading.left), rows, tap_stride,
+                               weight, result);
+      });
+    }
+  }
+  if (!inside) return;
+  store_result<1>(p.output + (static_cast<int64_t>(at.plane) * p.height + at.row) * p.width + at.column, p.add_result,
+                  result[0][0]);
+}
+
 template <class T, class Index> __device__ __forceinline__ void fuse_coarse(const CoarseProblem<T>& q) {
   using Shape = Tile<T, 1>;
   constexpr int C = kChannelsAtOnce;
@@ -64,15 +134,16 @@ template <class T, class Index> __device__ __forceinline__ void fuse_coarse(cons
   const int batch = at.plane / groups, first_channel = at.plane % groups * C;
   if (at.row >= p.height || at.column >= p.width) return;
 
+  // In the order of fuse_tiled, image by image, so that a full level adds the same bits beside a coarse one as without.
   Accumulate<T> result[C][1] = {};
-  for (int l = 0; l < p.level_count; ++l) {
-    const LevelView<T>& level = p.levels[l];
-    const Reading<Accumulate<T>> reading = reading_at<Index>(q, l, at.row, at.column);
-    const int radius = level.size / 2;
-    Accumulate<T> sum[C] = {};
-    for (int n = 0; n < p.image_count; ++n) {
-      const T* image = p.images.data + batch * p.images.batch + n * p.images.image + first_channel * p.images.channel;
+  for (int n = 0; n < p.image_count; ++n) {
+    const T* image = p.images.data + batch * p.images.batch + n * p.images.image + first_channel * p.images.channel;
+    for (int l = 0; l < p.level_count; ++l) {
+      const LevelView<T>& level = p.levels[l];
+      const Reading<Accumulate<T>> reading = reading_at<Index>(q, l, at.row, at.column);
+      const int radius = level.size / 2;
       const T* filters = level.filters + batch * level.batch + n * level.image;
+      Accumulate<T> sum[C] = {};
       for (int i = -radius; i <= radius; ++i) {
         const int row = padded_index(at.row + i, p.height, p.padding);
         for (int j = -radius; j <= radius; ++j, filters += level.tap) {
@@ -88,10 +159,10 @@ template <class T, class Index> __device__ __forceinline__ void fuse_coarse(cons
           }
         }
       }
-    }
-    const Accumulate<T> weight = p.alphas[l * p.alpha_stride];
+      const Accumulate<T> weight = p.alphas[l * p.alpha_stride];
 #pragma unroll
-    for (int c = 0; c < C; ++c) result[c][0] += weight * sum[c];
+      for (int c = 0; c < C; ++c) result[c][0] += weight * sum[c];
+    }
   }
 #pragma unroll
   for (int c = 0; c < C; ++c) {

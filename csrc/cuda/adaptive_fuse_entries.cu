@@ -4,7 +4,7 @@
 //
 // Blocks have 256 threads. A launch needs ceil(width / w) * ceil(height / h) * planes blocks along x:
 //   entry                                           tile w x h   planes
-//   ffmef_adaptive_fuse_f32                         32 x 8       batch * channels
+//   ffmef_adaptive_fuse_f32                         32 x 16      batch * channels
 //   ffmef_adaptive_fuse_f32_vectors                 64 x 16      batch * channels     width a multiple of 4
 //   ffmef_adaptive_fuse_f32_direct                  32 x 8       batch * ceil(channels / 4)
 //   ffmef_adaptive_fuse_filters_gradient_f32        32 x 8       batch * image_count
@@ -65,8 +65,9 @@ __device__ __forceinline__ void fill(Problem<float>& p, const EntryLevels& level
   __syncthreads();
 }
 
+template <int V> using EntryTile = Tile<float, V, kRowsOfThread<float, V, 1>>;
 template <int V> constexpr int kTileFloats =
-    kBuffers<1> * (Tile<float, V>::kHeight + 2 * kEntryRadius) * Tile<float, V>::kPitch;
+    kBuffers<1> * (EntryTile<V>::kHeight + 2 * kEntryRadius) * EntryTile<V>::kPitch;
 constexpr int kSumFloats = kEntryLevels * 256 / kWarp;
 
 }  // namespace
@@ -84,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   __align__(16) __shared__ float tile[kTileFloats<1>];
   fill(problem, {{filters_0, filters_1, filters_2, filters_3}, {}, {size_0, size_1, size_2, size_3}},
        {batch, image_count, channels, height, width}, padding, images, nullptr, alphas, output, nullptr, nullptr,
-       Tile<float, 1>::kWidth, Tile<float, 1>::kHeight);
+       EntryTile<1>::kWidth, EntryTile<1>::kHeight);
   fuse_tiled<float, 1, 1>(problem, tile);
 }
 

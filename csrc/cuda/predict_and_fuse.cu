@@ -11,7 +11,7 @@ namespace ffmef::cuda {
 namespace {
 
 // Two blocks on a multiprocessor: arithmetic bounds these kernels, and registers hold what a filter sees.
-template <class T, int V> __global__ void __launch_bounds__(Tile<T, V>::kThreads, 2)
+template <class T, int V> __global__ void __launch_bounds__(HeadTile<T, V>::kThreads, 2)
     predict_and_fuse_tiled_kernel(const __grid_constant__ Prediction<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   predict_and_fuse_tiled<T, V>(p, reinterpret_cast<Accumulate<T>*>(shared));
@@ -30,8 +30,8 @@ template <class T> Prediction<T> make_prediction(const ffmef_prediction& f, int 
     const int l = first_level + i;
     const int64_t* t = f.hidden_strides[l];
     p.levels[i] = {
-        static_cast<const T*>(f.hidden[l]), t[0],       t[1],     t[2], t[3], t[4], static_cast<const T*>(f.weight[l]),
-        static_cast<const T*>(f.bias[l]),   f.sizes[l], f.maps[l]};
+        static_cast<const T*>(f.hidden[l]), t[0],       t[1],      t[2], t[3], t[4], static_cast<const T*>(f.weight[l]),
+        static_cast<const T*>(f.bias[l]),   f.sizes[l], f.maps[l], 0};
     p.halo_rows = std::max(p.halo_rows, f.sizes[l] / 2);
   }
   p.alphas = static_cast<const Accumulate<T>*>(f.alphas) + first_level * f.alpha_stride;
@@ -44,6 +44,12 @@ template <class T> Prediction<T> make_prediction(const ffmef_prediction& f, int 
   p.width = static_cast<int>(f.width);
   p.padding = static_cast<Padding>(f.padding);
   p.add_result = first_level > 0;
+  int64_t place = 0;
+  for (int i = 0; i < level_count; ++i) {
+    p.levels[i].place = static_cast<int>(std::min<int64_t>(place, INT_MAX));
+    place += weights_elements(p.levels[i].size, p.levels[i].maps, sizeof(Accumulate<T>));
+  }
+  p.keeps_weights = place * static_cast<int64_t>(sizeof(Accumulate<T>)) <= kWeightsBytes;
   return p;
 }
 
@@ -79,7 +85,7 @@ template <class Shape, class T> int64_t set_tiles(Prediction<T>& p) {
 }
 
 template <class T, int V> cudaError_t launch_tiled(Prediction<T>& p, cudaStream_t stream) {
-  using Shape = Tile<T, V>;
+  using Shape = HeadTile<T, V>;
   const size_t tile = sizeof(Accumulate<T>) * (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
   return launch(predict_and_fuse_tiled_kernel<T, V>, set_tiles<Shape>(p) * p.batch * p.channels, Shape::kThreads,
                 tile + kWeightsBytes, stream, p);

@@ -17,6 +17,7 @@ template <class T> struct HeadView {
   int64_t batch, image, map, row, column;  // strides of hidden in elements
   const T *weight, *bias;                  // (k * k, maps) and (k * k,), contiguous
   int size, maps;                          // k, M
+  int place;                               // of the weights in shared memory, where they stay
 };
 
 // All that a launch needs; passed by value.
@@ -30,12 +31,23 @@ template <class T> struct Prediction {
   Padding padding;
   int halo_rows;  // largest k / 2
   int tiles_across, tiles_down;
-  bool add_result;  // a further launch of a problem with more than kLevelsPerLaunch levels
+  bool add_result;     // a further launch of a problem with more than kLevelsPerLaunch levels
+  bool keeps_weights;  // of all levels, from the start on
 };
 
-// Pixels of a thread: no more than let the window of a 5 x 5 filter stay in registers.
+// Pixels of a thread, side by side, or below each other where their loads are single: no more than let the window of a
+// 5 x 5 filter stay in registers.
 template <class T> constexpr int kHeadVector = sizeof(Accumulate<T>) == 4 ? 4 : 1;
-template <int K, int V, class A> constexpr bool kKeepsWindow = K * (V + K - 1) * sizeof(A) <= 200;
+template <class T, int V> constexpr int kHeadRows = V > 1 || sizeof(T) == 8 ? 1 : sizeof(T) == 4 ? 4 : 3;
+template <class T, int V> using HeadTile = Tile<T, V, kHeadRows<T, V>>;
+template <int K, int V, int R, class A> constexpr bool kKeepsWindow = (R + K - 1) * (V + K - 1) * sizeof(A) <= 200;
+
+// Hidden maps that travel while one is used, as many as registers allow. A window that does not stay in registers is
+// read again for each map, which takes about as long as a load.
+template <class T, int V, bool KeptWindow> constexpr int kMapsAhead = !KeptWindow      ? 1
+                                                                      : V > 1          ? 4
+                                                                      : sizeof(T) == 8 ? 2
+                                                                                       : 3;
 
 // Taps of one hidden map's filter in shared memory, padded so that 16 bytes are read at once.
 template <int K, class A> constexpr int kTapPitch = K == 1 ? 1 : (K * K * sizeof(A) + 15) / 16 * 16 / sizeof(A);
@@ -64,48 +76,100 @@ template <int Group, class A> __device__ __forceinline__ void load_taps(const A*
   }
 }
 
-// Adds what `count` maps contribute to V pixels: each map's value times its filter's response to the tile at `origin`.
-template <int K, int V, class T> __device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch,
-                                                                          const Accumulate<T>* weights, const T* hidden,
-                                                                          int64_t map_stride, int count, bool with_bias,
-                                                                          Accumulate<T> (&result)[V]) {
-  using A = Accumulate<T>;
-  constexpr bool kKept = kKeepsWindow<K, V, A>;
-  A window[kKept ? K : 1][V + K - 1];
+// Elements of shared memory that a level's weights take: whole groups of 16 bytes, as the next level's are read so.
+__host__ __device__ inline int64_t weights_elements(int size, int64_t maps, int element) {
+  const int64_t group = 16 / element, taps = static_cast<int64_t>(size) * size;
+  const int64_t pitch = size == 1 ? 1 : (taps + group - 1) / group * group;
+  return ((maps + 1) * pitch + group - 1) / group * group;
+}
+
+template <int V, int R, class T>
+__device__ __forceinline__ void load_map(const T* hidden, const Rows<R>& rows, Accumulate<T> (&value)[R][V]) {
 #pragma unroll
-  for (int i = 0; kKept && i < K; ++i) load_window<K / 2, V>(origin + i * pitch, window[i]);
-  A value[V];
+  for (int r = 0; r < R; ++r) load_once<V>(hidden + static_cast<unsigned>(rows.offsets[r]), value[r]);
+}
+
+// One map: its value times its filter's response to the tile at `origin`.
+template <int K, int V, int R, class A, int Down, int Across>
+__device__ __forceinline__ void add_map(const A* origin, int pitch, const A* weights, const A (&value)[R][V],
+                                        A (&window)[Down][Across], A (&result)[R][V]) {
+  constexpr bool kKept = kKeepsWindow<K, V, R, A>;
+  constexpr int kGroup = K == 1 ? 1 : 16 / static_cast<int>(sizeof(A));
+  A response[R][V] = {};
 #pragma unroll
-  for (int v = 0; v < V; ++v) value[v] = A(1);
-  const int maps = with_bias ? count - 1 : count;
-  if (maps > 0) load_once<V>(hidden, value);
-#pragma unroll 1
-  for (int m = 0; m < count; ++m) {
-    // The next map's values travel while this one's are used.
-    A next[V];
+  for (int first = 0; first < K * K; first += kGroup) {
+    A taps[kGroup];
+    load_taps(weights + first, taps);
 #pragma unroll
-    for (int v = 0; v < V; ++v) next[v] = A(1);
-    if (m + 1 < maps) load_once<V>(hidden + (m + 1) * map_stride, next);
-    A response[V] = {};
-    constexpr int kGroup = K == 1 ? 1 : 16 / static_cast<int>(sizeof(A));
+    for (int i = 0; i < kGroup; ++i) {
+      const int t = first + i;
+      if (t >= K * K) break;
 #pragma unroll
-    for (int first = 0; first < K * K; first += kGroup) {
-      A taps[kGroup];
-      load_taps(weights + m * kTapPitch<K, A> + first, taps);
+      for (int r = 0; r < R; ++r) {
+        if (!kKept && t % K == 0) load_window<K / 2, V>(origin + (t / K + r) * pitch, window[r]);
 #pragma unroll
-      for (int i = 0; i < kGroup; ++i) {
-        const int t = first + i;
-        if (t >= K * K) break;
-        if (!kKept && t % K == 0) load_window<K / 2, V>(origin + t / K * pitch, window[0]);
-#pragma unroll
-        for (int v = 0; v < V; ++v) response[v] += taps[i] * window[kKept ? t / K : 0][t % K + v];
+        for (int v = 0; v < V; ++v) response[r][v] += taps[i] * window[(kKept ? t / K : 0) + r][t % K + v];
       }
     }
+  }
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      result[v] += value[v] * response[v];
-      value[v] = next[v];
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int v = 0; v < V; ++v) result[r][v] += value[r][v] * response[r][v];
+}
+
+// Adds what `count` maps contribute to a thread's pixels; the last of them is the bias where `with_bias`.
+template <int K, int V, int R, class T>
+__device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch, const Accumulate<T>* weights,
+                                         const T* hidden, const Rows<R>& rows, int64_t map_stride, int count,
+                                         bool with_bias, Accumulate<T> (&result)[R][V]) {
+  using A = Accumulate<T>;
+  constexpr bool kKept = kKeepsWindow<K, V, R, A>;
+  constexpr int kAhead = kMapsAhead<T, V, kKept>;
+  const int maps = with_bias ? count - 1 : count;
+  A values[kAhead][R][V];
+#pragma unroll
+  for (int d = 0; d < kAhead; ++d)
+    if (d < maps) load_map<V>(hidden + d * map_stride, rows, values[d]);
+  const T* next = hidden + kAhead * map_stride;
+  A window[kKept ? K + R - 1 : R][V + K - 1];
+#pragma unroll
+  for (int i = 0; kKept && i < K + R - 1; ++i) load_window<K / 2, V>(origin + i * pitch, window[i]);
+#pragma unroll 1
+  for (int first = 0; first < maps; first += kAhead) {
+#pragma unroll
+    for (int d = 0; d < kAhead; ++d) {
+      const int m = first + d;
+      if (m >= maps) continue;
+      A value[R][V];
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int v = 0; v < V; ++v) value[r][v] = values[d][r][v];
+      // A map's place goes to the one that follows after those that are on their way.
+      if (m + kAhead < maps) load_map<V>(next, rows, values[d]);
+      next += map_stride;
+      add_map<K>(origin, pitch, weights, value, window, result);
+      weights += kTapPitch<K, A>;
     }
+  }
+  if (!with_bias) return;
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[0][r][v] = A(1);
+  add_map<K>(origin, pitch, weights, values[0], window, result);
+}
+
+// Fills shared memory with the weights of all levels.
+template <int Threads, class T>
+__device__ __forceinline__ void load_all_weights(const Prediction<T>& p, Accumulate<T>* weights) {
+  for (int l = 0; l < p.level_count; ++l) {
+    const HeadView<T>& level = p.levels[l];
+    with_size<false>(level.size, [&](auto size) {
+      load_weights<decltype(size)::value, Threads>(level, p.alphas[l * p.alpha_stride], 0, level.maps + 1,
+                                                   weights + level.place);
+    });
   }
 }
 
@@ -114,11 +178,12 @@ template <int K, int V, class T> __device__ __forceinline__ void add_maps(const 
 template <class T, int V>
 __device__ __forceinline__ void predict_and_fuse_tiled(const Prediction<T>& p, Accumulate<T>* shared) {
   using A = Accumulate<T>;
-  using Shape = Tile<T, V>;
+  using Shape = HeadTile<T, V>;
+  constexpr int R = Shape::kRows;
   const unsigned channels = static_cast<unsigned>(p.channels), block = blockIdx.x / channels;
   const int channel = static_cast<int>(blockIdx.x % channels);
   const int batch = static_cast<int>(block / static_cast<unsigned>(p.tiles_across * p.tiles_down));
-  const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross;
+  const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross * R;
   const int tile_column = static_cast<int>(threadIdx.x) % Shape::kThreadsAcross * V;
   const int first_row =
       static_cast<int>(block / static_cast<unsigned>(p.tiles_across) % static_cast<unsigned>(p.tiles_down)) *
@@ -128,33 +193,42 @@ __device__ __forceinline__ void predict_and_fuse_tiled(const Prediction<T>& p, A
   const bool inside = row < p.height && column < p.width;
   A* const weights = shared + (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
 
-  A result[V] = {};
+  if (p.keeps_weights) load_all_weights<Shape::kThreads>(p, weights);
+  A result[R][V] = {};
   for (int n = 0; n < p.image_count; ++n) {
-    __syncthreads();  // every thread is done with the previous image
+    if (n > 0) __syncthreads();  // every thread is done with the previous image
     load_tile<Shape, 1>(p, shared, batch, n, channel, first_row, first_column);
+    __syncthreads();
     for (int l = 0; l < p.level_count; ++l) {
       const HeadView<T>& level = p.levels[l];
       const T* hidden = level.hidden + batch * level.batch + n * level.image +
                         (row * static_cast<int>(level.row) + column * static_cast<int>(level.column));
+      const Rows<R> rows(row, p.height, static_cast<int>(level.row));
       const A alpha = p.alphas[l * p.alpha_stride];
       with_size<false>(level.size, [&](auto size) {
         constexpr int K = decltype(size)::value;
-        for (int first = 0; first <= level.maps; first += kMapsAtOnce<K, A>) {
-          const int left = level.maps + 1 - first, count = left < kMapsAtOnce<K, A> ? left : kMapsAtOnce<K, A>;
-          __syncthreads();  // every thread is done with the previous weights
-          load_weights<K, Shape::kThreads>(level, alpha, first, count, weights);
-          __syncthreads();
+        const A* origin = shared + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
+        for (int first = 0, count = 0; first <= level.maps; first += count) {
+          const int left = level.maps + 1 - first;
+          count = p.keeps_weights || left < kMapsAtOnce<K, A> ? left : kMapsAtOnce<K, A>;
+          if (!p.keeps_weights) {
+            __syncthreads();  // every thread is done with the previous weights
+            load_weights<K, Shape::kThreads>(level, alpha, first, count, weights);
+            __syncthreads();
+          }
           if (!inside) continue;
-          const A* origin = shared + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
-          add_maps<K, V>(origin, Shape::kPitch, weights, hidden + first * level.map, level.map, count, count == left,
-                         result);
+          add_maps<K, V>(origin, Shape::kPitch, weights + (p.keeps_weights ? level.place : 0),
+                         hidden + first * level.map, rows, level.map, count, count == left, result);
         }
       });
     }
   }
   if (!inside) return;
   const int64_t plane = static_cast<int64_t>(batch) * p.channels + channel;
-  store_result<V>(p.output + (plane * p.height + row) * p.width + column, p.add_result, result);
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+    if (row + r < p.height)
+      store_result<V>(p.output + (plane * p.height + row + r) * p.width + column, p.add_result, result[r]);
 }
 
 template <class T> __device__ __forceinline__ void predict_and_fuse_direct(const Prediction<T>& p) {

@@ -83,9 +83,8 @@ MUTANTS = [
     ),
     Mutant(
         "no bound of rows",
-        "const bool inside = at.row < p.height && at.column < p.width;",
-        "const bool inside = at.column < p.width;",
-        count=4,
+        "if (at.row + r < p.height)\n        store_result<V>",
+        "store_result<V>",
     ),
     Mutant(
         "no bound of columns",
@@ -97,9 +96,8 @@ MUTANTS = [
     # Without a sanitizer: what is read outside is NaN, and so is what is written, but the memory around outputs is not.
     Mutant(
         "a row too far",
-        "const bool inside = at.row < p.height && at.column < p.width;",
-        "const bool inside = at.row <= p.height && at.column < p.width;",
-        count=4,
+        "if (at.row + r < p.height)\n        store_result<V>",
+        "if (at.row + r <= p.height)\n        store_result<V>",
         sign="a write outside an output",
     ),
     Mutant(
@@ -119,7 +117,9 @@ MUTANTS = [
         sign="AddressSanitizer",
     ),
     Mutant(
-        "flipped taps", "sum[c][v] += taps[v] * window[c][j + v];", "sum[c][v] += taps[v] * window[c][K - 1 - j + v];"
+        "flipped taps",
+        "sum[c][r][v] += taps[v] * window[c][r][j + v];",
+        "sum[c][r][v] += taps[v] * window[c][r][K - 1 - j + v];",
     ),
     Mutant("wrong tap of the gradient", "filters + t * tap_stride", "filters + i * tap_stride"),
     Mutant(
@@ -183,9 +183,23 @@ MUTANTS = [
     ),
     Mutant(
         "border rows taken as inside",
-        "!rows.at_border() && !columns.at_border()",
-        "!columns.at_border()",
+        "!first.at_border() && !last.at_border() && !columns.at_border()",
+        "!first.at_border() && !columns.at_border()",
     ),
+    Mutant("the row before's columns", "const bool inside = column >= shift &&", "const bool inside = column >= 0 &&"),
+    Mutant("the next row's columns", "column - shift < width;", "column - shift <= width;"),
+    Mutant(
+        "each lane its own shift",
+        "(target != nullptr ? target : filters) - lane",
+        "target != nullptr ? target : filters",
+    ),
+    Mutant(
+        "no tile for the last columns",
+        "return width + ShiftedTile<T>::kLargestShift - 1;",
+        "return width;",
+        file="cuda/adaptive_fuse.cu",
+    ),
+    Mutant("a halo too narrow for the shift", "kLeft = kHalo + kLargestShift;", "kLeft = kHalo;", flags=ADDRESS),
     Mutant(
         "interpolation from the corner",
         "(2 * pixel + 1) * axis.cells - axis.pixels, unit",

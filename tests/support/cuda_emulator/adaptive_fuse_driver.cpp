@@ -70,7 +70,7 @@ int run_entries(const ffmef_fusion& f, const ffmef_fusion_gradients* g, void* ou
       FFMEF_LAUNCH(ffmef_adaptive_fuse_f32_vectors, blocks_of_entry(f, 64, 16, batch * channels), 256, 0, nullptr,
                    images, LEVELS, alphas, out, SIZES);
     } else if (channels == 1) {
-      FFMEF_LAUNCH(ffmef_adaptive_fuse_f32, blocks_of_entry(f, 32, 8, batch), 256, 0, nullptr, images, LEVELS, alphas,
+      FFMEF_LAUNCH(ffmef_adaptive_fuse_f32, blocks_of_entry(f, 32, 16, batch), 256, 0, nullptr, images, LEVELS, alphas,
                    out, SIZES);
     } else {
       FFMEF_LAUNCH(ffmef_adaptive_fuse_f32_direct, blocks_of_entry(f, 32, 8, batch * groups), 256, 0, nullptr, images,

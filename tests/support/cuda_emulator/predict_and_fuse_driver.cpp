@@ -55,7 +55,7 @@ int run_entries(const ffmef_prediction& f, float* output) {
   const int channels = static_cast<int>(f.channels), height = static_cast<int>(f.height),
             width = static_cast<int>(f.width);
   const bool vectors = tiled && width % 4 == 0;
-  const int tile_width = vectors ? 64 : 32, tile_height = vectors ? 16 : 8;
+  const int tile_width = vectors ? 64 : 32, tile_height = vectors ? 16 : tiled ? 32 : 8;
   const int tiles = (width + tile_width - 1) / tile_width * ((height + tile_height - 1) / tile_height);
 #define ARGUMENTS                                                                                                 \
   images, hidden[0], hidden[1], hidden[2], hidden[3], weight[0], weight[1], weight[2], weight[3], bias[0], bias[1], \
