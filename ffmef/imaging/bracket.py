@@ -16,7 +16,6 @@ from ffmef.imaging.io import Picture, read_picture, to_depth
 
 _LARGE_FILE = 1 << 20  # bytes; smaller ones are read before a second thread has started
 _THUMBNAIL = 64
-_NARROW = 1 / 8  # of the range: less is hardly visible in the result
 _DARK = 1 / 4  # of the range: samples of 14 bits reach no further
 _ASPECT_TOLERANCE = 0.02
 _OVERSHOOT = 1e-3  # of floats beyond black and white that needs no remark
@@ -36,8 +35,9 @@ def read_bracket(
     - Frames whose EXIF orientation tags differ are taken as stored, where that fits the pictures better.
     - For ``vif`` the infrared picture is scaled to the size of the visible one, where their shapes agree.
     - ICC profiles that differ from the first colour picture's are converted to it.
-    - Samples that use little of their range are stretched if ``stretch`` says so, by one factor for a bracket, to the
-      whole range for infrared; floats are clipped to [0, 1].
+    - Samples that use little of their range are stretched if ``stretch`` says so, by one factor for a bracket; floats
+      are clipped to [0, 1]. Infrared deeper than 8 bits that uses less than a quarter of its range, and infrared
+      beyond it, is always stretched: the 0.1 % and 99.9 % quantiles become black and white.
     - All get one sample type: that of the deepest.
 
     Args:
@@ -236,18 +236,12 @@ def _fit_range(
     beyond = lowest < -_OVERSHOOT or highest > 1 + _OVERSHOOT
     if infrared:
         low, high = np.percentile(pictures[0].pixels[::2, ::2], (0.1, 99.9)) / tops[0]
-        narrow = deep and high - low < _NARROW
-        if (stretch or beyond) and high > low:
+        narrow = deep and high - low < _DARK  # counts of 14 bits or less, hundredths of a kelvin
+        if (stretch or beyond or narrow) and high > low:
             remarks.append(
                 f"{who}: stretched from {_sample(low, tops[0])} .. {_sample(high, tops[0])} to the whole range"
             )
             return [_rescaled(pictures[0], low, high)]
-        if narrow:
-            share = 100 * (high - low)
-            remarks.append(
-                f"{who}: its samples {_sample(low, tops[0])} .. {_sample(high, tops[0])} span {share:.1f} % of their "
-                "range, so it adds little: --stretch uses all of it"
-            )
     elif deep and highest > 0:
         real = tops[0] == 1
         white = highest if real or highest >= _DARK else _white_of_bits(highest)

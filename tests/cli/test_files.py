@@ -323,15 +323,19 @@ def test_radiometric_infrared(tmp_path, sunset, offset, gain):
     write_picture(tmp_path / "ir.png", Picture((offset + heat.astype(float) * gain).astype(np.uint16)))
     write_picture(tmp_path / "vi.png", Picture(sunset[1]))
     files = [tmp_path / "ir.png", tmp_path / "vi.png"]
-    (infrared, visible), remarks = bracket.read_bracket(files, "vif")
-    assert len(remarks) == 1 and "% of their range" in remarks[0] and "--stretch" in remarks[0]
-    assert infrared.pixels.max() == int(offset + float(heat.max()) * gain) and visible.pixels.dtype == np.uint16
-    (infrared, visible), remarks = bracket.read_bracket(files, "vif", stretch=True)
-    low, high = np.percentile(heat[::2, ::2], (0.1, 99.9))
-    expected = np.clip((heat - low) / (high - low), 0, 1)
-    np.testing.assert_allclose(infrared.pixels / 65535, expected, atol=0.01)
-    np.testing.assert_array_equal(visible.pixels, sunset[1] * np.uint16(257))
-    assert len(remarks) == 1 and "stretched from" in remarks[0]
+    for stretch in (False, True):
+        (infrared, visible), remarks = bracket.read_bracket(files, "vif", stretch=stretch)
+        low, high = np.percentile(heat[::2, ::2], (0.1, 99.9))
+        expected = np.clip((heat - low) / (high - low), 0, 1)
+        np.testing.assert_allclose(infrared.pixels / 65535, expected, atol=0.01)
+        np.testing.assert_array_equal(visible.pixels, sunset[1] * np.uint16(257))
+        assert len(remarks) == 1 and "stretched from" in remarks[0]
+    # What uses its range, and what has 8 bits, is left alone.
+    for pixels in (heat.astype(np.uint16) * 200, heat // 8):
+        write_picture(tmp_path / "ir.png", Picture(pixels))
+        (infrared, _), remarks = bracket.read_bracket(files, "vif")
+        np.testing.assert_array_equal(infrared.pixels, pixels)
+        assert not remarks
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
