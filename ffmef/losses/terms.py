@@ -163,7 +163,7 @@ def dullness(view: View) -> Tensor:
 
 def tone_distance(view: View) -> Tensor:
     """Cross entropy (bits) between the histograms of the sources and of the picture, 64 bins."""
-    sources, picture = view.planes
+    sources, picture = (_thin(maps) for maps in view.planes)
     with torch.no_grad():
         wanted = soft_histogram(sources.flatten(0, 1).flatten(1)).view(*sources.shape[:2], -1)
     got = soft_histogram(picture.flatten(1)).unsqueeze(1)
@@ -172,9 +172,9 @@ def tone_distance(view: View) -> Tensor:
 
 def independence(view: View) -> Tensor:
     """1 - the mutual information of the picture with its sources, normalised by their entropies, 32 bins."""
-    picture = view.grey.flatten(1)
+    picture = _thin(view.grey).flatten(1)
     total = 0.0
-    for source in view.grey_sources.unbind(1):
+    for source in _thin(view.grey_sources).unbind(1):
         joint = soft_joint_histogram(source.flatten(1), picture)
         entropies = entropy(joint.sum(1)) + entropy(joint.sum(2))
         total = total + 2 * (entropies - entropy(joint.flatten(1))) / (entropies + 1e-6)
@@ -255,6 +255,11 @@ TERMS: dict[str, Callable[[View], Tensor]] = {
 def _grey(rgb: Tensor) -> Tensor:
     red, green, blue = rgb.unbind(-3)
     return 0.298936 * red + 0.587043 * green + 0.114021 * blue
+
+
+def _thin(maps: Tensor) -> Tensor:
+    """Return every second pixel of every second row of pictures over 256 x 256, enough for a histogram."""
+    return maps[..., ::2, ::2] if maps.shape[-1] * maps.shape[-2] > 256 * 256 else maps
 
 
 def _smooth(maps: Tensor) -> Tensor:

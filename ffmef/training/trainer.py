@@ -458,15 +458,24 @@ class Trainer:
         return torch.stack(parts)
 
     def _changes(self, fused: Tensor, sources: Sources, batch: Tensor, places: np.ndarray) -> dict[str, Tensor]:
-        """Return what another cut of the samples and a mirrored border change in the fused picture."""
-        other = self._sources(self._cut(batch, places[1]))
-        terms = {"consistency": _disagreement(fused, self._forward(self.model, other)[0], places)}
-        if self.config.mirror:
-            width = self._random(4).integers(1, self.config.mirror + 1)
-            mirrored = F.pad(sources.luminance, [int(width)] * 4, mode="reflect")
+        """Return what another cut of the samples and a mirrored border change in the fused picture.
+
+        With both, they take turns from step to step, and count twice then.
+        """
+        terms = {}
+        turn = self.step % 2 if self.config.mirror else None
+        if turn != 1:
+            other = self._sources(self._cut(batch, places[1]))
+            terms["consistency"] = _disagreement(fused, self._forward(self.model, other)[0], places)
+        if turn != 0 and self.config.mirror:
+            width = int(self._random(4).integers(1, self.config.mirror + 1))
+            mirrored = F.pad(sources.luminance, [width] * 4, mode="reflect")
             again = self.model(mirrored, with_shares=True)[0] if self._has_shares else self.model(mirrored)
-            terms["border"] = _border_change(fused, again, int(width))
-        return terms
+            terms["border"] = _border_change(fused, again, width)
+        if turn is None:
+            return terms
+        none = fused.new_zeros(())
+        return {name: 2 * terms[name] if name in terms else none for name in ("consistency", "border")}
 
     def _random(self, purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, purpose, self.step, self.fabric.global_rank])
