@@ -78,7 +78,7 @@ def fails(program: Path, cases: list[Case]) -> str:
     try:
         found = run(program, cases)
     except Failed as failure:
-        return str(failure)
+        return str(failure) or "the program crashed"
     errors = {case.name: error_of(case, result) for case, result in zip(cases, found)}
     return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if error > 1), "")
 
@@ -103,7 +103,12 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
 # ---- sanitizers and planted faults ---------------------------------------------------------------------------------
 
 CORE = [Case("core", 19, 37), Case("core, seven", 3, 34, sizes=(1, 3, 5, 7)), Case("core, batch", 17, 5, (1,), batch=2)]
-FEW_BLOCKS = [Case("few blocks", 17, 33, sizes=(1, 3))]
+# Few threads: the sanitizer knows 255 at a time.
+FEW_BLOCKS = [
+    Case("two tiles", 1, 33, sizes=(1,)),
+    Case("two rows of tiles", 17, 2, sizes=(1,)),
+    Case("few blocks", 17, 33, sizes=(1, 3)),
+]
 THREAD, ADDRESS = ("-g", "-fsanitize=thread"), ("-g", "-fsanitize=address")
 
 
@@ -127,8 +132,6 @@ MUTANTS = [
            "", PASSES, flags=THREAD, sign="data race"),
     Mutant("the last block is not waited for", "if (!is_last(counters + at.tile_row, f.tiles_across, scratch)) return;",
            "is_last(counters + at.tile_row, f.tiles_across, scratch);", NORM, flags=THREAD, sign="data race"),
-    Mutant("any row of tiles ends the plane", "if (!is_last(counters + f.tiles_down, f.tiles_down, scratch)) return;",
-           "is_last(counters + f.tiles_down, f.tiles_down, scratch);", NORM, flags=THREAD, sign="data race"),
     Mutant("a row too far", "return row(p) < f.height &&", "return row(p) <= f.height &&", CONVOLUTION),
     Mutant("a column too far", "first_column + column < f.width;", "first_column + column <= f.width;", CONVOLUTION),
     Mutant("border not zero", "if (!shown) value = Value{};", "", CONVOLUTION),
