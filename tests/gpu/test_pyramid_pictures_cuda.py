@@ -111,8 +111,8 @@ def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
 
 KERNELS, LAUNCHES = "cuda/pyramid_pictures.cuh", "cuda/pyramid_pictures.cu"
 MUTANTS = [
-    Mutant("no barrier between exposures", "__syncthreads();  // every thread is done with the previous exposure", "",
-           KERNELS, flags=THREAD, sign="data race"),
+    Mutant("no barrier before the statistics", "__syncthreads();\n    measure_cells", "measure_cells", KERNELS, flags=THREAD,
+           sign="data race"),
     Mutant("no barrier before the convolution that follows", "__syncthreads();  // every thread is done with the tile and the weights",
            "", KERNELS, flags=THREAD, sign="data race"),
     Mutant("one row too far", "row < tile.row + kTileDown && row < p.sizes[0].height", "row < tile.row + kTileDown", KERNELS),
