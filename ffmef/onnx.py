@@ -95,24 +95,142 @@ def pyramid_fuse(images: TReal, weights: TReal, base: TReal, scale: int) -> TRea
     """Write :func:`ffmef.ops.pyramid_fuse`: images (B, N, C, H, W), weights (B, L, N, h, w), base (B, N, h, w)."""
     wide, bands = _wide(images), weights.shape[1]
     weights, base = op.Cast(weights, to=wide), op.Cast(base, to=wide)
-    levels = [op.Cast(images, to=wide)]
-    for _ in range(bands):
-        levels.append(_halve(levels[-1]))
+    levels = _levels(op.Cast(images, to=wide), bands)
     coarse = op.Unsqueeze(base, _ints(2))
     out = _blend(_expand(coarse, scale >> bands, levels[-1]), levels[-1])
-    for level in reversed(range(bands)):
+    return op.CastLike(op.Squeeze(_collapse(out, levels, weights, scale), _ints(1)), images)
+
+
+def _levels(images: Any, bands: int) -> list[Any]:
+    levels = [images]
+    for _ in range(bands):
+        levels.append(_halve(levels[-1]))
+    return levels
+
+
+def _collapse(out: Any, levels: list[Any], weights: Any, scale: int) -> Any:
+    """Add to the lowest level, (B, 1, C, h, w), the bands above it by their weights."""
+    for level in reversed(range(len(levels) - 1)):
         band = op.Sub(levels[level], _expand(levels[level + 1], 2, levels[level]))
-        share = op.Unsqueeze(op.Gather(weights, op.Constant(value_int=level), axis=1), _ints(2))
+        share = op.Unsqueeze(op.Gather(weights, _int(level), axis=1), _ints(2))
         out = op.Add(_expand(out, 2, levels[level]), _blend(_expand(share, scale >> level, levels[level]), band))
-    return op.CastLike(op.Squeeze(out, _ints(1)), images)
+    return out
 
 
-_FUNCTIONS = {"adaptive_fuse": adaptive_fuse, "predict_and_fuse": predict_and_fuse, "pyramid_fuse": pyramid_fuse}
+def pyramid_luminance(
+    luminance: TReal, parameters: Sequence[TReal], channels: Sequence[int], stem: int, octaves: int
+) -> TReal:
+    """Write :class:`ffmef.models.PyramidFFMEF`: luminance (B, N, H, W), the parameters in the module's order."""
+    from ffmef.models import pyramid as model
+
+    wide = _wide(luminance)
+    prior, *rest = (op.Cast(p, to=wide) for p in parameters)
+    bands = parameters[0].shape[0] - 2
+    images = op.Unsqueeze(op.Cast(luminance, to=wide), _ints(2))
+    levels = _levels(images, 3)
+    half = _to_multiple(levels[1], model.SCALE // 2)
+    high, low = (
+        _cells(op.Clip(op.Div(shifted, _float(width, wide)), _float(0, wide), _float(1, wide)))
+        for shifted, width in (
+            (op.Sub(_float(0.915, wide), half), 0.06),
+            (op.Sub(half, _float(0.065, wide)), 0.05),
+        )
+    )
+    apart = _cells(op.Sub(op.ReduceMax(half, _ints(1)), op.ReduceMin(half, _ints(1))))  # (B, 1, 1, h, w)
+    one = _float(1, wide)
+    everywhere = op.Expand(apart, op.Shape(high))
+    statistics = op.Concat(op.Sub(one, high), op.Sub(one, low), everywhere, axis=2)
+    planes = _Predictor(iter(rest), len(channels), images).run(half, statistics)
+    planes = op.Transpose(planes, perm=[0, 2, 1, 3, 4])  # (B, planes, N, h, w)
+    logits, gains = op.Split(planes, axis=1, num_outputs=2)
+    recorded = op.Mul(high, op.Add(_float(0.1, wide), op.Mul(_float(0.9, wide), low)))
+    recorded = op.Transpose(op.Log(op.Add(recorded, _float(model.FLOOR, wide))), perm=[0, 2, 1, 3, 4])
+    logits = op.Add(logits, op.Mul(op.Reshape(prior, _ints(1, -1, 1, 1, 1)), recorded))
+    shares = op.Softmax(logits, axis=2)
+    gains = op.Mul(gains, op.Div(apart, op.Add(apart, _float(model.GATE, wide))))
+    weights = op.Mul(shares, op.Add(gains, one))
+    out = _octaves(levels[3], shares, weights, gains, octaves)
+    for level in range(2, bands - 1, -1):
+        out = _expand(out, 2, levels[level])
+    if not bands:
+        return op.CastLike(op.Squeeze(out, _ints(2)), luminance)
+    out = _collapse(out, levels[: bands + 1], weights, model.SCALE)
+    return op.CastLike(op.Squeeze(out, _ints(2)), luminance)
+
+
+def _octaves(coarse: Any, shares: Any, weights: Any, gains: Any, octaves: int) -> Any:
+    """Blend images at 1/8 size, (B, N, 1, h, w) -> (B, 1, 1, h, w); the last two planes are of base and octaves."""
+    base = _plane(shares, -2)
+    if not octaves:
+        return _blend(base, coarse)
+    share, gain = _plane(shares, -1), _plane(gains, -1)
+    pictures, bands = [coarse], [_plane(weights, -2)]
+    for _ in range(octaves):
+        share, gain = _shrink(share), _shrink(gain)
+        pictures.append(_shrink(pictures[-1]))
+        bands.append(op.Add(share, op.Mul(share, gain)))
+    out = _blend(share, pictures[-1])
+    for octave in reversed(range(octaves)):
+        band = op.Sub(pictures[octave], _expand(pictures[octave + 1], 2, pictures[octave]))
+        out = op.Add(_expand(out, 2, pictures[octave]), _blend(bands[octave], band))
+    return out
+
+
+class _Predictor:
+    """Writes :class:`ffmef.models.pyramid.CoarsePredictor`; maps are (B * N, c, h, w)."""
+
+    def __init__(self, parameters: Any, grids: int, images: Any) -> None:
+        names = ["stem", "enter", "statistics", "meet"]
+        names += [f"{part}{i}" for part in ("down", "encode") for i in range(grids - 1)]
+        names += ["overall", "meet_coarsest"]
+        names += [f"{part}{i}" for part in ("up", "decode") for i in range(grids - 1)]
+        self.layers = {name: (next(parameters), next(parameters)) for name in [*names, "head"]}
+        self.grids, self.images = grids, images
+
+    def run(self, half: Any, statistics: Any) -> Any:
+        """Half (B, N, 1, 4 h, 4 w) and statistics (B, N, 3, h, w) -> (B, N, planes, h, w)."""
+        x = op.Relu(self.convolve("stem", _together(half), 2))
+        x = self.meet("meet", op.Add(self.convolve("enter", x, 2), self.convolve("statistics", _together(statistics))))
+        skips = []
+        for step in range(self.grids - 1):
+            skips.append(x)
+            x = op.Relu(self.convolve(f"down{step}", _to_multiple(x, 2), 2))
+            x = op.Add(op.Relu(self.repeating(f"encode{step}", x)), x)
+        x = self.meet("meet_coarsest", op.Add(x, self.convolve("overall", x)))
+        for step in reversed(range(self.grids - 1)):
+            wider = _resize(self.convolve(f"up{step}", x), 2)
+            wider = op.Slice(wider, _ints(0, 0), op.Shape(skips[step], start=2, end=4), _ints(2, 3))
+            x = op.Relu(op.Add(wider, skips[step]))
+            x = op.Add(op.Relu(self.repeating(f"decode{step}", x)), x)
+        return _apart(self.convolve("head", x), self.images)
+
+    def convolve(self, name: str, x: Any, stride: int = 1) -> Any:
+        return op.Conv(x, *self.layers[name], strides=[stride, stride])
+
+    def repeating(self, name: str, x: Any) -> Any:
+        return self.convolve(name, op.Pad(x, _ints(0, 0, 1, 1, 0, 0, 1, 1), mode="edge"))
+
+    def meet(self, name: str, x: Any) -> Any:
+        apart = _apart(x, self.images)
+        both = op.Concat(op.ReduceMean(apart, _ints(1), keepdims=0), op.ReduceMax(apart, _ints(1), keepdims=0), axis=1)
+        return op.Relu(_together(op.Add(apart, op.Unsqueeze(self.convolve(name, both), _ints(1)))))
+
+
+_FUNCTIONS = {
+    "adaptive_fuse": adaptive_fuse,
+    "predict_and_fuse": predict_and_fuse,
+    "pyramid_fuse": pyramid_fuse,
+    "pyramid_luminance": pyramid_luminance,
+}
 
 
 def _wide(tensor: Any) -> int:
     """Return ONNX's number of the dtype in which sums are kept."""
     return FLOAT.dtype if tensor.dtype.name in _HALVES else int(tensor.dtype)
+
+
+def _float(value: float, wide: int) -> Any:
+    return op.Cast(op.Constant(value_float=value), to=wide)
 
 
 def _ints(*values: int) -> Any:
@@ -193,18 +311,55 @@ def _unplanes(planes: Any, like: Any) -> Any:
 
 def _halve(images: Any) -> Any:
     """Return means of 2 x 2 pixels, an odd border repeated."""
-    odd = op.Mod(op.Shape(images, start=3, end=5), _ints(2))
-    planes = op.Pad(_planes(images), op.Concat(_ints(0, 0, 0, 0, 0, 0), odd, axis=0), mode="edge")
+    planes = _to_multiple(_planes(images), 2)
     return _unplanes(op.AveragePool(planes, kernel_shape=[2, 2], strides=[2, 2]), images)
+
+
+def _to_multiple(maps: Any, step: int) -> Any:
+    """Repeat the last row and column of (..., h, w) until both sides are multiples of ``step``."""
+    missing = op.Mod(op.Neg(op.Shape(maps, start=-2)), _ints(step))
+    return op.Pad(maps, op.Concat(_ints(0, 0), missing, axis=0), None, _ints(-2, -1), mode="edge")
+
+
+def _cells(maps: Any) -> Any:
+    """Return the means of 4 x 4 values of (B, N, C, h, w)."""
+    return _unplanes(op.AveragePool(_planes(maps), kernel_shape=[4, 4], strides=[4, 4]), maps)
+
+
+def _shrink(maps: Any) -> Any:
+    """Halve (B, N, C, h, w) by [1 3 3 1] / 8 along both sides, borders repeated, an odd one before that as well."""
+    weights = [a * b / 64 for a in (1, 3, 3, 1) for b in (1, 3, 3, 1)]
+    kernel = op.CastLike(op.Reshape(op.Constant(value_floats=weights), _ints(1, 1, 4, 4)), maps)
+    planes = _to_multiple(_planes(maps), 2)
+    planes = op.Pad(planes, _ints(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
+    return _unplanes(op.Conv(planes, kernel, strides=[2, 2]), maps)
+
+
+def _plane(planes: Any, index: int) -> Any:
+    """(B, planes, N, h, w) -> (B, N, 1, h, w)."""
+    return op.Unsqueeze(op.Gather(planes, _int(index), axis=1), _ints(2))
+
+
+def _together(maps: Any) -> Any:
+    """(B, N, c, h, w) -> (B * N, c, h, w)."""
+    return op.Reshape(maps, op.Concat(_ints(-1), op.Shape(maps, start=2), axis=0))
+
+
+def _apart(maps: Any, images: Any) -> Any:
+    """(B * N, c, h, w) -> (B, N, c, h, w), B and N as those of the images."""
+    return op.Reshape(maps, op.Concat(op.Shape(images, start=0, end=2), op.Shape(maps, start=1), axis=0))
 
 
 def _expand(coarse: Any, factor: int, like: Any) -> Any:
     """Interpolate to ``factor`` times the size and cut to the size of ``like``."""
     if factor > 1:
-        scales = op.Constant(value_floats=[1.0, 1.0, float(factor), float(factor)])
-        planes = op.Resize(_planes(coarse), None, scales, mode="linear", coordinate_transformation_mode="half_pixel")
-        coarse = _unplanes(planes, coarse)
+        coarse = _unplanes(_resize(_planes(coarse), factor), coarse)
     return op.Slice(coarse, _ints(0, 0), op.Shape(like, start=3, end=5), _ints(3, 4))
+
+
+def _resize(planes: Any, factor: int) -> Any:
+    scales = op.Constant(value_floats=[1.0, 1.0, float(factor), float(factor)])
+    return op.Resize(planes, None, scales, mode="linear", coordinate_transformation_mode="half_pixel")
 
 
 def _blend(shares: Any, images: Any) -> Any:

@@ -48,10 +48,6 @@ def run(args: argparse.Namespace) -> None:
     model = models.load(args.weights)
     if isinstance(model, models.FFMEF) and args.count != 2:
         raise InputError(f"count must be 2 for the network of {args.weights}, got {args.count}")
-    if output.suffix == ".onnx" and isinstance(model, models.PyramidFFMEF):
-        raise InputError(
-            f"output must end in .pt2 for the network of {args.weights}: see docs/limits.md, got {output.name}"
-        )
     write = _write_onnx if output.suffix == ".onnx" else _write_compiled if args.aot else _write_program
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / output.name

@@ -152,6 +152,8 @@ class FFMEF(nn.Module):
             return "the model is in training mode (model.eval() changes it)"
         if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
             return "ONNX has no such operator"
+        if torch.jit.is_tracing():
+            return "a traced graph is the same with and without derivatives"
         if luminance.shape[2] * luminance.shape[3] == 1:
             return "InstanceNorm needs more than one pixel"
         sizes = {"channels": self.channels, "kernel_sizes": self.kernel_sizes}
@@ -230,6 +232,8 @@ class FFMEF(nn.Module):
                 return operator("ffmef_forward")(luminance, parameters, self.channels, list(self.kernel_sizes))
             if self.backend == "fused":
                 raise RuntimeError(f"backend 'fused' cannot run here: {reason}")
+        if luminance.shape[0] == 0:  # which torch's InstanceNorm does not take
+            return luminance.sum(1, keepdim=True)
         if self.backend == "recompute" and torch.is_grad_enabled():
             return self._fuse_without_filters(luminance).unsqueeze(1)
         if self._needs_no_filters(luminance):

@@ -299,11 +299,12 @@ class PyramidFFMEF(nn.Module):
         """Return the fused luminance that :meth:`fuse` returns first, or both with ``with_shares``.
 
         In one native operator where derivatives are not asked for; then N exposures in any order give the same bits.
+        Compiled and exported graphs hold that operator with derivatives too, so that height and width are free.
         """
         if validity is None and not with_shares:
             _check_luminance(luminance)
             parameters = list(self.parameters())
-            if self._why_not_native(parameters, [luminance], luminance.shape[1]) is None:
+            if self._is_one_operator(parameters, luminance):
                 return pyramid_luminance(luminance, parameters, self.channels, self.stem, self.octaves)
         fused, shares = self.fuse(luminance, validity)
         return (fused, shares) if with_shares else fused
@@ -312,9 +313,9 @@ class PyramidFFMEF(nn.Module):
         """Return why the native operators cannot run the model on these tensors of ``count`` exposures now, or None."""
         return self._why_not_native(list(self.parameters()), tensors, count)
 
-    def _why_not_native(self, parameters: list[Tensor], tensors: Sequence[Tensor], count: int) -> str | None:
-        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
-            return "ONNX has no such operators"
+    def _why_not_native(
+        self, parameters: list[Tensor], tensors: Sequence[Tensor], count: int, operator: str = "pyramid_exposures"
+    ) -> str | None:
         if not all(tensor.numel() for tensor in tensors):
             return "tensors must not be empty"
         backend = "cuda" if parameters[0].device.type == "cuda" else "cpu"
@@ -324,7 +325,15 @@ class PyramidFFMEF(nn.Module):
         if not torch.is_grad_enabled():  # asking about one of each kind takes a tenth of the time
             parameters = list({(one.device, one.dtype): one for one in parameters}.values())
         given = {"tensors": list(tensors), "parameters": parameters, "count": count}
-        return why_not("pyramid_exposures", backend, **given, **sizes)
+        return why_not(operator, backend, **given, **sizes)
+
+    def _is_one_operator(self, parameters: list[Tensor], luminance: Tensor) -> bool:
+        """Return whether ``pyramid_luminance`` is to stand for the model: at once or, with derivatives, in a graph."""
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ffmef.onnx writes it
+            return True
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        name = "pyramid_luminance" if in_graph else "pyramid_exposures"
+        return self._why_not_native(parameters, [luminance], luminance.shape[1], name) is None
 
     @torch.inference_mode()
     def fuse_rgb(

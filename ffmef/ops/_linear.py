@@ -101,6 +101,10 @@ class LinearOperator:
     def positions(self, arguments: Sequence[int], ends: Sequence[int]) -> list[int]:
         return [p for a in arguments for p in range(ends[a - 1] if a else 0, ends[a])]
 
+    def image(self, ends: Sequence[int]) -> int:
+        """Return the position of the images, which always have a batch."""
+        return ends[self.images] - 1
+
     def shared_positions(self, ends: Sequence[int]) -> list[int]:
         return self.positions(sorted(self.shared_arguments), ends)
 
@@ -168,12 +172,18 @@ class LinearOperator:
     # --- vmap ------------------------------------------------------------------------------------------------------
 
     def map_forward(self, op, size, dims, flat, ends, options) -> Tensor:
+        if size == 0:
+            batch, _, *rest = _sample_shape(dims[self.image(ends)], flat[self.image(ends)])
+            return flat[self.image(ends)].new_empty((0, batch, *rest), dtype=result_dtype(self, flat, ends))
         if any(dims[p] is not None for p in self.shared_positions(ends)):
             return torch.stack([self.run_forward(op, one, ends, options) for one in _slices(size, dims, flat)])
         merged = self.merged(size, dims, flat, ends)
-        return self.run_forward(op, merged, ends, options).unflatten(0, (size, -1))
+        return self.run_forward(op, merged, ends, options).unflatten(0, (size, self.batch(dims, flat, ends)))
 
     def map_backward(self, op, size, grad_dim, dims, grad, flat, ends, options, needs) -> list[Tensor]:
+        if size == 0:
+            shapes = [_sample_shape(d, t) if n else [0] for d, t, n in zip(dims, flat, needs, strict=True)]
+            return [t.new_empty((0, *shape)) for t, shape in zip(flat, shapes, strict=True)]
         shared = self.shared_positions(ends)
         if any(dims[p] is not None or needs[p] for p in shared):  # sums over the batch, which must not mix samples
             ones = _slices(size, [grad_dim, *dims], [grad, *flat])
@@ -182,7 +192,12 @@ class LinearOperator:
         merged = self.merged(size, dims, flat, ends)
         (front,) = _merged(size, [grad_dim], [grad])
         grads = self.run_backward(op, front, merged, ends, options, needs)
-        return [g.unflatten(0, (size, -1)) if n else g.expand(size, 0) for g, n in zip(grads, needs, strict=True)]
+        batch = self.batch(dims, flat, ends)
+        return [g.unflatten(0, (size, batch)) if n else g.expand(size, 0) for g, n in zip(grads, needs, strict=True)]
+
+    def batch(self, dims, flat, ends) -> int:
+        """Return the batch of one sample."""
+        return _sample_shape(dims[self.image(ends)], flat[self.image(ends)])[0]
 
     def merged(self, size, dims, flat, ends) -> list[Tensor]:
         """Return the tensors with the mapped axis joined to the batch."""
@@ -201,7 +216,11 @@ def _merged(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) ->
         t.unsqueeze(0).expand(size, *t.shape) if d is None else t.movedim(d, 0)
         for t, d in zip(tensors, dims, strict=True)
     ]
-    return [front.reshape(-1, *front.shape[2:]) for front in fronts]
+    return [front.flatten(0, 1) for front in fronts]
+
+
+def _sample_shape(dim: int | None, tensor: Tensor) -> list[int]:
+    return [size for axis, size in enumerate(tensor.shape) if axis != dim]
 
 
 def _slices(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -479,7 +498,7 @@ def _register_one(spec: LinearOperator, name: str) -> None:
 def result_dtype(spec: LinearOperator, flat: Sequence[Tensor], ends: Sequence[int]) -> torch.dtype:
     """Return the widest dtype among the tensors that have a batch axis."""
     shared = set(spec.shared_positions(ends))
-    dtype = flat[ends[spec.images] - 1].dtype
+    dtype = flat[spec.image(ends)].dtype
     for p, tensor in enumerate(flat):
         if p not in shared:
             dtype = torch.promote_types(dtype, tensor.dtype)

@@ -97,7 +97,7 @@ def adaptive_fuse(
         >>> adaptive_fuse(torch.ones(1, 1, 1, 4), [torch.tensor([0.0, 1.0]).view(1, 1, 1, 1, 2)])
         tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
-    filters = _as_list(filters)
+    filters = as_list("filters", filters)
     images_5d, filters, alphas = _validate(images, filters, alphas, padding_mode)
     check_backend("adaptive_fuse", backend, images=images)
     if backend == "reference":
@@ -108,13 +108,14 @@ def adaptive_fuse(
     return out if images.dim() == 5 else out.squeeze(1)
 
 
-def _as_list(filters: Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(filters, Tensor):
-        raise TypeError("filters must be a sequence of tensors, one for each level, got one tensor")
+def as_list(name: str, levels: Sequence[Tensor]) -> list[Tensor]:
+    """Return the tensors of all levels as the dispatcher takes them."""
+    if isinstance(levels, Tensor):
+        raise TypeError(f"{name} must be a sequence of tensors, one for each level, got one tensor")
     try:
-        return list(filters)
+        return list(levels)
     except TypeError:
-        raise TypeError(f"filters must be a sequence of tensors, got {type(filters).__name__}") from None
+        raise TypeError(f"{name} must be a sequence of tensors, got {type(levels).__name__}") from None
 
 
 def as_alphas(alphas: Tensor | Iterable[float | Tensor] | None, levels: int, like: Tensor) -> Tensor:
@@ -154,6 +155,9 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
     if value.dtype not in DTYPES:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {str(value.dtype)[6:]}")
+    if value.layout != torch.strided or value.is_nested:
+        layout = "a nested tensor" if value.is_nested else str(value.layout)[6:].removeprefix("_")
+        raise TypeError(f"{name} must be dense, got {layout}")
 
 
 def _validate(

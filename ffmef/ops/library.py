@@ -55,6 +55,14 @@ def autocasts(device: torch.device) -> bool:
     return device.type in _AUTOCASTS and torch.is_autocast_enabled(device.type)
 
 
+def autograd_inside():
+    """Return a guard under which a kernel, which runs below autograd, may itself use it."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    above = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    return torch._C._ForceDispatchKeyGuard(included, excluded - keys - above)
+
+
 def refuse_derivatives(name: str, instead: str) -> None:
     """Let derivatives of ``ffmef::name`` be errors, in forward mode too, where torch would give zeros."""
     op = operator(name)
@@ -62,7 +70,8 @@ def refuse_derivatives(name: str, instead: str) -> None:
     class Refusal(torch.autograd.Function):
         @staticmethod
         def forward(ctx, run, *tensors):
-            return run()
+            result = run()
+            return tuple(result) if isinstance(result, list) else result  # autograd knows no lists
 
         @staticmethod
         def backward(ctx, *grads):
@@ -76,7 +85,8 @@ def refuse_derivatives(name: str, instead: str) -> None:
                 return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
         if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
-            return Refusal.apply(run, *tree_leaves(arguments))
+            result = Refusal.apply(run, *tree_leaves(arguments))
+            return list(result) if op._schema.returns[0].type.kind() == "ListType" else result
         return run()
 
     implement(name, autograd, "Autograd", with_keyset=True)

@@ -18,7 +18,7 @@ from ffmef.ops import reference
 from ffmef.ops._backends import Kernels, check_backend, declare, has_triton, why_not
 from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
 from ffmef.ops._overrides import overridable
-from ffmef.ops.adaptive_fuse import DTYPES, MAX_FILTER_SIZE, PADDING_MODES, as_alphas
+from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES, as_alphas, as_list, check_tensor
 from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
 from ffmef.ops.reference import pad, pad_adjoint
 from ffmef.ops.types import Backend, PaddingMode
@@ -67,6 +67,7 @@ def predict_and_fuse(
         (B, C, H, W), or (B, H, W) for images without channels.
 
     Raises:
+        TypeError: an argument is not a tensor, or its dtype is not one of the four.
         ValueError: sizes, dtypes or devices disagree; the message names the argument, the rule and the value.
         RuntimeError: ``backend`` cannot run here; the message says why.
 
@@ -85,13 +86,16 @@ def predict_and_fuse(
         >>> torch.allclose(fused, adaptive_fuse(images, [filters]))
         True
     """
-    hidden, weight, bias = list(hidden), [w.flatten(1) for w in weight], list(bias)
+    hidden, weight, bias = as_list("hidden", hidden), as_list("weight", weight), as_list("bias", bias)
+    _check_tensors(hidden, weight, bias, images)
+    weight = [w.flatten(1) if w.dim() > 2 else w for w in weight]
     images_5d = images if images.dim() == 5 else images.unsqueeze(2)
     if autocasts(images.device):
         flat = promote_all([*hidden, *weight, *bias, images_5d])
         levels = len(hidden)
         hidden, weight, bias, images_5d = flat[:levels], flat[levels : -levels - 1], flat[-levels - 1 : -1], flat[-1]
     alphas = as_alphas(alphas, len(hidden), images_5d)
+    check_tensor("alphas", alphas)
     _check(hidden, weight, bias, images, images_5d, alphas, padding_mode)
     sides = [_side(w) for w in weight]
     check_backend("predict_and_fuse", backend, hidden=hidden, sides=sides, channels=images_5d.shape[2])
@@ -131,34 +135,40 @@ def _side(weight: Tensor) -> int:
     return round(int(weight.shape[0]) ** 0.5)
 
 
-def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> None:
+def _check_tensors(hidden, weight, bias, images) -> None:
+    check_tensor("images", images)
     if images.dim() not in (4, 5):
         raise ValueError(f"images must be (B, N, C, H, W) or (B, N, H, W), got shape {tuple(images.shape)}")
-    if images.dtype not in DTYPES:
-        raise ValueError(f"images must be float64, float32, float16 or bfloat16, got {str(images.dtype)[6:]}")
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
     if not hidden:
         raise ValueError("hidden must have at least one level, got none")
-    for name, levels in (("weight", weight), ("bias", bias)):
+    for name, levels in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if len(levels) != len(hidden):
             raise ValueError(f"{name} must have {len(hidden)} levels like hidden, got {len(levels)}")
+        for l, level in enumerate(levels):
+            check_tensor(f"{name}[{l}]", level)
+
+
+def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> None:
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
     if tuple(alphas.shape) != (len(hidden),):
         raise ValueError(f"alphas must be ({len(hidden)},), one weight for each level, got shape {tuple(alphas.shape)}")
+    if alphas.device != images.device:
+        raise ValueError(f"alphas must be on {images.device} like images, got {alphas.device}")
     batch, count, _, height, width = images_5d.shape
     for l, (h, w, b) in enumerate(zip(hidden, weight, bias, strict=True)):
         if h.dim() != 5 or (*h.shape[:2], *h.shape[3:]) != (batch, count, height, width):
             raise ValueError(
                 f"hidden[{l}] must be ({batch}, {count}, M, {height}, {width}) like images, got shape {tuple(h.shape)}"
             )
+        if w.dim() != 2 or w.shape[1] != h.shape[2]:
+            raise ValueError(
+                f"weight[{l}] must have {h.shape[2]} columns like hidden's maps, got shape {tuple(w.shape)}"
+            )
         side = _side(w)
         if side * side != w.shape[0] or side % 2 == 0 or side > MAX_FILTER_SIZE:
             raise ValueError(
                 f"weight[{l}] must have k*k rows with k odd and at most {MAX_FILTER_SIZE}, got {w.shape[0]}"
-            )
-        if w.dim() != 2 or w.shape[1] != h.shape[2]:
-            raise ValueError(
-                f"weight[{l}] must have {h.shape[2]} columns like hidden's maps, got shape {tuple(w.shape)}"
             )
         if tuple(b.shape) != (w.shape[0],):
             raise ValueError(f"bias[{l}] must be ({w.shape[0]},) like weight's rows, got shape {tuple(b.shape)}")
@@ -176,6 +186,8 @@ def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> Non
 def _chunks(hidden: Tensor, channels: int):
     """Yield (first row, one past the last) of pieces whose responses fit in the allowance."""
     batch, count, maps, height, width = hidden.shape
+    if hidden.numel() == 0:  # torch's convolutions want channels
+        return
     rows = max(_CHUNK_VALUES // max(batch * count * (maps + 1) * channels * width, 1), 8)
     for top in range(0, height, rows):
         yield top, min(top + rows, height)

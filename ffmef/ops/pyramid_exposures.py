@@ -1,15 +1,22 @@
-"""PyramidFFMEF in one operator, from pictures to a picture or from luminance to luminance, without derivatives."""
+"""PyramidFFMEF in one operator: from pictures to a picture on the CPU or a GPU, or from luminance to luminance anywhere.
+
+Graphs of torch.compile and torch.export hold ``pyramid_luminance`` instead of the network's own operators, because its
+chain of halved sizes takes torch minutes to reason about where height and width are free. Native kernels compute it where
+they can; derivatives, and other devices, run the model's definition in plain torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.ops._backends import Kernels, declare
-from ffmef.ops.library import define, library, operator
+from ffmef.ops.library import autograd_inside, define, implement, library, operator, refuse_derivatives
 
 BANDS, CHANNEL_BLOCK, MOST_LEVELS, MOST_OCTAVES = 3, 16, 8, 16
 MOST_ON_GPU = 64  # exposures, whose addresses are arguments of the kernels
@@ -39,13 +46,12 @@ _limits = f"PyramidFFMEF of {BANDS} bands, channels in multiples of {CHANNEL_BLO
 _cuda_limits = (
     f"the same with {CHANNEL_BLOCK}, then {CHANNEL_BLOCK} or {2 * CHANNEL_BLOCK} channels, {MOST_ON_GPU} exposures"
 )
-for _name in ("pyramid_exposures", "pyramid_luminance"):
+for _name, _derivatives in (("pyramid_exposures", False), ("pyramid_luminance", True)):
+    _plain = Kernels(_name, float32=True, autocast=False, derivatives=_derivatives)
     declare(
         _name,
-        cpu=Kernels(_name, float32=True, autocast=False, derivatives=False, sizes=_no_kernel, limits=_limits),
-        cuda=Kernels(
-            _name, float32=True, autocast=False, derivatives=False, sizes=_no_cuda_kernel, limits=_cuda_limits
-        ),
+        cpu=replace(_plain, sizes=_no_kernel, limits=_limits),
+        cuda=replace(_plain, sizes=_no_cuda_kernel, limits=_cuda_limits),
     )
 
 
@@ -93,7 +99,7 @@ def pyramid_exposures(
 def pyramid_luminance(
     luminance: Tensor, parameters: Sequence[Tensor], channels: Sequence[int], stem: int, octaves: int
 ) -> Tensor:
-    """Fuse luminance as ``PyramidFFMEF.forward`` does.
+    """Fuse luminance as ``PyramidFFMEF.forward`` does; differentiable once, in reverse and forward mode.
 
     Args:
         luminance: (B, N, H, W), float32, on the CPU or a GPU.
@@ -119,19 +125,109 @@ def pyramid_luminance(
     return operator("pyramid_luminance")(luminance, list(parameters), list(channels), stem, octaves)
 
 
+_LUMINANCE = "Tensor luminance, Tensor[] parameters, int[] channels, int stem, int octaves"
 define(
     "pyramid_exposures(Tensor[] pictures, Tensor[] validity, Tensor[] parameters, int[] channels, int stem, "
     "int octaves, float[] adjust) -> Tensor"
 )
-define("pyramid_luminance(Tensor luminance, Tensor[] parameters, int[] channels, int stem, int octaves) -> Tensor")
+define(f"pyramid_luminance({_LUMINANCE}) -> Tensor")
+library.define(
+    f"pyramid_luminance_backward(Tensor grad, {_LUMINANCE}, bool need_luminance, bool need_parameters) -> Tensor[]",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def _defined(luminance: Tensor, parameters: Sequence[Tensor], channels, stem: int, octaves: int) -> Tensor:
+    """Run the model's definition with these parameters."""
+    from ffmef.models import PyramidFFMEF
+
+    bands = parameters[0].shape[0] - 2
+    with torch.device("meta"), torch._C._DisableFuncTorch():  # vmap refuses the random start of its weights
+        model = PyramidFFMEF(bands, tuple(channels), stem, octaves)
+    names = [f"model.{name}" for name, _ in model.named_parameters()]
+    if len(names) != len(parameters):
+        raise RuntimeError(f"parameters must hold {len(names)} tensors, got {len(parameters)}")
+    return torch.func.functional_call(_Definition(model), dict(zip(names, parameters, strict=True)), (luminance,))
+
+
+class _Definition(torch.nn.Module):
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, luminance: Tensor) -> Tensor:
+        return self.model.fuse(luminance)[0]
+
+
+def _backward(grad, luminance, parameters, channels, stem, octaves, need_luminance, need_parameters) -> list[Tensor]:
+    """Return the gradients of the luminance and of all parameters, or empty tensors; the forward pass is repeated."""
+    needs = [need_luminance] + [need_parameters] * len(parameters)
+    with autograd_inside(), torch.enable_grad():
+        leaves = [t.detach().requires_grad_(n) for t, n in zip((luminance, *parameters), needs, strict=True)]
+        out = _defined(leaves[0], leaves[1:], channels, stem, octaves)
+        wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
+        found = iter(torch.autograd.grad(out, wanted, grad, materialize_grads=True))
+    return [next(found) if need else leaf.new_empty(0) for leaf, need in zip(leaves, needs, strict=True)]
+
+
+def _tangent(tensors: Sequence[Tensor], tangents: Sequence[Tensor | None], sizes) -> Tensor:
+    """Return the forward derivative: that of the reverse one, which is linear in the gradient."""
+    with autograd_inside(), torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        out = _defined(leaves[0], leaves[1:], *sizes)
+        dummy = torch.zeros_like(out, requires_grad=True)
+        moved = [leaf for leaf, tangent in zip(leaves, tangents, strict=True) if tangent is not None]
+        grads = torch.autograd.grad(out, moved, dummy, create_graph=True, materialize_grads=True)
+        along = [tangent for tangent in tangents if tangent is not None]
+        (tangent,) = torch.autograd.grad(grads, [dummy], along)
+    return tangent
+
+
+class _Luminance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, sizes, *tensors):
+        ctx.sizes = sizes
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator("pyramid_luminance")(tensors[0], list(tensors[1:]), *sizes)
+
+    @staticmethod
+    def backward(ctx, grad):
+        if grad is None:
+            return (None,) * (1 + len(ctx.saved_tensors))
+        luminance, *parameters = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1], any(ctx.needs_input_grad[2:])
+        grads = operator("pyramid_luminance_backward")(grad, luminance, parameters, *ctx.sizes, *needs)
+        wanted = ctx.needs_input_grad[1:]
+        return None, *(g if need else None for g, need in zip(grads, wanted, strict=True))
+
+    @staticmethod
+    def jvp(ctx, sizes, *tangents):
+        return _tangent(ctx.saved_tensors, tangents, ctx.sizes)
+
+
+def _autograd(keyset, luminance, parameters, *sizes):
+    tensors = (luminance, *parameters)
+    if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        return _Luminance.apply(sizes, *tensors)
+    with torch._C._AutoDispatchBelowAutograd():
+        below = keyset & torch._C._after_autograd_keyset
+        return operator("pyramid_luminance").redispatch(below, luminance, parameters, *sizes)
 
 
 def _no_gradient(ctx, grad):
     raise RuntimeError("the native pyramid has no gradient; call the model where gradients are enabled")
 
 
-for _name in ("pyramid_exposures", "pyramid_luminance"):
-    torch.library.register_autograd(f"ffmef::{_name}", _no_gradient, lib=library)
+implement("pyramid_luminance", _defined, "CompositeExplicitAutograd")
+implement("pyramid_luminance_backward", _backward, "CompositeExplicitAutograd")
+implement("pyramid_luminance", _autograd, "Autograd", with_keyset=True)
+for _key in ("FuncTorchDynamicLayerFrontMode", "Batched"):  # the definition's own operators know all of torch.func
+    implement("pyramid_luminance", _defined, _key)
+refuse_derivatives("pyramid_luminance_backward", "differentiate a PyramidFFMEF itself, neither compiled nor exported")
+torch.library.register_autograd("ffmef::pyramid_exposures", _no_gradient, lib=library)
 
 
 @torch.library.register_fake("ffmef::pyramid_exposures", lib=library)
@@ -143,3 +239,9 @@ def _(pictures, validity, parameters, channels, stem, octaves, adjust):
 def _(luminance, parameters, channels, stem, octaves):
     batch, _, height, width = luminance.shape
     return luminance.new_empty((batch, 1, height, width))
+
+
+@torch.library.register_fake("ffmef::pyramid_luminance_backward", lib=library)
+def _(grad, luminance, parameters, channels, stem, octaves, need_luminance, need_parameters):
+    needs = [need_luminance] + [need_parameters] * len(parameters)
+    return [t.new_empty(t.shape if n else (0,)) for t, n in zip((luminance, *parameters), needs, strict=True)]

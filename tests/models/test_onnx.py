@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ffmef.models import PyramidFFMEF
 from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -102,3 +103,31 @@ def test_predict_and_fuse(padding_mode, tmp_path):
             return predict_and_fuse([hidden] * 2, list(self.weight), list(self.bias), images, [0.25, 0.75], **options)
 
     compare(Predict(), (1, 2, 3, 9, 8), [(10, 11), (3, 4)], tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bands": 2, "octaves": 1}, {"bands": 0, "octaves": 0, "channels": (8,)}],
+    ids=["default", "two bands", "no band"],
+)
+def test_pyramid_model(options, tmp_path):
+    """At any size, for any number of pictures, in either grad mode."""
+    torch.manual_seed(0)
+    model = PyramidFFMEF(**{"channels": (16, 16), **options}).eval()
+    torch.nn.init.normal_(model.predictor.head.weight, std=0.03)
+    names = ("batch", "count", "height", "width")
+    axes = {i: torch.export.Dim(name, min=2 if i == 1 else 1, max=4096) for i, name in enumerate(names)}
+    with torch.set_grad_enabled(not options):
+        program = torch.onnx.export(
+            model, (torch.rand(2, 3, 36, 44),), dynamo=True, verbose=False, dynamic_shapes=(axes,)
+        )
+    assert {node.domain for node in program.model.graph} == {""}
+    program.save(tmp_path / "a.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    for shape in ((2, 3, 36, 44), (1, 2, 33, 47), (1, 5, 64, 96), (2, 2, 3, 1)):
+        luminance = torch.rand(shape)
+        found = session.run(None, {session.get_inputs()[0].name: luminance.numpy()})[0]
+        with torch.no_grad():
+            expected = model.double().fuse(luminance.double())[0]
+        torch.testing.assert_close(torch.from_numpy(found).double(), expected, atol=1e-5, rtol=1e-5)
+        model.float()

@@ -127,10 +127,6 @@ def test_autocast_promotes():
     "change, message",
     [
         (dict(images=torch.zeros(3, 4)), r"images must be \(B, N, C, H, W\) or \(B, N, H, W\), got shape \(3, 4\)"),
-        (
-            dict(images=torch.zeros(2, 2, 19, 7, dtype=torch.int64)),
-            "images must be float64, float32, float16 or bfloat16, got int64",
-        ),
         (dict(padding_mode="wrap"), "padding_mode must be one of zeros, replicate, reflect, circular, got 'wrap'"),
         (dict(hidden=[]), "hidden must have at least one level, got none"),
         (dict(weight=[]), "weight must have 1 levels like hidden, got 0"),
@@ -150,6 +146,37 @@ def test_mistakes_are_named(change, message):
     arguments = dict(zip(names, case(sides=(3,)), strict=True)) | change
     with pytest.raises(ValueError, match=message):
         predict_and_fuse(**arguments)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            dict(images=torch.zeros(2, 2, 19, 7, dtype=torch.int64)),
+            "images must be float64, float32, float16 or bfloat16, got int64",
+        ),
+        (dict(weight=[torch.zeros(9, 9).tolist()]), r"weight\[0\] must be a tensor, got list"),
+        (dict(hidden=torch.zeros(2, 2, 9, 19, 7)), "hidden must be a sequence of tensors, .* got one tensor"),
+        (dict(bias=None), "bias must be a sequence of tensors, got NoneType"),
+        (dict(bias=[torch.zeros(9).to_sparse()]), r"bias\[0\] must be dense, got sparse_coo"),
+        (dict(alphas=torch.ones(1, dtype=torch.int64)), "alphas must be float64, .* got int64"),
+    ],
+)
+def test_what_is_no_tensor_of_numbers_is_named(change, message):
+    names = ("hidden", "weight", "bias", "images", "alphas")
+    arguments = dict(zip(names, case(sides=(3,)), strict=True)) | change
+    with pytest.raises(TypeError, match=message):
+        predict_and_fuse(**arguments)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_empty_batches_have_gradients(channels):
+    shapes = [(0, 2, 4, 5, 6), (9, 4), (9,), (0, 2, channels, 5, 6), (1,)]
+    hidden, weight, bias, images, alphas = (torch.rand(shape, requires_grad=True) for shape in shapes)
+    out = predict_and_fuse([hidden], [weight], [bias], images, alphas, padding_mode="reflect")
+    assert out.shape == (0, channels, 5, 6)
+    for grad, shape in zip(torch.autograd.grad(out.sum(), (hidden, weight, bias, images, alphas)), shapes, strict=True):
+        assert grad.shape == shape and not grad.any()
 
 
 def test_the_dispatcher_s_operator():

@@ -235,6 +235,31 @@ class Network(nn.Module):
         return adaptive_fuse(images, filters.split([1, 9], 2), self.alphas, backend=self.backend)
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_vmap_over_nothing(name):
+    function, tensors = problem(name)
+    for number in range(len(tensors)):
+        dims = tuple(1 if i == number else None for i in range(len(tensors)))
+        given = [t.unsqueeze(1)[:, :0] if i == number else t for i, t in enumerate(tensors)]
+        assert vmap(function, in_dims=dims)(*given).shape == (0, *function(*tensors).shape)
+        slopes = vmap(grad(lambda *given: function(*given).sum(), argnums=number), in_dims=dims)(*given)
+        assert slopes.shape == (0, *tensors[number].shape)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_tensors_that_are_not_dense_are_refused(name):
+    function, tensors = problem(name, dtype=torch.float32)
+    number = 3 if name == "predict_and_fuse" else 0
+    nested = torch.nested.nested_tensor(list(tensors[number]))
+    for other, kind in (
+        (tensors[number].to_sparse(), "sparse_coo"),
+        (tensors[number].to_mkldnn(), "mkldnn"),
+        (nested, "a nested tensor"),
+    ):
+        with pytest.raises(TypeError, match=f"images must be dense, got {kind}"):
+            function(*tensors[:number], other, *tensors[number + 1 :])
+
+
 def test_per_sample_gradients():
     torch.manual_seed(0)
     network, images = Network().double(), torch.rand(3, 2, 1, 6, 7, dtype=torch.float64)
