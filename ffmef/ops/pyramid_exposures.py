@@ -1,8 +1,8 @@
-"""PyramidFFMEF in one operator: from pictures to a picture on the CPU or a GPU, or from luminance to luminance anywhere.
+"""PyramidFFMEF in one operator: pictures to a picture on the CPU or a GPU, luminance to luminance anywhere.
 
 Graphs of torch.compile and torch.export hold ``pyramid_luminance`` instead of the network's own operators, because its
-chain of halved sizes takes torch minutes to reason about where height and width are free. Native kernels compute it where
-they can; derivatives, and other devices, run the model's definition in plain torch.
+chain of halved sizes takes torch minutes to reason about where height and width are free. Native kernels compute it
+where they can; derivatives, and other devices, run the model's definition in plain torch.
 """
 
 from __future__ import annotations
