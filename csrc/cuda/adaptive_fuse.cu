@@ -16,7 +16,13 @@ template <int V, int C> constexpr int kTiledRegisters = C == 1 ? 80 : V == 8 ? 1
 // Without 16-byte loads, more threads keep more of them on their way.
 template <class T, int V, int C> constexpr int kForwardRegisters =
     V == 1 && C == 1 && sizeof(T) > 2 ? 64 : kTiledRegisters<V, C>;
-template <class T> constexpr int kShiftedRegisters = sizeof(T) == 4 ? 64 : sizeof(T) == 2 ? 80 : 128;
+// For sm_75 the compiler needs more of them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kTuring = true;
+#else
+constexpr bool kTuring = false;
+#endif
+template <class T> constexpr int kShiftedRegisters = sizeof(T) == 4 && !kTuring ? 64 : sizeof(T) == 8 ? 128 : 80;
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------
 
@@ -55,7 +61,7 @@ template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resid
 
 // A row of taps in flight is little, so threads have to be many; wide offsets and numbers leave no choice.
 template <class T, class Index> constexpr int kImagesGradientRegisters =
-    sizeof(Index) == 4 && sizeof(T) <= 4 ? 80 : 128;
+    sizeof(Index) == 4 && (sizeof(T) == 4 || (sizeof(T) == 2 && !kTuring)) ? 80 : 128;
 
 template <class T, class Index, int C>
 __global__ void __launch_bounds__(Tile<T, 1>::kThreads,
