@@ -17,7 +17,7 @@ import numpy as np
 from ffmef import focus
 from ffmef.weight_files import find, stamp
 
-_PIXELS = 1 << 15  # of a strip: its features stay in the cache
+_PIXELS = 1 << 14  # of a strip: its features stay in the cache
 _LOG_STEPS = 1 << 14  # a unit of log energy, in sums over the frames
 
 
@@ -151,7 +151,8 @@ def _own(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> tuple[list[np.nda
 
     own = focus._squares(pixels, shapes)
     taps = np.array([0.25, 0.5, 0.25])
-    narrow = [cv2.sepFilter2D(square, -1, taps, taps).reshape(square.shape) for square in own]
+    # Their logarithms need no more than three digits; the greatest square is 65025.
+    narrow = [cv2.sepFilter2D(square, -1, taps, taps).reshape(square.shape).astype(np.float16) for square in own]
     for energy in own:
         cv2.GaussianBlur(energy, (0, 0), focus.WINDOW, dst=energy)
     own.append(_half(own[-1]) if own else np.ones(shapes[-1], np.float32))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffmef import focus, focus_net, picture
+from ffmef import focus, focus_net, glare, picture, weight_files
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging import colour
@@ -49,8 +49,8 @@ def fuse(
     The luminance of the pictures (BT.601, studio swing, divided by 255) goes through the model and is clamped to
     [0, 1]. Multi-exposure and multi-focus fusion by FFMEF merge the chroma by
     ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|`` (FFMEF paper, eq. 1); infrared-visible fusion takes that of the
-    visible picture. Nothing is rounded before the end. Focus stacks are fused by :func:`ffmef.focus.fuse`, which is not
-    a network, unless a model or weights are named.
+    visible picture, and with the bundled weights makes room in glare (:func:`ffmef.glare.make_room`). Nothing is
+    rounded before the end. Focus stacks are fused by :func:`ffmef.focus.fuse` unless a model or weights are named.
 
     Args:
         images: pictures of one size and dtype, two for FFMEF, two or more for a model that takes any number: (H, W, 3)
@@ -168,13 +168,15 @@ def fuse_pictures(
 class _Fuser:
     """What fuses: a native network, from pictures to a picture, a model that torch runs, or how sharp each frame is.
 
-    Selective ones take validity and adjustments, and merge chroma by their own shares.
+    Selective ones take validity and adjustments, and merge chroma by their own shares. ``room`` says whether the
+    visible luminance is changed where it is white, by :func:`ffmef.glare.make_room`.
     """
 
     network: object | None = None
     model: object | None = None
     selective: bool = False
     focus: _Focus | None = None
+    room: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,9 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     network = _native_network(weights if named else model, task, backend, device)
     if network is not None:
         return _Fuser(network=network, selective=True)
+    room = named and task == "vif" and weight_files.facts(find(weights)).get("glare") == "room"
     model = _load_model(weights, count, backend, device) if named else model
-    return _Fuser(model=model, selective=task != "vif" and hasattr(model, "adopt_first"))
+    return _Fuser(model=model, selective=task != "vif" and hasattr(model, "adopt_first"), room=room)
 
 
 def _fuse(
@@ -258,6 +261,8 @@ def _fuse(
         order = _exposure_order(planes, images, ties)
         if order != sorted(order):
             planes = planes[order]
+    if fuser.room:
+        planes[1] = glare.make_room(planes[1], planes[0])
     with _torch_threads(threads):
         fused = _run(fuser.model, planes, device)
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order

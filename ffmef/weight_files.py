@@ -64,6 +64,22 @@ def printable(text: object, most: int = 80) -> str:
     return line if len(line) <= most else f"{line[:most]} ..."
 
 
+def facts(path: Path) -> dict[str, str]:
+    """Return what a safetensors file says of itself; nothing for other files.
+
+    Example:
+        >>> facts(find("vif"))["glare"]
+        'room'
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            return file.metadata() or {}
+    except Exception:  # whatever damaged bytes lead to; loading the model says why
+        return {}
+
+
 def stamp(path: Path) -> tuple:
     """Return what changes when a file does, or raise InputError where it cannot be read.
 
