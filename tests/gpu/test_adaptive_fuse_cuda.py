@@ -63,8 +63,9 @@ def test_places_past_32_bits(program: Path, backward: bool) -> None:
     assert worst(case, results, backward) <= 4 * TOLERANCE[case.dtype]
 
 
-def test_empty_images(program: Path) -> None:
-    ((image_grad, filter_grad, alpha_grad),) = run(program, [Case("no rows", height=0, sizes=(3,))], backward=True)
+@pytest.mark.parametrize("empty", ({"height": 0}, {"width": 0}, {"batch": 0}), ids=str)
+def test_empty_images(program: Path, empty: dict[str, int]) -> None:
+    ((image_grad, filter_grad, alpha_grad),) = run(program, [Case("nothing", sizes=(3,), **empty)], backward=True)
     assert image_grad.numel() == filter_grad.numel() == 0
     assert alpha_grad.tolist() == [0.0]
 

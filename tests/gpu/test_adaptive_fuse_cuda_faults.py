@@ -26,6 +26,7 @@ CORE = [
         "core, coarse and full", width=20, height=9, sizes=(3, 1), grids=((3, 7), None), padding="reflect", channels=2
     ),
     Case("core, cells in several tiles", width=40, height=12, sizes=(3,), grids=((10, 35),), images=1),
+    Case("core, no columns", width=0, height=4, sizes=(1, 5), layout="slice", padding="replicate"),
 ]
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
 FEW_BLOCKS = [
