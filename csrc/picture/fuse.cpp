@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/base/memory.h"
+#include "../cpu/base/buffer.h"
 #include "../cpu/fuse/pyramid_fuse.h"
 
 namespace ffmef {
@@ -29,11 +29,7 @@ template <class F> void parallel_rows_of_planes(Team& team, int64_t planes, int6
 }
 
 // In large pages: touching small ones for the first time is a tenth of the time.
-std::unique_ptr<float[]> new_plane(int64_t size) {
-  std::unique_ptr<float[]> plane(new float[size_t(size)]);
-  hint_huge_pages(plane.get(), size * int64_t(sizeof(float)));
-  return plane;
-}
+Buffer<float> new_plane(int64_t size) { return Buffer<float>(size, Pages::large); }
 
 // Takes weight and bias of one layer after the other.
 struct Reader {
@@ -68,7 +64,7 @@ void over_rows(void* team, int64_t rows, int64_t row_cost, void* context, void (
 // The levels of the pyramid, finest first; planes of the finest are the pictures.
 struct Levels {
   std::vector<int64_t> heights, widths;
-  std::vector<std::unique_ptr<float[]>> stored, fused;
+  std::vector<Buffer<float>> stored, fused;
   std::vector<std::vector<PlaneView>> planes;
 };
 
@@ -167,7 +163,7 @@ constexpr int kScale = 8;  // pixels along a side of a cell
 // What is predicted for the cells of a call.
 struct Predicted {
   int64_t count, down, across;
-  std::unique_ptr<float[]> weights, base, shares, octave_shares, octave_gains;
+  Buffer<float> weights, base, shares, octave_shares, octave_gains;
 
   Predicted(int64_t n, int64_t h, int64_t w)
       : count(n),
@@ -217,7 +213,7 @@ Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, d
                 across = (width + 3) / 4, cells = down * across;
   Predicted predicted(count, down, across);
   const bool masked = !exposures.validity.empty();
-  const std::unique_ptr<float[]> known = new_plane((3 * count + 1) * cells);
+  const Buffer<float> known = new_plane((3 * count + 1) * cells);
   const Statistics statistics{known.get(), known.get() + count * cells, known.get() + 2 * count * cells,
                               masked ? known.get() + (2 * count + 1) * cells : nullptr};
   parallel_rows(team, down, 8 * pictures.width * count, [&](int64_t begin, int64_t end) {
@@ -272,16 +268,16 @@ void blend_octaves(const float* cells, const Predicted& predicted, int octaves, 
   // Of each octave: pictures, shares and gains, (3, count, height, width); then the weights, and the fused octave.
   struct Octave {
     int64_t height, width;
-    std::unique_ptr<float[]> maps, weights, fused;
+    Buffer<float> maps, weights, fused;
     const float *pictures, *shares, *gains;
     std::vector<PlaneView> planes;
   };
   std::vector<Octave> all(size_t(octaves) + 1);
   all[0] = {predicted.down,
             predicted.across,
-            nullptr,
-            nullptr,
-            nullptr,
+            {},
+            {},
+            {},
             cells,
             predicted.octave_shares.get(),
             predicted.octave_gains.get(),
@@ -334,7 +330,7 @@ void fuse_exposures(const PredictNetwork& net, const Exposures& given, int octav
   const Exposures exposures = in_order(given);
   const Pictures& pictures = exposures.pictures;
   const int64_t count = pictures.count();
-  const std::unique_ptr<float[]> half = new_plane(count * pictures.down() * pictures.across());
+  const Buffer<float> half = new_plane(count * pictures.down() * pictures.across());
   const Predicted predicted = predict_cells(net, exposures, adjust.prefer, half.get(), team);
   const float contrast = float(1 + adjust.contrast);
   if (contrast != 1.0f) predicted.scale_weights(contrast);

@@ -1,24 +1,37 @@
-// Memory of one kernel call, given back at its end.
+// Memory for the duration of a call, or of a part of it.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
+#include <type_traits>
+#include <utility>
+
+#include "memory.h"
 
 namespace ffmef {
-namespace FFMEF_ISA {
-namespace {
+namespace {  // kernel files, of which there is one object per instruction set, must share no code
 
-template <class T> struct Buffer {
-  T* data;
-  // On a cache line's boundary, so that vectors at multiples of their length lie in one line.
-  explicit Buffer(int64_t n)
-      : data(static_cast<T*>(std::aligned_alloc(64, (size_t(n > 0 ? n : 1) * sizeof(T) + 63) / 64 * 64))) {
-    if (data == nullptr) std::abort();  // a few hundred kilobytes: nothing else on the machine would work either
+enum class Pages { usual, large };
+
+// `n` values that are not initialised.
+template <class T> class Buffer {
+  static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= 64);
+
+ public:
+  T* data = nullptr;
+
+  Buffer() = default;
+  explicit Buffer(int64_t n, Pages pages = Pages::usual) : data(static_cast<T*>(allocate(n * int64_t(sizeof(T))))) {
+    if (pages == Pages::large) hint_huge_pages(data, n * int64_t(sizeof(T)));
   }
-  ~Buffer() { std::free(data); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
+  Buffer(Buffer&& other) noexcept : data(std::exchange(other.data, nullptr)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data, other.data);
+    return *this;
+  }
+  ~Buffer() { release(data); }
+
+  T* get() const { return data; }
+  operator T*() const { return data; }
 };
 
 }  // namespace
-}  // namespace FFMEF_ISA
 }  // namespace ffmef

@@ -1,26 +1,21 @@
-// Large results in large pages.
+// The one owner of native memory.
+//
+// Where there is none left, an allocation throws std::bad_alloc, in kernels too: threads hand it to the call that they
+// work for (first_error.h), which ends with an error. Nothing aborts.
 #pragma once
 #include <cstdint>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace ffmef {
+
+// Throws std::bad_alloc, saying how much was wanted.
+[[noreturn]] void out_of_memory(int64_t bytes);
+
+// Undefined values from a cache line's boundary on, so that vectors at multiples of their length lie in one line.
+void* allocate(int64_t bytes);
+void release(void* data);
 
 // Asks for huge pages under a large, fresh allocation. Touching a gradient of 100 MB for the first time in pages of
 // 4 kB costs several times more than computing it. Only a hint: where it is refused nothing changes.
-inline void hint_huge_pages(void* data, int64_t bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) & ~(kHuge - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) & ~(kHuge - 1);
-  if (bytes >= int64_t(2 * kHuge) && end > begin)
-    (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data;
-  (void)bytes;
-#endif
-}
+void hint_huge_pages(void* data, int64_t bytes);
 
 }  // namespace ffmef

@@ -1,6 +1,5 @@
 #include "scratch.h"
 
-#include <cstdlib>
 #include <new>
 
 #if defined(__linux__)
@@ -9,6 +8,8 @@
 
 #include <atomic>
 #endif
+
+#include "memory.h"
 
 namespace ffmef {
 
@@ -37,7 +38,7 @@ void* fresh(int64_t bytes) {
   // More than wanted, so that a large page's boundary is inside; what lies outside it is given back at once.
   const int64_t mapped = bytes + kLargePage;
   void* at = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) throw std::bad_alloc();
+  if (at == MAP_FAILED) out_of_memory(bytes);
   char* begin = static_cast<char*>(at);
   const int64_t before = -reinterpret_cast<intptr_t>(begin) & (kLargePage - 1);
   if (before > 0) unmap(begin, before);
@@ -79,11 +80,8 @@ Scratch::~Scratch() {
 
 #else
 
-Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + 63) / 64 * 64), wanted_(bytes) {
-  data_ = std::aligned_alloc(64, size_t(bytes_));
-  if (data_ == nullptr) throw std::bad_alloc();
-}
-Scratch::~Scratch() { std::free(data_); }
+Scratch::Scratch(int64_t bytes) : data_(allocate(bytes)), bytes_(bytes), wanted_(bytes) {}
+Scratch::~Scratch() { release(data_); }
 
 #endif
 

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "first_error.h"
+
 namespace ffmef {
 
 // Where a team's threads come from: torch (torch_crew.h) or a pool of our own (picture/pool.h).
@@ -38,7 +40,7 @@ class Team {
   }
 
   // f(begin, end) for parts of [0, items) that are multiples of `grain`, neighbouring ones by one thread where that
-  // is no hindrance. Only body itself may call it.
+  // is no hindrance. Only body itself may call it. Throws what any part has thrown.
   template <class F> void over(int64_t items, int64_t grain, const F& f) {
     grain = grain > 1 ? grain : 1;
     if (threads_ == 1 || items <= grain) {
@@ -59,6 +61,7 @@ class Team {
     step_.notify_all();
     work(0);
     wait_while(left_, [](uint32_t left) { return left != 0; });
+    error_.rethrow();
   }
 
  private:
@@ -117,7 +120,7 @@ class Team {
         if (!share.range.compare_exchange_weak(range, rest, std::memory_order_acq_rel, std::memory_order_acquire))
           continue;
         const int64_t first = int64_t(own ? begin : end - count) * grain_, last = first + int64_t(count) * grain_;
-        task_(context_, first, last < items_ ? last : items_);
+        if (!error_.thrown()) error_.guard([&] { task_(context_, first, last < items_ ? last : items_); });
         if (left_.fetch_sub(uint32_t(count), std::memory_order_acq_rel) == count) left_.notify_all();
         range = share.range.load(std::memory_order_acquire);
       }
@@ -130,6 +133,7 @@ class Team {
   void (*task_)(void*, int64_t, int64_t) = nullptr;
   void* context_ = nullptr;
   int64_t items_ = 0, grain_ = 1;
+  FirstError error_;
   alignas(128) std::atomic<uint32_t> left_{0};
   alignas(128) std::atomic<uint32_t> step_{0};
 };

@@ -1,6 +1,7 @@
 // Binds the operator's CPU kernels to torch: unpacks tensors, allocates results, spreads items over threads.
 #include "adaptive_fuse.h"
 #include "../base/tensors.h"
+#include "../base/torch_crew.h"
 
 #include <torch/csrc/stable/library.h>
 
@@ -74,8 +75,8 @@ Tensor run_forward(const Call& call, const Tensor& images, Tensor* responses) {
   const auto forward = call.any_coarse ? FFMEF_KERNELS(adaptive_fuse_coarse_kernels).forward : kernels.forward;
   void* data = out.data_ptr();
   void* response_data = responses != nullptr ? responses->data_ptr() : nullptr;
-  torch::stable::parallel_for(0, kernels.forward_items(call.args), 1,
-                              [&](int64_t begin, int64_t end) { forward(call.args, data, response_data, begin, end); });
+  parallel_for(kernels.forward_items(call.args), 1,
+               [&](int64_t begin, int64_t end) { forward(call.args, data, response_data, begin, end); });
   return out;
 }
 
@@ -136,7 +137,7 @@ std::vector<Tensor> adaptive_fuse_backward_cpu(const Tensor& grad, const Tensor&
   if (any_fine && (any_filter || need_alphas)) {
     const int64_t items = kernels.forward_items(call.args);
     std::vector<double> sums(need_alphas ? size_t(items) * filters.size() : 0);
-    torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
       kernels.backward_filters(call.args, grad_view, filter_grad_data.data(), need_alphas ? sums.data() : nullptr,
                                begin, end);
     });
@@ -146,7 +147,7 @@ std::vector<Tensor> adaptive_fuse_backward_cpu(const Tensor& grad, const Tensor&
     if (!call.levels[l].coarse || !(need_filters[l] || need_alphas)) continue;
     const int64_t items = coarse.filter_items(call.args, int(l));
     std::vector<double> sums(need_alphas ? size_t(items) : 0);
-    torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
       coarse.backward_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr,
                               begin, end);
     });
@@ -160,9 +161,8 @@ std::vector<Tensor> adaptive_fuse_backward_cpu(const Tensor& grad, const Tensor&
   if (need_images) {
     const auto backward_images = call.any_coarse ? coarse.backward_images : kernels.backward_images;
     void* data = image_grad.data_ptr();
-    torch::stable::parallel_for(0, kernels.image_items(call.args), 1, [&](int64_t begin, int64_t end) {
-      backward_images(call.args, grad_view, data, begin, end);
-    });
+    parallel_for(kernels.image_items(call.args), 1,
+                 [&](int64_t begin, int64_t end) { backward_images(call.args, grad_view, data, begin, end); });
   }
   return gradients;
 }

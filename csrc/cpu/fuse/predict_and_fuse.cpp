@@ -3,10 +3,11 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <memory>
 #include <tuple>
 
+#include "../base/buffer.h"
 #include "../base/tensors.h"
+#include "../base/torch_crew.h"
 
 namespace ffmef {
 namespace {
@@ -33,9 +34,9 @@ PredictAndFuseArgs args_of(const Tensor& hidden, const Tensor& kernels, const Te
 
 template <class Work> void over_items(const PredictAndFuseArgs& a, const Work& work) {
   const int64_t floats = FFMEF_KERNELS(predict_and_fuse_kernels).scratch(a);
-  torch::stable::parallel_for(0, a.items(), 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float[]> scratch(new float[size_t(floats)]);
-    work(scratch.get(), begin, end);
+  parallel_for(a.items(), 1, [&](int64_t begin, int64_t end) {
+    const Buffer<float> scratch(floats);
+    work(scratch, begin, end);
   });
 }
 

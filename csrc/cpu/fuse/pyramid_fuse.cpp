@@ -1,10 +1,11 @@
 // Binds pyramid_fuse's CPU kernels to torch: unpacks tensors, allocates the coarser levels, spreads rows over threads.
 #include "pyramid_fuse.h"
+#include "../base/buffer.h"
 #include "../base/tensors.h"
+#include "../base/torch_crew.h"
 
 #include <torch/csrc/stable/library.h>
 
-#include <memory>
 #include <vector>
 
 namespace ffmef {
@@ -14,7 +15,7 @@ namespace {
 int64_t grain_of(int64_t width) { return 1 + (1 << 15) / (width + 1); }
 
 template <class F> void parallel_rows(int64_t rows, int64_t width, const F& f) {
-  torch::stable::parallel_for(0, rows, grain_of(width), f);
+  parallel_for(rows, grain_of(width), f);
 }
 
 int64_t half_of(int64_t size) { return (size + 1) / 2; }
@@ -29,8 +30,8 @@ struct Call {
   int64_t batch, count, channels, height, width, bands, down, across;
   int scale;
   std::vector<int64_t> heights, widths;
-  std::vector<std::unique_ptr<char[]>> coarse;  // the pyramids' levels above the first, all images in a row
-  std::vector<std::vector<PlaneView>> planes;   // by level and image
+  std::vector<Buffer<char>> coarse;            // the pyramids' levels above the first, all images in a row
+  std::vector<std::vector<PlaneView>> planes;  // by level and image
 
   // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
   Call(const Tensor& images_, const Tensor& weights_, const Tensor& base_, int64_t scale_)
@@ -63,14 +64,11 @@ struct Call {
     for (int64_t level = 0, h = height, w = width; level <= bands; ++level, h = half_of(h), w = half_of(w)) {
       heights.push_back(h);
       widths.push_back(w);
-      coarse.push_back(nullptr);
-      if (level > 0) coarse[level] = buffer(count * h * w);
+      coarse.push_back(level > 0 ? buffer(count * h * w) : Buffer<char>());
     }
   }
 
-  std::unique_ptr<char[]> buffer(int64_t elements) const {
-    return std::unique_ptr<char[]>(new char[size_t(elements * item)]);
-  }
+  Buffer<char> buffer(int64_t elements) const { return Buffer<char>(elements * item); }
 
   char* plane(char* all, int64_t level, int64_t n) const { return all + n * heights[level] * widths[level] * item; }
   PlaneView plane_view(const void* data, int64_t level) const { return {data, widths[level], 1, false}; }
@@ -122,7 +120,7 @@ Tensor pyramid_fuse_cpu(const Tensor& images, const Tensor& weights, const Tenso
   Call call(images, weights, base, scale);
   Tensor out = torch::stable::new_empty(images, {call.batch, call.channels, call.height, call.width});
   const int64_t bytes = bytes_of(call.scalar);
-  std::vector<std::unique_ptr<char[]>> fused(size_t(call.bands + 1));
+  std::vector<Buffer<char>> fused(size_t(call.bands + 1));
   for (int64_t level = 1; level <= call.bands; ++level)
     fused[level] = call.buffer(call.heights[level] * call.widths[level]);
   for (int64_t b = 0; b < call.batch; ++b)
@@ -159,7 +157,7 @@ std::vector<Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& 
   const int64_t bytes = bytes_of(call.scalar);
   const int64_t cells = call.count * call.down * call.across * call.item;
 
-  std::vector<std::unique_ptr<char[]>> grads(size_t(bands + 1)), above(size_t(bands + 1)), inner(size_t(bands + 1));
+  std::vector<Buffer<char>> grads(size_t(bands + 1)), above(size_t(bands + 1)), inner(size_t(bands + 1));
   for (int64_t level = 1; level <= bands; ++level) {
     const int64_t size = call.heights[level] * call.widths[level];
     grads[level] = call.buffer(size);
@@ -185,8 +183,8 @@ std::vector<Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& 
         l.grad = grad_views[level];
         char* out = level < bands ? static_cast<char*>(weight_grad.data_ptr()) + (b * bands + level) * cells
                                   : static_cast<char*>(base_grad.data_ptr()) + b * cells;
-        torch::stable::parallel_for(
-            0, call.down, 1, [&](int64_t begin, int64_t end) { call.kernels.weights_gradient(l, out, begin, end); });
+        parallel_for(call.down, 1,
+                     [&](int64_t begin, int64_t end) { call.kernels.weights_gradient(l, out, begin, end); });
       }
       if (!need_images) continue;
       for (int64_t n = 0; n < call.count; ++n)

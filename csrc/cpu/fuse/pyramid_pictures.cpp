@@ -13,13 +13,6 @@ namespace {
 
 constexpr int64_t kExposureBands = 3, kMostOctaves = 16;
 
-// A result in large pages: touching small ones for the first time is a tenth of the time.
-Tensor new_result(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  Tensor result = torch::stable::new_empty(like, sizes, dtype);
-  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
-  return result;
-}
-
 // Contiguous pictures of one size; the public function explains mistakes.
 struct Unpacked {
   std::vector<Tensor> kept;
@@ -73,7 +66,7 @@ Tensor pyramid_exposures_cpu(const std::vector<Tensor>& tensors, const std::vect
     unpacked.kept.push_back(torch::stable::contiguous(map));
     exposures.validity.push_back(static_cast<const uint8_t*>(unpacked.kept.back().data_ptr()));
   }
-  Tensor out = new_result(tensors[0], {exposures.pictures.height, exposures.pictures.width, 3}, ScalarType::Byte);
+  Tensor out = result_like(tensors[0], {exposures.pictures.height, exposures.pictures.width, 3}, ScalarType::Byte);
   void* data = out.data_ptr();
   Team::run(torch_crew(),
             [&](Team& team) { fuse_exposures(network.net, exposures, int(octaves), changes, data, team); });
@@ -89,7 +82,7 @@ Tensor pyramid_luminance_cpu(const Tensor& luminance_, const std::vector<Tensor>
   STD_TORCH_CHECK(octaves >= 0 && octaves <= kMostOctaves, "octaves must be 0 to ", kMostOctaves, ", got ", octaves);
   const int64_t batch = luminance.size(0), count = luminance.size(1), height = luminance.size(2),
                 width = luminance.size(3), size = height * width;
-  Tensor out = new_result(luminance, {batch, 1, height, width}, ScalarType::Float);
+  Tensor out = result_like(luminance, {batch, 1, height, width}, ScalarType::Float);
   const float* in = static_cast<const float*>(luminance.data_ptr());
   float* data = static_cast<float*>(out.data_ptr());
   Team::run(torch_crew(), [&](Team& team) {

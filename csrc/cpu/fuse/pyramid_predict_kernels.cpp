@@ -100,11 +100,10 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
 // A map (height, width, channels) with a border of one zero cell around it.
 struct Map {
   int64_t height = 0, width = 0, channels = 0;
-  std::unique_ptr<float[]> data;
+  Buffer<float> data;
 
   Map() = default;
-  Map(int64_t h, int64_t w, int64_t c)
-      : height(h), width(w), channels(c), data(new float[size_t((h + 2) * (w + 2) * c)]) {
+  Map(int64_t h, int64_t w, int64_t c) : height(h), width(w), channels(c), data((h + 2) * (w + 2) * c) {
     std::memset(row(-1) - c, 0, size_t(w + 2) * c * sizeof(float));
     std::memset(row(h) - c, 0, size_t(w + 2) * c * sizeof(float));
     for (int64_t y = 0; y < h; ++y) {

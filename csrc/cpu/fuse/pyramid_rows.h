@@ -1,10 +1,10 @@
 // Rows of Laplacian pyramids: interpolation to finer grids and its adjoint, in sums' precision.
 // Only *_kernels.cpp files include it, like vec.h.
 #pragma once
-#include <cstdlib>
 #include <type_traits>
 
 #include "../../common/interpolation.h"
+#include "../base/buffer.h"
 #include "../base/vec.h"
 #include "pyramid_fuse.h"
 
@@ -12,17 +12,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// Memory of one call, given back at its end. A few rows: aborting when there is none loses nothing.
-template <class A> struct Row {
-  A* data;
-  explicit Row(int64_t n) : data(static_cast<A*>(std::malloc(size_t(n > 0 ? n : 1) * sizeof(A)))) {
-    if (data == nullptr) std::abort();
-  }
-  ~Row() { std::free(data); }
-  Row(const Row&) = delete;
-  Row& operator=(const Row&) = delete;
-  operator A*() const { return data; }
-};
+template <class A> using Row = Buffer<A>;
 
 inline int64_t half_of(int64_t size) { return (size + 1) / 2; }
 inline int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -44,10 +44,7 @@ Tensor phase_congruency_cpu(const Tensor& levels, const Tensor& tables, const Te
   for (int64_t picture = 0; picture < pictures; ++picture) {
     const uint8_t* from = static_cast<const uint8_t*>(levels.data_ptr()) + picture * height * width;
     float* to = static_cast<float*>(maps.data_ptr()) + picture * 3 * height * width;
-    PhaseCongruencyResult result = PhaseCongruencyResult::rounding_shows;
-    if (!always_double) result = kernels.in_float(args, from, to);
-    if (result == PhaseCongruencyResult::rounding_shows) result = kernels.in_double(args, from, to);
-    STD_TORCH_CHECK(result == PhaseCongruencyResult::done, "phase_congruency: out of memory");
+    if (always_double || !kernels.in_float(args, from, to)) kernels.in_double(args, from, to);
   }
   return maps;
 }

@@ -28,12 +28,10 @@ constexpr int kMostScales = 8;
 // (about 1e-5) stays below the threshold and is cut off. A picture that is flat by more than half has no noise to tell.
 constexpr double kLeastThreshold = 1e-2;
 
-enum class PhaseCongruencyResult { done, rounding_shows, out_of_memory };
-
 struct PhaseCongruencyKernels {
-  // Of one picture, [H][W]; maps is [3][H][W]: phase congruency, maximum moment, minimum moment.
-  PhaseCongruencyResult (*in_float)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
-  PhaseCongruencyResult (*in_double)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
+  // Of one picture, [H][W]; maps is [3][H][W]: phase congruency, maximum moment, minimum moment. False: rounding shows.
+  bool (*in_float)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
+  bool (*in_double)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
 };
 
 FFMEF_DECLARE_KERNELS(PhaseCongruencyKernels, phase_congruency_kernels)

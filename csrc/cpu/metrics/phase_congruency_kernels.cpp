@@ -10,10 +10,9 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <vector>
 
-#include "../base/plane.h"
+#include "../base/buffer.h"
 #include "fourier.h"
 
 namespace ffmef {
@@ -100,9 +99,9 @@ template <class T> struct Work {
   std::vector<Complex<T>> partial, column, other;  // [H]: before and after the radial factor
   std::vector<Radial> radial;                      // [H]
   std::vector<Complex<T>> row;                     // [1 + scales][W]
-  std::vector<Plane<Complex<T>>> filtered;         // [scale][band][x], after the columns' transform
-  Plane<Sums> sums;                                // [band][x]
-  Plane<T> spectrum;                               // [tile][y][part][kTile], of the columns up to the middle
+  std::vector<Buffer<Complex<T>>> filtered;        // [scale][band][x], after the columns' transform
+  Buffer<Sums> sums;                               // [band][x]
+  Buffer<T> spectrum;                              // [tile][y][part][kTile], of the columns up to the middle
   std::vector<T> middle;
 
   explicit Work(const PhaseCongruencyArgs& a)
@@ -119,9 +118,9 @@ template <class T> struct Work {
         other(size_t(a.height)),
         radial(size_t(a.height)),
         row(size_t((a.scales + 1) * a.width)),
-        sums(bands * width),
-        spectrum(tiles * height * 2 * kTile) {
-    for (int s = 0; s < std::max(2, a.scales); ++s) filtered.emplace_back(bands * width);
+        sums(bands * width, Pages::large),
+        spectrum(tiles * height * 2 * kTile, Pages::large) {
+    for (int s = 0; s < std::max(2, a.scales); ++s) filtered.emplace_back(bands * width, Pages::large);
   }
 
   // What a band holds once its energy is known takes the place of the transforms that it came from.
@@ -136,7 +135,7 @@ template <class T> struct Work {
     const int64_t pairs = (height + 2 * n - 1) / (2 * n);
     InverseTransform<double> along_rows(width), along_columns(height);
     std::vector<Complex<double>> row(size_t(width + 1)), tile_column(size_t(2 * n * pairs));
-    Plane<Complex<double>> of_rows(2 * pairs * stored);  // [band][x]
+    Buffer<Complex<double>> of_rows(2 * pairs * stored, Pages::large);  // [band][x]
     for (int64_t pair = 0; pair < pairs; ++pair) {
       for (int64_t x = 0; x < width; ++x) row[size_t(x)] = {DoubleVec{}, DoubleVec{}};
       for (int64_t i = 0; i < 2 * n && 2 * n * pair + i < height; ++i) {
@@ -210,7 +209,7 @@ template <class T> struct Work {
   }
 
   // From columns side by side, from x0 on in steps of 1 or -1, to rows side by side.
-  void turn(const Complex<T>* from, int64_t x0, int64_t step, int64_t first, int64_t last, Plane<Complex<T>>& result) {
+  void turn(const Complex<T>* from, int64_t x0, int64_t step, int64_t first, int64_t last, Buffer<Complex<T>>& result) {
     for (int64_t band = 0; band < bands; ++band) {
       const int64_t y0 = band * kLanes, used = std::min(kLanes, height - y0);
       V re[kLanes], im[kLanes];
@@ -374,15 +373,13 @@ template <class T> struct Work {
   }
 };
 
-template <class T> PhaseCongruencyResult maps(const PhaseCongruencyArgs& args, const uint8_t* levels, float* result) {
-  try {
-    Work<T> work(args);
-    work.transform_picture(levels);
-    for (int orientation = 0; orientation < args.orientations; ++orientation)
-      if (!work.add_orientation(orientation)) return PhaseCongruencyResult::rounding_shows;
-    work.write(result);
-    return PhaseCongruencyResult::done;
-  } catch (const std::bad_alloc&) { return PhaseCongruencyResult::out_of_memory; }
+template <class T> bool maps(const PhaseCongruencyArgs& args, const uint8_t* levels, float* result) {
+  Work<T> work(args);
+  work.transform_picture(levels);
+  for (int orientation = 0; orientation < args.orientations; ++orientation)
+    if (!work.add_orientation(orientation)) return false;
+  work.write(result);
+  return true;
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ struct SpectralFilterArgs {
 };
 
 struct SpectralFilterKernels {
-  bool (*filter)(const SpectralFilterArgs&, double* result);  // [P][H][W]. False: no memory.
+  void (*filter)(const SpectralFilterArgs&, double* result);  // [P][H][W]
 };
 
 FFMEF_DECLARE_KERNELS(SpectralFilterKernels, spectral_filter_kernels)

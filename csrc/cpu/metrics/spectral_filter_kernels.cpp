@@ -3,10 +3,9 @@
 #include "spectral_filter.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
-#include "../base/plane.h"
+#include "../base/buffer.h"
 #include "fourier.h"
 
 namespace ffmef {
@@ -20,7 +19,7 @@ struct Work {
   const SpectralFilterArgs& args;
   const int64_t height, width, bands, stored;
   InverseTransform<double> rows, columns;
-  Plane<Value> values;  // [band][x]
+  Buffer<Value> values;  // [band][x]
   std::vector<Value> column;
 
   explicit Work(const SpectralFilterArgs& a)
@@ -31,7 +30,7 @@ struct Work {
         stored(a.width / 2 + 1),
         rows(a.width),
         columns(a.height),
-        values(bands * a.width),
+        values(bands * a.width, Pages::large),
         column(size_t(bands * kLanes)) {}
 
   // The second of a pair may be missing.
@@ -131,7 +130,7 @@ struct Work {
   }
 };
 
-bool filter(const SpectralFilterArgs& args, double* result) try {
+void filter(const SpectralFilterArgs& args, double* result) {
   Work work(args);
   const int64_t pixels = args.height * args.width;
   for (int64_t plane = 0; plane < args.count; plane += 2) {
@@ -139,8 +138,7 @@ bool filter(const SpectralFilterArgs& args, double* result) try {
     double* to = result + plane * pixels;
     work.run(first, plane + 1 < args.count ? first + pixels : nullptr, to, to + pixels);
   }
-  return true;
-} catch (const std::bad_alloc&) { return false; }
+}
 
 }  // namespace
 

@@ -15,8 +15,8 @@ struct WindowMomentsArgs {
 };
 
 struct WindowMomentsKernels {
-  // result is [M + pairs][H - size + 1][W - size + 1]: weighted means, and covariances of the pairs. False: no memory.
-  bool (*moments)(const WindowMomentsArgs&, double* result);
+  // result is [M + pairs][H - size + 1][W - size + 1]: weighted means, and covariances of the pairs.
+  void (*moments)(const WindowMomentsArgs&, double* result);
 };
 
 FFMEF_DECLARE_KERNELS(WindowMomentsKernels, window_moments_kernels)

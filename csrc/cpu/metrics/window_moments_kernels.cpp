@@ -2,7 +2,6 @@
 #include "window_moments.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "../base/vec.h"
@@ -66,7 +65,7 @@ void weigh_column(const double* from, int64_t step, const double* taps, int64_t 
   });
 }
 
-bool moments(const WindowMomentsArgs& args, double* result) try {
+void moments(const WindowMomentsArgs& args, double* result) {
   const int64_t pixels = args.height * args.width, rows = args.height - args.size + 1;
   const int64_t columns = args.width - args.size + 1, kept = rows * columns;
   std::vector<double> weighed(size_t((kRows + args.size - 1) * columns)), product(size_t(args.width));
@@ -92,8 +91,7 @@ bool moments(const WindowMomentsArgs& args, double* result) try {
         for (int64_t x = 0; x < columns; ++x) to[x] -= a[x] * b[x];
       }
     }
-  return true;
-} catch (const std::bad_alloc&) { return false; }
+}
 
 }  // namespace
 

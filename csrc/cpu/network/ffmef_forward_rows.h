@@ -1,8 +1,7 @@
 // Rows in flight: rings of the last few rows of a tile, and moments accumulated row by row.
 // Included by kernel files only; internal linkage for the reason given in vec.h.
 #pragma once
-#include <cstdlib>
-
+#include "../base/buffer.h"
 #include "ffmef_forward_convolution.h"
 
 namespace ffmef {
@@ -54,14 +53,10 @@ class Ring {
   Ring(const Geometry& geometry, int depth, int planes)
       : plane(geometry.tile_columns + 2 * kHalo), geometry_(geometry), depth_(depth), planes_(planes) {
     // Convolutions of halo columns, whose results nobody uses, read a few values before and after the rows.
-    const size_t bytes = size_t((depth * planes * plane + 2 * kHalo) * int64_t(sizeof(float)) + 63) / 64 * 64;
-    data_ = static_cast<float*>(std::aligned_alloc(64, bytes));
-    if (data_ == nullptr) std::abort();  // a few hundred kilobytes: nothing else on the machine would work either
-    std::memset(data_, 0, bytes);
+    const int64_t values = depth * planes * plane + 2 * kHalo;
+    data_ = Buffer<float>(values);
+    std::memset(data_, 0, size_t(values) * sizeof(float));
   }
-  ~Ring() { std::free(data_); }
-  Ring(const Ring&) = delete;
-  Ring& operator=(const Ring&) = delete;
 
   void start(const Tile& tile) { tile_ = tile; }
 
@@ -86,7 +81,7 @@ class Ring {
  private:
   const Geometry& geometry_;
   const int depth_, planes_;
-  float* data_;
+  Buffer<float> data_;
   Tile tile_{};
 };
 

@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "../base/tensors.h"
+#include "../base/torch_crew.h"
 
 namespace ffmef {
 namespace {
@@ -31,7 +32,7 @@ std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& input, const Tensor
   Tensor statistics = torch::stable::new_zeros(input, {a.batch, a.normed, 2});
   if (a.pixels == 0) return {out, statistics};
   float *to = static_cast<float*>(out.data_ptr()), *found = static_cast<float*>(statistics.data_ptr());
-  torch::stable::parallel_for(0, a.planes(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(a.planes(), 1, [&](int64_t begin, int64_t end) {
     FFMEF_KERNELS(norm_activation_kernels).forward(a, float(eps), to, found, begin, end);
   });
   return {out, statistics};
@@ -49,7 +50,7 @@ std::tuple<Tensor, Tensor> norm_activation_backward_cpu(const Tensor& grad, cons
   Tensor affine_grad = torch::stable::new_zeros(input, {a.batch, a.normed, 2});
   if (a.pixels == 0) return {input_grad, affine_grad};
   float *to = static_cast<float*>(input_grad.data_ptr()), *shares = static_cast<float*>(affine_grad.data_ptr());
-  torch::stable::parallel_for(0, a.planes(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(a.planes(), 1, [&](int64_t begin, int64_t end) {
     FFMEF_KERNELS(norm_activation_kernels).backward(a, slopes, known, to, shares, begin, end);
   });
   return {input_grad, affine_grad};

@@ -3,14 +3,13 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "../base/buffer.h"
 #include "../base/tensors.h"
+#include "../base/torch_crew.h"
 
 namespace ffmef {
 namespace {
@@ -26,12 +25,9 @@ ThinConvolutionArgs args_of(const Tensor& input, const Tensor& weight, double sl
 
 template <class Work> void over_batch(const ThinConvolutionArgs& args, const Work& work) {
   const int64_t floats = FFMEF_KERNELS(thin_convolution_kernels).scratch(args);
-  const size_t bytes = (size_t(floats) * sizeof(float) + 63) / 64 * 64;
-  torch::stable::parallel_for(0, args.batch, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<float, decltype(&std::free)> scratch(static_cast<float*>(std::aligned_alloc(64, bytes)),
-                                                               &std::free);
-    if (scratch == nullptr) throw std::bad_alloc();
-    work(scratch.get(), begin, end);
+  parallel_for(args.batch, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<float> scratch(floats);
+    work(scratch, begin, end);
   });
 }
 
