@@ -341,7 +341,7 @@ void fuse(const ExposureLevel& level, void* out, int64_t begin, int64_t end) {
 }  // namespace
 
 extern const ExposureKernels exposure_kernels;
-const ExposureKernels exposure_kernels = {statistics, shrink, fuse};
+const ExposureKernels exposure_kernels = {.statistics = statistics, .shrink = shrink, .fuse = fuse};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

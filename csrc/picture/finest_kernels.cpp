@@ -68,7 +68,7 @@ void halve(Sample sample, PictureView picture, int64_t height, int64_t width, fl
 }  // namespace
 
 extern const FinestKernels finest_kernels;
-const FinestKernels finest_kernels = {halve};
+const FinestKernels finest_kernels = {.halve = halve};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

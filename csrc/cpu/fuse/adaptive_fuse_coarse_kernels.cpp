@@ -288,7 +288,10 @@ void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* i
 }  // namespace
 
 extern const AdaptiveFuseCoarseKernels adaptive_fuse_coarse_kernels;
-const AdaptiveFuseCoarseKernels adaptive_fuse_coarse_kernels = {forward, items, backward_filters, backward_images};
+const AdaptiveFuseCoarseKernels adaptive_fuse_coarse_kernels = {.forward = forward,
+                                                                .filter_items = items,
+                                                                .backward_filters = backward_filters,
+                                                                .backward_images = backward_images};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

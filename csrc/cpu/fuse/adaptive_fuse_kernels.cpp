@@ -150,8 +150,11 @@ void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* i
 }  // namespace
 
 extern const AdaptiveFuseKernels adaptive_fuse_kernels;
-const AdaptiveFuseKernels adaptive_fuse_kernels = {forward_items, forward, backward_filters, image_items,
-                                                   backward_images};
+const AdaptiveFuseKernels adaptive_fuse_kernels = {.forward_items = forward_items,
+                                                   .forward = forward,
+                                                   .backward_filters = backward_filters,
+                                                   .image_items = image_items,
+                                                   .backward_images = backward_images};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

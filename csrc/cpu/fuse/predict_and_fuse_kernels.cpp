@@ -236,7 +236,7 @@ void backward(const PredictAndFuseArgs& a, const float* grad, float* hidden_grad
 }  // namespace
 
 extern const PredictAndFuseKernels predict_and_fuse_kernels;
-const PredictAndFuseKernels predict_and_fuse_kernels = {scratch, forward, backward};
+const PredictAndFuseKernels predict_and_fuse_kernels = {.scratch = scratch, .forward = forward, .backward = backward};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

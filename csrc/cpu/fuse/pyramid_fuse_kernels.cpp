@@ -183,7 +183,11 @@ void image_gradient(const PyramidLevel& level, int64_t image, const void* above,
 }  // namespace
 
 extern const PyramidFuseKernels pyramid_fuse_kernels;
-const PyramidFuseKernels pyramid_fuse_kernels = {halve, fuse, expand_adjoint, weights_gradient, image_gradient};
+const PyramidFuseKernels pyramid_fuse_kernels = {.halve = halve,
+                                                 .fuse = fuse,
+                                                 .expand_adjoint = expand_adjoint,
+                                                 .weights_gradient = weights_gradient,
+                                                 .image_gradient = image_gradient};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

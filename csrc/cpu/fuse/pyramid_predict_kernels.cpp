@@ -438,7 +438,7 @@ void predict(const PredictNetwork& net, const float* half, int64_t count, int64_
 }  // namespace
 
 extern const PyramidPredictKernels pyramid_predict_kernels;
-const PyramidPredictKernels pyramid_predict_kernels = {predict};
+const PyramidPredictKernels pyramid_predict_kernels = {.predict = predict};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

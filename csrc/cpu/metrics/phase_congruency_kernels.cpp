@@ -385,7 +385,7 @@ template <class T> bool maps(const PhaseCongruencyArgs& args, const uint8_t* lev
 }  // namespace
 
 extern const PhaseCongruencyKernels phase_congruency_kernels;
-const PhaseCongruencyKernels phase_congruency_kernels = {maps<float>, maps<double>};
+const PhaseCongruencyKernels phase_congruency_kernels = {.in_float = maps<float>, .in_double = maps<double>};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

@@ -143,7 +143,7 @@ void filter(const SpectralFilterArgs& args, double* result) {
 }  // namespace
 
 extern const SpectralFilterKernels spectral_filter_kernels;
-const SpectralFilterKernels spectral_filter_kernels = {filter};
+const SpectralFilterKernels spectral_filter_kernels = {.filter = filter};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

@@ -96,7 +96,7 @@ void moments(const WindowMomentsArgs& args, double* result) {
 }  // namespace
 
 extern const WindowMomentsKernels window_moments_kernels;
-const WindowMomentsKernels window_moments_kernels = {moments};
+const WindowMomentsKernels window_moments_kernels = {.moments = moments};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

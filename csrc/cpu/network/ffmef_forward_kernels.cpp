@@ -453,9 +453,10 @@ template <int C> void head_pass(const HeadPass& pass, int kernel_size, int64_t b
 
 }  // namespace
 
-#define FFMEF_DEFINE_KERNELS(C)                                   \
-  extern const FfmefForwardKernels ffmef_forward_kernels_##C;     \
-  const FfmefForwardKernels ffmef_forward_kernels_##C = {point_pass<C>, entry_pass<C>, residual_pass<C>, head_pass<C>};
+#define FFMEF_DEFINE_KERNELS(C)                                 \
+  extern const FfmefForwardKernels ffmef_forward_kernels_##C;   \
+  const FfmefForwardKernels ffmef_forward_kernels_##C = {       \
+      .point = point_pass<C>, .entry = entry_pass<C>, .residual = residual_pass<C>, .head = head_pass<C>};
 FFMEF_DEFINE_KERNELS(4)
 FFMEF_DEFINE_KERNELS(8)
 FFMEF_DEFINE_KERNELS(16)

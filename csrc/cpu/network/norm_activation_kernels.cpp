@@ -122,7 +122,7 @@ void backward(const NormActivationArgs& a, const float* grad, const float* stati
 }  // namespace
 
 extern const NormActivationKernels norm_activation_kernels;
-const NormActivationKernels norm_activation_kernels = {forward, backward};
+const NormActivationKernels norm_activation_kernels = {.forward = forward, .backward = backward};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef

@@ -240,7 +240,7 @@ void backward(const ThinConvolutionArgs& args, const float* grad, const float* i
 }  // namespace
 
 extern const ThinConvolutionKernels thin_convolution_kernels;
-const ThinConvolutionKernels thin_convolution_kernels = {scratch, forward, backward};
+const ThinConvolutionKernels thin_convolution_kernels = {.scratch = scratch, .forward = forward, .backward = backward};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef
