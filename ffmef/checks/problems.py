@@ -11,6 +11,8 @@ from ffmef.checks.tolerances import TOLERANCE
 if TYPE_CHECKING:
     import torch
 
+    from ffmef.ops.types import Backend, PaddingMode
+
 FILTER_SIZES = (1, 3, 5)  # of the paper, which timings take
 
 
@@ -19,7 +21,7 @@ class Problem:
     """One row of adaptive_fuse's matrix."""
 
     dtype: str
-    padding: str
+    padding: PaddingMode
     batch: int
     images: int
     channels: int
@@ -42,7 +44,7 @@ class Problem:
         alphas = normal(len(self.sizes)).to(torch.promote_types(images.dtype, torch.float32))
         return [images, *filters, alphas], normal(self.batch, self.channels, self.height, self.width)
 
-    def run(self, leaves: list[torch.Tensor], backend: str) -> torch.Tensor:
+    def run(self, leaves: list[torch.Tensor], backend: Backend) -> torch.Tensor:
         from ffmef import ops
 
         return ops.adaptive_fuse(leaves[0], leaves[1:-1], leaves[-1], padding_mode=self.padding, backend=backend)
@@ -79,13 +81,14 @@ class PyramidProblem:
         base = lay_out(normal(self.batch, self.images, *cells), self.layout)
         return [images, weights, base], normal(self.batch, self.channels, self.height, self.width)
 
-    def run(self, leaves: list[torch.Tensor], backend: str) -> torch.Tensor:
+    def run(self, leaves: list[torch.Tensor], backend: Backend) -> torch.Tensor:
         from ffmef import ops
 
         return ops.pyramid_fuse(*leaves, scale=self.scale, backend=backend)
 
     def define(self, leaves: list[torch.Tensor], magnitudes: bool) -> torch.Tensor:
-        return pyramid_terms(*leaves, self.scale, 1 if magnitudes else -1)
+        images, weights, base = leaves
+        return pyramid_terms(images, weights, base, self.scale, 1 if magnitudes else -1)
 
 
 def pyramid_terms(
@@ -112,9 +115,10 @@ AnyProblem = Problem | PyramidProblem
 
 def matrix(quick: bool) -> list[AnyProblem]:
     """Return the problems: every dtype, padding, path of the kernels and memory layout."""
-    problems = []
+    problems: list[AnyProblem] = []
+    paddings: tuple[PaddingMode, ...] = ("zeros", "replicate", "reflect")
     for dtype in TOLERANCE:
-        for padding in ("zeros", "replicate", "reflect"):
+        for padding in paddings:
             problems += [
                 Problem(dtype, padding, 2, 2, 1, 37, 144, (1, 3, 5)),
                 Problem(dtype, padding, 1, 2, 1, 19, 67, (1, 3, 5)),
@@ -167,16 +171,25 @@ def predictions(interpreted: bool) -> list[Problem]:
 
 
 def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """Return equal values in another memory layout."""
-    if layout == "slice":
-        larger = tensor.new_full([n + 3 for n in tensor.shape], float("nan"))
-        view = larger[tuple(slice(1, n + 1) for n in tensor.shape)]
-        return view.copy_(tensor)
+    """Return equal values in another memory layout; what lies between them is not a number."""
+    sizes = tuple(tensor.shape)
     if layout == "transposed":
         return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if layout == "expanded":
+    if layout == "channels last":
+        return tensor.movedim(2, -1).contiguous().movedim(-1, 2)
+    if layout == "expanded":  # all share the data of one picture
         return tensor[:1].expand_as(tensor)
-    return tensor
+    if layout == "slice":  # a view of a larger tensor, off a 16-byte boundary
+        view = tensor.new_full([n + 3 for n in sizes], float("nan"))[tuple(slice(1, n + 1) for n in sizes)]
+    elif layout == "offset":  # dense, off a 16-byte boundary
+        view = tensor.new_full((tensor.numel() + 1,), float("nan"))[1:].view(sizes)
+    elif layout == "aligned slice":  # strided, yet fit for 16-byte loads
+        view = tensor.new_full([*sizes[:-1], sizes[-1] + 16], float("nan"))[..., : sizes[-1]]
+    elif layout == "every second":
+        view = tensor.new_full([*sizes[:-1], 2 * sizes[-1]], float("nan"))[..., ::2]
+    else:
+        return tensor
+    return view.copy_(tensor)
 
 
 def inputs(problem: AnyProblem, device: str) -> tuple[list[torch.Tensor], torch.Tensor]:

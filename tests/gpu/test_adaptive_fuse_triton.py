@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ffmef.ops import adaptive_fuse, backends
-from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors, relative_error
+from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors
+from problems import relative_error
 from triton_guard import (
     Mutant,
     guarded_outputs,

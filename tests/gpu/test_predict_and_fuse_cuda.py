@@ -21,8 +21,9 @@ from cuda_emulation import (
     numbers,
     plant,
 )  # fmt: skip
-from gpu_cases import PADDINGS, TOLERANCE, relative_error
+from gpu_cases import TOLERANCE
 from predict_and_fuse_cases import Case, expected, make_tensors, matrix
+from problems import PADDINGS, relative_error
 
 pytestmark = needs_emulator
 OPERATOR = "predict_and_fuse"

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ffmef.ops import predict_and_fuse
-from gpu_cases import TOLERANCE, relative_error
+from gpu_cases import TOLERANCE
 from predict_and_fuse_cases import Case, expected, make_tensors, two_steps
+from problems import relative_error
 from triton_guard import (
     INTERPRETED,
     Mutant,

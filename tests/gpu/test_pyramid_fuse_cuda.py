@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cuda_emulation import build, check_entries_compile_to_ptx, needs_emulator
-from pyramid_cases import TOLERANCE, Case, backward_matrix, matrix
+from problems import TOLERANCE
+from pyramid_cases import Case, backward_matrix, matrix
 from pyramid_emulation import run, worst
 
 pytestmark = needs_emulator

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cuda_emulation import Failed, Mutant, build, needs_emulator, plant
-from pyramid_cases import TOLERANCE, Case
+from problems import TOLERANCE
+from pyramid_cases import Case
 from pyramid_emulation import run, worst
 
 pytestmark = [*needs_emulator, pytest.mark.slow]

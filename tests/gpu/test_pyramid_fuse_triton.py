@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ffmef.ops import backends, pyramid_fuse
-from gpu_cases import relative_error
-from pyramid_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors
+from problems import TOLERANCE, relative_error
+from pyramid_cases import Case, expected_backward, expected_forward, make_tensors
 from triton_guard import (
     Mutant,
     guarded_outputs,

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from ffmef.ops import reference
-from gpu_cases import PADDINGS, Case, expected_backward, expected_forward, make_tensors, relative_error
+from gpu_cases import Case, expected_backward, expected_forward, make_tensors
+from problems import PADDINGS, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from ffmef.checks import tolerances
+import problems
+from ffmef.checks.problems import lay_out
 from ffmef.ops import reference
-from ffmef.ops.adaptive_fuse import PADDING_MODES
+from problems import DTYPES, PADDINGS, Expected, Problem
+
+# Half of what the selftest allows in float32: these problems are small.
+TOLERANCE = problems.TOLERANCE | {torch.float32: 8 * 2.0**-24}
 
 
 @dataclass(frozen=True)
-class Case:
-    """One problem: sizes, dtype, padding, the memory layout of its tensors, and the gradients asked for."""
+class Case(Problem):
+    """One problem, and the gradients asked for."""
 
-    name: str
-    batch: int = 1
-    images: int = 2
-    channels: int = 1
-    height: int = 9
-    width: int = 20
     sizes: tuple[int, ...] = (1, 3, 5)
     grids: tuple[tuple[int, int] | None, ...] | None = None  # of each level's filters; None is the images' own
     padding: str = "zeros"
-    dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
-    output_offset: int = 0
     need_images: bool = True
     need_filters: tuple[bool, ...] | None = None
     need_alphas: bool = True
@@ -50,44 +44,9 @@ class Tensors:
     gradient: torch.Tensor
 
 
-def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """Return equal values in another memory layout."""
-    if layout == "transposed":
-        return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if layout == "slice":  # a view of a larger tensor, off a 16-byte boundary
-        larger = torch.full([n + 3 for n in tensor.shape], float("nan"), dtype=tensor.dtype)
-        view = larger[tuple(slice(1, n + 1) for n in tensor.shape)]
-        view.copy_(tensor)
-        return view
-    if layout == "offset":  # dense, off a 16-byte boundary
-        larger = torch.full((tensor.numel() + 1,), float("nan"), dtype=tensor.dtype)
-        view = larger[1:].view(tensor.shape)
-        view.copy_(tensor)
-        return view
-    if layout == "aligned slice":  # every second 16 columns: strided, yet fit for 16-byte loads
-        larger = torch.full([*tensor.shape[:-1], tensor.shape[-1] + 16], float("nan"), dtype=tensor.dtype)
-        view = larger[..., : tensor.shape[-1]]
-        view.copy_(tensor)
-        return view
-    if layout == "channels last":
-        return tensor.movedim(2, -1).contiguous().movedim(-1, 2)
-    if layout == "every second":
-        larger = torch.full([*tensor.shape[:-1], 2 * tensor.shape[-1]], float("nan"), dtype=tensor.dtype)
-        view = larger[..., ::2]
-        view.copy_(tensor)
-        return view
-    if layout == "expanded":  # one picture's data serve the whole batch
-        return tensor[:1].expand_as(tensor)
-    return tensor
-
-
 def make_tensors(case: Case) -> Tensors:
     """Return random inputs of a case; the same on every call."""
-    random = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64).to(case.dtype)
-
+    normal = case.random()
     batch, count, height, width = case.batch, case.images, case.height, case.width
     images = lay_out(normal(batch, count, case.channels, height, width), case.layout)
     filters = [
@@ -96,21 +55,7 @@ def make_tensors(case: Case) -> Tensors:
     ]
     alphas = normal(len(case.sizes)).to(reference.accumulator(case.dtype))
     gradient = normal(batch, case.channels, height, width)
-    if case.layout == "expanded":  # as the gradient of a sum arrives
-        gradient = gradient[:1, :1, :1, :1].expand_as(gradient)
-        alphas = alphas[:1].expand_as(alphas)
-    elif case.layout != "contiguous":
-        gradient = lay_out(gradient, "every second")
-        alphas = lay_out(alphas, "every second")
-    return Tensors(images, filters, alphas, gradient)
-
-
-@dataclass
-class Expected:
-    """A float64 result, and the sum of the magnitudes of its terms: what rounding errors are measured by."""
-
-    value: torch.Tensor
-    magnitude: torch.Tensor
+    return Tensors(images, filters, case.laid_out_beside(alphas), case.laid_out_beside(gradient))
 
 
 def _forward(case: Case, t: Tensors) -> torch.Tensor:
@@ -142,28 +87,6 @@ def expected_backward(case: Case) -> list[Expected]:
     """Return the float64 gradients asked for: images, filters level by level, alphas."""
     values = _backward(case, _in_float64(case, torch.clone))
     return list(map(Expected, values, _backward(case, _in_float64(case, torch.abs))))
-
-
-# As the selftest has it, but for float32: these problems are small, so half of that is enough.
-TOLERANCE = {getattr(torch, name): share for name, share in tolerances.TOLERANCE.items()} | {
-    torch.float32: 8 * 2.0**-24
-}
-SMALLEST = {getattr(torch, name): step for name, step in tolerances.SMALLEST.items()}
-
-
-def relative_error(result: torch.Tensor, expected: Expected) -> float:
-    """Return the largest error of an element in units of its terms' magnitudes; infinity where not finite."""
-    assert result.shape == expected.value.shape
-    if result.numel() == 0:
-        return 0.0
-    if not bool(result.isfinite().all()):
-        return float("inf")
-    error = ((result.double() - expected.value).abs() - SMALLEST.get(result.dtype, 0.0)).clamp_min(0)
-    return float((error / expected.magnitude).nan_to_num(nan=0.0, posinf=float("inf")).max())
-
-
-PADDINGS = PADDING_MODES
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def coarse_matrix() -> list[Case]:

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from ffmef.checks.problems import lay_out
 from ffmef.ops import reference
-from gpu_cases import DTYPES, PADDINGS, Expected, lay_out
+from problems import DTYPES, PADDINGS, Expected, Problem
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Problem):
     """One problem; ``maps`` counts each level's hidden maps, k*k where None."""
 
-    name: str
-    batch: int = 1
-    images: int = 2
-    channels: int = 1
-    height: int = 9
-    width: int = 20
     sizes: tuple[int, ...] = (1, 3, 5)
     maps: tuple[int, ...] | None = None
     padding: str = "zeros"
-    dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
-    output_offset: int = 0
 
 
 @dataclass
@@ -45,11 +36,7 @@ class Tensors:
 
 def make_tensors(case: Case) -> Tensors:
     """Return random inputs of a case; the same on every call."""
-    random = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64).to(case.dtype)
-
+    normal = case.random()
     batch, count, plane = case.batch, case.images, (case.height, case.width)
     maps = case.maps or [k * k for k in case.sizes]
     hidden = [lay_out(normal(batch, count, m, *plane), case.layout) for m in maps]
@@ -57,11 +44,7 @@ def make_tensors(case: Case) -> Tensors:
     bias = [normal(k * k) for k in case.sizes]
     images = lay_out(normal(batch, count, case.channels, *plane), case.layout)
     alphas = normal(len(case.sizes)).to(reference.accumulator(case.dtype))
-    if case.layout == "expanded":
-        alphas = alphas[:1].expand_as(alphas)
-    elif case.layout != "contiguous":
-        alphas = lay_out(alphas, "every second")
-    return Tensors(hidden, weight, bias, images, alphas)
+    return Tensors(hidden, weight, bias, images, case.laid_out_beside(alphas))
 
 
 def two_steps(t: Tensors, padding: str) -> torch.Tensor:

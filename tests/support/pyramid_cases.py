@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from dataclasses import dataclass, replace
 
 import torch
 
-from ffmef.checks import tolerances
-from ffmef.checks.problems import pyramid_terms
-from gpu_cases import DTYPES, Expected, lay_out
-
-TOLERANCE = {getattr(torch, name): share for name, share in tolerances.TOLERANCE.items()}
+from ffmef.checks.problems import lay_out, pyramid_terms
+from problems import DTYPES, Expected, Problem
 
 
 @dataclass(frozen=True)
-class Case:
-    """One problem: sizes, dtype, the memory layout of its tensors, and the gradients asked for."""
+class Case(Problem):
+    """One problem, and the gradients asked for."""
 
-    name: str
-    batch: int = 1
-    images: int = 2
-    channels: int = 1
     height: int = 33
     width: int = 44
     bands: int = 3
     scale: int = 8
-    dtype: torch.dtype = torch.float32
-    layout: str = "contiguous"
-    output_offset: int = 0
     needed: tuple[bool, bool, bool] = (True, True, True)  # images, weights, base
 
 
@@ -51,18 +40,12 @@ def shapes(case: Case) -> list[tuple[int, ...]]:
 
 def make_tensors(case: Case) -> Tensors:
     """Return random inputs of a case; the same on every call."""
-    random = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
-    images, weights, base, gradient = (
-        torch.randn(shape, generator=random, dtype=torch.float64).to(case.dtype) for shape in shapes(case)
-    )
+    normal = case.random()
+    images, weights, base, gradient = (normal(*shape) for shape in shapes(case))
     grid_layout = "transposed" if case.layout == "channels last" else case.layout
     images = lay_out(images, case.layout)
     weights, base = lay_out(weights, grid_layout), lay_out(base, grid_layout)
-    if case.layout == "expanded":  # as the gradient of a sum arrives
-        gradient = gradient[:1, :1, :1, :1].expand_as(gradient)
-    elif case.layout != "contiguous":
-        gradient = lay_out(gradient, "every second")
-    return Tensors(images, weights, base, gradient)
+    return Tensors(images, weights, base, case.laid_out_beside(gradient))
 
 
 def _expected(case: Case, backward: bool) -> list[Expected]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cuda_emulation import DTYPE_CODES, decoded, encoded_tensor, execute, numbers
-from gpu_cases import relative_error
+from problems import relative_error
 from pyramid_cases import Case, expected_backward, expected_forward, make_tensors, shapes
 
 
