@@ -86,22 +86,11 @@ def evaluate(
         folder, output = folder.absolute(), output.absolute()
         fused = [str(Path(given).absolute()) for given in fused or ()]
         weights = [str(Path(given).absolute()) if Path(given).is_file() else given for given in weights or ()]
-    if task not in TASK_METRICS:
-        raise InputError(f"--task must be one of {', '.join(TASK_METRICS)}, got {task!r}")
-    if save_as not in SAVE_AS:
-        raise InputError(f"--save-as must be one of {', '.join(SAVE_AS)}, got {save_as!r}")
-    if faults and task != "mef":
-        raise InputError(f"--faults must be left out for task {task}: exposures alone have such faults")
-    if jobs < 1:
-        raise InputError(f"--jobs must be at least 1, got {jobs}")
-    if page_pixels < 16:
-        raise InputError(f"--page-pixels must be at least 16, got {page_pixels}")
+    _check_settings(output, task, save_as, faults, jobs, page_pixels)
     try:
         names = [canonical(name) for name in metrics or ()]
     except ValueError as error:
         raise InputError(f"--metrics {str(error).removeprefix('names ')}") from None
-    if output.exists() and not output.is_dir():
-        raise InputError(f"--output must be a folder, got the file {output}")
     found = datasets.find_pairs(folder)
     pairs, failures = found.pairs, found.failures
     if task == "vif" and found.guessed:
@@ -125,23 +114,10 @@ def evaluate(
             tasks.append(_task(pair, method, output, task, names, save_as, weights=given, identity=identity))
 
     journal = Journal(output / "journal.jsonl")
-    done, open_tasks = [], []
-    for item in tasks:
-        known = journal.values(item.pair, item.method, item.key)
-        lacking = tuple(name for name in names if name not in known)
-        if lacking or (item.saved and not Path(item.saved).exists()):
-            open_tasks.append(scoring.replace_metrics(item, lacking or item.metrics))
-        else:
-            done.append(item)
-    for item, outcome in progress(_outcomes(open_tasks, jobs, scheduler), len(open_tasks)):
-        if "failure" in outcome:
-            failures.append(datasets.Failure(item.pair, item.method, outcome["failure"]))
-        else:
-            journal.add(item.pair, item.method, item.key, outcome["values"], outcome["note"])
-            done.append(item)
-
-    scores = {method: {} for method in methods}
-    scored = {method: {} for method in methods}
+    done, failed = _score(tasks, names, journal, functools.partial(_outcomes, jobs=jobs, scheduler=scheduler), progress)
+    failures += failed
+    scores: dict[str, dict] = {method: {} for method in methods}
+    scored: dict[str, dict] = {method: {} for method in methods}
     for item in sorted(done, key=lambda t: t.pair):
         known = journal.values(item.pair, item.method, item.key)
         scores[item.method][item.pair] = {name: known[name] for name in names}
@@ -162,6 +138,47 @@ def evaluate(
     report.write_latex(result, output / "scores.tex")
     page.write_page(result, output / "report.html", page_pixels)
     return result
+
+
+def _check_settings(output: Path, task: str, save_as: str, faults: bool, jobs: int, page_pixels: int) -> None:
+    """Raise InputError for a setting that cannot be used, whatever the pictures are."""
+    if task not in TASK_METRICS:
+        raise InputError(f"--task must be one of {', '.join(TASK_METRICS)}, got {task!r}")
+    if save_as not in SAVE_AS:
+        raise InputError(f"--save-as must be one of {', '.join(SAVE_AS)}, got {save_as!r}")
+    if faults and task != "mef":
+        raise InputError(f"--faults must be left out for task {task}: exposures alone have such faults")
+    if jobs < 1:
+        raise InputError(f"--jobs must be at least 1, got {jobs}")
+    if page_pixels < 16:
+        raise InputError(f"--page-pixels must be at least 16, got {page_pixels}")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output must be a folder, got the file {output}")
+
+
+def _score(
+    tasks: list[scoring.Task],
+    names: list[str],
+    journal: Journal,
+    outcomes_of: Callable[[list[scoring.Task]], Iterator],
+    progress: Callable[[Iterator, int], Iterator],
+) -> tuple[list[scoring.Task], list[datasets.Failure]]:
+    """Score what the journal does not know yet, and return what is scored now and what failed."""
+    done, open_tasks, failures = [], [], []
+    for item in tasks:
+        known = journal.values(item.pair, item.method, item.key)
+        lacking = tuple(name for name in names if name not in known)
+        if lacking or (item.saved and not Path(item.saved).exists()):
+            open_tasks.append(scoring.replace_metrics(item, lacking or item.metrics))
+        else:
+            done.append(item)
+    for item, outcome in progress(outcomes_of(open_tasks), len(open_tasks)):
+        if "failure" in outcome:
+            failures.append(datasets.Failure(item.pair, item.method, outcome["failure"]))
+        else:
+            journal.add(item.pair, item.method, item.key, outcome["values"], outcome["note"])
+            done.append(item)
+    return done, failures
 
 
 def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[dict[str, list[Fault]], list[str]]:

@@ -287,98 +287,112 @@ def groups_of(kernel_size: int) -> tuple[int, int]:
     return triton.cdiv(maps, group), group
 
 
+class _Packer:
+    """Takes a model's parameters by their numbers, one after the other, and keeps them in the kernels' order."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.taken = 0
+        # Name, numbers of values, number of what they are multiplied by.
+        self.pieces: list[tuple[str, Tensor, int | None]] = []
+
+    def take(self, *shape: int) -> Tensor:
+        self.taken += math.prod(shape)
+        return torch.arange(self.taken - math.prod(shape), self.taken).view(shape)
+
+    def keep(self, name: str, numbers: Tensor, factor: int | None = None) -> None:
+        self.pieces.append((name, numbers.reshape(-1), factor))
+
+    def convolution(self, name: str, out: int, into: int, size: int, transposed: bool = False) -> None:
+        if transposed:  # of stride 1: a convolution with its taps turned round
+            weight = self.take(into, out, size, size).transpose(0, 1).flip(2, 3)
+        else:
+            weight = self.take(out, into, size, size)
+        self.keep(f"{name}.weight", weight.permute(1, 2, 3, 0))
+        self.keep(f"{name}.bias", self.take(out))
+
+    def residual(self, name: str, into: int) -> None:
+        c = self.channels
+        self.convolution(f"{name}.identity", c, into, 1)
+        self.convolution(f"{name}.conv_1", c, into, 3)
+        self.keep(f"{name}.norm", self.take(2, c // 2))
+        self.convolution(f"{name}.conv_2", c, c, 3)
+
+    def step(self, name: str, transposed: bool) -> None:
+        self.convolution(f"{name}.conv", self.channels, self.channels, 3, transposed)
+        self.keep(f"{name}.norm", self.take(2, self.channels))
+
+    def mix(self, name: str) -> None:
+        self.keep(f"{name}.gains", self.take(2))
+        self.convolution(f"{name}.conv", self.channels, 2 * self.channels, 1)
+        self.keep(f"{name}.norm", self.take(2, self.channels))
+
+    def merge(self, name: str) -> None:
+        self.keep(f"{name}.gains", self.take(2))
+        self.residual(name, 2 * self.channels)
+
+    def extractor(self) -> None:
+        c = self.channels
+        self.keep("stem", self.take(2, c))
+        self.residual("encode_1", c)
+        self.step("down_1", False)
+        self.mix("skip_1")
+        self.residual("encode_2", c)
+        self.step("down_2", False)
+        self.mix("skip_2")
+        self.mix("skip_3")
+        self.residual("bottom", c)
+        self.step("up_2", True)
+        self.mix("skip_4")
+        self.residual("decode_2", c)
+        self.merge("merge_2")
+        self.step("up_1", True)
+        self.mix("skip_5")
+        self.residual("decode_1", c)
+        self.mix("skip_6")
+        self.merge("merge_1")
+
+    def heads(self, kernel_sizes: tuple[int, ...]) -> None:
+        c = self.channels
+        for level in range(len(kernel_sizes)):
+            self.convolution(f"squeeze_{level}", c, IMAGES * c, 1)
+            self.convolution(f"excite_{level}", IMAGES, c, 1)
+        shapes = [((c, c, 3, 3), (c,), (k * k, c, k, k), (k * k,), (k * k, k * k), (k * k,)) for k in kernel_sizes]
+        heads = [[self.take(*shape) for shape in of_head] for of_head in shapes]
+        alphas = self.take(len(kernel_sizes))
+        one, zero = self.taken, self.taken + 1
+        for level, (size, head) in enumerate(zip(kernel_sizes, heads, strict=True)):
+            conv, conv_bias, expand, expand_bias, project, project_bias = head
+            taps, pitch = size * size, math.prod(groups_of(size))
+            self.keep(f"features_{level}.weight", conv.permute(1, 2, 3, 0))
+            self.keep(f"features_{level}.bias", conv_bias)
+            padded = torch.full((c, taps, pitch), zero)
+            padded[..., :taps] = expand.reshape(taps, c, taps).permute(1, 2, 0)
+            self.keep(f"expand_{level}.weight", padded)
+            # One more hidden map, always 1, stands for the bias of the last convolution.
+            padded = torch.full((pitch,), zero)
+            padded[:taps], padded[taps] = expand_bias, one
+            self.keep(f"expand_{level}.bias", padded)
+            padded = torch.full((taps, pitch), zero)
+            padded[:, :taps], padded[:, taps] = project, project_bias
+            self.keep(f"responses_{level}", padded, int(alphas[level]))
+
+
 @functools.cache
 def layout(channels: int, kernel_sizes: tuple[int, ...]) -> Layout:
     """Lay out the model's ``parameters()`` by laying out their numbers."""
-    c, at = channels, 0
-    pieces: list[tuple[str, Tensor, int | None]] = []  # name, numbers of values, number of what they are multiplied by
-
-    def take(*shape: int) -> Tensor:
-        nonlocal at
-        at += math.prod(shape)
-        return torch.arange(at - math.prod(shape), at).view(shape)
-
-    def keep(name: str, numbers: Tensor, factor: int | None = None) -> None:
-        pieces.append((name, numbers.reshape(-1), factor))
-
-    def convolution(name: str, out: int, into: int, size: int, transposed: bool = False) -> None:
-        if transposed:  # of stride 1: a convolution with its taps turned round
-            weight = take(into, out, size, size).transpose(0, 1).flip(2, 3)
-        else:
-            weight = take(out, into, size, size)
-        keep(f"{name}.weight", weight.permute(1, 2, 3, 0))
-        keep(f"{name}.bias", take(out))
-
-    def residual(name: str, into: int) -> None:
-        convolution(f"{name}.identity", c, into, 1)
-        convolution(f"{name}.conv_1", c, into, 3)
-        keep(f"{name}.norm", take(2, c // 2))
-        convolution(f"{name}.conv_2", c, c, 3)
-
-    def step(name: str, transposed: bool) -> None:
-        convolution(f"{name}.conv", c, c, 3, transposed)
-        keep(f"{name}.norm", take(2, c))
-
-    def mix(name: str) -> None:
-        keep(f"{name}.gains", take(2))
-        convolution(f"{name}.conv", c, 2 * c, 1)
-        keep(f"{name}.norm", take(2, c))
-
-    def merge(name: str) -> None:
-        keep(f"{name}.gains", take(2))
-        residual(name, 2 * c)
-
-    keep("stem", take(2, c))
-    residual("encode_1", c)
-    step("down_1", False)
-    mix("skip_1")
-    residual("encode_2", c)
-    step("down_2", False)
-    mix("skip_2")
-    mix("skip_3")
-    residual("bottom", c)
-    step("up_2", True)
-    mix("skip_4")
-    residual("decode_2", c)
-    merge("merge_2")
-    step("up_1", True)
-    mix("skip_5")
-    residual("decode_1", c)
-    mix("skip_6")
-    merge("merge_1")
-    for level in range(len(kernel_sizes)):
-        convolution(f"squeeze_{level}", c, IMAGES * c, 1)
-        convolution(f"excite_{level}", IMAGES, c, 1)
-    heads = [
-        (take(c, c, 3, 3), take(c), take(k * k, c, k, k), take(k * k), take(k * k, k * k), take(k * k))
-        for k in kernel_sizes
-    ]
-    alphas = take(len(kernel_sizes))
-    one, zero = at, at + 1
-    for level, (size, head) in enumerate(zip(kernel_sizes, heads, strict=True)):
-        conv, conv_bias, expand, expand_bias, project, project_bias = head
-        taps, pitch = size * size, math.prod(groups_of(size))
-        keep(f"features_{level}.weight", conv.permute(1, 2, 3, 0))
-        keep(f"features_{level}.bias", conv_bias)
-        padded = torch.full((c, taps, pitch), zero)
-        padded[..., :taps] = expand.reshape(taps, c, taps).permute(1, 2, 0)
-        keep(f"expand_{level}.weight", padded)
-        # One more hidden map, always 1, stands for the bias of the last convolution.
-        padded = torch.full((pitch,), zero)
-        padded[:taps], padded[taps] = expand_bias, one
-        keep(f"expand_{level}.bias", padded)
-        padded = torch.full((taps, pitch), zero)
-        padded[:, :taps], padded[:, taps] = project, project_bias
-        keep(f"responses_{level}", padded, int(alphas[level]))
-
+    packer = _Packer(channels)
+    packer.extractor()
+    packer.heads(kernel_sizes)
+    one, zero = packer.taken, packer.taken + 1
     places, index, factors, offset = {}, [], [], 0
-    for name, numbers, factor in pieces:
+    for name, numbers, factor in packer.pieces:
         # 16-byte boundaries, so that a channel's weights are read at once.
         numbers = torch.cat([numbers, torch.full((-numbers.numel() % 4,), zero)])
         places[name], offset = offset, offset + numbers.numel()
         index.append(numbers)
         factors.append(torch.full_like(numbers, one if factor is None else factor))
-    return Layout(at, torch.cat(index), torch.cat(factors), places)
+    return Layout(packer.taken, torch.cat(index), torch.cat(factors), places)
 
 
 @functools.cache
