@@ -1,7 +1,7 @@
 # make demo   environment, installation, and one fused picture
 # make test   the same environment with what tests need, and all tests
 # make test-quick   the heart of every operator, in a minute or two
-# make lint   style: ruff and clang-format; make types: mypy
+# make lint   style and types: ruff, clang-format and mypy; make types: mypy alone
 #
 # PYTHON       interpreter that makes the environment; its torch is used if it has one
 # VENV         where the environment goes
@@ -36,7 +36,7 @@ test: $(VENV)/installed-tests
 test-quick: $(VENV)/installed-tests
 	$(BIN)/python -m pytest -q -n 2 --dtype float32 -m "not slow" $(PYTEST_FLAGS) $(QUICK)
 
-lint: $(VENV)/installed-lint
+lint: $(VENV)/installed-lint types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.hpp %.cu %.cuh,$(NATIVE))
@@ -63,7 +63,7 @@ $(VENV)/installed-tests: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-lint: $(VENV)/environment
-	$(PIP) install -q -c constraints.txt 'ruff>=0.14' 'clang-format>=20' 'mypy>=1.18' numpy safetensors pillow
+	$(PIP) install -q -c constraints.txt 'ruff>=0.14' 'clang-format>=20' 'mypy>=1.18' numpy safetensors pillow opencv-python-headless
 	touch $@
 
 clean:

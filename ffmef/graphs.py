@@ -12,6 +12,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -153,11 +154,11 @@ def through_graphs(
     """
     wish = os.environ.get("FFMEF_CUDA_GRAPHS", "")
     ours = isinstance(model, nn.Module) and registry.of(model) is not None
-    if wish == "0" or not (ours or (wish == "1" and isinstance(model, nn.Module))):
-        return model if call is None else functools.partial(call, model)
+    if wish == "0" or not isinstance(model, nn.Module) or not (ours or wish == "1"):
+        return model if call is None else functools.partial(call, cast(nn.Module, model))
     kept = _graphed.setdefault(model, {})
     if (call, wish) not in kept:
         # A proxy, or the graphs would keep the model that keeps them.
         options: dict = {} if wish == "1" else {"after": 1, "largest": largest, "record": _record_if_possible}
-        kept[call, wish] = Graphed(weakref.proxy(model), call=call, **options)
+        kept[call, wish] = Graphed(cast(nn.Module, weakref.proxy(model)), call=call, **options)
     return kept[call, wish]

@@ -76,7 +76,8 @@ def find(
         raise InputError("--count and --pattern must not be given together")
     if count is not None and count < 2:
         raise InputError(f"--count must be at least 2, got {count}")
-    plan, out, taken = Plan(), Path(os.path.realpath(output)), {}
+    plan, out = Plan(), Path(os.path.realpath(output))
+    taken: dict = {}
     try:
         expression = None if pattern is None else re.compile(pattern)
     except re.error as error:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -94,8 +94,9 @@ def fuse(
     images = _checked(_listed(images, task))
     fuser = _fuser_of(task, len(images), weights, backend, model, device, engine)
     validity = _checked_validity(validity, images)
-    options = {"validity": validity, "adjust": adjust, "deghost": deghost}
-    return _fuse(images, task, fuser, device=device, threads=threads, **options)[0]
+    return _fuse(
+        images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust, deghost=deghost
+    )[0]
 
 
 def fuse_pictures(
@@ -130,7 +131,7 @@ def fuse_pictures(
     from ffmef.imaging.io import Picture
 
     listed = _listed(pictures, task)
-    pictures = [picture for _, picture in listed]
+    pictures = cast("list[Picture]", [picture for _, picture in listed])
     sixteen = any(picture.pixels.dtype == np.uint16 for picture in pictures)
     names = names or [name for name, _ in listed]
     deepened = [_deepened(picture.pixels, sixteen) for picture in pictures]
@@ -273,7 +274,7 @@ def _counting(images: list[np.ndarray], validity: list[np.ndarray | None] | None
     everything = list(range(len(images)))
     if not validity:
         return everything
-    return [index for index in everything if validity[index] is None or validity[index].any()] or everything
+    return [index for index, part in enumerate(validity) if part is None or part.any()] or everything
 
 
 def _fuse_counting(images, validity, counting: list[int], task: str, fuser: _Fuser, *, ties, deghost, **options):
@@ -603,7 +604,7 @@ def _ready_model(path: Path, stamp: tuple, backend: str | None, place: torch.dev
     from ffmef.ops._backends import why_not
     from ffmef.ops.ffmef_forward import backend_of
 
-    model = models.load(path).eval().to(place)
+    model: Any = models.load(path).eval().to(place)
     if spec := registry.of(model):
         spec.check_backend(backend)
     model.backend = backend

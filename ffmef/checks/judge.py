@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ffmef.checks import tolerances
@@ -12,6 +13,8 @@ from ffmef.checks.tolerances import SMALLEST, TOLERANCE
 
 if TYPE_CHECKING:
     import torch
+
+    from ffmef.ops.types import Backend
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
 
-def results(problem: AnyProblem, device: str, backend: str) -> list[torch.Tensor]:
+def results(problem: AnyProblem, device: str, backend: Backend) -> list[torch.Tensor]:
     """Return the output and the gradients of all tensors, on the CPU."""
     import torch
 
@@ -42,8 +45,8 @@ def references(problem: AnyProblem, magnitudes: bool) -> list[torch.Tensor]:
     leaves = [change(leaf.double()).contiguous().requires_grad_() for leaf in tensors]
     output = problem.define(leaves, magnitudes)
     # Weights of no band have no part in the output.
-    grads = torch.autograd.grad(output, leaves, change(gradient.double()), allow_unused=True)
-    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+    found = torch.autograd.grad(output, leaves, change(gradient.double()), allow_unused=True)
+    grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)]
     return [part.detach() for part in (output, *grads)]
 
 
@@ -62,7 +65,7 @@ def error_of(problem: AnyProblem, found: list[torch.Tensor]) -> float:
     return worst
 
 
-def check(backend: str, device: str, problems: list[AnyProblem]) -> Tally:
+def check(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
     """Run the matrix; a problem passes if it is right and the same when run again."""
     import torch
 
@@ -84,7 +87,7 @@ def check(backend: str, device: str, problems: list[AnyProblem]) -> Tally:
     return tally
 
 
-def prediction_error(problem: Problem, device: str, backend: str) -> float:
+def prediction_error(problem: Problem, device: str, backend: Backend) -> float:
     """Return predict_and_fuse's largest error in units of what is allowed; infinity where it changes when run again."""
     import torch
 
@@ -96,9 +99,9 @@ def prediction_error(problem: Problem, device: str, backend: str) -> float:
     bias = [torch.randn(k * k, generator=random, dtype=torch.float64).to(images.dtype) for k in problem.sizes]
 
     def run() -> torch.Tensor:
-        there = [[t.to(device) for t in tensors] for tensors in (hidden, weight, bias)]
+        h, w, b = ([t.to(device) for t in tensors] for tensors in (hidden, weight, bias))
         return predict_and_fuse(
-            *there, images.to(device), alphas.to(device), padding_mode=problem.padding, backend=backend
+            h, w, b, images.to(device), alphas.to(device), padding_mode=problem.padding, backend=backend
         ).cpu()
 
     def expected(change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -117,7 +120,7 @@ def prediction_error(problem: Problem, device: str, backend: str) -> float:
         return float((error / expected(torch.abs)).nan_to_num(nan=0.0).max()) / TOLERANCE[problem.dtype] / slack
 
 
-def network_error(height: int, width: int, device: str, backend: str) -> float:
+def network_error(height: int, width: int, device: str, backend: Backend) -> float:
     """Return the whole network's largest error in units of what is allowed, against float64 layers on the CPU."""
     import torch
 
@@ -137,15 +140,16 @@ def network_error(height: int, width: int, device: str, backend: str) -> float:
         return float((found - expected).abs().max()) / scale / tolerances.NETWORK
 
 
-def check_others(backend: str, device: str, interpreted: bool) -> tuple[list[str], bool]:
+def check_others(backend: Backend, device: str, interpreted: bool) -> tuple[list[str], bool]:
     """Return lines on the operators beside adaptive_fuse that ``backend`` has, and whether one of them failed."""
     checks: list[tuple[str, Callable[[], float]]] = []
     if backend in ("triton", "cuda"):
         for problem in predictions(interpreted):
-            checks.append((f"predict_and_fuse {problem}", lambda p=problem: prediction_error(p, device, backend)))
+            checks.append((f"predict_and_fuse {problem}", partial(prediction_error, problem, device, backend)))
     if backend in ("triton", "cuda", "cpu"):
-        for size in ((3, 5),) if interpreted else ((1, 2), (67, 150), (300, 401)):
-            checks.append((f"ffmef_forward {size[0]} x {size[1]}", lambda s=size: network_error(*s, device, backend)))
+        for height, width in ((3, 5),) if interpreted else ((1, 2), (67, 150), (300, 401)):
+            check = partial(network_error, height, width, device, backend)
+            checks.append((f"ffmef_forward {height} x {width}", check))
     failures = []
     for name, error_of_check in checks:
         try:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
 
 from ffmef.checks.judge import Tally, check
 from ffmef.checks.problems import AnyProblem
+
+if TYPE_CHECKING:
+    from ffmef.ops.types import Backend
 
 MOST_WORKERS = 14
 
@@ -23,7 +27,7 @@ def worker_count(backend: str, device: str) -> int:
     return max(1, min(processors - 1, MOST_WORKERS, torch.cuda.mem_get_info()[0] // 2**30))
 
 
-def check_in_processes(backend: str, device: str, problems: list[AnyProblem], workers: int) -> Tally:
+def check_in_processes(backend: Backend, device: str, problems: list[AnyProblem], workers: int) -> Tally:
     """Do what :func:`check` does, the problems dealt out to ``workers`` processes.
 
     The result is that of one process, but for the order of the failures.
@@ -41,7 +45,7 @@ def check_in_processes(backend: str, device: str, problems: list[AnyProblem], wo
     )
 
 
-def _check_with_one_thread(backend: str, device: str, problems: list[AnyProblem]) -> Tally:
+def _check_with_one_thread(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
     import torch
 
     torch.set_num_threads(1)

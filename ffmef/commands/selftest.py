@@ -12,6 +12,8 @@ from ffmef.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from ffmef.ops.types import Backend
+
 TIMED_SIZES = ((512, 512), (1080, 1920), (3000, 4000))
 
 
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def usable_backends(device: str, wanted: str | None) -> list[str]:
+def usable_backends(device: str, wanted: str | None) -> list[Backend]:
     """Return the backends to check, or raise InputError with the reason why there is none."""
     import torch
 
@@ -69,8 +71,9 @@ def usable_backends(device: str, wanted: str | None) -> list[str]:
         raise InputError(f"--backend must be one of {', '.join(known)}, got {wanted!r}")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no GPU is visible to torch; --device cpu checks what runs here")
-    suited = ("triton", "cuda") if device == "cuda" else ("cpu", "triton")
-    suited += ("reference",) if wanted == "reference" else ()
+    suited: list[Backend] = ["triton", "cuda"] if device == "cuda" else ["cpu", "triton"]
+    if wanted == "reference":
+        suited.append("reference")
     chosen = [name for name in suited if wanted in (None, name) and known[name] is None]
     if not chosen:
         reason = known[wanted] if wanted else "none is available"
@@ -78,7 +81,7 @@ def usable_backends(device: str, wanted: str | None) -> list[str]:
     return chosen
 
 
-def graph_capture(backend: str) -> str:
+def graph_capture(backend: Backend) -> str:
     """Capture the forward pass in a CUDA graph, replay it on new values, and compare."""
     import torch
 
@@ -96,7 +99,7 @@ def graph_capture(backend: str) -> str:
     return "yes" if torch.equal(output, adaptive_fuse(images, filters, alphas, backend=backend)) else "WRONG RESULT"
 
 
-def timing(backend: str, device: str) -> list[str]:
+def timing(backend: Backend, device: str) -> list[str]:
     """Return lines with times and bandwidths beside a plain copy's, the floor of what memory allows."""
     import torch
 
@@ -127,7 +130,7 @@ def _copy_bandwidth(device: str) -> float:
     return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)
 
 
-def _seconds_of_both(backend: str, device: str, dtype: torch.dtype, height: int, width: int) -> tuple[float, float]:
+def _seconds_of_both(backend: Backend, device: str, dtype: torch.dtype, height: int, width: int) -> tuple[float, float]:
     """Return the seconds of the forward pass and of the filters' gradient."""
     import torch
 

@@ -33,7 +33,7 @@ def find_pairs(folder: str | Path) -> dict[str, list[Path]]:
     folder = _directory(folder)
     scenes = {}
     for scene in sorted(path for path in folder.iterdir() if path.is_dir()):
-        found = {}
+        found: dict = {}
         for path in sorted(filter(is_picture, scene.iterdir())):
             match = re.fullmatch(rf"(?:{re.escape(scene.name)}_)?([AB])", path.stem)
             if match:

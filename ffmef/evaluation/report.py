@@ -71,7 +71,7 @@ class Report:
     @functools.cached_property
     def p_values(self) -> dict[tuple[str, str], dict[str, float | None]]:
         """P-values of the paired Wilcoxon test between each two methods, by metric, over the pairs that both have."""
-        found = {}
+        found: dict[tuple[str, str], dict[str, float | None]] = {}
         for first, second in itertools.combinations(self.methods, 2):
             found[first, second] = {}
             for name in self.metrics:
@@ -90,8 +90,9 @@ class Report:
 
     def rows(self) -> list[tuple[str, dict[str, float | None]]]:
         """Return the published rows and each method's averages."""
-        own = [(method, {name: self.average(method, name)[0] for name in self.metrics}) for method in self.methods]
-        return [*self.published.items(), *own]
+        rows: list[tuple[str, dict[str, float | None]]] = [(name, dict(row)) for name, row in self.published.items()]
+        rows += [(method, {name: self.average(method, name)[0] for name in self.metrics}) for method in self.methods]
+        return rows
 
     def best(self, metric: str) -> float | None:
         """Return the best average of a metric, as it is shown, or None where there is nothing to compare."""

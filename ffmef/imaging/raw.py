@@ -45,7 +45,8 @@ def _directories(data: bytes) -> list[dict[int, tuple]]:
     order = "<" if data[:2] == b"II" else ">"
     if data[:4] not in (b"II*\0", b"MM\0*") or len(data) < 8:
         return []
-    waiting, seen, found = [struct.unpack_from(order + "I", data, 4)[0]], set(), []
+    waiting, seen = [struct.unpack_from(order + "I", data, 4)[0]], set()
+    found: list = []
     while waiting and len(found) < _MOST_DIRECTORIES:
         offset = waiting.pop(0)
         if offset == 0 or offset in seen or offset + 2 > len(data):

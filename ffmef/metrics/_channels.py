@@ -15,9 +15,10 @@ _GREY_WEIGHTS = (0.298936, 0.587043, 0.114021)
 def as_picture(value: object, name: str) -> np.ndarray:
     """Return a picture as uint8 (H, W) or (H, W, 3), or say what is wrong with ``name``."""
     if hasattr(value, "detach"):  # a torch tensor, in any layout
-        value = value.detach().cpu().numpy()
-        if value.ndim == 3 and value.shape[0] in (1, 3) and value.shape[-1] not in (1, 3):
-            value = np.moveaxis(value, 0, -1)
+        array: np.ndarray = value.detach().cpu().numpy()
+        if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
+            array = np.moveaxis(array, 0, -1)
+        value = array
     picture = np.asarray(value)
     if picture.ndim == 3 and picture.shape[2] == 1:
         picture = picture[..., 0]

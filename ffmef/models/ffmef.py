@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ffmef.ops._backends import why_not
 from ffmef.ops.ffmef_forward import backend_of
 from ffmef.ops.library import operator
 from ffmef.ops.predict_and_fuse import predict_and_fuse
+from ffmef.ops.types import Backend
 
 IMAGES = 2
 
@@ -95,7 +97,8 @@ class FFMEF(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
                 nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     @property
     def backend(self) -> str | None:
@@ -106,7 +109,7 @@ class FFMEF(nn.Module):
         if value is not None and value not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)} or None, got {value!r}")
         self._backend = value
-        self.fuse.backend = value if value in OPERATOR_BACKENDS else None
+        self.fuse.backend = cast("Backend", value) if value in OPERATOR_BACKENDS else None
         self.extractor.recompute = value == "recompute"
         for module in self.modules():
             if isinstance(module, Block):
@@ -191,9 +194,9 @@ class FFMEF(nn.Module):
 
     def _fuse_hidden(self, luminance: Tensor) -> Tensor:
         """(B, 2, H, W) -> (B, H, W), from the maps before each head's last convolution."""
-        heads = self.predictor.heads
+        heads = self.predictor.each_head()
         hidden = self.predictor.hidden(self.extract(luminance))
-        weight, bias = [head.project.weight for head in heads], [head.project.bias for head in heads]
+        weight, bias = [head.project.weight for head in heads], [cast(Tensor, head.project.bias) for head in heads]
         return predict_and_fuse(hidden, weight, bias, luminance, self.fuse.alphas)
 
     def _fuse_without_filters(self, luminance: Tensor) -> Tensor:
@@ -203,12 +206,12 @@ class FFMEF(nn.Module):
             # The rows around that the head's two convolutions and the filters need; at a border there are none.
             reach = 1 + self.kernel_sizes[index] // 2
             first, last = max(top - reach, 0), min(bottom + reach, luminance.shape[2])
-            head = self.predictor.heads[index]
+            head = self.predictor.each_head()[index]
             attended = self.predictor.attentions[index](maps[..., first:last, :])
             hidden = head.hidden(attended.flatten(0, 1)).unflatten(0, attended.shape[:2])
             alpha = self.fuse.alphas[index : index + 1]
             images = luminance[..., first:last, :]
-            fused = predict_and_fuse([hidden], [head.project.weight], [head.project.bias], images, alpha)
+            fused = predict_and_fuse([hidden], [head.project.weight], [cast(Tensor, head.project.bias)], images, alpha)
             return fused[:, top - first : bottom - first]
 
         batch, _, height, width = luminance.shape

@@ -142,7 +142,7 @@ class FocusNet(nn.Module):
 
 def pyramid(pictures: Tensor) -> tuple[list[Tensor], Tensor]:
     """Return the bands of the Laplacian pyramid of pictures (M, C, H, W), finest first, and what is left."""
-    bands = []
+    bands: list[Tensor] = []
     while len(bands) < focus.BANDS and min(pictures.shape[-2:]) > 1:
         half = down(pictures)
         bands.append(pictures - up(half, pictures.shape[-2:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,16 @@ class SpatialAdaptiveFilterPredictor(nn.Module):
         self.attentions = nn.ModuleList(Attention(channels, images) for _ in kernel_sizes)
         self.heads = nn.ModuleList(FilterHead(channels, size) for size in kernel_sizes)
 
+    def each_head(self) -> list[FilterHead]:
+        return cast("list[FilterHead]", list(self.heads))
+
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """L maps (B, N, c, H, W) -> L filters (B, N, k*k, H, W)."""
         return self._by_heads(maps, self.heads)
 
     def hidden(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The same without the heads' last convolution."""
-        return self._by_heads(maps, [head.hidden for head in self.heads])
+        return self._by_heads(maps, [head.hidden for head in self.each_head()])
 
     def _by_heads(self, maps: Sequence[Tensor], heads: Iterable[Callable[[Tensor], Tensor]]) -> list[Tensor]:
         results = []

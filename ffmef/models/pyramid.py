@@ -18,6 +18,7 @@ from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.ops import pyramid_fuse
 from ffmef.ops._backends import why_not
 from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
+from ffmef.ops.types import Backend
 
 SCALE = 8
 DESIGN = 2  # written to weights files; the first design had no octaves and took statistics over the whole picture
@@ -176,7 +177,7 @@ class PyramidFFMEF(nn.Module):
         octaves: int = 5,
         *,
         design: int = DESIGN,
-        backend: str | None = None,
+        backend: Backend | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= bands <= 3:
@@ -194,7 +195,8 @@ class PyramidFFMEF(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         # Starts near the plain mean of the images.
         nn.init.normal_(self.predictor.head.weight, std=0.002)
 
@@ -255,7 +257,7 @@ class PyramidFFMEF(nn.Module):
         levels = [luminance]
         for _ in range(3):
             levels.append(halve(levels[-1]))
-        preference = adjust.prefer * _ranks(luminance) if adjust.prefer else None
+        preference = float(adjust.prefer) * _ranks(luminance) if adjust.prefer else None
         shares, gains = self.predict(levels[1], cells, preference)
         weights = shares * (1 + gains) * (1 + adjust.contrast)
         base = self._base(levels[3], shares[:, -2:], weights[:, -2], gains[:, -1], adjust.contrast)
@@ -314,7 +316,7 @@ class PyramidFFMEF(nn.Module):
         return self._why_not_native(list(self.parameters()), tensors, count)
 
     def _why_not_native(
-        self, parameters: list[Tensor], tensors: Sequence[Tensor], count: int, operator: str = "pyramid_exposures"
+        self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], count: int, operator: str = "pyramid_exposures"
     ) -> str | None:
         if not all(tensor.numel() for tensor in tensors):
             return "tensors must not be empty"

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -141,7 +142,7 @@ def save(model: nn.Module, path: str | Path, **facts: str) -> None:
         ...     load(f"{folder}/small.safetensors").channels
         2
     """
-    header = {"architecture": type(model).__name__, "config": json.dumps(model.config()), **facts}
+    header = {"architecture": type(model).__name__, "config": json.dumps(cast(Any, model).config()), **facts}
     files.write(path, serialise(model.state_dict(), header))
 
 

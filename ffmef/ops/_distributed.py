@@ -10,7 +10,7 @@ tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,8 @@ def _forward(spec: LinearOperator, op, flat: Sequence[Tensor], ends, options) ->
     local = _locals(spec, mesh, chosen, flat, ends)
     out = spec.run_forward(op, local, ends, options)
     placements = [
-        Replicate() if axis is None else Partial() if axis == _IMAGES else Shard(_OUTPUT_AXES[axis]) for axis in chosen
+        Replicate() if axis is None else Partial() if axis == _IMAGES else Shard(cast(int, _OUTPUT_AXES[axis]))
+        for axis in chosen
     ]
     images = flat[ends[spec.images] - 1]
     return DTensor.from_local(out, mesh, placements, run_check=False, **_layout(images.shape[:1] + images.shape[2:]))
@@ -63,7 +64,9 @@ def _backward(spec: LinearOperator, op, grad, flat: Sequence[Tensor], ends, opti
     mesh = _mesh(spec, flat, ends)
     chosen = _chosen_axes(spec, mesh, flat, ends)
     local = _locals(spec, mesh, chosen, flat, ends)
-    wanted = [Replicate() if axis is None or axis == _IMAGES else Shard(_OUTPUT_AXES[axis]) for axis in chosen]
+    wanted = [
+        Replicate() if axis is None or axis == _IMAGES else Shard(cast(int, _OUTPUT_AXES[axis])) for axis in chosen
+    ]
     if not isinstance(grad, DTensor):
         grad = DTensor.from_local(grad, mesh, [Replicate()] * mesh.ndim, run_check=False)
     local_grad = grad.redistribute(mesh, wanted).to_local()
@@ -75,7 +78,8 @@ def _backward(spec: LinearOperator, op, grad, flat: Sequence[Tensor], ends, opti
             grads.append(gradient)
             continue
         placements = [
-            Replicate() if axis is None else Partial() if own[axis] is None else Shard(own[axis]) for axis in chosen
+            Replicate() if axis is None else Partial() if own[axis] is None else Shard(cast(int, own[axis]))
+            for axis in chosen
         ]
         full = DTensor.from_local(gradient, mesh, placements, run_check=False, **_layout(tensor.shape))
         if isinstance(tensor, DTensor):
@@ -147,7 +151,8 @@ def _chosen_axes(spec: LinearOperator, mesh, flat: Sequence[Tensor], ends) -> li
                 chosen[place] = axis
             elif chosen[place] != axis:
                 raise ValueError(
-                    f"{name} must be sharded over {AXES[chosen[place]]} like the tensors before it, got {placement!r}"
+                    f"{name} must be sharded over {AXES[cast(int, chosen[place])]} like the tensors before it, "
+                    f"got {placement!r}"
                 )
     return chosen
 
@@ -159,7 +164,9 @@ def _locals(spec: LinearOperator, mesh, chosen, flat: Sequence[Tensor], ends) ->
     local = []
     for tensor, own in zip(flat, _axes(spec, ends), strict=True):
         if isinstance(tensor, DTensor):
-            placements = [Replicate() if axis is None or own[axis] is None else Shard(own[axis]) for axis in chosen]
+            placements = [
+                Replicate() if axis is None or own[axis] is None else Shard(cast(int, own[axis])) for axis in chosen
+            ]
             tensor = tensor.redistribute(mesh, placements).to_local()
         local.append(tensor)
     return local

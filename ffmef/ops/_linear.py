@@ -159,7 +159,8 @@ class LinearOperator:
         """Return the gradients of the backward operator in grad and in the tensors."""
         cotangents = [c if did else None for c, did in zip(cotangents, computed, strict=True)]
         need_grad, *need = needs
-        total, totals = None, [None] * len(flat)
+        total: Tensor | None = None
+        totals: list[Tensor | None] = [None] * len(flat)
         for exchanged, gone in self.exchanges(flat, ends, cotangents):
             if need_grad:
                 total = _add(total, self.run_forward(forward_op, exchanged, ends, options))
@@ -560,7 +561,7 @@ def register(
     *,
     reference: Callable,
     reference_backward: Callable,
-    kernels: dict[str, tuple[Callable | None, Callable]],
+    kernels: Mapping[str, tuple[Callable | None, Callable]],
     triton: tuple[Callable, Callable],
 ) -> None:
     """Define the operator and its form that always runs Triton, with everything that torch asks of them.
@@ -600,15 +601,12 @@ def flattened(backward: Callable) -> Callable:
     return run
 
 
-def triton_kernels(module: str, *names: str) -> tuple[Callable, ...]:
-    """Return functions of ``ffmef.kernels.module``, imported at the first call, because importing triton is slow."""
+def triton_kernel(module: str, name: str) -> Callable:
+    """Return a function of ``ffmef.kernels.module``, imported at the first call, because importing triton is slow."""
 
-    def lazily(name: str) -> Callable:
-        def launch(*arguments):
-            from importlib import import_module
+    def launch(*arguments):
+        from importlib import import_module
 
-            return getattr(import_module(f"ffmef.kernels.{module}"), name)(*arguments)
+        return getattr(import_module(f"ffmef.kernels.{module}"), name)(*arguments)
 
-        return launch
-
-    return tuple(lazily(name) for name in names)
+    return launch

@@ -20,7 +20,7 @@ def overridable(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        tensors = []
+        tensors: list = []
         for argument in args:
             if isinstance(argument, (list, tuple)):
                 tensors += argument

@@ -14,7 +14,7 @@ from torch import Tensor
 from ffmef import _loader
 from ffmef.ops import reference
 from ffmef.ops._backends import Kernels, check_backend, declare, has_triton
-from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
+from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernel
 from ffmef.ops._overrides import overridable
 from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
 from ffmef.ops.types import Backend, PaddingMode
@@ -259,7 +259,7 @@ _OPERATOR = LinearOperator(
     from_kept=_alphas_gradient,
     flops=_flops,
 )
-_triton = triton_kernels("adaptive_fuse", "forward", "backward")
+_triton = triton_kernel("adaptive_fuse", "forward"), triton_kernel("adaptive_fuse", "backward")
 declare("adaptive_fuse", reference=Kernels(), cpu=Kernels("adaptive_fuse"), triton=Kernels(), cuda=Kernels())
 register(
     _OPERATOR,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ffmef import _loader
 from ffmef.ops import reference
 from ffmef.ops._backends import Kernels, check_backend, declare, has_triton, why_not
-from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
+from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernel
 from ffmef.ops._overrides import overridable
 from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES, as_alphas, as_list, check_tensor
 from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
@@ -340,7 +340,7 @@ _OPERATOR = LinearOperator(
 )
 # On GPUs the backward pass alone is left to torch: its convolutions have the batch or the maps as channels, for which
 # there are tuned kernels, and an application waits for the forward pass only.
-_triton = (*triton_kernels("predict_and_fuse", "forward"), _backward)
+_triton = triton_kernel("predict_and_fuse", "forward"), _backward
 _gpu_forward = None if _loader.cuda_missing is None else _triton[0] if has_triton() else _forward
 register(
     _OPERATOR,

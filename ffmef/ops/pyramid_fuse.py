@@ -14,7 +14,7 @@ from torch import Tensor
 from ffmef import _loader
 from ffmef.ops import reference
 from ffmef.ops._backends import Kernels, check_backend, declare, has_triton
-from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernels
+from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernel
 from ffmef.ops._overrides import overridable
 from ffmef.ops.adaptive_fuse import check_tensor
 from ffmef.ops.library import autocasts, operator
@@ -137,7 +137,7 @@ _OPERATOR = LinearOperator(
     promote=promote_all,
     flops=_flops,
 )
-_triton = triton_kernels("pyramid_fuse", "forward", "backward")
+_triton = triton_kernel("pyramid_fuse", "forward"), triton_kernel("pyramid_fuse", "backward")
 declare("pyramid_fuse", reference=Kernels(), cpu=Kernels("pyramid_fuse"), triton=Kernels(), cuda=Kernels())
 register(
     _OPERATOR,
