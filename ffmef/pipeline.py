@@ -184,7 +184,7 @@ class _Fuser:
 class _Focus:
     """That frames are fused one after the other, by weights of a network, or of the formula where there is none."""
 
-    network: object | None
+    network: Any
 
 
 def _taken(options: dict, **given) -> dict:

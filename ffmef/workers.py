@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ def in_processes(
             yield left, DIED
 
 
-def _in_pool(function, items: list, processes: int, begin) -> Iterator[tuple[Any, Any]]:
+def _in_pool(function, items: list, processes: int, begin) -> Generator[tuple[Any, Any], None, list]:
     """Yield each item and its result as it ends; return the items that were lost when a process died."""
     context = multiprocessing.get_context("spawn")
     lost: list = []

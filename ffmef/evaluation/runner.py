@@ -114,7 +114,7 @@ def evaluate(
             tasks.append(_task(pair, method, output, task, names, save_as, weights=given, identity=identity))
 
     journal = Journal(output / "journal.jsonl")
-    done, failed = _score(tasks, names, journal, functools.partial(_outcomes, jobs=jobs, scheduler=scheduler), progress)
+    done, failed = _score(tasks, names, journal, lambda some: _outcomes(some, jobs, scheduler), progress)
     failures += failed
     scores: dict[str, dict] = {method: {} for method in methods}
     scored: dict[str, dict] = {method: {} for method in methods}

@@ -329,7 +329,7 @@ class PyramidFFMEF(nn.Module):
         given = {"tensors": list(tensors), "parameters": parameters, "count": count}
         return why_not(operator, backend, **given, **sizes)
 
-    def _is_one_operator(self, parameters: list[Tensor], luminance: Tensor) -> bool:
+    def _is_one_operator(self, parameters: Sequence[Tensor], luminance: Tensor) -> bool:
         """Return whether ``pyramid_luminance`` is to stand for the model: at once or, with derivatives, in a graph."""
         if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ffmef.onnx writes it
             return True
