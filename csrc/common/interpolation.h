@@ -1,5 +1,5 @@
 // Bilinear interpolation between cell centres, one axis at a time, and its adjoint: shared by host and device code.
-// Places are whole numbers of half pixels, so that no grid is too long for the precision of a float.
+// Positions are integers in units of half pixels, so that long grids do not exceed a float's precision.
 #pragma once
 #include <cstdint>
 

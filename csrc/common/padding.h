@@ -32,7 +32,7 @@ static inline bool find_padding(const char* name, Padding& mode) {
 constexpr int kMaxFilterSize = 31;
 
 // The image coordinate that a padded coordinate reads, or -1 for a zero.
-// Reflection bounces with period 2 (size - 1), circles have period size, so that images smaller than the filter work.
+// Reflection has period 2 (size - 1) and circular padding period size, so images smaller than the filter work too.
 // Int is int64_t on the CPU; GPUs count rows and columns in 32 bits.
 template <class Int = int64_t> static inline FFMEF_HOST_DEVICE Int padded_index(Int position, Int size, Padding mode) {
   if (position >= 0 && position < size) return position;

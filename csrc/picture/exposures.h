@@ -26,7 +26,7 @@ struct ExposureLevel {
   const float* weights;            // (count, cells_down, cells_across), of the finest band
   const float* shares;             // the same, of the base
   int64_t cells_down, cells_across;
-  float brightness, saturation;  // shadows and chroma count so many times; 1 for no change
+  float brightness, saturation;  // factors of shadows and of chroma; 1 for no change
 };
 
 struct ExposureKernels {

@@ -174,7 +174,7 @@ void add_stored(Chroma& total, const Chroma& apart, int64_t n) {
   }
 }
 
-// Lessens an exposure's mass the further its colour is from that of all others.
+// Reduces an exposure's mass the more its colour differs from that of all others.
 void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {
     const float mass = apart.mass[x], cb = apart.blue[x], cr = apart.red[x];
@@ -187,7 +187,7 @@ void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   }
 }
 
-// Luminance above black on the scale 0..219 and, where anything is to be different, what it and chroma are multiplied by.
+// Luminance above black on the scale 0..219 and, with adjustments, the factor of it and of chroma.
 template <bool ADJUSTED> struct Tone {
   float above, gain;
   Tone(float luminance, float brightness) : above(255.0f * unit(luminance) - 16.0f), gain(1.0f) {
@@ -203,7 +203,7 @@ void finish_grey(const Run& run, const ExposureLevel& level, S* __restrict out, 
     D::store(D::converted ? Tone<ADJUSTED>(run.luminance[x], level.brightness).above : run.luminance[x], out[x]);
 }
 
-// RGB; chroma beyond it is brought in towards grey, hue kept.
+// Converts to RGB. Chroma beyond the gamut moves towards grey at constant hue.
 template <bool ADJUSTED, class S>
 void finish_colour(const Run& run, const ExposureLevel& level, Planes<S>& planes, S* out, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {

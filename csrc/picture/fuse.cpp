@@ -15,7 +15,7 @@ namespace {
 
 int64_t half_of(int64_t size) { return (size + 1) / 2; }
 
-// Parts of some ten thousand pixels.
+// Parts of about ten thousand pixels.
 template <class F> void parallel_rows(Team& team, int64_t rows, int64_t width, const F& f) {
   team.over(rows, 1 + (1 << 14) / (width + 1), f);
 }
@@ -28,7 +28,7 @@ template <class F> void parallel_rows_of_planes(Team& team, int64_t planes, int6
   });
 }
 
-// In large pages: touching small ones for the first time is a tenth of the time.
+// In large pages: touching small pages for the first time takes a tenth of the whole time.
 Buffer<float> new_plane(int64_t size) { return Buffer<float>(size, Pages::large); }
 
 // Takes weight and bias of one layer after the other.
@@ -55,7 +55,7 @@ struct Reader {
   }
 };
 
-// Parts of some ten microseconds.
+// Parts of about ten microseconds.
 void over_rows(void* team, int64_t rows, int64_t row_cost, void* context, void (*body)(void*, int64_t, int64_t)) {
   static_cast<Team*>(team)->over(rows, 1 + (1 << 18) / (row_cost + 1),
                                  [&](int64_t begin, int64_t end) { body(context, begin, end); });
@@ -132,7 +132,7 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
 
 namespace {
 
-// Exposures are taken in the order of their samples: sums of floating point depend on theirs. Equal ones may change places.
+// Sorts exposures by their samples, because floating-point sums depend on order. Equal exposures may be swapped.
 Exposures in_order(const Exposures& given) {
   const Pictures& pictures = given.pictures;
   const size_t pixels = size_t(pictures.height * pictures.width);
@@ -217,7 +217,7 @@ Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, d
   const Statistics statistics{known.get(), known.get() + count * cells, known.get() + 2 * count * cells,
                               masked ? known.get() + (2 * count + 1) * cells : nullptr};
   parallel_rows(team, down, 8 * pictures.width * count, [&](int64_t begin, int64_t end) {
-    // A row of cells after the other, so that what is halved is still in the cache where it is measured.
+    // Row by row of cells, so that halved pixels are still cached when their statistics are taken.
     for (int64_t row = begin; row < end; ++row) {
       const int64_t last = 4 * row + 4 < height ? 4 * row + 4 : height;
       for (int64_t n = 0; n < count; ++n)

@@ -1,4 +1,4 @@
-// Pictures fused by PyramidFFMEF: predictor, pyramid and colour. It knows nothing of torch or Python; both bind it.
+// Pictures fused by PyramidFFMEF: predictor, pyramid and colour. Independent of torch and Python, which bind it.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -38,7 +38,7 @@ struct Exposures {
   Pictures pictures;
   std::vector<const uint8_t*> validity;  // (height, width) of each picture or null for all of it; empty where all are
 };
-// What is to be different (ffmef/adjust.py); 0 for nothing.
+// The user's adjustments (ffmef/adjust.py); 0 changes nothing.
 struct Adjustments {
   double brightness = 0, contrast = 0, saturation = 0, prefer = 0;
 };

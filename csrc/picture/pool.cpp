@@ -39,7 +39,7 @@ class Pool {
     Pool& pool;
     ~End() {
       std::unique_lock<std::mutex> lock(pool.mutex_);
-      pool.threads_ = 0;  // nobody begins any more
+      pool.threads_ = 0;  // no thread may begin any more
       pool.ended_.wait(lock, [&] { return pool.inside_ == 0; });
     }
   };
@@ -48,7 +48,7 @@ class Pool {
     try {
       std::thread([this] { work(); }).detach();
     } catch (const std::system_error&) {
-      return false;  // fewer threads do the same
+      return false;  // fewer threads do the same work
     }
     ++workers_;
     return true;

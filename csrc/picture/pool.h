@@ -4,8 +4,8 @@
 
 namespace ffmef {
 
-// A crew of so many threads, the calling one among them. While another call uses the pool, a crew is the calling thread
-// alone; results do not depend on it. A forked process gets a pool of its own.
+// A crew of `threads` threads, the caller among them. While another call uses the pool, a crew is the calling thread
+// alone, which changes no result. A forked process gets a pool of its own.
 Crew pool_crew(int threads);
 
 // Processors that this process may run on, at least 1.

@@ -103,7 +103,7 @@ inline void to_sample(float x, float& out) {
   out = x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x;
 }
 
-// Columns that are worked on at a time: their rows stay in the first-level cache.
+// Columns processed at a time, few enough for their rows to stay in the first-level cache.
 constexpr int64_t kColumns = 512;
 
 // A run of pixels of one picture as planes; a grey picture's three are one.

@@ -1,4 +1,4 @@
-// How kernels that keep outputs times vectors of pixels in registers cut outputs and rows.
+// How kernels that hold several outputs at several vectors of pixels in registers split outputs and rows.
 // Included by kernel files only; internal linkage for the reason given in vec.h.
 #pragma once
 #include <cstdint>
@@ -9,8 +9,8 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// Calls work.template operator()<OUT>(o) for blocks of outputs that share the loaded pixels: fives where they fit, as in
-// a 5 x 5 kernel's 25 taps, else fours, and single ones at the end.
+// Calls work.template operator()<OUT>(o) for blocks of outputs that share the loaded pixels: blocks of five where they
+// divide the count (the 25 taps of a 5 x 5 kernel), otherwise blocks of four, then single outputs.
 template <class Work> inline void in_blocks(int64_t count, const Work& work) {
   int64_t o = 0;
   if (count % 5 == 0)

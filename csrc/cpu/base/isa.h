@@ -1,11 +1,11 @@
-// The instruction set that the running machine gets: every kernel file is compiled once for each.
+// The instruction set in use on this machine: every kernel file is compiled once for each set.
 #pragma once
 
 namespace ffmef {
 
 enum class Isa { portable, avx2, avx512, neon };
 
-// The best set that this machine and this build share; the variable FFMEF_ISA can lower it, for tests.
+// The best set that both this machine and this build have. Tests lower it by the variable FFMEF_ISA.
 Isa active_isa();
 const char* isa_name(Isa isa);
 

@@ -1,9 +1,9 @@
 // Threads of one operator call that is a chain of short steps, each needing the whole result of the one before.
 //
-// With a parallel region of the runtime for every step, each waits for all threads at its end. On an idle machine that
-// costs microseconds; beside other programs a step waits milliseconds for the thread that was just set aside. A team is
-// one region: threads take parts of a step as they come, idle ones take over from others, and the caller never waits
-// for a thread that has taken nothing.
+// A parallel region of the runtime ends when its last thread does. With one region per step that costs microseconds on
+// an idle machine, but beside other programs a step waits milliseconds for a thread that the system has preempted. A
+// team is a single region: threads claim parts of a step, idle ones take over parts of others, and the caller never
+// waits for a thread that has claimed nothing.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Crew {
 
 class Team {
  public:
-  // Calls body(team) on the calling thread, with the crew's other threads at the team's service.
+  // Calls body(team) on the calling thread, with the crew's other threads helping.
   template <class F> static void run(const Crew& crew, const F& body) {
     Team team(crew.threads);
     if (team.threads_ == 1) return body(team);
@@ -39,8 +39,8 @@ class Team {
     });
   }
 
-  // f(begin, end) for parts of [0, items) that are multiples of `grain`, neighbouring ones by one thread where that
-  // is no hindrance. Only body itself may call it. Throws what any part has thrown.
+  // Calls f(begin, end) for parts of [0, items) that are multiples of `grain`. Neighbouring parts mostly go to one
+  // thread. Only body itself may call it. Throws what any part has thrown.
   template <class F> void over(int64_t items, int64_t grain, const F& f) {
     grain = grain > 1 ? grain : 1;
     if (threads_ == 1 || items <= grain) {
@@ -54,7 +54,7 @@ class Team {
     task_ = [](void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); };
     const uint64_t parts = uint64_t((items + grain_ - 1) / grain_), threads = uint64_t(threads_);
     left_.store(uint32_t(parts), std::memory_order_relaxed);
-    // Whoever takes from a share sees all that is written above.
+    // Release: whoever claims from a share sees everything written above.
     for (uint64_t t = 0; t < threads; ++t)
       shares_[t].range.store(packed(parts * t / threads, parts * (t + 1) / threads), std::memory_order_release);
     step_.fetch_add(1, std::memory_order_release);
@@ -106,7 +106,7 @@ class Team {
     }
   }
 
-  // Takes parts until there are none: most of the own share at once, then ever less, then from the end of others' shares.
+  // Claims parts until none are left: most of the own share at once, then less each time, then the ends of others' shares.
   void work(int thread) {
     for (int t = 0; t < threads_; ++t) {
       const bool own = t == 0;
@@ -129,7 +129,7 @@ class Team {
 
   const int threads_;
   const std::unique_ptr<Share[]> shares_;
-  // The step at work. Only changed while no part of any step is taken.
+  // The current step. Changes only while no thread works on a part.
   void (*task_)(void*, int64_t, int64_t) = nullptr;
   void* context_ = nullptr;
   int64_t items_ = 0, grain_ = 1;

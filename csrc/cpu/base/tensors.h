@@ -39,14 +39,14 @@ inline ScalarType type_of(Scalar scalar) {
 // The dtype that sums are kept in.
 inline ScalarType wide_of(Scalar scalar) { return scalar == Scalar::f64 ? ScalarType::Double : ScalarType::Float; }
 
-// The elements of a contiguous float32 tensor of so many axes, or an error that names it.
+// The elements of a contiguous float32 tensor with `dims` dimensions, or an error that names it.
 inline const float* floats(const Tensor& tensor, const char* name, int dims) {
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float && tensor.dim() == dims && tensor.is_contiguous(), name,
                   " must be contiguous float32 of ", dims, " dimensions");
   return static_cast<const float*>(tensor.data_ptr());
 }
 
-// The values of a tensor of one axis.
+// The values of a one-dimensional tensor.
 inline std::vector<double> numbers_of(const Tensor& tensor) {
   const Tensor wide = torch::stable::to(tensor, ScalarType::Double);
   const double* data = static_cast<const double*>(wide.data_ptr());

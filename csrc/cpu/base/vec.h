@@ -152,7 +152,7 @@ inline void store(Half* p, FloatVec v) {
 #endif
 }
 
-// The first n elements, zeros behind: for the ends of rows, where reading on could leave the tensor.
+// The first n elements, then zeros: for the ends of rows, where a whole vector could reach beyond the tensor.
 template <class T> inline Vec<T> load_part(const T* p, int64_t n) {
   T buffer[lanes<T>];
   std::memset(buffer, 0, sizeof buffer);
@@ -165,7 +165,7 @@ template <class T> inline void store_part(T* p, Vec<T> v, int64_t n) {
   std::memcpy(p, buffer, size_t(n) * sizeof(T));
 }
 
-// Less a zero, because adding one is not nothing (it turns -0 into 0) and would be computed.
+// Minus zero, because adding +0 is not the identity (it turns -0 into 0), so the compiler would keep the addition.
 inline FloatVec splat(float x) { return x - FloatVec{}; }
 inline DoubleVec splat(double x) { return x - DoubleVec{}; }
 

@@ -44,7 +44,7 @@ struct AdaptiveFuseArgs {
 
 struct AdaptiveFuseKernels {
   // The work is cut into items (a band of rows of one batch element, or of one tile of columns of it), each
-  // computed whole by one thread, so results do not depend on the number of threads.
+  // computed by one thread alone, so results do not depend on the number of threads.
   int64_t (*forward_items)(const AdaptiveFuseArgs&);
   // responses (levels, B, C, H, W): what each level adds before its alpha, in the dtype of sums; or null.
   void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin, int64_t end);

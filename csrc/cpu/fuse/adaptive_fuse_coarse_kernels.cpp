@@ -1,6 +1,6 @@
 // The operator with filters on a coarser grid than the images, alone or beside levels at full resolution.
 //
-// Such filters are small; their rows are interpolated where they are used, and never kept for more than two of their own.
+// Such filters are small. Their rows are interpolated where they are used, and at most two rows of cells are kept.
 #include <memory>
 #include <vector>
 

@@ -14,7 +14,7 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int64_t kBandRows = 16;
-// Elements ahead of the read: several streams at once are more than the hardware foresees alone.
+// Elements ahead of the read: the hardware does not prefetch so many streams at once.
 constexpr int64_t kPrefetch = 256;
 // Rows that one tap is applied to before the next, so that its plane is read in long runs.
 constexpr int64_t kStripRows = 16;
@@ -324,7 +324,7 @@ template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const L
             [&](int i, int64_t x, int64_t count, const T* const* filters) { add_row(n, y, i, x, count, filters); });
       continue;
     }
-    // Rows inside taps, so that each tap's plane is read in runs that the hardware foresees.
+    // Rows inside taps, so that each tap's plane is read in runs that the hardware prefetches.
     for (int i = 0; i < size; ++i)
       for (int64_t y = y0; y < y1; ++y) {
         const T* filters[kMaxFilterSize];

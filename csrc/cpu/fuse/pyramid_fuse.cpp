@@ -11,7 +11,7 @@
 namespace ffmef {
 namespace {
 
-// Rows that are worth a thread of their own: a few ten thousand pixels.
+// Rows that are worth a thread of their own: some tens of thousands of pixels.
 int64_t grain_of(int64_t width) { return 1 + (1 << 15) / (width + 1); }
 
 template <class F> void parallel_rows(int64_t rows, int64_t width, const F& f) {

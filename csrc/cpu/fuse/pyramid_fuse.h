@@ -33,7 +33,7 @@ struct PyramidLevel {
 };
 
 struct PyramidFuseKernels {
-  // Rows [begin, end) of the result; each is computed whole by one thread, so results do not depend on their number.
+  // Rows [begin, end) of the result; one thread computes each, so results do not depend on the number of threads.
 
   // coarse (contiguous, of sums' dtype) = means of 2 x 2 pixels of fine (height, width); rows are those of coarse.
   void (*halve)(Scalar, const PlaneView& fine, int64_t height, int64_t width, void* coarse, int64_t begin, int64_t end);

@@ -1,6 +1,6 @@
 // Laplacian pyramids fused band by band with weights from a coarse grid, and the gradients, row by row.
 //
-// Nothing of full resolution is kept: a row of weights, of the level below or of a gradient is made where it is used.
+// Nothing is stored at full resolution: rows of weights, of the level below and of gradients are computed where used.
 #include "pyramid_rows.h"
 
 namespace ffmef {

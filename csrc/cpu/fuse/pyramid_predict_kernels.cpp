@@ -71,7 +71,7 @@ template <int CELLS> inline void convolve_cells(const Packed& conv, const float*
   }
 }
 
-// The last cells of a row, fewer than kCells, at once: a single cell would wait for its own sums.
+// The last cells of a row, fewer than kCells, at the same time: a single cell would wait for its own sums.
 template <int CELLS> inline void convolve_rest(int64_t cells, const Packed& conv, const float* const* runs,
                                                int64_t step, float* out, int64_t out_step, Finish finish,
                                                const float* own) {

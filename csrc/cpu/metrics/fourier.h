@@ -1,5 +1,5 @@
 // Inverse Fourier transforms of several sequences at once, of any length, in float or double.
-// Only *_kernels.cpp files include it, as vec.h.
+// Only *_kernels.cpp files include it, like vec.h.
 #pragma once
 #include <algorithm>
 #include <cmath>

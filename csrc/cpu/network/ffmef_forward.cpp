@@ -34,7 +34,7 @@ Geometry geometry_of(int64_t height, int64_t width) {
   g.tile_columns = divided_up(divided_up(g.pitch, divided_up(g.pitch, kTileColumns)), kPitchUnit) * kPitchUnit;
   g.tiles = divided_up(g.pitch, g.tile_columns);
   const int64_t bands = divided_up(height, kBandRows);
-  // A number that two or four threads share evenly.
+  // A multiple of four, so that two or four threads share them evenly.
   g.band_rows = divided_up(height, bands < 4 ? bands : divided_up(bands, 4) * 4);
   g.bands = divided_up(height, g.band_rows);
   return g;
@@ -50,7 +50,7 @@ const FfmefForwardKernels& kernels_for(int64_t channels) {
 // Maps come and go in slots of `floats` each; a slot that was given back is reused.
 class MapPool {
  public:
-  // The extractor's seven, and the three that wait for the other image.
+  // Seven of the extractor, and three that wait for the other image.
   static constexpr int kSlots = 10;
 
   MapPool(float* data, int64_t floats) {
@@ -234,7 +234,7 @@ void copy_plane(Team& team, float* to, const Geometry& g, const float* from, int
   });
 }
 
-// All parameters behind each other, in their order.
+// All parameters in one vector, in order.
 std::vector<float> flat(const std::vector<Tensor>& parameters) {
   std::vector<float> values;
   for (const Tensor& parameter : parameters) {

@@ -1,7 +1,7 @@
-// What the whole-network operator hands to its kernels: geometry, weights as the kernels like them, and passes.
+// What the whole-network operator hands to its kernels: geometry, weights in the kernels' layout, and passes.
 //
 // InstanceNorm needs the statistics of the whole image, so the network is a chain of passes with a barrier after each:
-// a pass does everything between two norms and leaves one map behind that is not normalised yet, with its moments.
+// a pass does everything between two norms and leaves one map that is not normalised yet, with its moments.
 // docs/engine.md has the picture.
 #pragma once
 #include <cstdint>
@@ -14,12 +14,13 @@ constexpr int kImages = 2;
 constexpr int kMaxChannels = 16;
 // Rows of maps are padded to whole vectors of the widest instruction set.
 constexpr int64_t kPitchUnit = 16;
-// Columns around a tile that are computed again, at least the largest radius of two convolutions in a row (1 + 3).
+// Columns around a tile that are recomputed: at least the radius of two successive convolutions (1 + 3).
 constexpr int64_t kHalo = 16;
 
 // One image cut into items: bands of rows of a tile of columns, tile after tile, each from top to bottom. Statistics are
 // taken for each item. The cut depends on the image's size alone, so they do not depend on the number of threads.
-// A thread works through neighbouring items without a seam, so bands are as narrow as an even division wants.
+// A thread continues from item to neighbouring item without recomputing rows, so bands may be as narrow as an even
+// division needs.
 struct Geometry {
   int64_t height, width, pitch;
   int64_t tile_columns, tiles, band_rows, bands;
@@ -47,7 +48,7 @@ struct Affine {
   const float *gamma, *beta;
 };
 
-// An InstanceNorm with its statistics put in: y = scale * x + shift.
+// An InstanceNorm with known statistics: y = scale * x + shift.
 struct Norm {
   float scale[kMaxChannels], shift[kMaxChannels];
 };
@@ -103,7 +104,7 @@ struct Mixture {
   PointMix mix[2];
 };
 
-// Moments of the convolution inside the mixture's last mix, whose norm is what is being looked for.
+// Moments of the convolution inside the mixture's last mix, from which its norm follows.
 struct PointPass {
   Mixture mixture;
 };
@@ -111,7 +112,7 @@ struct PointPass {
 // Mixture, then the first convolution of a residual block on [beside, mixture].
 struct EntryPass {
   Mixture mixture;
-  float* mixed;         // null: nobody needs it again
+  float* mixed;         // null: not needed again
   const float* beside;  // null: the mixture alone
   Convolution conv;
   float* raw;

@@ -82,8 +82,8 @@ void copy_row(float* to, int64_t to_plane, const float* from, int64_t from_plane
     std::memcpy(to + c * to_plane + left, from + c * from_plane + left, size_t(right - left) * sizeof(float));
 }
 
-// Rows of maps that will be wanted soon. A convolution asks for them while it computes, because the short loops that
-// read and write maps have nothing else to do while they wait for memory.
+// Rows of maps that are needed soon. A convolution prefetches them while it computes, because the short loops that
+// read and write maps cannot hide memory latency themselves.
 struct Upcoming {
   const float* rows[8];
   int count = 0;

@@ -11,13 +11,13 @@ namespace {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Columns of one row; `own` if they are the item's, else its neighbour's, computed again.
+// Columns of one row: the item's own, or recomputed ones of its neighbour.
 struct Span {
   int64_t begin, end;
   bool own;
 };
 
-// The rows and columns of items that lie below each other, worked through from top to bottom without a seam;
+// The rows and columns of items that lie below each other, processed from top to bottom without recomputing rows;
 // [left, right) also holds columns of the neighbours that its convolutions need.
 struct Tile {
   int64_t x0, x1, y0, y1, left, right;
@@ -52,7 +52,7 @@ class Ring {
 
   Ring(const Geometry& geometry, int depth, int planes)
       : plane(geometry.tile_columns + 2 * kHalo), geometry_(geometry), depth_(depth), planes_(planes) {
-    // Convolutions of halo columns, whose results nobody uses, read a few values before and after the rows.
+    // Convolutions of halo columns, whose results are unused, read a few values before and after the rows.
     const int64_t values = depth * planes * plane + 2 * kHalo;
     data_ = Buffer<float>(values);
     std::memset(data_, 0, size_t(values) * sizeof(float));

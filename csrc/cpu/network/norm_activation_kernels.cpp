@@ -66,7 +66,7 @@ void forward(const NormActivationArgs& a, float eps, float* out, float* statisti
                   rest += d;
                   total += d * d;
                 });
-      // What float32 left of the mean counts too.
+      // The rounding error that the float32 mean left is corrected here.
       const double rest = sum / double(a.pixels), variance = squares / double(a.pixels) - rest * rest;
       const double inverse = 1 / std::sqrt(variance + double(eps));
       statistics[(b * a.normed + c) * 2] = float(mean + rest);

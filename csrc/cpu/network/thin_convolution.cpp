@@ -46,7 +46,7 @@ Tensor thin_convolution_cpu(const Tensor& input, const Tensor& weight, const std
   return out;
 }
 
-// The adjoint of a convolution is one with the kernel turned round and its channels swapped.
+// The adjoint of a convolution is a convolution with the kernel flipped and its channels swapped.
 std::vector<float> turned(const float* weight, const ThinConvolutionArgs& a) {
   const int64_t taps = a.size * a.size;
   std::vector<float> result(size_t(a.outputs * a.inputs * taps));

@@ -11,7 +11,7 @@ constexpr int kMaxThinSize = 7;
 struct ThinConvolutionArgs {
   int64_t batch, inputs, outputs, height, width;
   int size;     // k, odd
-  float slope;  // of the activation behind the convolution where it is negative; 1: there is none
+  float slope;  // of the activation after the convolution, for negative values; 1: no activation
 };
 
 struct ThinConvolutionKernels {

@@ -21,7 +21,7 @@ struct Padded {
       : left(border > 0 ? kLanes : 0), stride(left + round_up(width) + left), plane((height + 2 * border) * stride) {}
 };
 
-// A value behind the activation tells its slope: it is positive where the value before was.
+// The activation's slope follows from its result: the result is positive where the argument was.
 inline FloatVec activated(FloatVec x, float slope) { return x > 0.0f ? x : x * slope; }
 void slope_row(float* to, const float* grad, const float* out, float slope, int64_t width) {
   int64_t x = 0;
@@ -106,7 +106,7 @@ void convolve(const float* padded, const Padded& size, int64_t inputs, int64_t o
   });
 }
 
-// A 1x1 convolution knows no rows, so a picture is one long row if that ends on a whole vector.
+// A 1x1 convolution does not depend on rows, so a picture is one long row if that ends on a whole vector.
 ThinConvolutionArgs without_rows(ThinConvolutionArgs a) {
   if (a.size != 1 || a.height * a.width % kLanes != 0) return a;
   a.width *= a.height;
