@@ -17,6 +17,7 @@ from test_adaptive_fuse import (
     bound,
     call,
     check_forward,
+    check_threads_and_repetition,
     gradients,
     native,
     random,
@@ -202,20 +203,7 @@ def test_strides(trick, dtype, kernel_backend, device):
 
 def test_results_do_not_depend_on_threads_or_repetition(dtype, device):
     images, filters, alphas = arguments((2, 2, 1, 50, 1100), ((1, 7, 138), (3, 25, 550), (5, 50, 3)), dtype, device)
-    grad = random(2, 1, 50, 1100, dtype=dtype, device=device, seed=2)
-
-    def everything():
-        return [adaptive_fuse(images, filters, alphas), *gradients(images, filters, alphas, "zeros", grad, call(None))]
-
-    threads = torch.get_num_threads()
-    first = everything()
-    try:
-        for count in (1, 2, 3, 7):
-            torch.set_num_threads(count)
-            for a, b in zip(everything(), first, strict=True):
-                assert torch.equal(a, b)
-    finally:
-        torch.set_num_threads(threads)
+    check_threads_and_repetition(images, filters, alphas)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 1, 4, 5), (2, 2, 0, 4, 5)], ids=str)
