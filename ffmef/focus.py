@@ -86,6 +86,8 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
         >>> fused.sharpest[4].tolist(), fused.pixels.shape
         ([0, 0, 0, 0, 1, 1, 1, 1], (8, 8))
     """
+    if not isinstance(frames, Sequence | np.ndarray):
+        raise InputError(f"frames must be a sequence of arrays or functions, got {type(frames).__name__}")
     if not 2 <= len(frames) <= MOST_FRAMES:
         raise InputError(f"frames must be 2 to {MOST_FRAMES}, got {len(frames)}")
     best, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
@@ -120,7 +122,10 @@ def _scale(dtype: np.dtype) -> float:
 
 
 def _pixels(frame: Frame) -> np.ndarray:
-    return frame() if callable(frame) else frame
+    pixels = frame() if callable(frame) else frame
+    if isinstance(pixels, np.ndarray):
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return pixels
 
 
 def _sharpest(
@@ -130,6 +135,7 @@ def _sharpest(
     best = sharpest = form = spread = None
     for index, frame in enumerate(frames):
         pixels = _pixels(frame)
+        _check(pixels, index, form)
         if form is None:
             form = _Form(pixels.shape[:2], pixels.dtype, False)
             best = [np.full(shape, -1, np.float32) for shape in form.levels]
@@ -137,7 +143,6 @@ def _sharpest(
             if depth_map:
                 sharpest = np.zeros(form.shape, np.uint8 if len(frames) <= 256 else np.uint16)
                 smoothest = np.full(form.shape, -1, np.float32)
-        _check(pixels, index, form)
         dtype = max(form.dtype, pixels.dtype, key=lambda d: (d.kind == "f", d.itemsize))
         form = _Form(form.shape, dtype, form.coloured or pixels.ndim == 3)
         energies = _energies(pixels, form.levels)
@@ -162,13 +167,17 @@ def _spread(form: _Form) -> Spread:
     return focus_net.Spread(form.levels)
 
 
-def _check(pixels: np.ndarray, index: int, form: _Form) -> None:
+def _check(pixels: np.ndarray, index: int, form: _Form | None) -> None:
+    if not isinstance(pixels, np.ndarray):
+        raise InputError(f"frames[{index}] must be a NumPy array or a function, got {type(pixels).__name__}")
     if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or pixels.size == 0:
         raise InputError(f"frames[{index}] must have shape (H, W) or (H, W, 3), got {pixels.shape}")
-    if pixels.shape[:2] != form.shape:
+    if form is not None and pixels.shape[:2] != form.shape:
         raise InputError(f"frames[{index}] must have the size of frames[0], {form.shape}, got {pixels.shape[:2]}")
     if pixels.dtype not in (np.uint8, np.uint16) and pixels.dtype.kind != "f":
         raise InputError(f"frames[{index}] must be uint8, uint16 or floating point, got {pixels.dtype}")
+    if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):  # also where they are not numbers
+        raise InputError(f"frames[{index}] must lie in [0, 1], got values from {pixels.min()} to {pixels.max()}")
 
 
 def _strips(shape: tuple[int, int]):

@@ -91,12 +91,16 @@ def fuse(
     >>> fuse([over, under], model=lambda luminance: luminance.mean(1, keepdim=True))[0, 0].tolist()
     [120, 120, 120]
     """
-    images = _checked(_listed(images, task))
+    listed = _listed(images, task)
+    images = _checked(listed)
+    if not isinstance(adjust, Adjustments):
+        raise InputError(f"adjust must be of type ffmef.adjust.Adjustments, got {type(adjust).__name__}")
     fuser = _fuser_of(task, len(images), weights, backend, model, device, engine)
     validity = _checked_validity(validity, images)
-    return _fuse(
+    fused, _ = _fuse(
         images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust, deghost=deghost
-    )[0]
+    )
+    return fused.astype(listed[0][1].dtype, copy=False)  # in the byte order of the first picture
 
 
 def fuse_pictures(
@@ -197,6 +201,8 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     """Return what the arguments of :func:`fuse` choose to fuse ``count`` images."""
     if engine is not None:
         backend = _backend_of_engine(engine, backend)
+    if not (model is None or isinstance(model, str) or callable(model)):
+        raise InputError(f"model must be a name or a callable, got {type(model).__name__}")
     by_focus = focus_of(task, weights, model, backend, device)
     if by_focus is not None:
         return _Fuser(focus=by_focus)
@@ -409,6 +415,8 @@ def _exposure_order(planes: np.ndarray, images: list[np.ndarray], ties: list[byt
 
 def _listed(images, task: str) -> list[tuple[str, np.ndarray]]:
     """Return the images with the names that messages use, infrared before visible."""
+    if not isinstance(task, str):  # fuse(under, over) is easily written
+        raise InputError(f"task must be one of {', '.join(TASKS)}, got {type(task).__name__}; images must be in a list")
     if task not in TASKS:
         raise InputError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
     if task == "vif":
@@ -424,10 +432,12 @@ def _listed(images, task: str) -> list[tuple[str, np.ndarray]]:
 def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
     if len(named) < 2:
         raise InputError(f"images must hold at least 2 pictures, got {len(named)}")
-    first_name, first = named[0]
     for name, image in named:
         if not isinstance(image, np.ndarray):
             raise InputError(f"{name} must be a NumPy array, got {type(image).__name__}")
+    named = [(name, image.astype(image.dtype.newbyteorder("="), copy=False)) for name, image in named]
+    first_name, first = named[0]
+    for name, image in named:
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
             raise InputError(f"{name} must have shape (H, W) or (H, W, 3), got {image.shape}")
         if image.dtype not in (np.uint8, np.uint16) and image.dtype.kind != "f":
@@ -452,6 +462,8 @@ def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
 def _checked_validity(validity, images: list[np.ndarray]) -> list[np.ndarray | None] | None:
     if validity is None:
         return None
+    if not isinstance(validity, Sequence | np.ndarray):
+        raise InputError(f"validity must be a sequence of maps, got {type(validity).__name__}")
     if len(validity) != len(images):
         raise InputError(f"validity must hold {len(images)} maps, one for each image, got {len(validity)}")
     for index, part in enumerate(validity):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def find(name_or_path: str | Path) -> Path:
         >>> find("mef").name
         'mef.safetensors'
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(f"weights must be a name or the path of a file, got {type(name_or_path).__name__}")
     path = Path(name_or_path)
     try:
         if not path.is_file() and path.name == str(name_or_path):

@@ -227,6 +227,15 @@ def test_wrong_frames_are_named():
         focus.fuse([frame, frame[:, :-1]])
     with pytest.raises(InputError, match=r"frames\[1\] must be uint8, uint16 or floating point, got int32"):
         focus.fuse([frame, frame.astype(np.int32)])
+    with pytest.raises(InputError, match=r"frames\[0\] must have shape \(H, W\) or \(H, W, 3\), got \(\)"):
+        focus.fuse([np.array(5, np.uint8), frame])
+    with pytest.raises(InputError, match=r"frames\[0\] must be a NumPy array or a function, got list"):
+        focus.fuse([frame.tolist(), frame])
+    with pytest.raises(InputError, match="frames must be a sequence of arrays or functions, got int"):
+        focus.fuse(3)
+    for bad in (np.nan, -0.5, 255.0):
+        with pytest.raises(InputError, match=r"frames\[1\] must lie in \[0, 1\], got values from"):
+            focus.fuse([frame, np.full(frame.shape, bad)])
 
 
 def test_python_interface():

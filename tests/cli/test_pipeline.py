@@ -121,6 +121,18 @@ def test_strided_pictures():
     fuse(views, model=mean)
 
 
+@pytest.mark.parametrize("options", [{}, {"task": "mff"}, {"model": mean}], ids=["pyramid", "focus", "callable"])
+@pytest.mark.parametrize("dtype", ["u2", "f4"])
+def test_byte_order_changes_nothing(dtype, options):
+    """As a TIFF file of the other byte order is read by many libraries."""
+    pictures = [noise(8, 9, 3, dtype=dtype) for _ in range(2)]
+    foreign = [picture.astype(picture.dtype.newbyteorder()) for picture in pictures]
+    fused = fuse(foreign, **options)
+    assert fused.dtype == foreign[0].dtype
+    np.testing.assert_array_equal(fused, fuse(pictures, **options))
+    np.testing.assert_array_equal(fuse([pictures[0], foreign[1]], **options), fused)
+
+
 def test_colour_needs_few_planes():
     under, over = noise(1500, 2000, 3, high=0.5), noise(1500, 2000, 3, low=0.5)
     plane = 4 * 1500 * 2000
@@ -211,6 +223,11 @@ GOOD = np.zeros((4, 5, 3), np.uint8)
             {"backend": "eager", "model": "pyramid"},
             "backend must be one of reference, cpu, triton, cuda for the model PyramidFFMEF, got 'eager'",
         ),
+        ([GOOD, GOOD], {"task": GOOD}, "task must be one of mef, mff, vif, got ndarray; images must be in a list"),
+        ([GOOD, GOOD], {"adjust": {}}, "adjust must be of type ffmef.adjust.Adjustments, got dict"),
+        ([GOOD, GOOD], {"validity": 3}, "validity must be a sequence of maps, got int"),
+        ([GOOD, GOOD], {"model": 3}, "model must be a name or a callable, got int"),
+        ([GOOD, GOOD], {"model": None, "weights": 3}, "weights must be a name or the path of a file, got int"),
         ([GOOD, GOOD], {"model": lambda planes: planes}, "model must return luminance of shape (1, 1, 4, 5)"),
         ([GOOD, GOOD], {"model": lambda planes: mean(planes) / 0}, "model gave luminance that is not finite"),
     ],
