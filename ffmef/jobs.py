@@ -119,7 +119,7 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
     if by_focus is not None:
         return _fuse_stack(inputs, output, options, remark, by_focus.network)
     if options.depth_map is not None:
-        raise InputError("--depth-map must be used for focus stacks (--task mff, no --model or --weights)")
+        raise InputError("--depth-map must be used for focus stacks (--task mff, with the model focus or energy)")
     with io.hidden_decoder_messages():
         pictures, remarks = bracket.read_bracket(
             inputs, options.task, stretch=options.stretch, depth=options.output_depth, read=_read

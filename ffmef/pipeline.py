@@ -262,8 +262,11 @@ def _fuse(
             return picture.fuse(fuser.network, images, threads, validity or (), adjust), order
         with _torch_threads(threads):
             return _run_selective(fuser.model, images, validity, adjust, device), order
-    planes = _luminance(images)
     order = list(range(len(images)))
+    if getattr(fuser.model, "takes_frames", False):
+        with _torch_threads(threads):
+            return _run_stack(fuser.model, images, device), order
+    planes = _luminance(images)
     if task == "mef":
         order = _exposure_order(planes, images, ties)
         if order != sorted(order):
@@ -316,13 +319,15 @@ def focus_of(task: str, weights: str | None, model, backend: str | None, device)
     """
     if not isinstance(model, str | None):
         return None
-    plain = (model, weights, backend) == (None, None, None) and str(device or "cpu") == "cpu"
-    if task == "mff" and plain:
-        return _default_focus()
-    if model in (focus.NAME, "focus"):
-        network = None if model == focus.NAME else _default_focus().network
+    on_cpu = backend in (None, "cpu") and str(device or "cpu") == "cpu"
+    if model == focus.NAME:
+        network = None
+    elif model == "focus" or (task == "mff" and (model, weights, backend) == (None, None, None)):
+        network = focus_net.read("focus") if on_cpu else None
+        if not on_cpu and task == "mff":
+            return None  # torch runs it there
     else:
-        network = focus_net.read(weights) if model is None and weights is not None else None
+        network = focus_net.read(weights) if model is None and weights is not None and on_cpu else None
         if network is None:
             return None
     name = model or "focus"
@@ -330,13 +335,9 @@ def focus_of(task: str, weights: str | None, model, backend: str | None, device)
         raise InputError(f"model {name} must be used for task mff, got {task}")
     if None not in (model, weights):
         raise InputError(f"model {name} must be given without weights, got model {model!r} and weights {weights!r}")
-    if backend not in (None, "cpu") or str(device or "cpu") != "cpu":
+    if not on_cpu:
         raise InputError(f"model {name} must run on the CPU, got backend {backend!r} and device {str(device)!r}")
     return _Focus(network)
-
-
-def _default_focus() -> _Focus:
-    return _Focus(None)
 
 
 @contextlib.contextmanager
@@ -697,6 +698,21 @@ def _sent(arrays: list[np.ndarray], place: torch.device) -> torch.Tensor:
             tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
         target.copy_(tensor, non_blocking=True)
     return there
+
+
+def _run_stack(model, images: list[np.ndarray], device) -> np.ndarray:
+    """Return the picture that a FocusNet makes, by torch: what :func:`ffmef.focus.fuse` computes with its weights."""
+    import torch
+
+    coloured = any(image.ndim == 3 for image in images)
+    device = next(model.parameters()).device if device is None else device
+    frames = [_scaled(image if image.ndim == 3 or not coloured else image[..., None].repeat(3, 2)) for image in images]
+    frames = np.stack([frame if coloured else frame[None] for frame in frames]).astype(np.float32)
+    with torch.inference_mode():
+        fused = model(torch.from_numpy(frames / 255)[None].to(device))[0].cpu().numpy() * 255
+    if not np.isfinite(fused).all():
+        raise InputError("model gave a picture that is not finite: its weights do not fit these pictures")
+    return _unscaled(np.ascontiguousarray(fused.transpose(1, 2, 0) if coloured else fused[0]), images[0].dtype)
 
 
 def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:

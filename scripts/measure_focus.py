@@ -9,6 +9,7 @@ Markdown table: for each way the mean over the pictures.
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ffmef import focus
+from ffmef import focus, focus_net
 
 
 def gaussian(picture: np.ndarray, radius: float) -> np.ndarray:
@@ -123,33 +124,25 @@ def enfuse(frames: list[np.ndarray]) -> np.ndarray:
         return np.asarray(Image.open(f"{folder}/out.tif").convert("RGB"))
 
 
-def by_torch(path: str):
-    """Return what fuses by a weights file."""
-    import torch
-
-    from ffmef import models
-
-    model = models.load(path).eval()
-
-    def fuse(frames: list[np.ndarray]) -> np.ndarray:
-        with torch.inference_mode():
-            planes = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)[None] / 255
-            return np.rint(model(planes)[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255)
-
-    return fuse
+def _by_network(frames: list[np.ndarray], network) -> np.ndarray:
+    return focus.fuse(frames, network=network).pixels
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", nargs="+", type=Path)
-    parser.add_argument("--weights", nargs="*", default=[])
+    parser.add_argument("--weights", nargs="*", default=["focus"])
     parser.add_argument("--enfuse", action="store_true")
     parser.add_argument("--longest-side", type=int, default=576)
     args = parser.parse_args()
     ways = {"enfuse": enfuse} if args.enfuse else {}
     ways |= {"formula": lambda frames: focus.fuse(frames).pixels}
-    ways |= {Path(path).stem: by_torch(path) for path in args.weights}
+    for path in args.weights:
+        network = focus_net.read(path)
+        if network is None:
+            parser.error(f"{path} must hold weights of FocusNet")
+        ways[Path(path).stem] = functools.partial(_by_network, network=network)
     pictures = []
     for path in args.pictures:
         picture = Image.open(path).convert("RGB")

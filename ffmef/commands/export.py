@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
     model = models.load(args.weights)
     if isinstance(model, models.FFMEF) and args.count != 2:
         raise InputError(f"count must be 2 for the network of {args.weights}, got {args.count}")
+    if isinstance(model, models.FocusNet):  # the number of its bands follows the size of the picture
+        raise InputError(f"weights must be of a network that takes free sizes, got those of FocusNet: {args.weights}")
     write = _write_onnx if output.suffix == ".onnx" else _write_compiled if args.aot else _write_program
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / output.name

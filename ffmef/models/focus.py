@@ -59,11 +59,16 @@ class FocusNet(nn.Module):
         channels: of the hidden layers.
         backend: of no use; None.
 
+    Attributes:
+        takes_frames: :func:`ffmef.fuse` gives this model pictures, not their luminance.
+
     Example:
         >>> import torch
         >>> FocusNet()(torch.rand(1, 3, 40, 56)).shape
         torch.Size([1, 1, 40, 56])
     """
+
+    takes_frames = True
 
     def __init__(self, channels: int = 24, *, backend: str | None = None) -> None:
         super().__init__()
@@ -227,9 +232,22 @@ def _filtered(maps: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
         turn = max(2 * (length - 1), 1)
         places = places.remainder(turn)
         maps = maps.index_select(axis, torch.minimum(places, turn - places) if length > 1 else places * 0)
-    kernel = maps.new_tensor(taps).view((1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1))
+    kernel = _kernel(taps, maps).view((1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1))
     # Each channel as a picture of its own: one filter for all.
     return F.conv2d(maps.flatten(0, 1).unsqueeze(1), kernel).view(*maps.shape[:2], *_valid(maps, len(taps), axis))
+
+
+def _kernel(taps: tuple[float, ...], maps: Tensor) -> Tensor:
+    """Return taps beside maps. A GPU must not be waited for in each filter, so they are copied to it once."""
+    if type(maps) is not Tensor or torch.compiler.is_compiling():
+        return maps.new_tensor(taps)
+    return _kept(taps, maps.dtype, maps.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(taps, dtype=dtype, device=device)
 
 
 def _valid(maps: Tensor, taps: int, axis: int) -> tuple[int, int]:

@@ -92,6 +92,8 @@ class Spec:
     def check_backend(self, backend: str | None) -> None:
         """Raise InputError unless the model knows the backend."""
         if backend is not None and backend not in self.backends:
+            if not self.backends:
+                raise InputError(f"backend must be left alone for the model {self.architecture}, got {backend!r}")
             known = ", ".join(self.backends)
             raise InputError(f"backend must be one of {known} for the model {self.architecture}, got {backend!r}")
 
@@ -112,8 +114,8 @@ MODELS: dict[str, Spec] = {
         Spec(
             name="focus",
             architecture="FocusNet",
-            summary="focus stacks of any number of frames",
-            weights={},
+            summary="focus stacks of any number of frames, in any order",
+            weights={"mff": "focus"},
             backends=(),
         ),
         Spec(
@@ -157,7 +159,7 @@ def default(task: str, backend: str | None = None) -> Spec:
     """Return the default model for a task: the first that has weights for it and the backend.
 
     >>> default("mef").name, default("mef", backend="fused").name, default("mff").name
-    ('pyramid', 'ffmef', 'ffmef')
+    ('pyramid', 'ffmef', 'focus')
     """
     specs = [spec for spec in MODELS.values() if task in spec.weights]
     if not specs:

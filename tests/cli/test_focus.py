@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import ffmef
-from ffmef import cli, focus
+from ffmef import cli, focus, focus_net
 from ffmef.errors import InputError
+from ffmef.weight_files import find
 
 
 def texture(height, width, seed):
@@ -238,19 +239,41 @@ def test_wrong_frames_are_named():
             focus.fuse([frame, np.full(frame.shape, bad)])
 
 
-def test_python_interface():
+def test_python_interface(tmp_path):
     frames, truth = halves(2)
+    network = focus_net.read("focus")
     fused = ffmef.fuse(frames, task="mff")
-    np.testing.assert_array_equal(fused, focus.fuse(frames).pixels)
-    np.testing.assert_array_equal(ffmef.fuse(frames, task="mff", model="focus", threads=1), fused)
+    np.testing.assert_array_equal(fused, focus.fuse(frames, network=network).pixels)
+    for options in ({"model": "focus", "threads": 1}, {"weights": "focus"}, {"weights": str(find("focus"))}):
+        np.testing.assert_array_equal(ffmef.fuse(frames, task="mff", **options), fused)
+    by_formula = ffmef.fuse(frames, task="mff", model="energy")
+    np.testing.assert_array_equal(by_formula, focus.fuse(frames).pixels)
+    assert (by_formula != fused).any()
     assert decibels(fused, truth) > decibels(ffmef.fuse(frames, task="mff", model="ffmef"), truth) + 1
     assert ffmef.fuse(tilted_stack(3)[0], task="mff").shape == (160, 224, 3)
-    with pytest.raises(InputError, match="model focus must be used for task mff, got mef"):
-        ffmef.fuse(frames, model="focus")
-    with pytest.raises(InputError, match="model focus must be given without weights"):
-        ffmef.fuse(frames, task="mff", model="focus", weights="mff")
-    with pytest.raises(InputError, match="model focus must run on the CPU"):
-        ffmef.fuse(frames, task="mff", model="focus", backend="triton")
+    for name in ("focus", "energy"):
+        with pytest.raises(InputError, match=f"model {name} must be used for task mff, got mef"):
+            ffmef.fuse(frames, model=name)
+        with pytest.raises(InputError, match=f"(model {name} must be given without|must be left alone where a model)"):
+            ffmef.fuse(frames, task="mff", model=name, weights="mff")
+    with pytest.raises(InputError, match="model energy must run on the CPU"):
+        ffmef.fuse(frames, task="mff", model="energy", backend="triton")
+    with pytest.raises(InputError, match="backend must be left alone for the model FocusNet, got 'eager'"):
+        ffmef.fuse(frames, task="mff", model="focus", backend="eager")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_torch_gives_the_same(dtype):
+    """What a GPU would compute: the model itself, in colour, in grey, and mixed."""
+    frames, _ = tilted_stack(3, 1)
+    top = {np.uint8: 1, np.uint16: 257, np.float32: 1 / 255}[dtype]
+    frames = [(frame * np.float64(top)).astype(dtype) for frame in frames]
+    model = ffmef.models.load("focus")
+    for given in (frames, [frame[..., 1] for frame in frames], [frames[0][..., 1], *frames[1:]]):
+        by_torch = ffmef.fuse(given, task="mff", model=model)
+        streamed = ffmef.fuse(given, task="mff")
+        assert by_torch.dtype == dtype and by_torch.shape == streamed.shape
+        assert np.abs(by_torch / np.float64(top) - streamed / np.float64(top)).max() <= 1.01
 
 
 @pytest.mark.parametrize("count", [3, 7])  # together in memory, and one at a time
@@ -261,7 +284,7 @@ def test_command_line(tmp_path, capsys, count):
         Image.fromarray(frame).save(name)
     out, depth = tmp_path / "out.png", tmp_path / "depth.png"
     assert cli.main(["fuse", "--task", "mff", *names, "-o", str(out), "--depth-map", str(depth)]) == 0
-    fused = focus.fuse(frames, depth_map=True)
+    fused = focus.fuse(frames, depth_map=True, network=focus_net.read("focus"))
     np.testing.assert_array_equal(np.asarray(Image.open(out)), fused.pixels)
     np.testing.assert_array_equal(np.asarray(Image.open(depth)), fused.sharpest)
     capsys.readouterr()

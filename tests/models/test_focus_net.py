@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ffmef import focus, focus_net, models
+from ffmef import cli, focus, focus_net, models
 from ffmef.models import FocusNet
 from ffmef.models import focus as net
 
@@ -131,3 +131,20 @@ def test_memory_stays_below_sixty_bytes_a_pixel():
         tracemalloc.stop()
     assert peaks[1] < 1.02 * peaks[0]
     assert peaks[1] < 60 * 768 * 1024 + (16 << 20)  # and what strips take, whatever the size of the picture
+
+
+def test_export_refuses_it_in_one_line(tmp_path, capsys):
+    assert cli.main(["export", "--weights", "focus", "-o", str(tmp_path / "f.pt2")]) == 2
+    error = capsys.readouterr().err
+    assert "weights must be of a network that takes free sizes" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_runs_beside_any_device_without_waiting():
+    """Filters are copied to a device once: a copy in each would make a GPU wait a hundred times a step."""
+    frames, model = tensor(frames_of(2, (48, 64))), FocusNet()
+    with torch.inference_mode():
+        model(frames)
+    before = net._kept.cache_info().misses
+    model(frames).sum().backward()
+    assert net._kept.cache_info().misses == before and net._kept.cache_info().hits > 0
