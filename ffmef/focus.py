@@ -66,7 +66,8 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
 
     Args:
         frames: two or more arrays of one size, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1]; or
-            functions that return one, which are called twice, so that one frame is in memory at a time.
+            functions that return one, which are called twice, or three times with a network, so that one frame is in
+            memory at a time.
         depth_map: also say which frame was sharpest, by the finest energy in a window of 3 pixels.
         network: predicts the weights in place of the formula, see :class:`ffmef.models.FocusNet`; of
             :func:`ffmef.focus_net.read`.
@@ -93,7 +94,7 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
     best, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
     if network is None:
         return Fused(_blended(frames, form, _by_formula(form, best)), sharpest)
-    return Fused(_blended(frames, form, _by_network(form, best, spread, network)), sharpest)
+    return Fused(_blended(frames, form, _by_network(frames, form, best, spread, network)), sharpest)
 
 
 # First pass: how sharp the sharpest frame is, and which that is
@@ -269,16 +270,24 @@ def _by_formula(form: _Form, best: list[np.ndarray]) -> Weigher:
     return weigh
 
 
-def _by_network(form: _Form, best: list[np.ndarray], spread: Spread, network: Network) -> Weigher:
+def _by_network(
+    frames: Sequence[Frame], form: _Form, best: list[np.ndarray], spread: Spread, network: Network
+) -> Weigher:
     from ffmef import focus_net
 
     below = spread.below(best)
-    return lambda pixels: focus_net.weights(network, pixels, form.levels, best, below)
+
+    def logits(pixels: np.ndarray) -> list[np.ndarray]:
+        return focus_net.logits(network, pixels, form.levels, best, below)
+
+    # A pass more: all logits may be far below zero, and sums of whole numbers would lose what is small.
+    tops = focus_net.greatest_logits(logits, frames, form.levels)
+    return lambda pixels: focus_net.weights(logits(pixels), tops)
 
 
 def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher) -> np.ndarray:
     channels = 3 if form.coloured else 1
-    # Sums of grey levels and of weights must stay below 2**31; weights of a network may all be small.
+    # Sums of grey levels and of weights must stay below 2**31.
     spare = MOST_FRAMES >> (len(frames) - 1).bit_length()
     sum_steps, weight_steps = _SUM_STEPS * spare, _WEIGHT_STEPS * spare
     totals = [[np.zeros(shape, np.int32) for shape in form.levels] for _ in range(channels)]

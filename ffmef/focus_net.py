@@ -108,14 +108,33 @@ class Spread:
         return results
 
 
-def weights(
+def weights(logits: list[np.ndarray], tops: list[np.ndarray]) -> list[np.ndarray]:
+    """Turn a frame's logits, in place, into weights relative to the frame of the greatest."""
+    for logit, top in zip(logits, tops, strict=True):
+        for rows in focus._strips(logit.shape):
+            logit[rows] -= top[rows]
+            np.exp(logit[rows], out=logit[rows])
+            np.minimum(logit[rows], 1, out=logit[rows])  # tops have three digits
+    return logits
+
+
+def greatest_logits(logits_of, frames, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Return the greatest logits over the frames, float16, of a function that gives those of one."""
+    tops = [np.full(shape, -np.inf, np.float16) for shape in shapes]
+    for frame in frames:
+        for top, logit in zip(tops, logits_of(focus._pixels(frame)), strict=True):
+            np.maximum(top, logit.astype(np.float16), out=top)
+    return tops
+
+
+def logits(
     network: Network,
     pixels: np.ndarray,
     shapes: list[tuple[int, int]],
     greatest: list[np.ndarray],
     spread: list[tuple[np.ndarray, np.ndarray]],
 ) -> list[np.ndarray]:
-    """Return a frame's weights, up to 1, in each band and for what is left.
+    """Return the logarithms of a frame's weights, but for a sum over the frames, in each band and for what is left.
 
     Args:
         network: what predicts them.
@@ -221,5 +240,4 @@ def _predicted(layers: list[tuple[np.ndarray, np.ndarray]], features: np.ndarray
     logits += weight[0, channels:] @ features
     logits += bias[0]
     logits -= features[8] * np.float32(focus.SPREAD * 2**focus.SQUARINGS)
-    np.clip(logits, *focus.LOGITS, out=logits)
-    return np.exp(logits, out=logits)
+    return np.clip(logits, *focus.LOGITS, out=logits)

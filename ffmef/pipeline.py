@@ -311,8 +311,8 @@ def _fuse_counting(images, validity, counting: list[int], task: str, fuser: _Fus
 def focus_of(task: str, weights: str | None, model, backend: str | None, device) -> _Focus | None:
     """Return how :mod:`ffmef.focus` is to fuse, or None where something else is asked for.
 
-    It is the default for focus stacks, and used where the model ``focus`` or ``energy``, or weights of FocusNet, are
-    named.
+    The formula, ``energy``, is the default for focus stacks on the CPU; the model ``focus``, or weights of FocusNet,
+    may be named.
 
     Raises:
         InputError: it is asked for where it cannot be used.
@@ -320,9 +320,9 @@ def focus_of(task: str, weights: str | None, model, backend: str | None, device)
     if not isinstance(model, str | None):
         return None
     on_cpu = backend in (None, "cpu") and str(device or "cpu") == "cpu"
-    if model == focus.NAME:
+    if model == focus.NAME or (task == "mff" and (model, weights, backend) == (None, None, None) and on_cpu):
         network = None
-    elif model == "focus" or (task == "mff" and (model, weights, backend) == (None, None, None)):
+    elif model == "focus":
         network = focus_net.read("focus") if on_cpu else None
         if not on_cpu and task == "mff":
             return None  # torch runs it there
@@ -707,9 +707,9 @@ def _run_stack(model, images: list[np.ndarray], device) -> np.ndarray:
     coloured = any(image.ndim == 3 for image in images)
     device = next(model.parameters()).device if device is None else device
     frames = [_scaled(image if image.ndim == 3 or not coloured else image[..., None].repeat(3, 2)) for image in images]
-    frames = np.stack([frame if coloured else frame[None] for frame in frames]).astype(np.float32)
+    stack = np.stack([frame if coloured else frame[None] for frame in frames]).astype(np.float32)
     with torch.inference_mode():
-        fused = model(torch.from_numpy(frames / 255)[None].to(device))[0].cpu().numpy() * 255
+        fused = model(torch.from_numpy(stack / 255)[None].to(device))[0].cpu().numpy() * 255
     if not np.isfinite(fused).all():
         raise InputError("model gave a picture that is not finite: its weights do not fit these pictures")
     return _unscaled(np.ascontiguousarray(fused.transpose(1, 2, 0) if coloured else fused[0]), images[0].dtype)

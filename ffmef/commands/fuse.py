@@ -38,7 +38,7 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="NAME",
         help="; ".join(f"{spec.name}: {spec.summary}" for spec in MODELS.values())
-        + "; energy: focus stacks by a formula (mff), without a network (default: by task)",
+        + "; energy: focus stacks by a formula, without a network, the default for mff (default: by task)",
     )
     add("--weights", metavar="NAME|PATH", help="bundled weights or a file (default: those of the model for the task)")
     add(

@@ -258,6 +258,8 @@ def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
 
 def _default_weights(task: str) -> list[str]:
     """Return the weights to use by default."""
+    if task == "mff":
+        return [focus.NAME]
     return [registry.default(task).weights_for(task)]
 
 
