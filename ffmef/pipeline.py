@@ -553,7 +553,7 @@ def default_weights(task: str) -> str:
     """Return the name of the bundled weights that fuse pictures of a task where nothing else is asked for.
 
     >>> default_weights("mff")
-    'mff'
+    'focus'
     """
     return registry.default(task).weights_for(task)
 
