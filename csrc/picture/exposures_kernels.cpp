@@ -5,6 +5,7 @@
 
 #include "../cpu/base/buffer.h"
 #include "../cpu/fuse/pyramid_rows.h"
+#include "pixels.h"
 #include "samples.h"
 
 namespace ffmef {
@@ -226,57 +227,105 @@ void finish_colour(const Run& run, const ExposureLevel& level, Planes<S>& planes
   join(out, n, planes.stored[0], planes.stored[1], planes.stored[2]);
 }
 
-// Rows of weights, shares and the level of half size for each exposure, at full size.
+// Rows of a coarser grid at full width, several planes: the two rows of it between which a row of pixels lies are kept
+// expanded until another comes, so that a pixel costs one multiplication down and none along.
+class Between {
+ public:
+  Between(const float* planes, int64_t count, int64_t rows, int64_t columns, int factor)
+      : planes_(planes),
+        count_(count),
+        rows_(rows),
+        columns_(columns),
+        line_((expanded_size(columns, factor) + 2 * kMargin + 15) / 16 * 16),
+        factor_(factor),
+        kept_(2 * count * line_),
+        ends_(columns + 2) {
+    std::memset(kept_.data, 0, size_t(2 * count * line_) * sizeof(float));
+  }
+
+  void move_to(int64_t y) {
+    const RowTap tap = tap_of(y, factor_, rows_);
+    if (tap.first == second_ && tap.first != first_) {
+      std::swap(upper_, lower_);
+      first_ = second_;
+      second_ = -1;
+    }
+    if (tap.first != first_) expand(first_ = tap.first, upper_);
+    if (tap.second != second_) expand(second_ = tap.second, lower_);
+    share = float(tap.share);
+  }
+  const float* upper(int64_t n) const { return row(n, upper_); }
+  const float* lower(int64_t n) const { return row(n, lower_); }
+
+  float share = 0;  // of the lower row
+
+ private:
+  static constexpr int64_t kMargin = 16;  // before the first pixel, which lies at the beginning of a cache line
+
+  float* row(int64_t n, int which) const { return kept_.data + (2 * n + which) * line_ + kMargin; }
+  void expand(int64_t y, int which) {
+    for (int64_t n = 0; n < count_; ++n) {
+      float* ends = ends_.data + 1;
+      std::memcpy(ends, planes_ + (n * rows_ + y) * columns_, size_t(columns_) * sizeof(float));
+      ends[-1] = ends[0];
+      ends[columns_] = ends[columns_ - 1];
+      expand_row(row(n, which) - factor_ / 2, ends, columns_, factor_);
+    }
+  }
+
+  const float* const planes_;
+  const int64_t count_, rows_, columns_, line_;
+  const int factor_;
+  Buffer<float> kept_;
+  Row<float> ends_;
+  int64_t first_ = -1, second_ = -1;
+  int upper_ = 0, lower_ = 1;
+};
+
+// Rows of weights, shares and the level of half size for each exposure, and of the fused one, at full size.
 class LevelRows {
  public:
   explicit LevelRows(const ExposureLevel& l)
       : level_(l),
-        down_(half_of(l.height)),
-        across_(half_of(l.width)),
-        cells_size_(expanded_size(l.cells_across, kScale)),
-        below_size_(expanded_size(across_, 2)),
-        weights_(l.count * cells_size_),
-        shares_(l.coloured ? l.count * cells_size_ : 0),
-        below_(l.count * below_size_),
-        mixed_(most_of(l.cells_across, across_) + 2) {}
+        weights(l.weights, l.count, l.cells_down, l.cells_across, kScale),
+        shares(l.shares, l.coloured ? l.count : 0, l.cells_down, l.cells_across, kScale),
+        below(l.half, l.count, half_of(l.height), half_of(l.width), 2),
+        fused(l.half_fused, 1, half_of(l.height), half_of(l.width), 2) {}
 
   void move_to(int64_t y) {
-    for (int64_t n = 0; n < level_.count; ++n) {
-      expand(level_.weights, n, level_.cells_down, level_.cells_across, kScale, y, weights_.data + n * cells_size_);
-      expand(level_.half, n, down_, across_, 2, y, below_.data + n * below_size_);
-      if (level_.coloured)
-        expand(level_.shares, n, level_.cells_down, level_.cells_across, kScale, y, shares_.data + n * cells_size_);
-    }
+    for (Between* rows : {&weights, &shares, &below, &fused}) rows->move_to(y);
     y_ = y;
   }
-  Beside at(int64_t n, int64_t x) const {
-    const int64_t cell = n * cells_size_ + kScale / 2 + x;
-    const uint8_t* validity = level_.validity != nullptr ? level_.validity[n] : nullptr;
-    return {weights_.data + cell, below_.data + n * below_size_ + 1 + x,
-            level_.coloured ? shares_.data + cell : nullptr,
+  // Of an exposure, from pixel x on; they are overwritten by the next.
+  Beside at(int64_t i, int64_t x, int64_t n) {
+    mix(weights, i, x, n, weight_);
+    mix(below, i, x, n, below_);
+    if (level_.coloured) mix(shares, i, x, n, share_);
+    const uint8_t* validity = level_.validity != nullptr ? level_.validity[i] : nullptr;
+    return {weight_, below_, level_.coloured ? share_ : nullptr,
             validity != nullptr ? validity + y_ * level_.width + x : nullptr};
+  }
+  static void mix(const Between& rows, int64_t i, int64_t x, int64_t n, float* __restrict out) {
+    const float* __restrict a = rows.upper(i) + x, * __restrict b = rows.lower(i) + x;
+    const float share = rows.share;
+    for (int64_t k = 0; k < n; ++k) out[k] = a[k] + (b[k] - a[k]) * share;
   }
 
  private:
-  void expand(const float* planes, int64_t n, int64_t rows, int64_t columns, int factor, int64_t y, float* out) {
-    const RowTap tap = tap_of(y, factor, rows);
-    const float* plane = planes + n * rows * columns;
-    between(mixed_.data + 1, plane + tap.first * columns, plane + tap.second * columns, float(tap.share), columns);
-    expand_row(out, mixed_.data + 1, columns, factor);
-  }
-
   const ExposureLevel& level_;
-  const int64_t down_, across_, cells_size_, below_size_;
-  Row<float> weights_, shares_, below_, mixed_;
   int64_t y_ = 0;
+  alignas(64) float weight_[kColumns], below_[kColumns], share_[kColumns];
+
+ public:
+  Between weights, shares, below, fused;
 };
 
 // A run of pixels of all exposures. `apart` holds the chroma of each where more than sums are needed.
-template <class S> void add_all(const ExposureLevel& level, const LevelRows& rows, int64_t x0, int64_t pixel, int64_t n,
+template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int64_t x0, int64_t pixel, int64_t n,
                                 Planes<S>& planes, Run& run, Chroma* apart) {
   for (float* row : {run.total.mass, run.total.blue, run.total.red}) std::memset(row, 0, size_t(n) * sizeof(float));
   for (int64_t i = 0; i < level.count; ++i) {
-    const Beside at = rows.at(i, x0);
+    const Beside at = rows.at(i, x0, n);
     planes.read(level.pictures[i].data, level.pictures[i].channels, pixel, n);
     if (apart == nullptr) {
       add_colour<false>(run, run.total, planes, at, n);
@@ -295,22 +344,100 @@ template <class S> void add_all(const ExposureLevel& level, const LevelRows& row
   }
 }
 
+// --- two exposures in colour: sums stay in registers ------------------------------------------------------------------
+
+struct Sums {
+  FloatVec luminance, mass, blue, red;
+};
+
+inline FloatVec mixed(const float* upper, const float* lower, int64_t x, FloatVec share) {
+  const FloatVec a = load(upper + x);
+  return a + (load(lower + x) - a) * share;
+}
+
+// As add_colour.
+template <class S>
+inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec below, FloatVec share) {
+  const FloatVec r = samples.r * kToByte<S>, g = samples.g * kToByte<S>, b = samples.b * kToByte<S>;
+  const FloatVec y = r * (255 * kRed) + (g * (255 * kGreen) + (b * (255 * kBlue) + 16.0f));
+  sums.luminance += weight * (y * (1.0f / 255) - below);
+  const FloatVec cb = b * 0.439215f - (r * 0.148223f + g * 0.290992f);
+  const FloatVec cr = r * 0.439215f - (g * 0.367789f + b * 0.071426f);
+  const FloatVec top = larger(larger(r, g), b), bottom = smaller(smaller(r, g), b);
+  const FloatVec recorded = unit(y * (-1.0f / 24) + 232.0f / 24) * unit(y * (1.0f / 32) - 0.5f) *
+                            (unit(top * (-1.0f / 24) + 10.5f) * 0.8f + 0.2f) *
+                            (unit(bottom * (1.0f / 24)) * 0.9f + 0.1f);
+  const FloatVec mass = share * (recorded + 0.02f);
+  sums.mass += mass;
+  sums.blue += mass * cb;
+  sums.red += mass * cr;
+}
+
+// As finish_colour, but with one division where that has two: both scales over one denominator.
+template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level) {
+  FloatVec above = unit(sums.luminance) * 255.0f - 16.0f, share = 1.0f / (sums.mass + 1e-12f);
+  if (ADJUSTED) {
+    const FloatVec gain = level.brightness / (1.0f + (level.brightness - 1.0f) * unit(above * (1.0f / 219)));
+    above *= gain;
+    share *= gain * level.saturation;
+  }
+  FloatVec grey = above * 1.164383f;
+  const FloatVec cb = sums.blue * share, cr = sums.red * share;
+  const FloatVec r = cr * 1.596027f, g = cb * -0.391762f - cr * 0.812969f, b = cb * 2.017230f, least = splat(1e-6f);
+  const FloatVec up = larger(larger(larger(r, g), b), least), down = larger(-smaller(smaller(r, g), b), least);
+  grey = smaller(larger(grey, FloatVec{}), splat(255.0f));
+  const FloatVec room = smaller((255.0f - grey) * down, grey * up), whole = up * down;
+  const FloatVec scale = room < whole ? room / whole : splat(1.0f);
+  return {grey + scale * r, grey + scale * g, grey + scale * b};
+}
+
+template <class S, bool ADJUSTED> void fuse_pair(const ExposureLevel& level, S* out, int64_t begin, int64_t end) {
+  const int64_t width = level.width;
+  LevelRows rows(level);
+  PixelRun<S> one, two;
+  PixelSink<S> sink;
+  for (int64_t y = begin; y < end; ++y) {
+    rows.move_to(y);
+    const FloatVec cell = splat(rows.weights.share), half = splat(rows.below.share);
+    for (int64_t x0 = 0; x0 < width; x0 += kColumns) {
+      const int64_t n = width - x0 < kColumns ? width - x0 : kColumns, pixel = y * width + x0;
+      one.read(static_cast<const S*>(level.pictures[0].data) + 3 * pixel, n);
+      two.read(static_cast<const S*>(level.pictures[1].data) + 3 * pixel, n);
+      sink.begin(out + 3 * pixel);
+      for (int64_t i = 0; i < n; i += kLanes) {
+        const int64_t x = x0 + i, there = n - i < kLanes ? n - i : kLanes;
+        const auto at = [&](const Between& map, int64_t image, FloatVec share) {
+          return mixed(map.upper(image), map.lower(image), x, share);
+        };
+        Sums sums{at(rows.fused, 0, half), {}, {}, {}};
+        add_pixels<S>(sums, one.at(i, there), at(rows.weights, 0, cell), at(rows.below, 0, half),
+                      at(rows.shares, 0, cell));
+        add_pixels<S>(sums, two.at(i, there), at(rows.weights, 1, cell), at(rows.below, 1, half),
+                      at(rows.shares, 1, cell));
+        const Rgb rgb = finished<ADJUSTED>(sums, level);
+        sink.put(i, there, {scaled_sample(rgb.r, S()), scaled_sample(rgb.g, S()), scaled_sample(rgb.b, S())});
+      }
+      sink.end(n);
+    }
+  }
+}
+
 template <class D> void fuse_rows(const ExposureLevel& level, typename D::type* out, int64_t begin, int64_t end) {
   using S = typename D::type;
-  const int64_t width = level.width, down = half_of(level.height), across = half_of(width);
-  Planes<S> planes;
-  Run run;
+  const int64_t width = level.width;
   const bool adjusted = level.brightness != 1.0f || level.saturation != 1.0f;
   const bool stored = level.coloured && (level.count > 2 || level.validity != nullptr);
+  if (D::converted && level.count == 2 && !stored && level.pictures[0].channels == 3 && level.pictures[1].channels == 3)
+    return adjusted ? fuse_pair<S, true>(level, out, begin, end) : fuse_pair<S, false>(level, out, begin, end);
+  Planes<S> planes;
+  Run run;
   Buffer<Chroma> apart(stored ? level.count : 0);
   LevelRows rows(level);
-  Expander<float> fused_row(across, 2);
   for (int64_t y = begin; y < end; ++y) {
-    const float* fused = fused_row(level.half_fused, down, across, 2, y);
     rows.move_to(y);
     for (int64_t x0 = 0; x0 < width; x0 += kColumns) {
       const int64_t n = width - x0 < kColumns ? width - x0 : kColumns, pixel = y * width + x0;
-      std::memcpy(run.luminance, fused + x0, size_t(n) * sizeof(float));
+      LevelRows::mix(rows.fused, 0, x0, n, run.luminance);
       if (level.coloured) {
         add_all(level, rows, x0, pixel, n, planes, run, stored ? apart.data : nullptr);
         if (adjusted)
@@ -320,7 +447,7 @@ template <class D> void fuse_rows(const ExposureLevel& level, typename D::type* 
         continue;
       }
       for (int64_t i = 0; i < level.count; ++i)
-        add_luminance<D>(run.luminance, static_cast<const S*>(level.pictures[i].data) + pixel, rows.at(i, x0), n);
+        add_luminance<D>(run.luminance, static_cast<const S*>(level.pictures[i].data) + pixel, rows.at(i, x0, n), n);
       if (adjusted)
         finish_grey<D, true>(run, level, out + pixel, n);
       else

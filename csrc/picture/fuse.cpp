@@ -127,6 +127,8 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
   if (reader.next != parameters.size())
     throw std::invalid_argument("parameters must hold " + std::to_string(reader.next) + " tensors, got " +
                                 std::to_string(parameters.size()));
+  const PyramidPredictKernels& kernels = FFMEF_KERNELS(pyramid_predict_kernels);
+  net.prepared = {kernels.prepare(net), kernels.forget};
   return net;
 }
 

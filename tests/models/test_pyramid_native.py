@@ -22,8 +22,9 @@ pytestmark = pytest.mark.skipif(picture.missing is not None, reason=str(picture.
 torch.set_num_threads(1)
 DTYPES = (np.uint8, np.uint16, np.float32)
 SIZES = [(1, 1), (1, 2), (7, 1), (8, 16), (37, 51), (65, 530)]
-# Half a level of rounding and float32 on the way; 16 bit has 257 levels for each.
-TOLERANCE = {np.uint8: 0.502, np.uint16: 2, np.float32: 3e-5}
+# Half a level of rounding and float32 on the way; 16 bit has 257 levels for each. The worst of three and more exposures
+# is where nearly all of them are distrusted: 2.4 with the transformed convolutions, 2.1 without.
+TOLERANCE = {np.uint8: 0.502, np.uint16: 3, np.float32: 3e-5}
 # Where exposures are masked, what all others show is a small difference of large sums.
 MASKED_TOLERANCE = {np.uint8: 0.51, np.uint16: 4, np.float32: 6e-5}
 
@@ -278,3 +279,32 @@ def test_mistakes_are_named():
         ffmef.fuse(images, model=model_of(), validity=[None, np.zeros((9, 10), np.uint8)])
     with pytest.raises(ffmef.InputError, match="adjust must be left alone for this model"):
         ffmef.fuse(images, model="ffmef", adjust=Adjustments(brightness=1))
+
+
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 31, 32, 33, 150, 512, 513, 530])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_pair_is_as_exact_at_every_end_of_a_row(width, dtype):
+    """Whole vectors of pixels, what is left of one, and groups of cells that are not full."""
+    model, images = model_of(3), bracket_of(19, width, 2, dtype, seed=width)
+    got = ffmef.fuse(images, model=model)
+    assert np.abs(got - defined(model, images)).max() <= TOLERANCE[dtype]
+    # Views that end with their memory: nothing behind the last pixel is read or written.
+    for image, other in zip(images, bracket_of(19, width, 2, dtype, seed=width), strict=True):
+        np.testing.assert_array_equal(image, other)
+
+
+@pytest.mark.parametrize("channels", [(16,), (16, 16), (48, 16), (32, 48, 32)])
+def test_networks_of_other_widths(channels):
+    torch.manual_seed(1)
+    model = PyramidFFMEF(octaves=2, channels=channels).eval().requires_grad_(False)
+    model.predictor.head.weight.normal_(std=0.1)
+    images = bracket_of(70, 91, 3, np.float32)
+    double = PyramidFFMEF(octaves=2, channels=channels).double().eval()
+    double.load_state_dict(model.state_dict())
+    got = picture.fuse(picture.network_of(model), images)
+    rgb = torch.from_numpy(np.stack([image.transpose(2, 0, 1) * 255.0 for image in images]).astype(float))[None]
+    ycbcr = rgb_to_ycbcr(rgb)
+    with torch.no_grad():
+        fused, shares = double.fuse(ycbcr[:, :, 0] / 255, None, Adjustments())
+        out = into_gamut(torch.cat([fused.clamp(0, 1) * 255, merge_chroma(rgb, shares, None, ycbcr=ycbcr)], 1))
+    assert np.abs(got - out[0].permute(1, 2, 0).numpy() / 255).max() <= TOLERANCE[np.float32]

@@ -1,6 +1,7 @@
 // What the binding of the coarse predictor hands to its kernel.
 #pragma once
 #include <cstdint>
+#include <memory>
 
 #include "../base/isa.h"
 
@@ -22,7 +23,8 @@ struct PredictNetwork {
   PredictConv stem, enter, meet, statistics;
   PredictConv down[kMaxGrids], encode[kMaxGrids], up[kMaxGrids], decode[kMaxGrids];  // grids - 1 of each
   PredictConv overall, meet_coarsest, head;
-  const float* prior;  // of the bands, the base and the octaves
+  const float* prior;                    // of the bands, the base and the octaves
+  std::shared_ptr<const void> prepared;  // weights as the kernels read them
 };
 
 // What is known of each cell (csrc/picture/exposures.h).
@@ -48,6 +50,9 @@ struct ParallelRows {
 };
 
 struct PyramidPredictKernels {
+  // Arranges a network's weights for `predict`, once for many calls; `forget` gives them back.
+  const void* (*prepare)(const PredictNetwork&);
+  void (*forget)(const void*);
   // half: (count, height, width).
   void (*predict)(const PredictNetwork&, const float* half, int64_t count, int64_t height, int64_t width,
                   const PredictCells&, const PredictMaps&, ParallelRows parallel);

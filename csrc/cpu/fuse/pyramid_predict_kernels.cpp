@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "../base/buffer.h"
 #include "pyramid_rows.h"
 
 namespace ffmef {
@@ -97,6 +98,132 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
   convolve_rest<kCells - 1>(cells - x, conv, runs, step, out, out_step, finish, own);
 }
 
+// A 3x3 convolution of as many outputs as inputs. Four neighbours of a row are found together from six transformed values
+// (Winograd's F(4, 3), along rows alone): half of the multiplications, and errors of a few roundings more.
+struct Repeating {
+  static constexpr int kTogether = 4, kValues = 6;
+  // More vectors to a block than this leave no registers for the sums of a group.
+  static constexpr bool kTransformed = kVectors <= 2;
+  static constexpr int kGroups = kVectors == 1 ? 4 : 1;  // at a time
+
+  int channels;
+  Packed plain;
+  std::vector<float> weights;  // by block of outputs, row, input and value
+
+  explicit Repeating(const PredictConv& conv) : channels(conv.outputs), plain(conv) {
+    if (!kTransformed) return;
+    weights.resize(size_t(channels) * channels * 3 * kValues);
+    for (int o = 0; o < channels; ++o)
+      for (int i = 0; i < channels; ++i)
+        for (int r = 0; r < 3; ++r) {
+          const float* taps = conv.weight + ((int64_t(o) * channels + i) * 3 + r) * 3;
+          const double a = taps[0], b = taps[1], c = taps[2];
+          const double values[kValues] = {
+              a / 4, -(a + b + c) / 6, -(a - b + c) / 6, (a + 2 * b + 4 * c) / 24, (a - 2 * b + 4 * c) / 24, c};
+          for (int p = 0; p < kValues; ++p)
+            weights[(((size_t(o / kChannelBlock) * 3 + r) * channels + i) * kValues + p) * kChannelBlock +
+                    o % kChannelBlock] = float(values[p]);
+        }
+  }
+
+  static int64_t groups_of(int64_t width) { return (width + kTogether - 1) / kTogether; }
+  int64_t transformed_size(int64_t width) const { return groups_of(width) * kValues * channels; }
+
+  // A row with a border of one cell; beyond it, its last cell is repeated.
+  void transform(const float* row, int64_t width, float* out) const {
+    for (int64_t x = 0; x < width; x += kTogether)
+      for (int v = 0; v < channels; v += lanes<float>, out += lanes<float>) {
+        FloatVec d[kValues];
+        for (int p = 0; p < kValues; ++p) d[p] = load(row + (x - 1 + p < width ? x - 1 + p : width) * channels + v);
+        const FloatVec even = d[4] - 4.0f * d[2], odd = d[3] - 4.0f * d[1], far = d[4] - d[2], near = d[3] - d[1];
+        const FloatVec values[kValues] = {
+            4.0f * d[0] - 5.0f * d[2] + d[4], even + odd, even - odd, far + 2.0f * near, far - 2.0f * near,
+            4.0f * d[1] - 5.0f * d[3] + d[5]};
+        for (int p = 0; p < kValues; ++p) store(out + p * channels, values[p]);
+        if (v + lanes<float> == channels) out += (kValues - 1) * channels;
+      }
+  }
+
+  // Groups from `first` on: rectified, and the layer's own input added. CHANNELS are known where they are few, so that
+  // places need no registers; 0 for any number.
+  template <int GROUPS, int CHANNELS>
+  void multiply(const float* const* rows, int64_t first, int64_t width, float* out, const float* own) const {
+    const int64_t channels = CHANNELS > 0 ? CHANNELS : this->channels;
+    for (int block = 0; block * kChannelBlock < channels; ++block) {
+      const float* w = weights.data() + size_t(block) * 3 * channels * kValues * kChannelBlock;
+      FloatVec sums[GROUPS][kValues][kVectors] = {};
+      for (int r = 0; r < 3; ++r) {
+        const float* in = rows[r] + first * kValues * channels;
+        for (int k = 0; k < channels; ++k)
+          for (int p = 0; p < kValues; ++p, w += kChannelBlock)
+            for (int v = 0; v < kVectors; ++v) {
+              const FloatVec weight = load(w + v * lanes<float>);
+              for (int g = 0; g < GROUPS; ++g) sums[g][p][v] += weight * splat(in[(g * kValues + p) * channels + k]);
+            }
+      }
+      for (int g = 0; g < GROUPS; ++g)
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t x = (first + g) * kTogether, lane = block * kChannelBlock + v * lanes<float>;
+          const FloatVec bias = load(plain.bias.data() + lane), m0 = sums[g][0][v], m5 = sums[g][5][v];
+          const FloatVec sum = sums[g][1][v] + sums[g][2][v], difference = sums[g][1][v] - sums[g][2][v];
+          const FloatVec far_sum = sums[g][3][v] + sums[g][4][v], far_difference = sums[g][3][v] - sums[g][4][v];
+          const FloatVec results[kTogether] = {m0 + sum + far_sum + bias, difference + 2.0f * far_difference + bias,
+                                               sum + 4.0f * far_sum + bias,
+                                               difference + 8.0f * far_difference + m5 + bias};
+          for (int64_t i = 0; i < kTogether && x + i < width; ++i) {
+            const FloatVec y = results[i] > FloatVec{} ? results[i] : FloatVec{};
+            store(out + (x + i) * channels + lane, y + load(own + (x + i) * channels + lane));
+          }
+        }
+    }
+  }
+
+  template <int GROUPS, int CHANNELS>
+  void rest(int64_t left, const float* const* rows, int64_t first, int64_t width, float* out, const float* own) const {
+    if constexpr (GROUPS > 0) {
+      if (left == GROUPS) return multiply<GROUPS, CHANNELS>(rows, first, width, out, own);
+      rest<GROUPS - 1, CHANNELS>(left, rows, first, width, out, own);
+    }
+  }
+
+  template <int CHANNELS> void row_of(const float* const* rows, int64_t width, float* out, const float* own) const {
+    const int64_t groups = groups_of(width);
+    int64_t first = 0;
+    for (; first + kGroups <= groups; first += kGroups) multiply<kGroups, CHANNELS>(rows, first, width, out, own);
+    rest<kGroups - 1, CHANNELS>(groups - first, rows, first, width, out, own);
+  }
+
+  void row(const float* const* rows, int64_t width, float* out, const float* own) const {
+    switch (channels) {
+      case kChannelBlock: return row_of<kChannelBlock>(rows, width, out, own);
+      case 2 * kChannelBlock: return row_of<2 * kChannelBlock>(rows, width, out, own);
+      default: return row_of<0>(rows, width, out, own);
+    }
+  }
+};
+
+// A network's weights as they are read.
+struct Prepared {
+  Packed stem, enter, meet, overall, meet_coarsest, head;
+  std::vector<Packed> down, up;
+  std::vector<Repeating> encode, decode;
+
+  explicit Prepared(const PredictNetwork& net)
+      : stem(net.stem),
+        enter(net.enter),
+        meet(net.meet),
+        overall(net.overall),
+        meet_coarsest(net.meet_coarsest),
+        head(net.head) {
+    for (int g = 0; g + 1 < net.grids; ++g) {
+      down.emplace_back(net.down[g]);
+      up.emplace_back(net.up[g]);
+      encode.emplace_back(net.encode[g]);
+      decode.emplace_back(net.decode[g]);
+    }
+  }
+};
+
 // A map (height, width, channels) with a border of one zero cell around it.
 struct Map {
   int64_t height = 0, width = 0, channels = 0;
@@ -112,7 +239,6 @@ struct Map {
     }
   }
   float* row(int64_t y) const { return data.get() + ((y + 1) * (width + 2) + 1) * channels; }
-  float* repeated_row(int64_t y) const { return row(y < 0 ? 0 : y < height ? y : height - 1); }
   void repeat_ends(int64_t y) const {
     std::memcpy(row(y) - channels, row(y), size_t(channels) * sizeof(float));
     std::memcpy(row(y) + width * channels, row(y) + (width - 1) * channels, size_t(channels) * sizeof(float));
@@ -140,8 +266,7 @@ void rectify_row(float* row, const float* added, int64_t n) {
 }
 
 // Every image's map plus a 1x1 convolution of their mean and maximum, rectified.
-void meet(const PredictConv& conv, Maps& maps, ParallelRows parallel) {
-  const Packed packed(conv);
+void meet(const Packed& packed, Maps& maps, ParallelRows parallel) {
   const int64_t width = maps[0].width, channels = maps[0].channels;
   over_rows(parallel, maps[0].height, width * channels * (2 * channels + 8), [&](int64_t begin, int64_t end) {
     Row<float> both(width * 2 * channels), joined((width + 1) * channels);
@@ -175,28 +300,45 @@ Maps maps_of(size_t count, int64_t height, int64_t width, int64_t channels) {
 }
 
 // relu(3x3(x)) + x into other maps; borders are repeated.
-Maps refine(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
-  const Packed packed(conv);
+Maps refine(const Repeating& conv, const Maps& in, ParallelRows parallel) {
   const int64_t height = in[0].height, width = in[0].width, channels = in[0].channels;
   Maps out = maps_of(in.size(), height, width, channels);
-  over_rows(parallel, int64_t(in.size()) * height, width * channels * channels * 9, [&](int64_t begin, int64_t end) {
+  over_rows(parallel, int64_t(in.size()) * height, width * channels * channels * 6, [&](int64_t begin, int64_t end) {
+    // The last three rows that were transformed, and which they are.
+    const int64_t size = Repeating::kTransformed ? conv.transformed_size(width) : 0;
+    Buffer<float> transformed(3 * size);
+    int64_t held[3] = {-1, -1, -1};
     for (int64_t i = begin; i < end; ++i) {
       const ImageRow at(i, height);
       const Map& map = in[at.image];
       const float* rows[3];
-      for (int r = 0; r < 3; ++r) rows[r] = map.repeated_row(at.y - 1 + r) - channels;
-      convolve(packed, rows, channels, width, out[at.image].row(at.y), channels, Finish::rectify_add, map.row(at.y));
+      for (int r = 0; r < 3; ++r) {
+        const int64_t last = height - 1, y = at.y - 1 + r < 0 ? 0 : at.y - 1 + r < last ? at.y - 1 + r : last;
+        if (!Repeating::kTransformed) {
+          rows[r] = map.row(y) - channels;
+          continue;
+        }
+        float* place = transformed.data + y % 3 * size;
+        rows[r] = place;
+        if (held[y % 3] == at.image * height + y) continue;
+        held[y % 3] = at.image * height + y;
+        conv.transform(map.row(y), width, place);
+      }
+      float* result = out[at.image].row(at.y);
+      if (Repeating::kTransformed)
+        conv.row(rows, width, result, map.row(at.y));
+      else
+        convolve(conv.plain, rows, channels, width, result, channels, Finish::rectify_add, map.row(at.y));
     }
   });
   return out;
 }
 
 // relu of a 2x2 convolution with stride 2; an odd border is repeated, and so are the ends of the result.
-Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
-  const Packed packed(conv);
+Maps shrink(const Packed& packed, const Maps& in, ParallelRows parallel) {
   const int64_t c = in[0].channels, width = in[0].width, height = half_of(in[0].height), across = half_of(width);
-  Maps out = maps_of(in.size(), height, across, conv.outputs);
-  over_rows(parallel, int64_t(in.size()) * height, across * c * conv.outputs * 4, [&](int64_t begin, int64_t end) {
+  Maps out = maps_of(in.size(), height, across, packed.outputs);
+  over_rows(parallel, int64_t(in.size()) * height, across * c * packed.outputs * 4, [&](int64_t begin, int64_t end) {
     Row<float> upper(2 * across * c), lower(2 * across * c);
     for (int64_t i = begin; i < end; ++i) {
       const ImageRow at(i, height);
@@ -210,7 +352,7 @@ Maps shrink(const PredictConv& conv, const Maps& in, ParallelRows parallel) {
           rows[r] = copies[r];
         }
       }
-      convolve(packed, rows, 2 * c, across, out[at.image].row(at.y), conv.outputs, Finish::rectify);
+      convolve(packed, rows, 2 * c, across, out[at.image].row(at.y), packed.outputs, Finish::rectify);
       out[at.image].repeat_ends(at.y);
     }
   });
@@ -234,9 +376,9 @@ void add_statistics(const PredictConv& conv, const float* high, const float* low
 }
 
 // The stem and the step to the finest grid, two rows of the stem at a time.
-Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
-           const PredictCells& cells, ParallelRows parallel) {
-  const Packed stem(net.stem), step(net.enter);
+Maps enter(const Prepared& ready, const PredictNetwork& net, const float* half, int64_t count, int64_t height,
+           int64_t width, const PredictCells& cells, ParallelRows parallel) {
+  const Packed &stem = ready.stem, &step = ready.enter;
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs, padded = 4 * across;
   Maps out = maps_of(size_t(count), down, across, net.enter.outputs);
   over_rows(parallel, count * down, across * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
@@ -268,12 +410,11 @@ Maps enter(const PredictNetwork& net, const float* half, int64_t count, int64_t 
 }
 
 // relu(bilinear(1x1(coarse)) + skip), in the skips' places.
-void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, ParallelRows parallel) {
-  const Packed packed(conv);
-  const int64_t c = conv.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
+void raise(const Packed& packed, const Maps& coarse, Maps& skips, ParallelRows parallel) {
+  const int64_t c = packed.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
   const int64_t height = skips[0].height, width = skips[0].width;
   Maps thin = maps_of(coarse.size(), below, across, c);
-  over_rows(parallel, int64_t(coarse.size()) * below, across * c * conv.inputs, [&](int64_t begin, int64_t end) {
+  over_rows(parallel, int64_t(coarse.size()) * below, across * c * inputs, [&](int64_t begin, int64_t end) {
     Row<float> row((across + 1) * c);
     for (int64_t i = begin; i < end; ++i) {
       const ImageRow at(i, below);
@@ -307,8 +448,7 @@ void raise(const PredictConv& conv, const Maps& coarse, Maps& skips, ParallelRow
 }
 
 // Adds a 1x1 convolution of the map itself.
-void add_overall(const PredictConv& conv, Maps& maps, ParallelRows parallel) {
-  const Packed packed(conv);
+void add_overall(const Packed& packed, Maps& maps, ParallelRows parallel) {
   const int64_t height = maps[0].height, width = maps[0].width, channels = maps[0].channels;
   over_rows(parallel, int64_t(maps.size()) * height, width * channels * channels, [&](int64_t begin, int64_t end) {
     Row<float> added((width + 1) * channels);
@@ -322,21 +462,48 @@ void add_overall(const PredictConv& conv, Maps& maps, ParallelRows parallel) {
   });
 }
 
+// The natural logarithm to about two units in the last place, for normal x > 0.
+inline FloatVec logarithm(FloatVec x) {
+  // x = 2^n m with m from sqrt(1/2) to sqrt(2); subtracting the bits of sqrt(1/2) carries into the exponent where m is
+  // larger.
+  const IntVec bits = (IntVec)x - 0x3f3504f3;
+  const FloatVec n = __builtin_convertvector(bits >> 23, FloatVec);
+  const FloatVec m = (FloatVec)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+  FloatVec p = splat(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const FloatVec square = m * m;
+  return (p * m * square - n * 2.12194440e-4f - square * 0.5f + m) + n * 0.693359375f;
+}
+
 // One row of cells of the head's results, all images: lanes are planes, logits in the first half of those that are used,
-// gains in the second.
+// gains in the second. Shares, gains and what images count by them have the planes of the logits in the same lanes.
 struct HeadRow {
   const int64_t count, width, line;
   const int planes;
-  Row<float> values, shares, totals;
+  Row<float> values, shares, gains, weights, recorded, usable;
 
   HeadRow(int64_t count_, int64_t width_, int planes_)
       : count(count_),
         width(width_),
-        line((width_ + 1) * kChannelBlock),
+        line((width_ + 2) * kChannelBlock),
         planes(planes_),
         values(count_ * line),
-        shares(count_ * width_ * kChannelBlock),
-        totals(width_ * kChannelBlock) {}
+        shares(count_ * line),
+        gains(count_ * line),
+        weights(count_ * line),
+        recorded(width_ + lanes<float>),
+        usable(width_ + lanes<float>) {
+    // Behind the cells, where gains are read from lanes that nobody uses.
+    for (int64_t n = 0; n < count; ++n)
+      std::memset(values.data + n * line + width * kChannelBlock, 0, 2 * kChannelBlock * sizeof(float));
+  }
 
   // What an exposure has recorded, and whether it may be used at all, makes it likelier.
   void add_prior(const float* prior, const PredictCells& cells, int64_t y, int64_t height) {
@@ -344,47 +511,61 @@ struct HeadRow {
     for (int p = 0; p < planes; ++p) weighed[p] = prior[p], all[p] = 1.0f;
     for (int64_t n = 0; n < count; ++n) {
       const int64_t row = (n * height + y) * width;
+      const float *high = cells.high + row, *low = cells.low + row;
+      const float preference = cells.preference != nullptr ? cells.preference[n] : 0.0f;
       for (int64_t x = 0; x < width; ++x) {
-        const float recorded = __builtin_logf(cells.high[row + x] * (0.1f + 0.9f * cells.low[row + x]) + 0.02f);
-        float usable = cells.preference != nullptr ? cells.preference[n] : 0.0f;
-        if (cells.validity != nullptr)
-          usable += __builtin_logf(cells.validity[row + x] > 1e-6f ? cells.validity[row + x] : 1e-6f);
-        float* v = values.data + n * line + x * kChannelBlock;
-        for (int p = 0; p < kChannelBlock; ++p) v[p] += weighed[p] * recorded + all[p] * usable;
+        recorded[x] = high[x] * (0.1f + 0.9f * low[x]) + 0.02f;
+        usable[x] = preference;
       }
+      for (int64_t x = 0; x < width; x += lanes<float>) store(recorded + x, logarithm(load(recorded + x)));
+      if (cells.validity != nullptr) {
+        const float* valid = cells.validity + row;
+        for (int64_t x = 0; x < width; ++x) usable[x] += __builtin_logf(valid[x] > 1e-6f ? valid[x] : 1e-6f);
+      }
+      for (int64_t x = 0; x < width; ++x)
+        for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
+          float* place = values.data + n * line + x * kChannelBlock + v;
+          store(place, load(place) + (load(weighed + v) * recorded[x] + load(all + v) * usable[x]));
+        }
     }
   }
 
-  void add_softmax() {
+  // Softmax over the images, and gains as far as the gate of a cell is open.
+  void weigh(const float* gate) {
     for (int64_t x = 0; x < width; ++x)
       for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
-        const float* first = values.data + x * kChannelBlock + v;
-        FloatVec largest = load(first), total{};
+        const int64_t first = x * kChannelBlock + v;
+        FloatVec largest = load(values + first), total{};
         for (int64_t n = 1; n < count; ++n) {
-          const FloatVec other = load(first + n * line);
+          const FloatVec other = load(values + first + n * line);
           largest = other > largest ? other : largest;
         }
         for (int64_t n = 0; n < count; ++n) {
-          const FloatVec share = exponential(load(first + n * line) - largest);
+          const FloatVec share = exponential(load(values + first + n * line) - largest);
           total += share;
-          store(shares.data + (n * width + x) * kChannelBlock + v, share);
+          store(shares + first + n * line, share);
         }
-        store(totals.data + x * kChannelBlock + v, total);
+        const FloatVec scale = 1.0f / total;
+        for (int64_t n = 0; n < count; ++n) {
+          const int64_t place = first + n * line;
+          const FloatVec share = load(shares + place) * scale, gain = load(values + place + planes) * gate[x];
+          store(shares + place, share);
+          store(gains + place, gain);
+          store(weights + place, share * (1.0f + gain));
+        }
       }
   }
 
-  float share(int64_t n, int64_t x, int plane) const {
-    return shares.data[(n * width + x) * kChannelBlock + plane] / totals.data[x * kChannelBlock + plane];
-  }
-  float gain(int64_t n, int64_t x, int plane) const {
-    return values.data[n * line + x * kChannelBlock + planes + plane];
+  // One plane of an image from a row of cells' lanes.
+  void take(const Row<float>& from, int64_t n, int plane, float* __restrict out) const {
+    const float* __restrict in = from.data + n * line + plane;
+    for (int64_t x = 0; x < width; ++x) out[x] = in[x * kChannelBlock];
   }
 };
 
 // Shares (softmax over the images) and gains.
-void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cells, const PredictMaps& out,
-            ParallelRows parallel) {
-  const Packed head(net.head);
+void finish(const Packed& head, const PredictNetwork& net, const Maps& maps, const PredictCells& cells,
+            const PredictMaps& out, ParallelRows parallel) {
   const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size());
   const int planes = net.bands + 2;
   const int64_t cost = width * count * (maps[0].channels * kChannelBlock + 64 * planes);
@@ -399,18 +580,15 @@ void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cel
       row.add_prior(net.prior, cells, y, height);
       // Gains act where exposures differ, so that a picture fused with itself stays as it is.
       for (int64_t x = 0; x < width; ++x) gate[x] = cells.apart[y * width + x] / (cells.apart[y * width + x] + 0.04f);
-      row.add_softmax();
+      row.weigh(gate.data());
       for (int64_t n = 0; n < count; ++n) {
         const int64_t place = (n * height + y) * width;
-        for (int p = 0; p <= net.bands; ++p) {
-          float* weights = (p < net.bands ? out.weights + p * count * height * width : out.base) + place;
-          for (int64_t x = 0; x < width; ++x) weights[x] = row.share(n, x, p) * (1.0f + row.gain(n, x, p) * gate[x]);
-        }
-        for (int64_t x = 0; x < width; ++x) {
-          out.shares[place + x] = row.share(n, x, net.bands);
-          out.octave_shares[place + x] = row.share(n, x, net.bands + 1);
-          out.octave_gains[place + x] = row.gain(n, x, net.bands + 1) * gate[x];
-        }
+        for (int p = 0; p < net.bands; ++p)
+          row.take(row.weights, n, p, out.weights + p * count * height * width + place);
+        row.take(row.weights, n, net.bands, out.base + place);
+        row.take(row.shares, n, net.bands, out.shares + place);
+        row.take(row.shares, n, net.bands + 1, out.octave_shares + place);
+        row.take(row.gains, n, net.bands + 1, out.octave_gains + place);
       }
     }
   });
@@ -418,27 +596,32 @@ void finish(const PredictNetwork& net, const Maps& maps, const PredictCells& cel
 
 void predict(const PredictNetwork& net, const float* half, int64_t count, int64_t height, int64_t width,
              const PredictCells& cells, const PredictMaps& out, ParallelRows parallel) {
-  Maps maps = enter(net, half, count, height, width, cells, parallel);
-  meet(net.meet, maps, parallel);
+  const Prepared& ready = *static_cast<const Prepared*>(net.prepared.get());
+  Maps maps = enter(ready, net, half, count, height, width, cells, parallel);
+  meet(ready.meet, maps, parallel);
   std::vector<Maps> skips(size_t(net.grids));
   for (int g = 0; g + 1 < net.grids; ++g) {
     skips[g] = std::move(maps);
-    maps = refine(net.encode[g], shrink(net.down[g], skips[g], parallel), parallel);
+    maps = refine(ready.encode[g], shrink(ready.down[g], skips[g], parallel), parallel);
   }
-  add_overall(net.overall, maps, parallel);
-  meet(net.meet_coarsest, maps, parallel);
+  add_overall(ready.overall, maps, parallel);
+  meet(ready.meet_coarsest, maps, parallel);
   for (int g = net.grids - 2; g >= 0; --g) {
-    raise(net.up[g], maps, skips[g], parallel);
-    maps = refine(net.decode[g], skips[g], parallel);
+    raise(ready.up[g], maps, skips[g], parallel);
+    maps = refine(ready.decode[g], skips[g], parallel);
     skips[g].clear();
   }
-  finish(net, maps, cells, out, parallel);
+  finish(ready.head, net, maps, cells, out, parallel);
 }
+
+const void* prepare(const PredictNetwork& net) { return new Prepared(net); }
+
+void forget(const void* prepared) { delete static_cast<const Prepared*>(prepared); }
 
 }  // namespace
 
 extern const PyramidPredictKernels pyramid_predict_kernels;
-const PyramidPredictKernels pyramid_predict_kernels = {.predict = predict};
+const PyramidPredictKernels pyramid_predict_kernels = {.prepare = prepare, .forget = forget, .predict = predict};
 
 }  // namespace FFMEF_ISA
 }  // namespace ffmef
