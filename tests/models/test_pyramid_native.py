@@ -307,4 +307,4 @@ def test_networks_of_other_widths(channels):
     with torch.no_grad():
         fused, shares = double.fuse(ycbcr[:, :, 0] / 255, None, Adjustments())
         out = into_gamut(torch.cat([fused.clamp(0, 1) * 255, merge_chroma(rgb, shares, None, ycbcr=ycbcr)], 1))
-    assert np.abs(got - out[0].permute(1, 2, 0).numpy() / 255).max() <= TOLERANCE[np.float32]
+    assert np.abs(got - out[0].permute(1, 2, 0).numpy() / 255).max() <= 6e-5  # three exposures: see TOLERANCE
