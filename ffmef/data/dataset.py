@@ -94,7 +94,8 @@ class TrainingSet(Dataset):
                     sample = np.flip(sample, axis)
         if self.turns and rng.random() < 0.5:
             sample = sample.swapaxes(1, 2)
-        return torch.from_numpy(np.ascontiguousarray(sample.transpose(0, 3, 1, 2)))
+        # A copy: to ascontiguousarray, a flipped side of one pixel is contiguous, to torch it is not.
+        return torch.from_numpy(sample.transpose(0, 3, 1, 2).copy())
 
 
 class EpochBatches(Sampler):

@@ -256,6 +256,9 @@ class Trainer:
         _check_size(self.loss, config)
         torch.manual_seed(config.seed)
         model = build_model(config.model, config.model_options) if model is None else copy.deepcopy(model)
+        if spec := registry.of(model):
+            for count in filter(None, (config.count, config.largest_count)):
+                spec.check_count(count)
         if config.initial:
             load_initial(model, config.initial)
         # One kernel for all parameters; with scaled gradients it would unscale them itself, too late for clipping.

@@ -264,6 +264,11 @@ def test_same_index_gives_the_same_sample(pairs):
     assert one[0, 0].shape == (2, 3, 16, 16) and one[0, 0].dtype == torch.uint8
 
 
+def test_samples_of_one_pixel_are_flipped(pairs):
+    dataset = TrainingSet(PictureScenes(find_pairs(pairs)), size=1, turns=True)
+    assert {dataset[epoch, 0].shape for epoch in range(8)} == {(2, 3, 1, 1)}
+
+
 def test_flips_turn_all_pictures_of_a_sample_alike(pairs):
     scenes = PictureScenes(find_pairs(pairs))
     still = TrainingSet(scenes, size=16, flips=False)[0, 0]
