@@ -16,13 +16,13 @@ template <int V, int C> constexpr int kTiledRegisters = C == 1 ? 80 : V == 8 ? 1
 // Without 16-byte loads, more threads keep more of them on their way.
 template <class T, int V, int C> constexpr int kForwardRegisters =
     V == 1 && C == 1 && sizeof(T) > 2 ? 64 : kTiledRegisters<V, C>;
-// For sm_75 the compiler needs more of them.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kTuring = true;
+// For sm_75 and sm_80 the compiler needs more of them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 800
+constexpr bool kUpToSm80 = true;
 #else
-constexpr bool kTuring = false;
+constexpr bool kUpToSm80 = false;
 #endif
-template <class T> constexpr int kShiftedRegisters = sizeof(T) == 8 ? 128 : kTuring ? 80 : 64;
+template <class T> constexpr int kShiftedRegisters = sizeof(T) == 8 ? 128 : kUpToSm80 ? 80 : 64;
 
 // ---- kernels ----------------------------------------------------------------------------------------------------------
 
@@ -60,12 +60,14 @@ template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resid
 }
 
 // A row of taps in flight is little, so threads have to be many; wide offsets and numbers leave no choice.
-template <class T, class Index> constexpr int kImagesGradientRegisters =
-    sizeof(Index) == 4 && (sizeof(T) == 4 || (sizeof(T) == 2 && !kTuring)) ? 80 : 128;
+template <class T, class Index, int C> constexpr int kImagesGradientRegisters =
+    sizeof(T) == 2 && C == 1 && kUpToSm80  ? 168
+    : sizeof(Index) == 4 && sizeof(T) <= 4 ? 80
+                                           : 128;
 
 template <class T, class Index, int C>
 __global__ void __launch_bounds__(Tile<T, 1>::kThreads,
-                                  resident_blocks(Tile<T, 1>::kThreads, kImagesGradientRegisters<T, Index>))
+                                  resident_blocks(Tile<T, 1>::kThreads, kImagesGradientRegisters<T, Index, C>))
     images_gradient_kernel(const __grid_constant__ Problem<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   images_gradient<T, Index, C>(p, reinterpret_cast<Accumulate<T>*>(shared));
