@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,21 @@ def read_rgb(path: Path, longest_side: int | None = None) -> np.ndarray:
     pixels = to_eight_bit(read_picture(path).pixels)
     pixels = np.dstack([pixels] * 3) if pixels.ndim == 2 else pixels
     return shrink(pixels, longest_side)
+
+
+def read_each(
+    paths: Sequence[Path], read: Callable[[Path], np.ndarray]
+) -> tuple[list[str], dict[str, str], list[np.ndarray]]:
+    """Return the names of the photographs that can be read, ``{name: reason}`` of the others, and what was read."""
+    names, skipped, found = [], {}, []
+    for path in paths:
+        try:
+            found.append(read(path))
+            names.append(path.name)
+        except InputError as error:
+            skipped[path.name] = str(error)
+            log.warning("photograph left out: %s", error)
+    return names, skipped, found
 
 
 def shrink(pixels: np.ndarray, longest_side: int | None) -> np.ndarray:

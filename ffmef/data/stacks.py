@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ffmef.data.crops import Window, cut, draw_count
-from ffmef.data.pictures import read_rgb
+from ffmef.data.pictures import read_each, read_rgb
 from ffmef.data.scenes import HDR_EXTENSIONS, find_photographs
-from ffmef.errors import InputError
-
-log = logging.getLogger(__name__)
 
 Blur = Callable[[np.ndarray, float], np.ndarray]
 
@@ -57,20 +53,8 @@ class SyntheticStacks:
             raise ValueError(f"count must be at least 2, got {count}")
         paths = find_photographs(photographs) if isinstance(photographs, (str, Path)) else list(photographs)
         self.count, self.largest_count, self.truth = count, largest_count, truth
-        self.names: list[str] = []
-        self.skipped: dict[str, str] = {}
-        self._photographs: list[np.ndarray] = []
-        for path in paths:
-            if path.suffix.lower() in HDR_EXTENSIONS:
-                continue
-            try:
-                photograph = read_rgb(path, longest_side)
-            except InputError as error:
-                self.skipped[path.name] = str(error)
-                log.warning("photograph left out: %s", error)
-                continue
-            self.names.append(path.name)
-            self._photographs.append(photograph)
+        paths = [path for path in paths if path.suffix.lower() not in HDR_EXTENSIONS]
+        self.names, self.skipped, self._photographs = read_each(paths, lambda path: read_rgb(path, longest_side))
 
     def __len__(self) -> int:
         return len(self.names)

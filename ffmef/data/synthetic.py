@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ffmef.data.crops import cut, draw_count, draw_window
-from ffmef.data.pictures import read_rgb, shrink
+from ffmef.data.pictures import read_each, read_rgb, shrink
 from ffmef.data.scenes import HDR_EXTENSIONS, find_photographs
 from ffmef.errors import InputError
-
-log = logging.getLogger(__name__)
 
 # Relative luminance of linear RGB (BT.709).
 LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
@@ -66,18 +63,7 @@ class SyntheticBrackets:
         paths = find_photographs(photographs) if isinstance(photographs, (str, Path)) else list(photographs)
         self.count, self.largest_count = count, largest_count
         self.order, self.windows, self.jitter = order, windows, jitter
-        self.names: list[str] = []
-        self.skipped: dict[str, str] = {}
-        self.light: list[np.ndarray] = []
-        for path in paths:
-            try:
-                light = _read_light(path, longest_side)
-            except InputError as error:
-                self.skipped[path.name] = str(error)
-                log.warning("photograph left out: %s", error)
-                continue
-            self.names.append(path.name)
-            self.light.append(light)
+        self.names, self.skipped, self.light = read_each(paths, lambda path: _read_light(path, longest_side))
 
     def __len__(self) -> int:
         return len(self.names)
