@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         pattern=args.pattern,
         gap=_seconds(args.gap),
     )
+    if not (plan.groups or plan.left or plan.failures):
+        raise InputError(f"{', '.join(args.folders)}: no pictures there")
     todo, there = [], 0
     for group in plan.groups:
         target = os.path.abspath(os.path.join(args.output, f"{group.name}.{extension}"))

@@ -162,6 +162,14 @@ def test_the_plan_writes_nothing(tmp_path, capsys):
     assert os.listdir(tmp_path) == ["in"]
 
 
+def test_a_folder_without_pictures_is_a_mistake(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("none")
+    assert run(tmp_path / "in", "-o", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"ffmef batch: {tmp_path / 'in'}: no pictures there\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_batch_goes_on_past_a_broken_file_and_after_an_interruption(tmp_path, capsys):
     files = card(tmp_path / "in", 3)
     whole = files[5].read_bytes()
