@@ -101,7 +101,7 @@ def _fuses(python: Path, folder: Path, variables: dict[str, str]) -> dict[str, s
     _run(python.parent / "ffmef", "fuse", under, over, "-o", folder / "fused.png", cwd=folder, **variables)
     assert (folder / "fused.png").stat().st_size > 10_000
     info = _run(python.parent / "ffmef", "info", cwd=folder, **variables).stdout
-    assert "backends:" in info and "weights: mef" in info
+    assert "backends:" in info and "mef-pyramid" in info
     return eval(backends)
 
 

@@ -196,8 +196,8 @@ MUTANTS = [
     ),
     Mutant(
         "no tile for the last columns",
-        "return width + ShiftedTile<T>::kLargestShift - 1;",
-        "return width;",
+        "width == 0 ? 0 : width + ShiftedTile<T>::kLargestShift - 1;",
+        "width;",
         file="cuda/adaptive_fuse.cu",
     ),
     Mutant("a halo too narrow for the shift", "kLeft = kHalo + kLargestShift;", "kLeft = kHalo;", flags=ADDRESS),

@@ -59,7 +59,8 @@ def test_training_compiles_for_any_size(model, how):
         for found, expected in zip(
             gradients(compiled, model, luminance), gradients(model, model, luminance), strict=True
         ):
-            close(found, expected)
+            # Sums over all pixels of twice the result, which the native kernels round differently.
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
         with torch.no_grad():
             close(compiled(luminance), model(luminance))
 

@@ -296,7 +296,7 @@ def test_weights_of_the_first_design_do_not_fuse(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"model": "steam"}, "model must be one of ffmef, pyramid, got 'steam'"),
+        ({"model": "steam"}, "model must be one of ffmef, focus, pyramid, got 'steam'"),
         ({"model": "pyramid", "task": "mff"}, "model 'pyramid' must be used for task mef, got mff"),
         (
             {"model": "pyramid", "weights": "mef"},
