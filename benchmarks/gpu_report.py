@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 
 from benchmarks import charts
+from benchmarks.methods import OURS
+from benchmarks.report import PAPER_CLAIMS, UNFOLD
 from ffmef import files
 
 SIZES = ("512", "551x707", "1080p", "12MP")
-FORWARD_ONLY = "adaptive_fuse"
+OPERATOR = "adaptive_fuse"
 COPY_BYTES = {"predict_and_fuse": 4 * (70 + 2 + 1), "pyramid_fuse": 4 * (2 + 1) + 0.5}  # per pixel, float32
 FORM_BYTES = {"filters+alphas": 572 / 292, "all": 580 / 292}  # of the floor that records are given in: docs/gpu.md
 PIXELS = {"512": 512 * 512, "551x707": 551 * 707, "1080p": 1080 * 1920, "12MP": 12_000_000}
-RELEASE, RIVALS = "FFMEF (unfold)", {"DPE-MEF": 0.30, "TransMEF": 0.77}  # what the paper says it saves
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +71,7 @@ def by_size(runs: dict[str, list[dict]], titles: dict[str, dict], unit) -> str:
 def operator(runs) -> str:
     """adaptive_fuse: milliseconds and, in brackets, how many times the floor."""
     titles = {
-        f"{form}, {backend}, {dtype}": {"what": FORWARD_ONLY, "form": form, "backend": backend, "dtype": dtype}
+        f"{form}, {backend}, {dtype}": {"what": OPERATOR, "form": form, "backend": backend, "dtype": dtype}
         for dtype in ("float32", "float16", "bfloat16")
         for form in ("forward", "filters", "filters+alphas", "images", "all")
         for backend in ("cuda", "triton")
@@ -139,10 +140,10 @@ def networks(runs) -> str:
 def claims(runs) -> str:
     """The share of a rival's time that FFMEF saves, beside the paper's."""
     rows = []
-    for (rival, paper), (run, records) in ((c, r) for c in RIVALS.items() for r in runs.items()):
+    for (rival, paper), (run, records) in ((c, r) for c in PAPER_CLAIMS.items() for r in runs.items()):
         for tf32 in (True, False):
             theirs = find(records, what="network as a graph", name=rival, tf32=tf32)
-            own = [find(records, what="network as a graph", name=name, tf32=tf32) for name in (RELEASE, "FFMEF")]
+            own = [find(records, what="network as a graph", name=name, tf32=tf32) for name in (UNFOLD, OURS)]
             if theirs and all(own):
                 saved = [f"{1 - record['ms'] / theirs['ms']:.0%}" for record in own]
                 rows.append([rival, run, "TF32" if tf32 else "float32", f"{paper:.0%}", *saved])
@@ -186,7 +187,7 @@ def draw(runs, folder: Path) -> None:
         for backend in ("cuda", "triton"):
             for form, style in {"forward": "-", "filters": "--", "images": ":"}.items():
                 found = [
-                    find(records, what=FORWARD_ONLY, backend=backend, form=form, dtype="float32", size=s) for s in SIZES
+                    find(records, what=OPERATOR, backend=backend, form=form, dtype="float32", size=s) for s in SIZES
                 ]
                 if all(found):
                     colour = charts.COLOURS[backend]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cuda_emulation import Failed, Mutant, build, encoded_tensor, execute, needs_emulator, numbers, plant
+from cuda_emulation import Mutant, build, encoded_tensor, execute, needs_emulator, numbers, plant, why_failed
 from networks import TOLERANCE, eager64, random_luminance, random_model, worst
 
 pytestmark = needs_emulator
@@ -74,13 +74,7 @@ def error_of(case: Case, result: torch.Tensor) -> float:
 
 
 def fails(program: Path, cases: list[Case]) -> str:
-    """Return why the cases fail on this program; an empty string if they pass."""
-    try:
-        found = run(program, cases)
-    except Failed as failure:
-        return str(failure) or "the program crashed"
-    errors = {case.name: error_of(case, result) for case, result in zip(cases, found)}
-    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if error > 1), "")
+    return why_failed(run, error_of, program, cases)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import torch
 
 from cuda_emulation import (
     DTYPE_CODES,
-    Failed,
     Mutant,
     build,
     check_entries_compile_to_ptx,
@@ -20,6 +19,7 @@ from cuda_emulation import (
     needs_emulator,
     numbers,
     plant,
+    why_failed,
 )  # fmt: skip
 from gpu_cases import TOLERANCE
 from predict_and_fuse_cases import Case, expected, make_tensors, matrix
@@ -147,13 +147,7 @@ ADDRESS = ("-g", "-fsanitize=address")
 
 
 def fails(program: Path, cases: list[Case]) -> str:
-    """Return why the cases fail on this program; an empty string if they pass."""
-    try:
-        found = run(program, cases)
-    except Failed as failure:
-        return str(failure)
-    errors = {case.name: error_of(case, result) for case, result in zip(cases, found)}
-    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if error > 1), "")
+    return why_failed(run, error_of, program, cases)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_emulation import Failed, Mutant, build, needs_emulator, plant
+from cuda_emulation import Mutant, build, needs_emulator, plant, why_failed
 from ffmef import picture
 from pyramid_pictures_cases import MANY, MATRIX, Case, error_of, expected, model_of, pictures_of, run
 
@@ -93,13 +93,7 @@ THREAD = ("-g", "-fsanitize=thread")
 
 
 def fails(program: Path, cases: list[Case]) -> str:
-    """Return why the cases fail on this program; an empty string if they pass."""
-    try:
-        found = run(program, cases)
-    except Failed as failure:
-        return str(failure)
-    errors = {case.name: error_of(case, result) for case, result in zip(cases, found)}
-    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if not error <= 1), "")
+    return why_failed(run, error_of, program, cases)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def _result_kinds(case: Case, backward: bool) -> list[Kind]:
 
 class Failed(Exception):
     """The emulator or a sanitizer stopped the kernels."""
+
+
+def why_failed(run: Callable, error_of: Callable, program: Path, cases: list) -> str:
+    """Return why the cases fail on this program; an empty string if they pass. Errors are in what is allowed."""
+    try:
+        found = run(program, cases)
+    except Failed as failure:
+        return str(failure)
+    errors = {case.name: error_of(case, result) for case, result in zip(cases, found, strict=True)}
+    # An error that is no number is one, too.
+    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if not error <= 1), "")
 
 
 def execute(program: Path, cases: bytes, *arguments: str) -> bytes:
