@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task", default="mef", help="mef (default), mff or vif")
     add(
         "--fused", action="append", metavar="DIR",
-        help="fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder; may be repeated",
+        help="fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder, or a folder of such "
+        "folders; may be repeated",
     )  # fmt: skip
     add("--weights", action="append", metavar="NAME|PATH", help="fuse with these; repeatable (default: the task's)")
     add(
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         task=args.task,
         fused=args.fused,
         weights=args.weights,
-        metrics=args.metrics.split(",") if args.metrics else None,
+        metrics=None if args.metrics is None else [args.metrics],
         save_as=args.save_as,
         faults=args.faults,
         jobs=args.jobs,

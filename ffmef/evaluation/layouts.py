@@ -13,6 +13,12 @@ from ffmef.imaging.io import FORMATS
 
 LISTED = 6  # names in a message, before "and N more"
 CLOSE = 0.75  # least likeness of a file's name to its folder's where letters were mistaken
+DEPTH = 3  # folders that are gone down to find the pairs
+MOST_NUMBERED = 9  # frames of a scene that only numbers tell apart in one folder
+NO_SCENES = {
+    "label", "labels", "gt", "groundtruth", "ground_truth", "reference", "fused", "fusion", "result", "results",
+    "output", "outputs", "out",
+}  # fmt: skip
 SOURCE_FOLDERS = ("input", "inputs", "source", "sources", "source_images")
 
 
@@ -38,9 +44,9 @@ def listed(names: list[str]) -> str:
 def find(folder: Path) -> Found:
     """Return what the layout that a folder has holds; nothing where it has none."""
     scenes = _scene_folders(folder)
-    if len(scenes.pairs) == len(scenes.guessed):
+    if len(scenes.pairs) == len(scenes.guessed) or _are_roles(scenes):
         by_role = _role_folders(folder)
-        if by_role.pairs or (by_role.failures and not scenes.pairs):
+        if by_role.pairs or (by_role.failures and len(scenes.pairs) == len(scenes.guessed)):
             return by_role
         if not scenes.pairs:
             flat = _flat(folder)
@@ -49,10 +55,29 @@ def find(folder: Path) -> Found:
     return scenes
 
 
-def find_below(folder: Path) -> list[tuple[Path, Found]]:
-    """Return the folders one level below that have a layout; only the one for sources where one is named so."""
-    below = [(path, find(path)) for path in folders(folder)]
+def _are_roles(scenes: Found) -> bool:
+    """Return whether the folders, each of which holds a pair, are rather two roles: A/car_a, A/car_b; B/car_a, B/car_b.
+
+    Then they are named like roles, and their pictures are not named like them.
+    """
+    for family in roles.FAMILIES:
+        if {roles.of_folder(pair.name, family) for pair in scenes.pairs} == {0, 1} and len(scenes.pairs) == 2:
+            keys = [(roles.split(frame.stem, own), pair.name) for pair in scenes.pairs for frame in pair.frames
+                    for own in roles.FAMILIES]  # fmt: skip
+            return all(parts is None or _rank(parts[0], name) == 4 for parts, name in keys)
+    return False
+
+
+def find_below(folder: Path, depth: int = DEPTH) -> list[tuple[Path, Found]]:
+    """Return the folders below that have a layout, of the first depth that has any.
+
+    Only the one for sources is returned where one is named so.
+    """
+    own = folders(folder)
+    below = [(path, find(path)) for path in own]
     below = [(path, found) for path, found in below if found.pairs and not found.guessed]
+    if not below and depth > 1:
+        below = [entry for path in own for entry in find_below(path, depth - 1)]
     sources = [entry for entry in below if entry[0].name.casefold() in SOURCE_FOLDERS]
     return sources if len(sources) == 1 else below
 
@@ -70,6 +95,9 @@ def _scene_folders(folder: Path) -> Found:
         pair, reason, guess = _scene(scene, own)
         if pair is None:
             found.failures.append(Failure(scene.name, "", reason))
+            continue
+        if guess and scene.name.casefold() in NO_SCENES:
+            found.remarks.append(f"{scene.name}/ was left out: it seems to hold no scene.")
             continue
         found.pairs.append(pair)
         if guess:
@@ -94,7 +122,7 @@ def _scene(folder: Path, own: list[Path]) -> tuple[Pair | None, str, bool]:
         frames = [members[role] for role in sorted(members)]
         return Pair(folder.name, frames[0], frames[1], tuple(frames[2:])), "", False
     names = [path.name for path in own]
-    if members or doubles:
+    if {0, 1} & (members.keys() | doubles.keys()):
         for role in sorted({0, 1, *doubles}):
             what = f"{folder.name}_{family.roles[role][0]}"
             if role in doubles:
@@ -143,7 +171,7 @@ def _members(scene: str, own: list[Path], family: roles.Family) -> tuple[dict[in
 def _rank(key: str, scene: str) -> int:
     if key == scene:
         return 0
-    key, scene = key.casefold(), scene.casefold()
+    key, scene = roles.folded(key), roles.folded(scene)
     if key == scene:
         return 1
     if difflib.SequenceMatcher(None, key, scene).ratio() >= CLOSE:
@@ -180,13 +208,14 @@ def _of_holders(family: roles.Family, holders: dict[int, list[Path]]) -> Found:
                 return found
             chosen[role] = best
             found.remarks.append(f"Of {listed(names)}, {best.name} was taken: its pictures have the others' sizes.")
-    files = {role: _by_key(path, family, found) for role, path in chosen.items()}
+    files = _by_keys(family, chosen, found)
     keys = {key: None for role in sorted(files) for key in files[role]}
-    names = Counter(Path(next(own[key] for own in files.values() if key in own)[0]).name.casefold() for key in keys)
+    label_of = {key: next(files[role][key][0] for role in sorted(files) if key in files[role]) for key in keys}
+    names = Counter(roles.folded(Path(label).name) for label in label_of.values())
     for key in keys:
         own = {role: entries[key] for role, entries in files.items() if key in entries}
-        label = own[min(own)][0]
-        name = Path(label).name if names[Path(label).name.casefold()] == 1 else label.replace("/", "_")
+        label = label_of[key]
+        name = Path(label).name if names[roles.folded(Path(label).name)] == 1 else label.replace("/", "_")
         missing = [f"{chosen[role].name}/" for role in (0, 1) if role not in own]
         if missing:
             there = next(iter(own.values()))[1]
@@ -196,25 +225,52 @@ def _of_holders(family: roles.Family, holders: dict[int, list[Path]]) -> Found:
         frames = [own[role][1] for role in sorted(own)]
         found.pairs.append(Pair(name, frames[0], frames[1], tuple(frames[2:])))
     found.pairs.sort(key=lambda pair: pair.name)
+    if not found.pairs:
+        _pair_by_order(found, chosen, files)
     return found
 
 
-def _by_key(folder: Path, family: roles.Family, found: Found) -> dict[str, tuple[str, Path]]:
+def _pair_by_order(found: Found, chosen: dict[int, Path], files: dict[int, dict[str, tuple[str, Path]]]) -> None:
+    """Pair pictures of no common name where one choice is left: one in each folder, or numbers alone differ."""
+    own = {role: sorted((path for _, path in files[role].values()), key=_natural) for role in sorted(files)}
+    patterns = {re.sub(r"\d+", "", roles.folded(path.stem)) for paths in own.values() for path in paths}
+    count = len(own[0])
+    if not count or any(len(paths) != count for paths in own.values()) or (count > 1 and len(patterns) > 1):
+        return
+    for frames in zip(*own.values(), strict=True):
+        found.pairs.append(Pair(frames[0].stem, frames[0], frames[1], frames[2:]))
+    found.failures.clear()
+    listed_folders = " and ".join(f"{chosen[role].name}/" for role in own)
+    found.remarks.append(f"Guessed: the pictures of {listed_folders} share no name and are paired in order.")
+
+
+def _by_keys(family: roles.Family, chosen: dict[int, Path], found: Found) -> dict[int, dict[str, tuple[str, Path]]]:
+    """Return the pictures of each role by what they share; names that both folders have stay whole."""
+    stems = [{_whole(path, chosen[role]) for path in pictures(chosen[role], deep=True)} for role in (0, 1)]
+    return {role: _by_key(path, family, found, stems[0] & stems[1]) for role, path in chosen.items()}
+
+
+def _whole(path: Path, folder: Path) -> str:
+    return roles.folded((path.parent.relative_to(folder) / path.stem).as_posix())
+
+
+def _by_key(
+    folder: Path, family: roles.Family, found: Found, whole: frozenset[str] | set[str] = frozenset()
+) -> dict[str, tuple[str, Path]]:
     """Return the pictures of a role by what they share with those of the others: path and name without the role."""
     entries: dict[str, tuple[str, Path]] = {}
     for path in pictures(folder, deep=True):
-        parts = roles.split(path.stem, family)
+        parts = None if _whole(path, folder) in whole else roles.split(path.stem, family)
         stem = parts[0] if parts and parts[0] else path.stem
         label = (path.parent.relative_to(folder) / stem).as_posix()
         original = (path.parent.relative_to(folder) / roles.without_copy_mark(stem)).as_posix()
+        key = roles.folded(label)
         if original != label and (folder / f"{original}{path.suffix}").exists():
             found.remarks.append(f"{folder.name}/{path.name} was left out as a copy.")
-        elif label.casefold() in entries:
-            found.remarks.append(
-                f"{folder.name}/{path.name} was left out: {entries[label.casefold()][1].name} is used."
-            )
+        elif key in entries:
+            found.remarks.append(f"{folder.name}/{path.name} was left out: {entries[key][1].name} is used.")
         else:
-            entries[label.casefold()] = label, path
+            entries[key] = label, path
     return entries
 
 
@@ -244,27 +300,55 @@ def _flat(folder: Path) -> Found:
     best = Found()
     own = pictures(folder)
     for family in roles.FAMILIES:
-        scenes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
-        labels: dict[str, str] = {}
-        for path in own:
-            parts = roles.split(path.stem, family)
-            if parts and parts[0]:
-                scenes[parts[0].casefold()][parts[1]].append(path)
-                labels.setdefault(parts[0].casefold(), parts[0])
-        found = Found()
-        used: set[Path] = set()
-        for key, members in scenes.items():
-            if all(len(members.get(role, ())) == 1 for role in (0, 1)):
-                frames = [members[role][0] for role in sorted(members)]
-                found.pairs.append(Pair(labels[key], frames[0], frames[1], tuple(frames[2:])))
-                used |= set(frames)
-            elif 0 in members or 1 in members:
-                names = [path.name for paths in members.values() for path in paths]
-                wanted = " and ".join(f"{labels[key]}_{name}" for name in family.names())
-                found.failures.append(Failure(labels[key], "", f"found {listed(names)}; expected {wanted}"))
+        found = _flat_of(family, own)
         if len(found.pairs) > len(best.pairs):
-            unused = [path.name for path in own if path not in used]
-            if unused:
-                found.remarks.append(f"Not used, because their names name no frame: {listed(unused)}.")
             best = found
-    return best
+    return best if best.pairs else _numbered(folder.resolve().name, own)
+
+
+def _flat_of(family: roles.Family, own: list[Path]) -> Found:
+    scenes: dict[str, dict[int, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    labels: dict[str, str] = {}
+    for path in own:
+        parts = roles.split(path.stem, family)
+        if parts and parts[0]:
+            key = roles.folded(parts[0])
+            scenes[key][parts[1]].append(path)
+            labels.setdefault(key, parts[0])
+    found = Found()
+    used: set[Path] = set()
+    for key, members in scenes.items():
+        if all(len(members.get(role, ())) == 1 for role in (0, 1)):
+            frames = [members[role][0] for role in sorted(members)]
+            found.pairs.append(Pair(labels[key], frames[0], frames[1], tuple(frames[2:])))
+            used |= set(frames)
+        elif 0 in members or 1 in members:
+            names = [path.name for paths in members.values() for path in paths]
+            wanted = " and ".join(f"{labels[key]}_{name}" for name in family.names())
+            found.failures.append(Failure(labels[key], "", f"found {listed(names)}; expected {wanted}"))
+    unused = [path.name for path in own if path not in used]
+    if unused:
+        found.remarks.append(f"Not used, because their names name no frame: {listed(unused)}.")
+    return found
+
+
+def _numbered(folder: str, own: list[Path]) -> Found:
+    """Return the scenes of pictures that only their last numbers tell apart, 1, 2, ... in each, as a guess."""
+    scenes: dict[str, dict[int, Path]] = defaultdict(dict)
+    for path in own:
+        parts = re.fullmatch(r"(.*?)[ _\-.]?0*(\d{1,3})", path.stem)
+        if parts is None or int(parts[2]) in scenes[parts[1]]:
+            return Found()
+        scenes[parts[1]][int(parts[2])] = path
+    found = Found()
+    for name, numbered in sorted(scenes.items()):
+        count = len(numbered)
+        if not 2 <= count <= MOST_NUMBERED or sorted(numbered) not in (list(range(count)), list(range(1, count + 1))):
+            return Found()
+        frames = [numbered[number] for number in sorted(numbered)]
+        found.pairs.append(Pair(name or folder, frames[0], frames[1], tuple(frames[2:])))
+        found.guessed.append(name or folder)
+    if found.pairs:
+        guessed = listed(found.guessed)
+        found.remarks.append(f"Guessed: the pictures of {guessed} name no role and are frames by their numbers.")
+    return found

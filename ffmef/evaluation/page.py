@@ -7,6 +7,8 @@ import io
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
+
 from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Pair
 from ffmef.evaluation.report import Report, best, label, show, statistics_tables, write_whole
@@ -16,13 +18,25 @@ from ffmef.metrics.registry import METRICS
 def _embedded(path: Path, longest_side: int) -> str:
     from PIL import Image
 
-    from ffmef.imaging.io import read_picture
-
-    picture = Image.fromarray(read_picture(path).pixels)
+    picture = Image.fromarray(_shown(path))
     picture.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=85)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _shown(path: Path) -> np.ndarray:
+    """Return a picture in 8 bits; counts that use little of their range, as of infrared cameras, are stretched."""
+    from ffmef.imaging.io import read_picture, to_depth
+
+    pixels = read_picture(path).pixels
+    if pixels.dtype == np.uint8:
+        return pixels
+    top = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+    low, high = np.percentile(pixels, (0.1, 99.9)) / top
+    if high > low and (high - low < 0.25 or low < 0 or high > 1):
+        return to_depth(((pixels / top - low) / (high - low)).astype(np.float32), np.uint8)
+    return to_depth(pixels, np.uint8)
 
 
 def frame_name(pair: Pair, path: Path) -> str:

@@ -216,7 +216,7 @@ def statistics_tables(report: Report) -> list[tuple[str, list[str], list[list[st
     """Return the tables of statistics as title, header and rows of text; those that need several methods may lack."""
     labels = [label(name) for name in report.metrics]
     tables = []
-    if len(report.pairs) > 1:
+    if any(both is not None for of_method in report.intervals.values() for both in of_method.values()):
         rows = [[m, *(show_interval(report.intervals[m][name]) for name in report.metrics)] for m in report.methods]
         tables.append((INTERVALS, ["", *labels], rows))
     if report.standings:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from dataclasses import dataclass
+
+_SOURCE_WORDS = ("source", "src", "image", "img", "input", "frame", "exposure", "focus", "picture", "photo")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,10 @@ FAMILIES = (
     Family("sources", tuple((letter,) for letter in string.ascii_uppercase)),
     Family(
         "visible and infrared",
-        (("VI", "vis", "visible", "rgb"), ("IR", "inf", "infrared", "thermal", "lwir")),
+        (
+            ("VI", "vis", "visible", "rgb", "color", "colour", "optical", "eo"),
+            ("IR", "inf", "infrared", "thermal", "lwir", "mwir", "swir", "nir", "tir"),
+        ),
     ),
     Family(
         "exposures",
@@ -34,9 +40,7 @@ FAMILIES = (
         ),
     ),
     Family("foci", (("near", "foreground"), ("far", "background"))),
-    Family(
-        "numbered sources", tuple((f"source{n}", f"image{n}", f"img{n}", f"im{n}", f"input{n}") for n in range(1, 10))
-    ),
+    Family("numbered sources", tuple(tuple(f"{word}{n}" for word in (*_SOURCE_WORDS, "im")) for n in range(1, 10))),
 )
 INFRARED = FAMILIES[1]
 EXPECTED = (
@@ -52,6 +56,19 @@ _SPELLINGS = {
     for spelling in spellings
 }
 _SEPARATORS = " _-."
+_LETTERED = re.compile(
+    rf"(?:(?i:{'|'.join(_SOURCE_WORDS)})[ _\-]*)([A-H])|(?i:{'|'.join(_SOURCE_WORDS)})[ _\-]+([a-h])"
+)
+_AT_THE_BEGINNING = (
+    re.compile(r"([a-z]{2,})[ _\-]*(\d.*)$", re.IGNORECASE), re.compile(r"([a-z]+\d?)[ _\-]+(.+)$", re.IGNORECASE),
+)  # fmt: skip
+_JOINED = re.compile(r"(.*[a-z0-9])([A-H])")  # houseA, c2B
+_COLUMN_WORDS = re.compile(r"(?<![a-z])(?:files?|paths?|file ?names?|names?)(?![a-z])", re.IGNORECASE)
+
+
+def folded(text: str) -> str:
+    """Return a name as it is compared: in any case, with accents in either of Unicode's forms."""
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def without_copy_mark(stem: str) -> str:
@@ -66,10 +83,13 @@ def without_copy_mark(stem: str) -> str:
 def split(stem: str, family: Family) -> tuple[str, int] | None:
     """Return what a file's name says beside its role, and the role's number; None where it names no role.
 
-    The role stands at the end, after a separator, or before a number at the beginning. Case does not matter.
+    The role stands at the end, after a separator; or at the beginning, before a separator or a number; or is a capital
+    letter at the end. Case does not matter otherwise.
 
     >>> split("Lighthouse_a", FAMILIES[0]), split("IR12", INFRARED), split("camera", FAMILIES[0])
     (('Lighthouse', 0), ('12', 1), None)
+    >>> split("vis_street", INFRARED), split("houseB", FAMILIES[0])
+    (('street', 0), ('house', 1))
     """
     role = _SPELLINGS.get((family, stem.casefold()))
     if role is not None:
@@ -79,20 +99,26 @@ def split(stem: str, family: Family) -> tuple[str, int] | None:
             role = _SPELLINGS.get((family, stem[place:].casefold()))
             if role is not None and stem[:place].strip(_SEPARATORS):
                 return stem[:place].rstrip(_SEPARATORS), role
-    start = re.match(r"([a-z]{2,})[ _\-]*(\d.*)$", stem, re.IGNORECASE)
-    if start:
-        role = _SPELLINGS.get((family, start[1].casefold()))
+    for form in _AT_THE_BEGINNING:
+        start = form.match(stem)
+        role = _SPELLINGS.get((family, start[1].casefold())) if start else None
         if role is not None:
             return start[2], role
-    return None
+    joined = _JOINED.fullmatch(stem) if family is FAMILIES[0] else None
+    return (joined[1], _SPELLINGS[family, joined[2].casefold()]) if joined else None
 
 
 def of_folder(name: str, family: Family) -> int | None:
     """Return the role that a folder's name states, or None.
 
+    >>> of_folder("imageA", FAMILIES[0]), of_folder("source_b", FAMILIES[0]), of_folder("images", FAMILIES[0])
+    (0, 1, None)
     >>> of_folder("Vis", INFRARED), of_folder("cropinfrared", INFRARED), of_folder("results", INFRARED)
     (0, 1, None)
     """
+    lettered = _LETTERED.fullmatch(name) if family is FAMILIES[0] else None
+    if lettered:
+        return _SPELLINGS[family, (lettered[1] or lettered[2]).casefold()]
     plain = name.casefold()
     for text in (plain, re.sub(r"[ _\-]", "", plain)):
         role = _SPELLINGS.get((family, text))
@@ -106,3 +132,15 @@ def of_folder(name: str, family: Family) -> int | None:
         and (spelling in re.split(r"[^a-z0-9]+", plain) or (len(spelling) > 5 and plain.endswith(spelling)))
     }
     return found.pop() if len(found) == 1 else None
+
+
+def of_column(title: str, family: Family) -> int | None:
+    """Return the role that the title of a table's column states, or None.
+
+    >>> of_column("Image A path", FAMILIES[0]), of_column("vis_file", INFRARED), of_column("2", FAMILIES[-1])
+    (0, 0, 1)
+    """
+    plain = _COLUMN_WORDS.sub("", title.replace("_", " ")).strip(_SEPARATORS)
+    if family is FAMILIES[-1] and plain.isdecimal():
+        plain = f"image{int(plain)}"
+    return of_folder(plain, family)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -64,8 +65,8 @@ def evaluate(
         task: "mef", "mff" or "vif"; decides the metrics and how weights fuse.
         fused: folders of fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder.
         weights: names or files of weights to fuse with; those of the task if ``fused`` is not given either.
-        metrics: names of :data:`ffmef.metrics.METRICS`, in any case and with or without hyphens; those of the paper's
-            table if None.
+        metrics: names of :data:`ffmef.metrics.METRICS`, in any case and with or without hyphens, one or several in a
+            text; "all" for all that need no further package; those of the paper's table if None.
         save_as: "lossless" scores pictures as they are, "source" as saved under the extension of their first source by
             an image library's defaults, which is what published tables hold.
         faults: measure the faults of :mod:`ffmef.faults` as well, of every method that fuses here, on the pairs reduced
@@ -86,16 +87,14 @@ def evaluate(
         folder, output = folder.absolute(), output.absolute()
         fused = [str(Path(given).absolute()) for given in fused or ()]
         weights = [str(Path(given).absolute()) if Path(given).is_file() else given for given in weights or ()]
+    task, save_as = task.casefold(), save_as.casefold()
     _check_settings(output, task, save_as, faults, jobs, page_pixels)
-    try:
-        names = [canonical(name) for name in metrics or ()]
-    except ValueError as error:
-        raise InputError(f"--metrics {str(error).removeprefix('names ')}") from None
+    names = _metric_names(metrics)
     found = datasets.find_pairs(folder)
     pairs, failures = found.pairs, found.failures
     if task == "vif" and found.guessed:
         raise InputError(f"DATASET must say which picture is infrared, the names of {', '.join(found.guessed)} do not")
-    names = names or _default_metrics(task, pairs)
+    names = _default_metrics(task, pairs) if names is None else names
     methods, missing = datasets.find_fused([Path(f) for f in fused or []], pairs, found.fused)
     failures += missing
 
@@ -138,6 +137,27 @@ def evaluate(
     report.write_latex(result, output / "scores.tex")
     page.write_page(result, output / "report.html", page_pixels)
     return result
+
+
+def _metric_names(given: list[str] | None) -> list[str] | None:
+    """Return the keys of the metrics that are asked for, each once, or None where none are."""
+    if given is None:
+        return None
+    keys: list[str] = []
+    for text in (part.strip() for entry in given for part in re.split("[,;]", entry)):
+        if text.casefold() == "all":
+            keys += [name for name, metric in METRICS.items() if not metric.extra]
+            continue
+        parts = text.split()
+        try:
+            keys.append(canonical(text)) if parts else None
+        except ValueError as error:  # perhaps several beside each other
+            if len(parts) < 2:
+                raise InputError(f"--metrics {str(error).removeprefix('names ')}") from None
+            keys += _metric_names(parts) or []
+    if not keys:
+        raise InputError(f"--metrics must name a metric, all, or several of {', '.join(METRICS)}; got none")
+    return list(dict.fromkeys(keys))
 
 
 def _check_settings(output: Path, task: str, save_as: str, faults: bool, jobs: int, page_pixels: int) -> None:
@@ -215,9 +235,9 @@ def _bracket_remarks(result: report.Report) -> list[str]:
     text = f"Brackets of more than two frames: {sizes}{more}."
     named = {kind: [name for name in result.metrics if METRICS[name].frames == kind] for kind in ("all", "two")}
     if named["all"]:
-        text += f" {', '.join(named['all'])} look at all frames."
+        text += f" Seeing all frames: {', '.join(named['all'])}."
     if named["two"]:
-        text += f" {', '.join(named['two'])} compare two sources and are not defined there."
+        text += f" Not defined there, because they compare two sources: {', '.join(named['two'])}."
     return [text]
 
 

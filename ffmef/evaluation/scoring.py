@@ -45,13 +45,48 @@ def fingerprint(*parts: object) -> str:
     return "|".join(facts)
 
 
-def _read(path: str) -> np.ndarray:
+def _read(path: str, notes: list[str]) -> np.ndarray:
     from ffmef.imaging.io import read_picture
 
-    pixels = read_picture(path).pixels
-    if pixels.dtype != np.uint8:
-        raise InputError(f"{path}: metrics are defined on 8-bit pictures, got {pixels.dtype}")
-    return pixels
+    return _eight_bit(read_picture(path).pixels, path, notes)
+
+
+def _eight_bit(pixels: np.ndarray, path: str, notes: list[str]) -> np.ndarray:
+    """Return a picture in whole grey levels 0..255, of which the metrics are defined."""
+    from ffmef.imaging.io import to_depth
+
+    if pixels.dtype == np.uint8:
+        return pixels
+    _check_range(pixels, path)
+    notes.append(ROUNDED)
+    return to_depth(pixels, np.uint8)
+
+
+def _check_range(pixels: np.ndarray, path: str) -> None:
+    if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise InputError(f"{path}: floats must lie in 0 to 1 to be scored, got {pixels.min():g} to {pixels.max():g}")
+
+
+def _sources(task: Task, notes: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the sources as they are fused, and as they are scored."""
+    from ffmef.imaging.bracket import read_bracket
+    from ffmef.imaging.io import read_picture
+
+    frames = [read_picture(path).pixels for path in task.frames]
+    sizes = {frame.shape[:2] for frame in frames}
+    if len(sizes) > 1 and not (task.task == "vif" and len(frames) == 2):
+        other = next(i for i, frame in enumerate(frames) if frame.shape[:2] != frames[0].shape[:2])
+        first = f"{Path(task.frames[0]).name} {_size(frames[0])}"
+        raise InputError(f"sources differ in size: {first}, {Path(task.frames[other]).name} {_size(frames[other])}")
+    if len(sizes) > 1 or any(frame.dtype != np.uint8 for frame in frames):
+        for path, frame in zip(task.frames[:1] if task.task == "vif" else task.frames, frames, strict=False):
+            _check_range(frame, path)
+        # As the command reads what it fuses: infrared of one size with the visible picture, counts stretched.
+        backwards = task.task == "vif"
+        pictures, remarks = read_bracket(task.frames[::-1] if backwards else task.frames, task.task)
+        frames = [picture.pixels for picture in (pictures[::-1] if backwards else pictures)]
+        notes += [SCALED] * (len(sizes) > 1) + [STRETCHED] * any("stretched" in remark for remark in remarks)
+    return frames, [_eight_bit(frame, path, notes) for path, frame in zip(task.frames, frames, strict=True)]
 
 
 def _fuse(task: Task, frames: list[np.ndarray]) -> np.ndarray:
@@ -79,6 +114,9 @@ def save_plainly(pixels: np.ndarray, path: str) -> None:
     files.write(target, encoded.getvalue())
 
 
+ROUNDED = "rounded to 8 bits"
+SCALED = "with the infrared picture scaled to the visible one's size"
+STRETCHED = "with the infrared counts stretched to the whole range"
 LUMA = "on luma, because fused picture and sources are not both in colour"
 
 
@@ -91,23 +129,25 @@ def score(task: Task) -> dict:
     from ffmef import metrics
 
     try:
-        frames = [_read(path) for path in task.frames]
-        for path, frame in zip(task.frames, frames, strict=True):
-            if frame.shape[:2] != frames[0].shape[:2]:
-                first = f"{Path(task.frames[0]).name} {_size(frames[0])}"
-                raise InputError(f"sources differ in size: {first}, {Path(path).name} {_size(frame)}")
-        fused = _fuse(task, frames) if task.fused is None else _read(task.fused)
+        notes: list[str] = []
+        originals, frames = _sources(task, notes)
+        if task.fused is None:
+            fused = _eight_bit(_fuse(task, originals), "fused", notes)
+        else:
+            fused = _read(task.fused, notes)
         if task.saved is not None:
             save_plainly(fused, task.saved)
-            fused = _read(task.saved)
-        note = ""
+            fused = _read(task.saved, notes)
         if _mixed(frames, fused):
-            note = LUMA
+            notes.append(LUMA)
             frames, fused = [metrics.to_luma(frame) for frame in frames], metrics.to_luma(fused)
         values = metrics.compute(*frames[:2], fused, task.metrics, toolkit=task.toolkit, more=frames[2:])
     except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
         return {"failure": " ".join(str(error).split()) or type(error).__name__}
-    return {"values": {name: None if math.isnan(value) else value for name, value in values.items()}, "note": note}
+    return {
+        "values": {name: None if math.isnan(value) else value for name, value in values.items()},
+        "note": "; ".join(dict.fromkeys(notes)),
+    }
 
 
 def _mixed(frames: list[np.ndarray], fused: np.ndarray) -> bool:

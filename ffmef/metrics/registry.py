@@ -60,10 +60,16 @@ METRICS: dict[str, Metric] = {
     )
 }
 _PLAIN = {_BESIDE_LETTERS.sub("", name): name for name in METRICS}
+_PLAIN |= {
+    "ENTROPY": "EN", "CROSSENTROPY": "CE", "MUTUALINFORMATION": "MI", "AVERAGEGRADIENT": "AG", "EDGEINTENSITY": "EI",
+    "STD": "SD", "STDV": "SD", "STANDARDDEVIATION": "SD", "SPATIALFREQUENCY": "SF", "QNICE": "QNCIE",
+}  # fmt: skip
 
 
 def canonical(name: str) -> str:
     """Return the key of :data:`METRICS` for a name in any case, with or without hyphens, underscores and slashes.
+
+    A few names in words are known as well, such as "standard deviation".
 
     Raises:
         ValueError: for a name that no metric has.

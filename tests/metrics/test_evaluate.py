@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from ffmef import cli, metrics, workers
@@ -257,7 +258,8 @@ def test_broken_pairs_do_not_stop_the_others(bench, capsys):
     save(picture(5, 70), data / "five" / "five_A.png")
     save(picture(5, 70), data / "five" / "five_A.bmp")
     save(picture(5, 70), data / "five" / "five_B.png")
-    save(np.zeros((32, 40), np.uint16), data / "six" / "six_A.png")
+    (data / "six").mkdir()
+    tifffile.imwrite(data / "six" / "six_A.tif", np.full((32, 40), 300, np.float32))
     save(picture(5, 70), data / "six" / "six_B.png")
     save(picture(5, 70), bench / "mean" / "six.png")
     save(picture(5, 70), data / "seven" / "seven_A.png")
@@ -271,7 +273,10 @@ def test_broken_pairs_do_not_stop_the_others(bench, capsys):
     assert failures["three"] == "sources differ in size: three_A.png 40 x 32, three_B.png 38 x 32"
     assert failures["four"] == "no fused picture"
     assert failures["five"] == "five_A exists 2 times: five_A.bmp, five_A.png"
-    assert "8-bit" in failures["six"] and "seven_B.png" in failures["seven"]
+    assert (
+        "six_A.tif: floats must lie in 0 to 1 to be scored, got 300" in failures["six"]
+        and "seven_B.png" in failures["seven"]
+    )
     [row] = table(bench)
     assert row["pair"] == "two_more" and row["NMI"] == "" and float(row["EN"]) == 0  # constant: not defined
     error = capsys.readouterr().err
@@ -299,6 +304,7 @@ def test_averages_leave_out_what_is_not_defined(bench):
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--page-pixels", "2"], "--page-pixels must be at least 16, got 2"),
         (["--metrics", "EN,XYZ"], "--metrics must be among CE, .*, got XYZ"),
+        (["--metrics", ","], "--metrics must name a metric, all, or several of CE, .*; got none"),
         (["--fused", "nowhere"], "--fused must be a folder of fused pictures, got nowhere"),
         (["--weights", "nowhere.safetensors"], "nowhere"),
     ],
@@ -308,6 +314,15 @@ def test_mistakes_are_named_in_one_line(bench, capsys, extra, message):
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
     assert not (bench / "out").exists()
+
+
+def test_metric_names():
+    assert runner._metric_names(["Q^{AB/F}, en;mef_ssim,", "MEF SSIM", "standard deviation", "ag QNICE"]) == [
+        "QABF", "EN", "MEF_SSIM", "SD", "AG", "QNCIE",
+    ]  # fmt: skip
+    every = runner._metric_names(["EN,All"])
+    assert every[0] == "EN" and sorted(every) == sorted(set(metrics.METRICS) - {"BRISQUE"})
+    assert runner._metric_names(None) is None
 
 
 def test_a_wrong_folder_is_named(bench, capsys):

@@ -92,6 +92,33 @@ def test_roles_of_llvip_and_case_and_copies(tmp_path):
     assert found.remarks == ["visible/9 - 副本.jpg was left out as a copy."]
 
 
+@pytest.mark.parametrize("names, pairs", [
+    (["imageA/1_A.png", "imageB/1_B.png", "Fusion/1_F.png"], "1: imageA/1_A.png imageB/1_B.png"),
+    (["color/1.png", "tir/1.png"], "1: color/1.png tir/1.png"),
+    (["vis_man.png", "ir_man.png"], "man: vis_man.png ir_man.png"),
+    (["houseA.png", "houseB.png", "c2A.png", "c2B.png"], "c2: c2A.png c2B.png, house: houseA.png houseB.png"),
+    (["A/left.png", "B/right.png"], "left: A/left.png B/right.png"),  # one choice is left
+    (["under/I_1.png", "under/I_3.png", "over/I_2.png", "over/I_4.png"],
+     "I_1: under/I_1.png over/I_2.png, I_3: under/I_3.png over/I_4.png"),
+    (["VI/stro\u0308m.png", "IR/str\u00f6m.png"], "stro\u0308m: VI/stro\u0308m.png IR/str\u00f6m.png"),
+    (["A/car_a.png", "A/car_b.png", "B/car_a.png", "B/car_b.png"],  # names that both have stay whole
+     "car_a: A/car_a.png B/car_a.png, car_b: A/car_b.png B/car_b.png"),
+    (["x/input/a/a_A.png", "x/input/a/a_B.png", "x/output/a_m.png"], "a: x/input/a/a_A.png x/input/a/a_B.png"),
+    (["c_01_1.tif", "c_01_2.tif", "c_02_1.tif", "c_02_2.tif"],
+     "c_01: c_01_1.tif c_01_2.tif, c_02: c_02_1.tif c_02_2.tif"),
+    (["1/1.jpg", "1/2.jpg", "1/3.jpg", "Label/1.jpg", "Label/2.jpg"], "1: 1/1.jpg 1/2.jpg 1/3.jpg"),
+])  # fmt: skip
+def test_names_of_other_data_sets(tmp_path, names, pairs):
+    found = make(tmp_path, *names)
+    told = [" ".join([f"{p.name}:", *(str(f.relative_to(tmp_path)) for f in p.frames)]) for p in found.pairs]
+    assert ", ".join(told) == pairs and not found.failures
+
+
+def test_pictures_that_share_no_name_are_not_paired_blindly(tmp_path):
+    with pytest.raises(InputError, match="VI/b.png has no picture of that name in IR/"):
+        make(tmp_path, "VI/b.png", "VI/c.png", "IR/y.png", "IR/z.png")
+
+
 def test_two_visible_folders_are_told_apart_by_size(tmp_path):
     save(tmp_path / "crop_HR_visible" / "1.png", size=(24, 32))
     save(tmp_path / "crop_LR_visible" / "1.png")
@@ -171,6 +198,16 @@ def test_a_table_names_the_files(tmp_path):
     found = table(tmp_path / "t.csv", "\ufeff" + text)
     assert files(found) == [("one", "dark.png", "light.png"), ("two", "dark.png", "light.png", "more.png")]
     assert found.fused == {"ours": {"one": tmp_path / "p" / "ours.png"}}
+    more = tmp_path / "p" / "more.png"
+    text = f'# ours\n\nScene name,Image 1 path,Image 2 path,ISO,ours\n"x, y",p\\dark.png,{more},100,lost.png\n'
+    (tmp_path / "unicode.csv").write_bytes(text.encode("utf-16"))
+    found = dataset.find_pairs(tmp_path / "unicode.csv")
+    assert files(found) == [("x, y", "dark.png", "more.png")]
+    assert found.remarks == ["Columns without pictures were not used: ISO."]
+    methods, missing = dataset.find_fused([], found.pairs, found.fused)
+    assert methods == {"ours": {}} and [f.reason for f in missing] == [f"no file {tmp_path / 'lost.png'}"]
+    with pytest.raises(InputError, match="must name each method once, got 'm' twice"):
+        table(tmp_path / "twice.csv", "a,b,m,m\np/light.png,p/dark.png,p/ours.png,p/more.png\n")
     found = table(tmp_path / "u.csv", "ir,vi\np/dark.png,p/light.png\nlost.png,p/more.png\n,p/more.png\n")
     assert files(found) == [("light", "light.png", "dark.png")]  # visible first, and its name
     assert [f.reason for f in found.failures] == [f"line 3: no file {tmp_path / 'lost.png'}", "line 4 names no ir"]
@@ -221,8 +258,8 @@ def test_a_bracket_is_scored_with_all_its_frames(tmp_path, capsys):
     arguments = ["evaluate", str(tmp_path / "d"), "-o", str(tmp_path / "out"), "--fused", str(tmp_path / "f")]
     assert cli.main([*arguments, "--metrics", "mef-ssim,qabf"]) == 0
     text = capsys.readouterr().out
-    assert "Brackets of more than two frames: s 3 (s_A.png to s_C.png). MEF_SSIM look at all frames." in text
-    assert "QABF compare two sources and are not defined there." in text
+    assert "Brackets of more than two frames: s 3 (s_A.png to s_C.png). Seeing all frames: MEF_SSIM." in text
+    assert "Not defined there, because they compare two sources: QABF." in text
     [row] = csv.DictReader((tmp_path / "out" / "scores.csv").open())
     expected = metrics.compute(frames[0], frames[1], fused, ["MEF_SSIM"], more=frames[2:])["MEF_SSIM"]
     assert float(row["MEF_SSIM"]) == expected and row["QABF"] == ""
@@ -244,6 +281,47 @@ def test_fused_names_in_any_case(tmp_path):
     save(tmp_path / "f" / "Garage_theirs.png")
     methods, missing = dataset.find_fused([tmp_path / "f"], found.pairs)
     assert methods == {"theirs": {"garage": tmp_path / "f" / "Garage_theirs.png"}} and not missing
+
+
+@pytest.mark.parametrize("names, methods", [
+    (["M1/x.png", "M2/deeper/x.JPG"], "M1 M2"),
+    (["x-theirs.png"], "theirs"),
+    (["x_fused.png", "007_fused.png"], "f"),
+    (["VIS_x.png", "7.png"], "f"),
+    (["net_x.png", "net_007.png"], "net"),
+])  # fmt: skip
+def test_names_of_fused_pictures(tmp_path, names, methods):
+    found = make(tmp_path / "d", "VIS/VIS_x.png", "IR/IR_x.png", "VIS/VIS_007.png", "IR/IR_007.png")
+    for name in names:
+        save(tmp_path / "f" / name)
+    known, missing = dataset.find_fused([tmp_path / "f"], found.pairs)
+    assert " ".join(sorted(known)) == methods
+    assert all(pictures.keys() == {"x", "007"} or len(pictures) == 1 for pictures in known.values())
+    assert len(missing) == 2 * len(known) - len(names)
+
+
+def test_deep_pictures_and_infrared_of_another_size_are_scored(tmp_path, capsys):
+    import cv2
+
+    visible = save(tmp_path / "d" / "vi" / "x.png", size=(40, 48))
+    counts = (7000 + 8 * save(tmp_path / "b.png", 1, (20, 24), 1)[..., 0].astype(np.uint16)).astype(np.uint16)
+    (tmp_path / "d" / "ir").mkdir()
+    cv2.imwrite(str(tmp_path / "d" / "ir" / "x.tif"), counts)
+    (tmp_path / "f").mkdir()
+    cv2.imwrite(str(tmp_path / "f" / "x.png"), visible[..., ::-1].astype(np.uint16) * 257)
+    arguments = ["evaluate", str(tmp_path / "d"), "-o", str(tmp_path / "out"), "--task", "VIF", "--metrics", "MI,RMSE"]
+    assert cli.main([*arguments, "--fused", str(tmp_path / "f")]) == 0
+    told = (
+        "Pictures of f scored with the infrared picture scaled to the visible one's size; with the infrared counts "
+        "stretched to the whole range; rounded to 8 bits: 1, x."
+    )
+    assert told in capsys.readouterr().out
+    large = cv2.resize(counts, (48, 40), interpolation=cv2.INTER_CUBIC)
+    low, high = np.percentile(large[::2, ::2], (0.1, 99.9))
+    seen = ((np.rint(np.clip((large - low) / (high - low), 0, 1) * 65535) + 128) // 257).astype(np.uint8)
+    expected = metrics.compute(visible, seen, visible, ["MI", "RMSE"])
+    row = next(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert {name: float(row[name]) for name in expected} == expected
 
 
 def test_roles_of_names():
