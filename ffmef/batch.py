@@ -35,10 +35,17 @@ class Done:
 def default_processes() -> int:
     """Return one process for each processor, as far as there is memory."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = _available_memory()
+    return processors if memory is None else max(1, min(processors, memory // MEMORY_OF_A_JOB))
+
+
+def _available_memory() -> int | None:
+    """Return the bytes that new processes can use, what the system caches of files included; None if unknown."""
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration), open("/proc/meminfo") as facts:
+        return next(1024 * int(line.split()[1]) for line in facts if line.startswith("MemAvailable:"))
     with contextlib.suppress(ValueError, OSError, AttributeError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-        return max(1, min(processors, memory // MEMORY_OF_A_JOB))
-    return processors
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return None
 
 
 def perform(job: Job) -> Done:

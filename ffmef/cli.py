@@ -95,6 +95,14 @@ def _run(args: argparse.Namespace) -> int:
     except MemoryError:
         print(f"ffmef {args.command}: there is not enough memory", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        print(
+            f"ffmef {args.command}: the system permits no further thread: it lacks memory, or limits them",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:  # a full disk, a name that is too long, a lost file system: wherever it was met
         name = printable(str(error.filename)) if error.filename is not None else ""
         name = f"{name[:200]} ..." if len(name) > 200 else name

@@ -70,10 +70,22 @@ def forget_unfinished() -> None:
             os.unlink(name)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left of its writes into a folder."""
+def remove_leftovers(folder: Path, of_ended_processes: bool = False) -> None:
+    """Remove what a killed process left of its writes into a folder, or only what no living one may be writing."""
     for leftover in folder.glob(".ffmef-*-*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if not (of_ended_processes and _lives(leftover.name.split("-")[1])):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def _lives(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import io
+import itertools
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +21,12 @@ from ffmef.imaging.paths import natural
 
 GAP = 3.0  # seconds between the end of one frame and the start of the next of its bracket
 FUSED = "_fused"  # ends the names of results, which are never taken for frames
+LEAST_STEP = 0.4  # stops between exposures of a bracket; metering changes frames of a burst by less
 _HEADER = 1 << 18  # bytes that hold the EXIF block of a raw file
+_CARD_FOLDER = re.compile(r"\d{3}\w{5}")  # as cameras name them: 100CANON
+_COUNTED = re.compile(r"(.*?)(\d{3,})")  # names that end in a camera's counter
+# Which of a picture's files holds most, by extension; those of no rank are before the last.
+_DEEPEST = ((".exr",), (".tif", ".tiff"), (".png",), (".heic", ".heif", ".hif", ".avif", ".jxl"), (), (".jpg", ".jpeg"))
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,14 @@ def find(
     count: int | None = None,
     pattern: str | None = None,
     gap: float = GAP,
+    task: str = "mef",
 ) -> Plan:
     """Return the brackets in folders and their sub-folders.
 
     By EXIF (the default), a bracket is frames of one camera and size that follow each other within ``gap`` seconds and
-    have different exposures: a repeated one begins the next bracket.
+    have different exposures: a repeated one begins the next bracket. A focus stack (``task="mff"``) is frames of one
+    exposure: another one begins the next stack. Of files with one name but different extensions, such as a raw file
+    and its JPEG, one is used.
 
     Args:
         folders: where to look; results of earlier runs (``*_fused``, the output folder) are left out.
@@ -68,6 +80,7 @@ def find(
         pattern: regular expression searched in names without extension; files whose first group (or whole match) is
             the same are one bracket.
         gap: in seconds.
+        task: mef or mff.
 
     Raises:
         InputError: a folder is none, or the arguments cannot be used.
@@ -76,26 +89,28 @@ def find(
         raise InputError("--count and --pattern must not be given together")
     if count is not None and count < 2:
         raise InputError(f"--count must be at least 2, got {count}")
-    plan, out = Plan(), Path(os.path.realpath(output))
-    taken: dict = {}
     try:
         expression = None if pattern is None else re.compile(pattern)
     except re.error as error:
         raise InputError(f"--pattern must be a regular expression, got {pattern!r}: {error}") from None
-    for folder in map(Path, folders):
+    plan, out = Plan(), Path(os.path.realpath(output))
+    taken: dict = {}
+    visited: set[Path] = set()
+    places = [Path(folder) for folder in folders]
+    for folder in places:
         if not folder.is_dir():
             raise InputError(f"FOLDER must be a folder, got {folder}")
-        prefix = Path(folder.resolve().name) if len(folders) > 1 else Path()
-        for place, files in _files(folder, out):
+    for folder, prefix in zip(places, _prefixes(places), strict=True):
+        for files in _files(folder, out, visited, plan, by_exif=count is None and expression is None):
             part = Plan()
             if count is not None:
                 _by_count(files, count, part)
             elif expression is not None:
                 _by_name(files, expression, part)
             else:
-                _by_exif(files, gap, part)
+                _by_exif(files, gap, part, task)
             for group in part.groups:
-                name = str(prefix / place / (group.name + FUSED))
+                name = str(prefix / group.frames[0].parent.relative_to(folder) / (group.name + FUSED))
                 if name in taken:
                     raise InputError(f"{group.frames[0]} and {taken[name]} would have the same result {name}")
                 taken[name] = group.frames[0]
@@ -105,19 +120,118 @@ def find(
     return plan
 
 
-def _files(folder: Path, out: Path):
-    """Yield (path relative to the folder, its pictures in natural order) of a folder and those below it."""
+def _prefixes(folders: list[Path]) -> list[Path]:
+    """Return where the results of each folder go: by its name, or by more of its path where names are alike."""
+    if len(folders) == 1:
+        return [Path()]
+    real = list(dict.fromkeys(folder.resolve() for folder in folders))
+    if len({path.name for path in real}) == len(real):
+        return [Path(folder.resolve().name) for folder in folders]
+    common = os.path.commonpath(real)
+    return [folder.resolve().relative_to(common) for folder in folders]
+
+
+def _files(folder: Path, out: Path, visited: set[Path], plan: Plan, by_exif: bool):
+    """Yield the pictures of each folder that was not visited before, in the order in which they were taken.
+
+    Folders of one card that follow each other (100CANON, 101CANON) are one for EXIF: brackets go on across them.
+    """
     known = {*formats.FORMATS, *formats.READ_ONLY, *formats.RAW}
-    for root, folders, names in os.walk(folder):
-        inside = [name for name in folders if not name.startswith(".") and Path(root, name).resolve() != out]
+    card: list[Path] = []  # the frames of such folders so far
+    beside: Path | None = None
+
+    def lost(error: OSError) -> None:
+        plan.failures.append((str(error.filename), f"cannot be read: {error.strerror}"))
+
+    for root, folders, names in os.walk(folder, onerror=lost):
+        place = Path(root)
+        inside = [name for name in folders if not name.startswith(".") and (place / name).resolve() != out]
         folders[:] = sorted(inside, key=natural)
+        if place.resolve() in visited or (place.resolve() == out and place != folder):
+            continue
+        visited.add(place.resolve())
         pictures = [
-            Path(root, name)
-            for name in sorted(names, key=natural)
+            place / name
+            for name in names
             if Path(name).suffix.lower() in known and not name.startswith(".") and not Path(name).stem.endswith(FUSED)
         ]
-        if pictures and (Path(root).resolve() != out or Path(root) == folder):
-            yield Path(root).relative_to(folder), pictures
+        pictures = _as_counted(_regular(pictures, plan))
+        if not by_exif:
+            pictures = _one_of_each(pictures, _is_picture, plan)
+        if card and (not _CARD_FOLDER.fullmatch(place.name) or place.parent != beside):
+            yield card
+            card = []
+        if by_exif and _CARD_FOLDER.fullmatch(place.name):
+            card, beside = card + pictures, place.parent
+        elif pictures:
+            yield pictures
+    if card:
+        yield card
+
+
+def _regular(pictures: list[Path], plan: Plan) -> list[Path]:
+    """Return those that are files: reading a pipe would wait for ever."""
+    files = []
+    for picture in pictures:
+        if picture.is_file():
+            files.append(picture)
+        else:
+            plan.failures.append((str(picture), "no regular file, or a link to nowhere"))
+    return files
+
+
+def _as_counted(pictures: list[Path]) -> list[Path]:
+    """Return pictures in natural order, but what a camera's counter numbered after its last number follows that."""
+    ordered = sorted(pictures, key=lambda picture: natural(picture.name))
+    families: dict[tuple, list[int]] = {}
+    for index, picture in enumerate(ordered):
+        found = _COUNTED.fullmatch(picture.stem)
+        if found:
+            families.setdefault((found[1], len(found[2])), []).append(index)
+    for (_, digits), places in families.items():
+        members = [ordered[index] for index in places]
+        numbers = [int(_COUNTED.fullmatch(member.stem)[2]) for member in members]
+        if numbers[0] > 1 or numbers[-1] != 10**digits - 1:
+            continue
+        gaps = [after - before for before, after in itertools.pairwise(numbers)]
+        if max(gaps, default=0) > 1:
+            start = gaps.index(max(gaps)) + 1
+            for index, member in zip(places, members[start:] + members[:start], strict=True):
+                ordered[index] = member
+    return ordered
+
+
+def _one_of_each(pictures: list[Path], usable: Callable[[Path], bool], plan: Plan) -> list[Path]:
+    """Return one of the usable files that share a name but for the extension: the raw file or the deepest."""
+    develops = importlib.util.find_spec("rawpy") is not None
+
+    def rank(picture: Path) -> tuple[bool, int]:
+        suffix = picture.suffix.lower()
+        if suffix in formats.RAW:
+            place = -1 if develops else len(_DEEPEST)
+        else:
+            place = next((place for place, suffixes in enumerate(_DEEPEST) if suffix in suffixes), len(_DEEPEST) - 2)
+        return not usable(picture), place
+
+    counts = Counter(picture.stem for picture in pictures)
+    best: dict[str, Path] = {}
+    for picture in pictures:
+        if counts[picture.stem] > 1:
+            best[picture.stem] = min(best.get(picture.stem, picture), picture, key=rank)
+    plan.left += [
+        (str(picture), f"{best[picture.stem].name} of the same name is used")
+        for picture in pictures
+        if best.get(picture.stem, picture) != picture
+    ]
+    return [picture for picture in pictures if best.get(picture.stem, picture) == picture]
+
+
+def _is_picture(file: Path) -> bool:
+    try:
+        with open(file, "rb") as opened:
+            return formats.recognise(opened.read(64)) is not None
+    except OSError:
+        return False
 
 
 def _by_count(files: list[Path], count: int, plan: Plan) -> None:
@@ -138,64 +252,107 @@ def _by_name(files: list[Path], expression: re.Pattern, plan: Plan) -> None:
         if found is None:
             plan.left.append((str(file), "its name does not match the pattern"))
             continue
-        scenes.setdefault(found.group(1 if expression.groups else 0) or "", []).append(file)
+        scenes.setdefault((found.group(1 if expression.groups else 0) or "").strip(), []).append(file)
     for scene, frames in scenes.items():
         if len(frames) < 2:
             plan.left.append((str(frames[0]), "a single frame"))
         else:
-            plan.groups.append(Group(tuple(frames), re.sub(r"[^\w.-]+", "_", scene) or frames[0].stem))
+            plan.groups.append(Group(tuple(frames), scene or frames[0].stem))
 
 
-def _by_exif(files: list[Path], gap: float, plan: Plan) -> None:
-    captures, damaged = {}, []
+def _by_exif(files: list[Path], gap: float, plan: Plan, task: str) -> None:
+    everything, captures, damaged = files, {}, []
     for file in files:
         try:
             captures[file] = read_capture(file)
         except InputError as error:
             plan.failures.append((str(file), str(error).removeprefix(f"{file}: ")))
             damaged.append(file)
-    for file, capture in captures.items():
-        if capture.time is None:
+    sound = [file for file in files if file in captures]
+    files = _one_of_each(sound, lambda file: captures[file].time is not None, plan)
+    replaced = {file.with_suffix("") for file in files}
+    damaged = [file for file in damaged if file.with_suffix("") not in replaced]
+    for file in files:
+        if captures[file].time is None:
             plan.failures.append((str(file), "no capture time in its EXIF: group by --count or --pattern"))
-    timed = [file for file, capture in captures.items() if capture.time is not None]
-    timed.sort(key=lambda file: (captures[file].camera, captures[file].time, natural(file.name)))
+    files = [file for file in files if captures[file].time is not None]
+    place = {file: index for index, file in enumerate(everything)}
+    files.sort(key=lambda f: (captures[f].camera, captures[f].size or (), captures[f].time, place[f]))
     groups: list[list[Path]] = []
-    for file in timed:
-        if groups and _continues([captures[frame] for frame in groups[-1]], captures[file], gap):
+    for file in files:
+        if groups and _continues([captures[frame] for frame in groups[-1]], captures[file], gap, task):
             groups[-1].append(file)
         else:
             groups.append([file])
-    usual = Counter(len(frames) for frames in groups if len(frames) > 1).most_common(1)
-    for place, frames in enumerate(groups):
-        short = usual and len(frames) < usual[0][0]
-        beside = [other for other in damaged if short and _beside(other, frames, files)]
-        if beside:
-            plan.failures += [(str(frame), f"its bracket lacks {beside[0].name}, which is damaged") for frame in frames]
+    lacking = _lacking(groups, damaged, place)
+    for number, frames in enumerate(groups):
+        if number in lacking:
+            why = f"its bracket lacks {lacking[number].name}, which is damaged"
+            plan.failures += [(str(frame), why) for frame in frames]
         elif len(frames) == 1:
-            around = [captures[other[0]] for other in groups[max(0, place - 1) : place + 2] if other is not frames]
+            around = [captures[other[0]] for other in groups[max(0, number - 1) : number + 2] if other is not frames]
             burst = any(_repeats(captures[frames[0]], other, gap) for other in around)
             plan.left.append((str(frames[0]), "one of a burst of equal exposures" if burst else "a single frame"))
         else:
             plan.groups.append(Group(tuple(frames), frames[0].stem))
 
 
-def _continues(bracket: list[Capture], frame: Capture, gap: float) -> bool:
-    """Return whether a frame belongs to the bracket before it."""
+def _continues(bracket: list[Capture], frame: Capture, gap: float, task: str) -> bool:
+    """Return whether a frame belongs to the bracket, or stack, before it."""
     last = bracket[-1]
     if (frame.camera, frame.size) != (last.camera, last.size) or frame.time > last.time + last.duration + gap:
         return False
-    return frame.exposure is None or all(frame.exposure != other.exposure for other in bracket)
+    if frame.exposure is None:
+        return True
+    repeated = [_same_exposure(frame, other) for other in bracket]
+    return all(repeated) if task == "mff" else not any(repeated)
+
+
+def _same_exposure(frame: Capture, other: Capture) -> bool:
+    """Return whether two frames are exposed alike: as they were asked to be, and but for what metering changes."""
+    if frame.exposure is None or other.exposure is None or frame.exposure[-1] != other.exposure[-1]:
+        return frame.exposure == other.exposure
+    levels = [_stops(capture.exposure) for capture in (frame, other)]
+    if None in levels:
+        return frame.exposure == other.exposure
+    return abs(levels[0] - levels[1]) < LEAST_STEP
+
+
+def _stops(exposure: tuple) -> float | None:
+    """Return in stops how bright shutter, aperture and sensitivity make a frame; None without a shutter time."""
+    seconds, aperture, sensitivity, _ = exposure
+    if not seconds or seconds < 0:
+        return None
+    return math.log2(seconds * (sensitivity or 100) / (aperture or 1) ** 2)
 
 
 def _repeats(frame: Capture, other: Capture, gap: float) -> bool:
     """Return whether two frames are of one burst, in which nothing but the moment differs."""
-    alike = (frame.camera, frame.size, frame.exposure) == (other.camera, other.size, other.exposure)
+    alike = (frame.camera, frame.size) == (other.camera, other.size) and _same_exposure(frame, other)
     return alike and abs(frame.time - other.time) <= gap + max(frame.duration, other.duration)
 
 
-def _beside(damaged: Path, frames: list[Path], files: list[Path]) -> bool:
-    place = files.index(damaged)
-    return any(frame in files[max(0, place - 1) : place + 2] for frame in frames)
+def _lacking(groups: list[list[Path]], damaged: list[Path], place: dict[Path, int]) -> dict[int, Path]:
+    """Return by their number the brackets that seem to lack a damaged file.
+
+    It lies between two frames of the bracket, or beside one that is shorter than the brackets far from damaged files;
+    where there are none of those, nothing tells that the bracket is complete.
+    """
+    beside: dict[int, Path] = {}
+    between: dict[int, Path] = {}
+    for number, frames in enumerate(groups):
+        first, last = min(place[frame] for frame in frames), max(place[frame] for frame in frames)
+        for file in damaged:
+            if first < place[file] < last and last - first <= len(frames) + len(damaged):
+                between[number] = file
+            elif any(abs(place[file] - place[frame]) == 1 for frame in frames):
+                beside[number] = file
+    complete = [len(group) for number, group in enumerate(groups) if len(group) > 1 and number not in beside | between]
+    usual = max(Counter(complete).items(), key=lambda entry: (entry[1], entry[0]))[0] if complete else None
+    return {
+        **{number: file for number, file in beside.items() if usual is None or len(groups[number]) < usual},
+        **between,
+    }
 
 
 # EXIF
@@ -220,45 +377,61 @@ def read_capture(path: Path) -> Capture:
     if kind is None:
         raise InputError(f"{path}: {'the file is empty' if not start else 'no picture, or its header is damaged'}")
     try:
-        if kind in formats.RAW_KINDS or (kind == "TIFF" and path.suffix.lower() in formats.RAW):
-            exif, size = _raw_exif(start, path), None
-        elif kind == "EXR":
-            exif, size = Image.Exif(), None
-        else:
-            with open_lazily(path, kind) as image:
+        with contextlib.ExitStack() as opened:  # directories of a TIFF are read when they are asked for
+            if kind in formats.RAW_KINDS or (kind == "TIFF" and path.suffix.lower() in formats.RAW):
+                exif, details = _raw_exif(start, path, opened)
+                size = None
+            elif kind == "EXR":
+                exif, details, size = Image.Exif(), {}, None
+            else:
+                image = opened.enter_context(open_lazily(path, kind))
                 exif, size = image.getexif(), tuple(sorted(image.size))
-        details = exif.get_ifd(34665)
+                if kind == "PNG" and not exif:
+                    image.load()  # its EXIF may come after the pixels
+                    exif = image.getexif()
+                details = exif.get_ifd(34665)
     except InputError:
         raise
     except Exception as error:  # decoders of damaged files raise almost anything
         raise InputError(f"{path}: damaged or not supported: {' '.join(str(error).split())}") from None
-    text = details.get(36867) or details.get(36868) or exif.get(306)
+    moments = [_seconds(text, details.get(37521)) for text in (details.get(36867), details.get(36868), exif.get(306))]
+    moment = next((moment for moment in moments if moment is not None), None)
     settings = tuple(_number(details.get(tag)) for tag in (33434, 33437, 34855, 37380))  # time, aperture, ISO, bias
     camera = tuple(str(value).strip("\0 ") for value in (exif.get(271), exif.get(272), details.get(42033)))
     exposure = None if all(value is None for value in settings) else settings
-    return Capture(camera, size, _seconds(text, details.get(37521)), settings[0] or 0.0, exposure)
+    return Capture(camera, size, moment, settings[0] or 0.0, exposure)
 
 
-def _raw_exif(start: bytes, path: Path):
+def _raw_exif(start: bytes, path: Path, opened: contextlib.ExitStack):
+    """Return the tags of a raw file's first directory, and those of its EXIF directory."""
     from PIL import Image
 
     exif = Image.Exif()
     inside = start.find(b"Exif\0\0")
-    if start[:2] in (b"II", b"MM"):  # a TIFF inside, of whatever number
-        data = path.read_bytes()
-        magic = b"II*\0" if data[:2] == b"II" else b"MM\0*"
-        exif.load_from_fp(io.BytesIO(magic + data[4:]))
+    if start[:4] in (b"II*\0", b"MM\0*"):
+        exif.load_from_fp(opened.enter_context(path.open("rb")))
+    elif start[:2] in (b"II", b"MM"):  # a TIFF inside, of another number
+        magic = b"II*\0" if start[:2] == b"II" else b"MM\0*"
+        exif.load_from_fp(io.BytesIO(magic + path.read_bytes()[4:]))
     elif inside >= 0:  # RAF: in the preview before the sensor's samples
         exif.load(start[inside:])
-    return exif
+    elif b"CMT1" in start:  # CR3: a box for each directory
+        boxes = [start.find(name) for name in (b"CMT1", b"CMT2")]
+        details = Image.Exif()
+        for target, box in zip((exif, details), boxes, strict=True):
+            if box >= 0:
+                target.load_from_fp(io.BytesIO(start[box + 4 : box - 4 + int.from_bytes(start[box - 4 : box], "big")]))
+        return exif, dict(details)
+    return exif, exif.get_ifd(34665)
 
 
 def _number(value) -> float | None:
     value = value[0] if isinstance(value, tuple) and value else value
     try:
-        return round(float(value), 6)
-    except (TypeError, ValueError, ZeroDivisionError):
+        number = round(float(value), 6)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _seconds(text, fraction) -> float | None:

@@ -183,7 +183,9 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, ne
     if options.depth_map is not None:
         if formats.check_target(options.depth_map) not in ("PNG", "TIFF"):
             raise InputError(f"--depth-map must be PNG or TIFF, which keep numbers exact, got {options.depth_map}")
-        paths.refuse_input_as_output(options.depth_map, [*inputs, output])
+        paths.refuse_input_as_output(options.depth_map, inputs)
+        if output != paths.STANDARD and paths.same_file(options.depth_map, output):
+            raise InputError(f"--depth-map must not be the target of -o, {output}")
     stack = _Stack(inputs, remark)
     with io.hidden_decoder_messages(), pipeline._cv2_threads(threads):
         started = time.perf_counter()

@@ -119,9 +119,16 @@ def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) ->
         import distributed
     except ImportError:
         raise InputError("--scheduler needs distributed: pip install 'ffmef[cluster]'") from None
+
     try:
+        # Checked first: a client of an address that is none takes long to go away.
+        place = distributed.comm.resolve_address(distributed.comm.normalize_address(address))
+        if not 0 < distributed.comm.get_address_host_port(place)[1] < 1 << 16:
+            raise ValueError("the port must be from 1 to 65535")
+        if place.startswith("tls") and distributed.Security().get_connection_args("client").get("ssl_context") is None:
+            raise ValueError("TLS needs certificates, set in the configuration of distributed")
         client = distributed.Client(address, timeout="10s", set_as_default=False)
-    except (OSError, ValueError, TimeoutError) as error:
+    except (OSError, ValueError, TypeError, TimeoutError, NotImplementedError) as error:
         raise InputError(f"--scheduler {address} does not answer: {' '.join(str(error).split())}") from None
     tasks: dict = {}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,10 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ffmef import batch, grouping, jobs
+    from ffmef import batch, files, grouping, jobs
+    from ffmef.imaging import paths
 
     if args.task == "vif":
         raise InputError("--task must be mef or mff for a batch, got 'vif'")
+    if args.scheduler == "":
+        raise InputError("--scheduler must be an address, got ''")
     processes = whole_number(args.jobs, "--jobs", 1, 1024)
     options = fusion_options(args)
     if options.fusion["threads"] is None and not args.scheduler:
@@ -39,11 +43,12 @@ def run(args: argparse.Namespace) -> int:
     extension = args.extension.removeprefix(".").lower()
     _check_output(args.output, extension, options, jobs)
     plan = grouping.find(
-        args.folders,
+        paths.expand(args.folders, folders=True),
         args.output,
         count=whole_number(args.count, "--count", 2),
         pattern=args.pattern,
         gap=_seconds(args.gap),
+        task=args.task,
     )
     if not (plan.groups or plan.left or plan.failures):
         raise InputError(f"{', '.join(args.folders)}: no pictures there")
@@ -63,9 +68,14 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         _report(plan.left, plan.failures)
         print(f"{len(todo)} brackets to be fused, {there} kept, {len(plan.left)} files left alone")
-        return 1 if plan.failures else 0
+        return 1 if plan.failures or not plan.groups else 0
     if todo:
+        options = _absolute(options)
+        todo = [replace(job, options=options) for job in todo]
         _try_fusion(options)
+        _try_output(args.output)
+        for folder in {Path(job.target).parent for job in todo}:
+            files.remove_leftovers(folder, of_ended_processes=True)  # a killed run could not
     return _perform(args, plan, todo, there, batch, processes)
 
 
@@ -81,16 +91,20 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
             else:
                 failures.append((os.path.relpath(outcome.job.target), outcome.failure))
     except KeyboardInterrupt:
-        rest = len(todo) - done
+        rest = len(todo) - done - (len(failures) - len(plan.failures))
         print(f"ffmef batch: interrupted: {done} brackets fused, {rest} left; run it again to go on", file=sys.stderr)
         return 130
     _report(plan.left, failures)
     print(printable(args.output) + f": {done} brackets fused, {there} kept, {len(failures)} failures")
-    return 1 if failures else 0
+    return 1 if failures or not plan.groups else 0
 
 
 def _check_output(output: str, extension: str, options, jobs) -> None:
     """Raise what is wrong with every target alike."""
+    from ffmef.imaging import paths
+
+    if output in ("", paths.STANDARD):
+        raise InputError(f"--output must be a folder, got {output!r}")
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output must be a folder, got the file {output}")
@@ -105,7 +119,26 @@ def _try_fusion(options) -> None:
     from ffmef import pipeline
 
     frames = [np.full((32, 32, 3), level, np.uint8) for level in (60, 180)]
-    pipeline.fuse(frames, options.task, **options.fusion)
+    deghost = options.fusion["deghost"] is not False  # from whichever frame: brackets differ in length
+    pipeline.fuse(frames, options.task, **{**options.fusion, "deghost": deghost})
+
+
+def _try_output(output: str) -> None:
+    """Make the folder of the results, and raise where nothing can be written into it."""
+    try:
+        os.makedirs(output, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be written into: {error.strerror}") from None
+
+
+def _absolute(options):
+    """Return the options with the path of a weights file that workers in other folders find too."""
+    weights = options.fusion["weights"]
+    if weights is None or not os.path.isfile(weights):
+        return options
+    return replace(options, fusion={**options.fusion, "weights": os.path.abspath(weights)})
 
 
 def _seconds(text: str) -> float:

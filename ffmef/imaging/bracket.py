@@ -87,8 +87,7 @@ def _read_all(paths: Sequence, read: Callable[..., Picture]) -> list[Picture]:
             pictures.append(read(path, white_balance=balance))
             balance = balance or pictures[-1].white_balance
         return pictures
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        pictures = [first, *pool.map(lambda path: read(path, white_balance=balance), rest)]
+    pictures = [first, *_map_in_threads(lambda path: read(path, white_balance=balance), rest)]
     balances = [picture.white_balance for picture in pictures if picture.white_balance]
     if len(set(balances)) > 1:  # a raw file that is not the first of the bracket
         pictures = [
@@ -96,6 +95,19 @@ def _read_all(paths: Sequence, read: Callable[..., Picture]) -> list[Picture]:
             for path, picture in zip(paths, pictures)
         ]
     return pictures
+
+
+def _map_in_threads(function: Callable, items: Sequence) -> list:
+    """Return the function of each item, in four threads, or fewer where the system permits no more."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        futures = []
+        for item in items:
+            try:
+                futures.append(pool.submit(function, item))
+            except RuntimeError:  # the system permits no further thread
+                break
+        rest = [function(item) for item in items[len(futures) :]]
+        return [*(future.result() for future in futures), *rest]
 
 
 # Orientation and size

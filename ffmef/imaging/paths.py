@@ -13,10 +13,10 @@ from ffmef.errors import InputError
 STANDARD = "-"
 
 
-def expand(paths: Iterable[str]) -> list[str]:
+def expand(paths: Iterable[str], folders: bool = False) -> list[str]:
     """Return the paths with wildcards (``*``, ``?``, ``[...]``) replaced by what they match, in natural order.
 
-    A path that names a file as it stands is left alone, as is ``-``.
+    A path that names a file as it stands is left alone, as is ``-``. Patterns stand for files, or for folders.
 
     Raises:
         InputError: a pattern matches nothing, or ``-`` is given twice.
@@ -26,9 +26,11 @@ def expand(paths: Iterable[str]) -> list[str]:
         if path == STANDARD or not glob.has_magic(path) or os.path.lexists(path):
             expanded.append(path)
             continue
-        found = sorted((name for name in glob.glob(path) if os.path.isfile(name)), key=natural)
+        wanted = os.path.isdir if folders else os.path.isfile
+        found = sorted((name for name in glob.glob(path) if wanted(name)), key=natural)
         if not found:
-            raise InputError(f"{path}: no such file, nor any that the pattern matches")
+            kind = "folder" if folders else "file"
+            raise InputError(f"{path}: no such {kind}, nor any that the pattern matches")
         expanded += found
     if expanded.count(STANDARD) > 1:
         raise InputError("- (standard input) must be given at most once")
@@ -55,12 +57,16 @@ def refuse_input_as_output(output: str, inputs: Iterable[str]) -> None:
     for path in inputs:
         if path == STANDARD:
             continue
-        try:
-            same = os.path.samefile(output, path)
-        except (OSError, ValueError):  # one of them does not exist
-            same = os.path.realpath(output) == os.path.realpath(path) if "\0" not in output + path else False
-        if same:
+        if same_file(output, path):
             raise InputError(f"{output}: must not be one of the inputs: it is {path}, which would be lost")
+
+
+def same_file(one: str, other: str) -> bool:
+    """Return whether two paths mean one file, whether or not it exists."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # one of them does not exist
+        return "\0" not in one + other and os.path.realpath(one) == os.path.realpath(other)
 
 
 def read_standard_input() -> bytes:

@@ -16,7 +16,7 @@ from PIL import Image
 from ffmef import batch, grouping, jobs
 from ffmef.cli import main
 from ffmef.errors import InputError
-from ffmef.imaging.io import read_picture
+from ffmef.imaging.io import read_picture, write_picture
 
 SHAPE = (40, 60, 3)
 random = np.random.default_rng(0)
@@ -24,7 +24,7 @@ scene = np.cumsum(np.cumsum(random.normal(0, 1, SHAPE), 0), 1)
 scene = (scene - scene.min()) / np.ptp(scene)
 
 
-def frame(path: Path, second: float | None, stops: float = 0, camera: str = "A", size: int = 0) -> Path:
+def frame(path: Path, second: float | None, stops: float = 0, camera: str = "A", size: int = 0, bias=None) -> Path:
     """Write a small JPEG with the EXIF of a camera."""
     pixels = np.clip(scene * 160 * 2.0 ** (stops / 2), 0, 255).astype(np.uint8)[: SHAPE[0] - size]
     exif = Image.Exif()
@@ -34,7 +34,7 @@ def frame(path: Path, second: float | None, stops: float = 0, camera: str = "A",
         minutes, seconds = divmod(int(second), 60)
         details[36867] = f"2024:05:06 07:{minutes:02}:{seconds:02}"
         details[37521] = f"{second % 1:.2f}"[2:]
-        details[33434], details[37380] = 0.01 * 2.0**stops, float(stops)
+        details[33434], details[37380] = 0.01 * 2.0**stops, float(stops if bias is None else bias)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, exif=exif)
     return path
@@ -76,6 +76,73 @@ def test_an_exposure_that_repeats_begins_the_next_bracket(tmp_path):
     assert names(grouping.find([tmp_path], tmp_path / "out")) == [["0", "1", "2"], ["3", "4", "5"], ["6", "7", "8"]]
 
 
+def test_a_counter_that_starts_again(tmp_path):
+    """At one second, in one folder and across two of a card, by EXIF and by count."""
+    numbers = [9998, 9999, 1, 2, 3, 4]
+    for index, number in enumerate(numbers):
+        stops = (0, -2, 2)[index % 3]
+        frame(tmp_path / "one" / f"IMG_{number:04}.jpg", 0, stops)
+        frame(tmp_path / "DCIM" / ("100CANON" if number > 9 else "101CANON") / f"IMG_{number:04}.jpg", index, stops)
+    expected = [["9998", "9999", "0001"], ["0002", "0003", "0004"]]
+    assert names(grouping.find([tmp_path / "one"], tmp_path / "out")) == expected
+    assert names(grouping.find([tmp_path / "one"], tmp_path / "out", count=3)) == expected
+    plan = grouping.find([tmp_path / "DCIM"], tmp_path / "out")
+    assert names(plan) == expected
+    assert [group.name for group in plan.groups] == ["100CANON/IMG_9998_fused", "101CANON/IMG_0002_fused"]
+
+
+def test_one_of_the_files_of_one_shot_is_used(tmp_path):
+    """The TIFF, whose EXIF lies in a directory of its own; not the raw file that is none."""
+    for file in card(tmp_path, 1):
+        write_picture(file.with_suffix(".tif"), read_picture(file))
+        file.with_suffix(".NEF").write_bytes(b"not a raw file")
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    assert [path.name for group in plan.groups for path in group.frames] == ["IMG_0.tif", "IMG_1.tif", "IMG_2.tif"]
+    assert next((Path(name).name, why) for name, why in plan.left) == (
+        "IMG_0.jpg",
+        "IMG_0.tif of the same name is used",
+    )
+    assert {Path(name).suffix for name, _ in plan.failures} == {".NEF"}
+    by_count = grouping.find([tmp_path], tmp_path / "out", count=3)
+    assert [path.suffix for path in by_count.groups[0].frames] == [".tif"] * 3 and by_count.failures == []
+
+
+def test_a_cr3_file_says_when_it_was_taken(tmp_path):
+    def box(name: bytes, body: bytes) -> bytes:
+        return (8 + len(body)).to_bytes(4, "big") + name + body
+
+    for index, stops in enumerate((0, -2)):
+        camera, details = Image.Exif(), Image.Exif()
+        camera[272], details[36867], details[37380] = "R", f"2024:05:06 07:00:0{index}", float(stops)
+        boxes = box(b"CMT1", camera.tobytes()[6:]) + box(b"CMT2", details.tobytes()[6:])
+        (tmp_path / f"{index}.CR3").write_bytes(box(b"ftyp", b"crx \0\0\0\1crx isom") + box(b"moov", boxes) + bytes(99))
+    assert names(grouping.find([tmp_path], tmp_path / "out")) == [["0", "1"]]
+
+
+def test_focus_stacks_are_of_equal_exposures(tmp_path):
+    for index in range(6):
+        frame(tmp_path / f"IMG_{index}.jpg", index * 0.5, stops=2 * (index // 4))
+    assert names(grouping.find([tmp_path], tmp_path / "out", task="mff")) == [["0", "1", "2", "3"], ["4", "5"]]
+
+
+def test_folders_given_twice_and_folders_of_one_name(tmp_path):
+    card(tmp_path / "a" / "x", 1)
+    card(tmp_path / "b" / "x", 1)
+    found = [grouping.find([tmp_path / name for name in given], tmp_path / "out") for given in (
+        ("a", "a"), ("a", "a/x"), ("a/x", "b/x"))]  # fmt: skip
+    assert [[group.name for group in plan.groups] for plan in found] == [
+        ["a/x/IMG_0_fused"], ["a/x/IMG_0_fused"], ["a/x/IMG_0_fused", "b/x/IMG_0_fused"]
+    ]  # fmt: skip
+
+
+def test_pipes_and_links_to_nowhere_are_named(tmp_path):
+    card(tmp_path, 1)
+    os.mkfifo(tmp_path / "IMG_8.jpg")
+    (tmp_path / "IMG_9.jpg").symlink_to("nowhere")
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    assert len(plan.groups) == 1 and {Path(name).stem for name, _ in plan.failures} == {"IMG_8", "IMG_9"}
+
+
 def test_bursts_of_equal_exposures_are_no_brackets(tmp_path):
     for index in range(4):
         frame(tmp_path / f"IMG_{index}.jpg", index * 0.5)
@@ -83,6 +150,12 @@ def test_bursts_of_equal_exposures_are_no_brackets(tmp_path):
     plan = grouping.find([tmp_path], tmp_path / "out")
     burst = "one of a burst of equal exposures"
     assert plan.groups == [] and [why for _, why in plan.left] == [burst, burst, burst, burst, "a single frame"]
+    for index, stops in enumerate((0, 0.1, -0.1, 0.2)):  # automatic exposure under a sky that changes
+        frame(tmp_path / f"IMG_{index}.jpg", index * 0.5, stops, bias=0)
+    assert grouping.find([tmp_path], tmp_path / "out").groups == []
+    for index, stops in enumerate((0, 2, -2)):  # a bracket set by hand
+        frame(tmp_path / f"IMG_{index}.jpg", index * 0.5, stops, bias=0)
+    assert names(grouping.find([tmp_path], tmp_path / "out"))[0][:3] == ["0", "1", "2"]
 
 
 def test_pnm_files_of_a_folder_are_frames(tmp_path):
@@ -104,7 +177,7 @@ def test_cameras_and_sizes_are_told_apart(tmp_path):
     for index, stops in enumerate((0, -2, 2)):
         frame(tmp_path / f"IMG_{index}.jpg", index * 0.25, stops)
         frame(tmp_path / f"IMG_{index + 10}.jpg", index * 0.25, stops, camera="B")
-        frame(tmp_path / f"IMG_{index + 20}.jpg", 1 + index * 0.25, stops - 5, size=8)
+        frame(tmp_path / f"IMG_{index + 20}.jpg", index * 0.25, stops, size=8)
     plan = grouping.find([tmp_path], tmp_path / "out")
     assert sorted(names(plan)) == [["0", "1", "2"], ["10", "11", "12"], ["20", "21", "22"]]
 
@@ -148,6 +221,12 @@ def test_a_bracket_with_a_damaged_header_is_not_fused_without_it(tmp_path):
     plan = grouping.find([tmp_path], tmp_path / "out")
     assert names(plan) == [["0", "1", "2"], ["6", "7", "8"]]
     assert {Path(name).stem for name, _ in plan.failures} == {"IMG_3", "IMG_4", "IMG_5"}
+
+
+@pytest.mark.parametrize("brackets, damaged, expected", [(1, 2, []), (1, 1, []), (2, 1, [["3", "4", "5"]])])
+def test_nothing_tells_that_a_bracket_beside_a_damaged_file_is_complete(tmp_path, brackets, damaged, expected):
+    card(tmp_path, brackets)[damaged].write_bytes(b"")
+    assert names(grouping.find([tmp_path], tmp_path / "out")) == expected
 
 
 # Running
@@ -220,11 +299,26 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         (["-o", tmp_path / "o", "--gap", "soon"], "--gap must be a number of seconds"),
         (["-o", tmp_path / "o", "--weights", "nonsense"], "nonsense"),
         (["-o", tmp_path / "o", "--quality", "50", "--extension", "png"], "--quality is for JPEG"),
+        (["-o", ""], "--output must be a folder, got ''"),
+        (["-o", "-"], "--output must be a folder, got '-'"),
+        (["-o", "/dev/fd/none"], "--output /dev/fd/none cannot be written into"),
+        (["-o", tmp_path / "o", "--scheduler", ""], "--scheduler must be an address"),
     ):
         assert run(tmp_path / "in", *options) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_folders_by_pattern_and_the_third_frame_for_what_moved(tmp_path, capsys, monkeypatch):
+    card(tmp_path / "card 1", 1)
+    left = tmp_path / "out" / ".ffmef-99999999-00.tmp"  # of a run that was killed
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    monkeypatch.setattr(batch, "in_processes", lambda todo, _: map(batch.perform, todo))
+    assert run(str(tmp_path / "card*"), "-o", tmp_path / "out", "--deghost-from", "3") == 0, capsys.readouterr().err
+    assert os.listdir(tmp_path / "out") == ["IMG_0_fused.jpg"]
+    assert run(tmp_path / "card 1", "-o", tmp_path / "out", "--pattern", "nothing") == 1
 
 
 def test_interruption_of_a_batch(tmp_path):
@@ -266,5 +360,7 @@ def test_no_scheduler_at_the_address(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(distributed, "Client", refused)
     card(tmp_path / "in", 1)
+    assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", "nonsense") == 2
+    assert "--scheduler nonsense does not answer: missing port" in capsys.readouterr().err
     assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9") == 2
     assert "--scheduler tcp://127.0.0.1:9 does not answer" in capsys.readouterr().err
