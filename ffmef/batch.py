@@ -11,7 +11,7 @@ from ffmef import workers
 from ffmef.errors import InputError
 from ffmef.jobs import Options
 
-MEMORY_OF_A_JOB = 2 << 30  # bytes: five frames of 24 megapixels and the work on them
+MEMORY_OF_A_JOB = 2 << 30  # bytes: five frames of 24 megapixels and the work on them; on a GPU a context of its own too
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,17 @@ class Done:
     remarks: list[str] = field(default_factory=list)
 
 
-def default_processes() -> int:
-    """Return one process for each processor, as far as there is memory."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_processes(device: str | None = None) -> int:
+    """Return one process for each processor, as far as there is memory, here and on the GPU where one is named."""
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = _available_memory()
-    return processors if memory is None else max(1, min(processors, memory // MEMORY_OF_A_JOB))
+    if memory is not None:
+        most = min(most, memory // MEMORY_OF_A_JOB)
+    if device is not None and device.startswith("cuda"):
+        import torch
+
+        most = min(most, torch.cuda.mem_get_info(device)[0] // MEMORY_OF_A_JOB)
+    return max(1, most)
 
 
 def _available_memory() -> int | None:
@@ -93,5 +99,8 @@ def run(
     """Yield each job as it ends, in processes or on a cluster."""
     if not jobs:
         return iter(())
-    outcomes = on_cluster(jobs, scheduler) if scheduler else in_processes(jobs, processes or default_processes())
+    if scheduler:
+        outcomes = on_cluster(jobs, scheduler)
+    else:
+        outcomes = in_processes(jobs, processes or default_processes(jobs[0].options.fusion.get("device")))
     return progress(outcomes, len(jobs))

@@ -691,13 +691,19 @@ def _sent(arrays: list[np.ndarray], place: torch.device) -> torch.Tensor:
     """Return arrays of one shape as one tensor on a device; copies to a GPU may still be under way."""
     import torch
 
-    given = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+    given = [torch.from_numpy(_without_flips(array)) for array in arrays]
     there = torch.empty((len(given), *given[0].shape), dtype=given[0].dtype, device=place)
     for target, tensor in zip(there, given, strict=True):
         if place.type == "cuda":
             tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
         target.copy_(tensor, non_blocking=True)
     return there
+
+
+def _without_flips(array: np.ndarray) -> np.ndarray:
+    """Return the array, contiguous. NumPy takes an axis of one pixel for so even where it runs backwards, torch not."""
+    array = np.ascontiguousarray(array)
+    return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 def _run_stack(model, images: list[np.ndarray], device) -> np.ndarray:

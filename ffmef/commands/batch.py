@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gap", default="3", metavar="SECONDS", help="most seconds between frames of a bracket (default: 3)")
     add("--dry-run", action="store_true", help="show the plan and write nothing")
     add("--overwrite", action="store_true", help="replace existing results; by default they are kept")
-    add("--jobs", metavar="J", help="processes at a time (default: one per processor, as memory permits)")
+    add(
+        "--jobs",
+        metavar="J",
+        help="processes at a time (default: one per processor, as memory, also of the GPU, permits)",
+    )
     add("--scheduler", metavar="ADDRESS", help="of a dask.distributed cluster that does the work (extra: cluster)")
     add_fusion_arguments(parser)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -45,11 +46,12 @@ def run(args: argparse.Namespace) -> None:
     if args.resume and file is None and (folder / "config.toml").exists():
         file = folder / "config.toml"
     config = resolve(file, overrides)
-    try:
-        from ffmef.training.memory import return_large_blocks
-        from ffmef.training.trainer import Trainer
-    except ImportError as error:
-        raise InputError(f"training needs the package {error.name}; install ffmef[train]") from None
+    for package in ("lightning_fabric", "tensorboard", "tqdm"):  # imported late, in the middle of a run
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"training needs the package {package}; install ffmef[train]")
+    from ffmef.training.memory import return_large_blocks
+    from ffmef.training.trainer import Trainer
+
     if config.model_options.get("backend") == "recompute" or config.model_options.get("recompute"):
         return_large_blocks()  # who trades time for memory once does it here, too
     trainer = Trainer(config, folder, resume=args.resume)

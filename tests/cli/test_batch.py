@@ -364,3 +364,13 @@ def test_no_scheduler_at_the_address(tmp_path, capsys, monkeypatch):
     assert "--scheduler nonsense does not answer: missing port" in capsys.readouterr().err
     assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9") == 2
     assert "--scheduler tcp://127.0.0.1:9 does not answer" in capsys.readouterr().err
+
+
+def test_processes_by_memory_of_the_gpu(monkeypatch):
+    import torch
+
+    here = batch.default_processes()
+    assert batch.default_processes("cpu") == here >= 1
+    for free, most in ((80 << 30, here), (5 << 30, min(here, 2)), (1 << 30, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 << 30))
+        assert batch.default_processes("cuda:1") == most

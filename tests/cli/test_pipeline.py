@@ -414,6 +414,9 @@ def test_pictures_go_to_another_device_as_bytes(monkeypatch):
         adjust,
     )
     np.testing.assert_array_equal(fuse(pictures, model=model, validity=masks, adjust=adjust), expected.numpy())
+    flipped = [masks[0][:, :1].copy()[:, ::-1]]  # of one pixel, and run backwards
+    assert flipped[0].strides[1] < 0 and flipped[0].flags.c_contiguous
+    np.testing.assert_array_equal(pipeline._sent(flipped, torch.device("cpu"))[0].numpy(), masks[0][:, :1])
     deep = [picture.astype(np.uint16) * np.uint16(257) for picture in pictures]
     expected = model.fuse_rgb([torch.from_numpy(picture) for picture in deep]).numpy()
     np.testing.assert_array_equal(fuse(deep, model=model), expected)

@@ -538,6 +538,16 @@ def test_mistakes_on_the_command_line(data, tmp_path, capsys, options, message):
     assert len(lines) == 1 and not (tmp_path / "run").exists()
 
 
+def test_a_missing_package_is_named_before_anything_begins(data, tmp_path, capsys, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    assert main(["train", "-o", str(tmp_path / "run"), "--quiet", "--data", str(data)]) == 2
+    message = "ffmef train: training needs the package tensorboard; install ffmef[train]"
+    assert capsys.readouterr().err.strip() == message and not (tmp_path / "run").exists()
+
+
 def test_equal_runs_give_equal_files(data, whole_run, tmp_path):
     command = [sys.executable, "-m", "ffmef.cli", "train", "-o", str(tmp_path / "again"), "--quiet", "--config"]
     subprocess.run([*command, str(whole_run / "config.toml")], check=True)  # the library's order is that of a process
