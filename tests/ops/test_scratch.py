@@ -1,4 +1,4 @@
-"""Scratch memory that the engine keeps from call to call and lends to the system meanwhile."""
+"""Memory of scratch and of large results, kept from call to call and lent to the system meanwhile."""
 
 from __future__ import annotations
 
@@ -148,3 +148,71 @@ except MemoryError:
     print("MemoryError")
 """)
     assert message == "MemoryError"
+
+
+RESULTS = """
+from ffmef.ops import adaptive_fuse
+images = torch.rand(1, 2, 1, 300, 400)
+filters = [torch.rand(1, 2, k * k, 300, 400, requires_grad=True) for k in (3, 5)]
+size = sum(f.nbytes for f in filters)
+
+def step():
+    return torch.autograd.grad(adaptive_fuse(images, filters).square().sum(), filters)
+
+def places(tensors):
+    return {t.data_ptr() for t in tensors}
+"""
+
+
+def test_gradients_take_the_memory_of_freed_ones_and_of_no_others():
+    lent_once, lent, reused, kept, resized = printed(
+        RESULTS
+        + """
+first = step()
+values = [g.clone() for g in first]
+at = places(first)
+del first
+print(lent() / size)
+first = step()
+second = step()
+at = places(second)
+del second
+print(lent() / size)
+third = step()
+print(places(third) == at)
+fourth = step()
+assert len(places([*first, *third, *fourth])) == 6
+print(all(torch.equal(g, v) for step in (first, third, fourth) for g, v in zip(step, values)))
+try:
+    third[0].resize_(10**7)
+except RuntimeError as error:  # documented in docs/limits.md
+    print(str(error).replace(" ", "_"))
+"""
+    )
+    assert float(lent_once) < 0.1
+    assert float(lent) > 0.9
+    assert (reused, kept, resized) == ("True", "True", "Trying_to_resize_storage_that_is_not_resizable")
+
+
+def test_freed_gradients_on_many_threads_are_bounded_and_go_back():
+    most, left = printed(
+        RESULTS
+        + """
+import threading
+step()
+before = mapped()
+def some():
+    for _ in range(8):
+        step()
+threads = [threading.Thread(target=some) for _ in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+print((lent()) / size)
+small = torch.rand(1, 2, 1, 512, 512)
+for n in range(300):  # results of another size
+    adaptive_fuse(small.expand(1, 2, 3, 512, 512), [small[:, :, 0, None].expand(1, 2, 1, 512, 512)])
+print(lent() / size)
+"""
+    )
+    assert float(most) < 4.5
+    assert float(left) < 0.5

@@ -6,6 +6,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace ffmef {
@@ -48,5 +49,35 @@ void hint_huge_pages(void* data, int64_t bytes) {
   (void)bytes;
 #endif
 }
+
+#if defined(__linux__)
+
+void* map_large(int64_t bytes) {
+  // More than wanted, so that a large page's boundary is inside; what lies outside it is given back at once.
+  const int64_t mapped = bytes + kLargePage;
+  void* at = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (at == MAP_FAILED) out_of_memory(bytes);
+  char* begin = static_cast<char*>(at);
+  const int64_t before = -reinterpret_cast<intptr_t>(begin) & (kLargePage - 1);
+  if (before > 0) unmap_large(begin, before);
+  if (before < kLargePage) unmap_large(begin + before + bytes, kLargePage - before);
+  (void)madvise(begin + before, size_t(bytes), MADV_HUGEPAGE);  // a refusal costs time only
+  return begin + before;
+}
+
+void unmap_large(void* data, int64_t bytes) { munmap(data, size_t(bytes)); }
+
+bool lend_large(void* data, int64_t bytes) { return madvise(data, size_t(bytes), MADV_FREE) == 0; }
+
+int64_t most_to_lend() { return int64_t(sysconf(_SC_PHYS_PAGES)) / 4 * int64_t(sysconf(_SC_PAGESIZE)); }
+
+#else
+
+void* map_large(int64_t bytes) { return allocate(bytes); }
+void unmap_large(void* data, int64_t) { release(data); }
+bool lend_large(void*, int64_t) { return false; }
+int64_t most_to_lend() { return 0; }
+
+#endif
 
 }  // namespace ffmef

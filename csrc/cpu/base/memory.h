@@ -18,4 +18,20 @@ void release(void* data);
 // 4 kB costs several times more than computing it. Only a hint: where it is refused nothing changes.
 void hint_huge_pages(void* data, int64_t bytes);
 
+// Whole blocks of large pages, for memory that goes from call to call.
+//
+// The system clears a page when it is first touched, and in a virtual machine the host often has to find the page
+// first: for large pictures that took as long as the computation. So such blocks are kept, but marked as free: the
+// system takes their pages back whenever it needs them.
+constexpr int64_t kLargePage = int64_t(2) << 20;
+inline int64_t whole_large_pages(int64_t bytes) { return (bytes + kLargePage - 1) / kLargePage * kLargePage; }
+
+// Undefined values from a large page's boundary on; `bytes` is a multiple of a large page. Throws std::bad_alloc.
+void* map_large(int64_t bytes);
+void unmap_large(void* data, int64_t bytes);
+// Lets the system take the pages of a block until they are written again. False where it cannot.
+bool lend_large(void* data, int64_t bytes);
+// What may be lent at most: a quarter of the machine's memory; none where blocks cannot be lent.
+int64_t most_to_lend();
+
 }  // namespace ffmef

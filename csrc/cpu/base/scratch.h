@@ -1,8 +1,4 @@
-// Scratch memory of a whole call, in large pages, that the next call may reuse.
-//
-// The system clears a page when it is first touched, and in a virtual machine the host often has to find the page
-// first: for large pictures that took as long as the computation. So memory is kept from call to call, but marked as
-// free: the system takes it back whenever it needs it, and a single call leaves nothing behind.
+// Scratch memory of a whole call, in large pages, that the next call may reuse. A single call leaves nothing behind.
 #pragma once
 #include <cstdint>
 

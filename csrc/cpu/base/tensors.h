@@ -5,9 +5,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
-#include "memory.h"
+#include "results.h"
 #include "scalar.h"
 
 namespace ffmef {
@@ -36,6 +37,15 @@ inline ScalarType type_of(Scalar scalar) {
   }
 }
 
+inline int64_t bytes_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double: return 8;
+    case ScalarType::Float: return 4;
+    case ScalarType::Byte: return 1;
+    default: return 2;
+  }
+}
+
 // The dtype that sums are kept in.
 inline ScalarType wide_of(Scalar scalar) { return scalar == Scalar::f64 ? ScalarType::Double : ScalarType::Float; }
 
@@ -61,9 +71,16 @@ template <size_t Rank> void strides_of(const Tensor& tensor, int64_t (&strides)[
 
 // An uninitialised contiguous result.
 inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
-  Tensor result = torch::stable::new_empty(like, sizes, type);
-  hint_huge_pages(result.data_ptr(), result.numel() * result.element_size());
-  return result;
+  int64_t values = 1;
+  std::vector<int64_t> strides(sizes.size());
+  for (size_t d = sizes.size(); d-- > 0; values *= sizes[d]) strides[d] = values;
+  const int64_t bytes = values * bytes_of(type);
+  if (bytes < kLargeResult) return torch::stable::new_empty(like, sizes, type);
+  ResultBlock block(bytes);
+  void* const data = block.data;
+  // The tensor's end is the block's: torch destroys what it was given to call.
+  return torch::stable::from_blob(data, sizes, strides, like.device(), type,
+                                  [owned = std::move(block)](void*) { (void)owned; });
 }
 inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes) {
   return result_like(like, sizes, like.scalar_type());

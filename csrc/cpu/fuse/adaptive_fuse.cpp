@@ -90,8 +90,8 @@ std::tuple<Tensor, Tensor> adaptive_fuse_responses_cpu(const Tensor& images, con
                                                        const Tensor& alphas, const std::string& padding_mode) {
   const Call call(images, filters, alphas, padding_mode);
   const ImagesView& im = call.args.images;
-  Tensor responses = torch::stable::new_empty(
-      images, {int64_t(filters.size()), im.batch, im.channels, im.height, im.width}, wide_of(call.args.result));
+  Tensor responses = result_like(images, {int64_t(filters.size()), im.batch, im.channels, im.height, im.width},
+                                 wide_of(call.args.result));
   const Tensor out = run_forward(call, images, &responses);
   return {out, responses};
 }

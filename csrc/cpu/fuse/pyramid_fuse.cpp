@@ -118,7 +118,7 @@ struct Call {
 
 Tensor pyramid_fuse_cpu(const Tensor& images, const Tensor& weights, const Tensor& base, int64_t scale) {
   Call call(images, weights, base, scale);
-  Tensor out = torch::stable::new_empty(images, {call.batch, call.channels, call.height, call.width});
+  Tensor out = result_like(images, {call.batch, call.channels, call.height, call.width});
   const int64_t bytes = bytes_of(call.scalar);
   std::vector<Buffer<char>> fused(size_t(call.bands + 1));
   for (int64_t level = 1; level <= call.bands; ++level)
@@ -148,9 +148,9 @@ std::vector<Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& 
                       grad.size(1) == call.channels && grad.size(2) == call.height && grad.size(3) == call.width,
                   "grad must be (B, C, H, W) of the images' sizes and dtype");
   const int64_t bands = call.bands;
-  Tensor image_grad =
-      need_images ? torch::stable::new_empty(images, {call.batch, call.count, call.channels, call.height, call.width})
-                  : torch::stable::new_empty(images, {0});
+  Tensor image_grad = need_images
+                          ? result_like(images, {call.batch, call.count, call.channels, call.height, call.width})
+                          : torch::stable::new_empty(images, {0});
   // Sums over channels are kept wide until the end.
   Tensor weight_grad = torch::stable::new_zeros(call.weights, {call.batch, bands, call.count, call.down, call.across});
   Tensor base_grad = torch::stable::new_zeros(call.base, {call.batch, call.count, call.down, call.across});

@@ -28,7 +28,7 @@ NormActivationArgs args_of(const Tensor& input, const Tensor& weight, const Tens
 std::tuple<Tensor, Tensor> norm_activation_cpu(const Tensor& input, const Tensor& weight, const Tensor& bias,
                                                double slope, double eps) {
   const NormActivationArgs a = args_of(input, weight, bias, slope);
-  Tensor out = torch::stable::new_empty(input, {a.batch, a.channels, input.size(2), input.size(3)});
+  Tensor out = result_like(input, {a.batch, a.channels, input.size(2), input.size(3)});
   Tensor statistics = torch::stable::new_zeros(input, {a.batch, a.normed, 2});
   if (a.pixels == 0) return {out, statistics};
   float *to = static_cast<float*>(out.data_ptr()), *found = static_cast<float*>(statistics.data_ptr());
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> norm_activation_backward_cpu(const Tensor& grad, cons
   for (int d = 0; d < 4; ++d) STD_TORCH_CHECK(grad.size(d) == input.size(d), "grad must have the shape of input");
   STD_TORCH_CHECK(statistics.size(0) == a.batch && statistics.size(1) == a.normed && statistics.size(2) == 2,
                   "statistics must be (", a.batch, ", ", a.normed, ", 2)");
-  Tensor input_grad = torch::stable::new_empty(input, {a.batch, a.channels, input.size(2), input.size(3)});
+  Tensor input_grad = result_like(input, {a.batch, a.channels, input.size(2), input.size(3)});
   // One sum for each picture, added in their order: the result does not depend on the number of threads.
   Tensor affine_grad = torch::stable::new_zeros(input, {a.batch, a.normed, 2});
   if (a.pixels == 0) return {input_grad, affine_grad};

@@ -37,7 +37,7 @@ Tensor thin_convolution_cpu(const Tensor& input, const Tensor& weight, const std
   const ThinConvolutionArgs args = args_of(input, weight, slope);
   const float* offsets = bias ? floats(*bias, "bias", 1) : nullptr;
   STD_TORCH_CHECK(!bias || bias->size(0) == args.outputs, "bias must have ", args.outputs, " values");
-  Tensor out = torch::stable::new_empty(input, {args.batch, args.outputs, args.height, args.width});
+  Tensor out = result_like(input, {args.batch, args.outputs, args.height, args.width});
   if (out.numel() == 0) return out;
   float* data = static_cast<float*>(out.data_ptr());
   over_batch(args, [&](float* scratch, int64_t begin, int64_t end) {
@@ -78,7 +78,7 @@ std::tuple<Tensor, Tensor, Tensor> thin_convolution_backward_cpu(const Tensor& g
     return torch::stable::new_zeros(input, needed ? sizes : std::vector<int64_t>{0});
   };
   const bool computed = grad.numel() > 0 && input.numel() > 0;
-  Tensor input_grad = need_input && computed ? torch::stable::new_empty(input, {a.batch, a.inputs, a.height, a.width})
+  Tensor input_grad = need_input && computed ? result_like(input, {a.batch, a.inputs, a.height, a.width})
                                              : wanted(need_input, {a.batch, a.inputs, a.height, a.width});
   // One sum for each batch element, added in their order: the result does not depend on the number of threads.
   Tensor weight_grad = wanted(need_weight, {a.batch, a.outputs, a.inputs, a.size, a.size});
