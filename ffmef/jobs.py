@@ -6,6 +6,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -180,8 +181,12 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, ne
     from ffmef.imaging.io import Picture
 
     threads = picture.thread_count(options.fusion.get("threads"))
+    adjust = options.fusion.get("adjust")
+    if not (adjust is None or adjust.neutral) or options.fusion.get("deghost", False) is not False:
+        names = "--brightness, --contrast, --saturation, --prefer" if adjust and not adjust.neutral else "--deghost"
+        raise InputError(f"{names} must be left alone for focus stacks: only exposures (--task mef) know it")
     if options.depth_map is not None:
-        if formats.check_target(options.depth_map) not in ("PNG", "TIFF"):
+        if formats.FORMATS.get(Path(options.depth_map).suffix.lower()) not in ("PNG", "TIFF"):
             raise InputError(f"--depth-map must be PNG or TIFF, which keep numbers exact, got {options.depth_map}")
         paths.refuse_input_as_output(options.depth_map, inputs)
         if output != paths.STANDARD and paths.same_file(options.depth_map, output):

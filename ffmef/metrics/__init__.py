@@ -10,7 +10,7 @@ from ffmef.metrics._channels import Pictures
 from ffmef.metrics._channels import to_grey as to_luma
 from ffmef.metrics.feature import ag, ei, l_abf, n_abf, qabf, qp, sd, sf, sf_side_by_side
 from ffmef.metrics.information import ce, en, fmi, mi, nmi, psnr, qncie, rmse, te
-from ffmef.metrics.no_reference import brisque
+from ffmef.metrics.no_reference import brisque, niqe
 from ffmef.metrics.perception import qcb, qcv, vif, viff, vifp
 from ffmef.metrics.registry import METRICS, Metric, canonical
 from ffmef.metrics.structure import cc, mef_ssim, mef_ssim_c, ms_ssim, qc, qw, qy, scd, ssim
@@ -33,6 +33,7 @@ __all__ = [
     "mi",
     "ms_ssim",
     "n_abf",
+    "niqe",
     "nmi",
     "psnr",
     "qabf",

@@ -28,8 +28,8 @@ class Metric(NamedTuple):
 
 
 ALL_FRAMES = {"MI", "CC", "QY", "MEF_SSIM", "MEF_SSIM_C"}
-FUSED_ALONE = {"EN", "AG", "EI", "SD", "SF", "BRISQUE"}
-EXTRAS = {"BRISQUE": "no-reference"}
+FUSED_ALONE = {"EN", "AG", "EI", "SD", "SF", "BRISQUE", "NIQE"}
+EXTRAS = {"BRISQUE": "no-reference", "NIQE": "no-reference"}
 _BESIDE_LETTERS = re.compile(r"[^A-Z0-9]")
 
 
@@ -56,7 +56,7 @@ METRICS: dict[str, Metric] = {
         *_metrics("image features", feature, "AG EI SD SF QABF N_ABF L_ABF QP", lower="N_ABF L_ABF"),
         *_metrics("structural similarity", structure, "CC SCD QC QW QY MEF_SSIM MEF_SSIM_C SSIM MS_SSIM"),
         *_metrics("human perception", perception, "QCB QCV VIF VIFF VIFP", lower="QCV"),
-        *_metrics("no reference", no_reference, "BRISQUE", lower="BRISQUE"),
+        *_metrics("no reference", no_reference, "BRISQUE NIQE", lower="BRISQUE NIQE"),
     )
 }
 _PLAIN = {_BESIDE_LETTERS.sub("", name): name for name in METRICS}

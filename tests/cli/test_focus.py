@@ -321,6 +321,9 @@ def test_wrong_options_are_named(tmp_path, capsys):
     out = str(tmp_path / "out.png")
     for extra, message in (
         (["--task", "mff", "--depth-map", str(tmp_path / "d.jpg")], "--depth-map must be PNG or TIFF"),
+        (["--task", "mff", "--depth-map", str(tmp_path / "d")], "--depth-map must be PNG or TIFF"),
+        (["--task", "mff", "--contrast", "1"], "--prefer must be left alone for focus stacks"),
+        (["--task", "mff", "--deghost"], "--deghost must be left alone for focus stacks"),
         (["--depth-map", str(tmp_path / "d.png")], "--depth-map must be used for focus stacks"),
         (["--task", "mff", "--depth-map", names[0]], names[0]),
     ):

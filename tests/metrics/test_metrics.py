@@ -126,10 +126,11 @@ def test_registry_and_order():
             "VIFF",
             "VIFP",
             "BRISQUE",
+            "NIQE",
         ]
     )
     lower = {name for name, metric in metrics.METRICS.items() if not metric.higher_is_better}
-    assert lower == {"CE", "RMSE", "QCV", "N_ABF", "L_ABF", "BRISQUE"}
+    assert lower == {"CE", "RMSE", "QCV", "N_ABF", "L_ABF", "BRISQUE", "NIQE"}
     assert len({metric.family for metric in metrics.METRICS.values()}) == 5
     assert list(metrics.compute(A, B, F, ["SD", "EN"])) == ["SD", "EN"]
     for name, metric in metrics.METRICS.items():

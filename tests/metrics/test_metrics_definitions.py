@@ -469,7 +469,7 @@ def test_qy_between_agreement_and_disagreement():
 
 
 def test_only_mef_ssim_is_not_averaged_over_channels(computed):
-    later = {"MI", "N_ABF", "L_ABF", "CC", "SCD", "MEF_SSIM_C", "MS_SSIM", "VIFF", "VIFP", "BRISQUE"}
+    later = {"MI", "N_ABF", "L_ABF", "CC", "SCD", "MEF_SSIM_C", "MS_SSIM", "VIFF", "VIFP", "BRISQUE", "NIQE"}
     assert set(metrics.METRICS) == {*NAIVE, "MEF_SSIM", *later}  # the later ones are in test_more_metrics.py
     from test_structural import mef_ssim_by_patches
 
