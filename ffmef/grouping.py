@@ -120,6 +120,46 @@ def find(
     return plan
 
 
+def find_pairs(folders: Sequence[str | os.PathLike], output: str | os.PathLike) -> Plan:
+    """Return the pairs of an infrared and a visible picture in folders, infrared first, in the layouts of evaluation.
+
+    Names or folders say which is infrared (``VI/ IR/``, ``NAME_VI NAME_IR``, ...; B of A and B); it is never guessed.
+
+    Args:
+        folders: where to look, one data set each; or tables (CSV) of the files.
+        output: the folder of the results, which is left out.
+
+    Raises:
+        InputError: a folder holds no pairs, or several sets of them.
+    """
+    from ffmef.evaluation import dataset
+
+    plan, out = Plan(), Path(os.path.realpath(output))
+    places = [Path(folder) for folder in folders]
+    for folder, prefix in zip(places, _prefixes(places), strict=True):
+        try:
+            found = dataset.find_pairs(folder)
+        except InputError as error:
+            raise InputError(str(error).replace("DATASET", "FOLDER", 1)) from None
+        if found.guessed:
+            raise InputError(
+                f"FOLDER must say which pictures are infrared (VI/ and IR/, or NAME_VI and NAME_IR): the names of "
+                f"{', '.join(found.guessed[:6])} in {folder} do not"
+            )
+        for pair in found.pairs:
+            if pair.more:
+                plan.failures.append((pair.name, f"must be two pictures, got {len(pair.frames)}"))
+            else:
+                plan.groups.append(Group((pair.b, pair.a), str(prefix / (pair.name + FUSED))))
+        plan.failures += [(f.pair, f.reason) for f in found.failures if (folder / f.pair).resolve() != out]
+        plan.left += [(str(folder), remark) for remark in found.remarks]
+    names = Counter(group.name for group in plan.groups)
+    twice = next((name for name, count in names.items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f"FOLDER must name each pair once, two would have the result {twice}")
+    return plan
+
+
 def _prefixes(folders: list[Path]) -> list[Path]:
     """Return where the results of each folder go: by its name, or by more of its path where names are alike."""
     if len(folders) == 1:

@@ -15,7 +15,12 @@ from ffmef.errors import InputError, printable
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="with the frames; sub-folders are searched too")
+    add(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="with the frames; sub-folders are searched too (vif: VI/ and IR/ or NAME_VI and NAME_IR)",
+    )
     add("-o", "--output", required=True, metavar="OUT", help="folder of the results, NAME_fused.EXT; made if missing")
     add("--extension", default="jpg", metavar="EXT", help="of the results: jpg (default), png, tif, webp, ...")
     add("--count", metavar="N", help="a bracket is N files in the order of their names (default: grouped by EXIF)")
@@ -36,8 +41,6 @@ def run(args: argparse.Namespace) -> int:
     from ffmef import batch, files, grouping, jobs
     from ffmef.imaging import paths
 
-    if args.task == "vif":
-        raise InputError("--task must be mef or mff for a batch, got 'vif'")
     if args.scheduler == "":
         raise InputError("--scheduler must be an address, got ''")
     processes = whole_number(args.jobs, "--jobs", 1, 1024)
@@ -46,14 +49,15 @@ def run(args: argparse.Namespace) -> int:
         options = replace(options, fusion={**options.fusion, "threads": 1})  # many processes instead
     extension = args.extension.removeprefix(".").lower()
     _check_output(args.output, extension, options, jobs)
-    plan = grouping.find(
-        paths.expand(args.folders, folders=True),
-        args.output,
-        count=whole_number(args.count, "--count", 2),
-        pattern=args.pattern,
-        gap=_seconds(args.gap),
-        task=args.task,
-    )
+    folders = paths.expand(args.folders, folders=True)
+    count, gap = whole_number(args.count, "--count", 2), _seconds(args.gap)
+    if args.task == "vif":
+        if count is not None or args.pattern is not None:
+            raise InputError("--count and --pattern are for exposures and foci: names say what is infrared")
+        plan = grouping.find_pairs(folders, args.output)
+    else:
+        options_of_groups = {"count": count, "pattern": args.pattern, "gap": gap, "task": args.task}
+        plan = grouping.find(folders, args.output, **options_of_groups)
     if not (plan.groups or plan.left or plan.failures):
         raise InputError(f"{', '.join(args.folders)}: no pictures there")
     todo, there = [], 0
@@ -124,7 +128,8 @@ def _try_fusion(options) -> None:
 
     frames = [np.full((32, 32, 3), level, np.uint8) for level in (60, 180)]
     deghost = options.fusion["deghost"] is not False  # from whichever frame: brackets differ in length
-    pipeline.fuse(frames, options.task, **{**options.fusion, "deghost": deghost})
+    images = dict(zip(("infrared", "visible"), frames, strict=True)) if options.task == "vif" else frames
+    pipeline.fuse(images, options.task, **{**options.fusion, "deghost": deghost})
 
 
 def _try_output(output: str) -> None:

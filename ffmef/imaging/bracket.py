@@ -18,6 +18,7 @@ _LARGE_FILE = 1 << 20  # bytes; smaller ones are read before a second thread has
 _THUMBNAIL = 64
 _DARK = 1 / 4  # of the range: samples of 14 bits reach no further
 _ASPECT_TOLERANCE = 0.02
+_COLOURED = 0.02  # mean distance of the channels, as a share of white, of a picture that is in colour
 _OVERSHOOT = 1e-3  # of floats beyond black and white that needs no remark
 
 
@@ -64,6 +65,7 @@ def read_bracket(
         _check_sizes(pictures, names)
         pictures = _convert_profiles(pictures, names, remarks)
     else:
+        _note_false_colour(pictures[0], names[0], remarks)
         pictures = _scale_infrared(pictures, names, remarks)
     pictures = [_finite(picture, name) for picture, name in zip(pictures, names)]
     groups = [[0], [1]] if task == "vif" else [list(range(len(pictures)))]
@@ -172,6 +174,18 @@ def _check_sizes(pictures: list[Picture], names: list[str]) -> None:
             if picture.orientation != first.orientation:
                 message += f"; their EXIF orientation tags differ: {first.orientation} and {picture.orientation}"
             raise InputError(message)
+
+
+def _note_false_colour(infrared: Picture, name: str, remarks: list[str]) -> None:
+    """Say that a palette was taken as it looks."""
+    pixels = infrared.pixels[::4, ::4]
+    if pixels.ndim == 3 and pixels.size:
+        apart = np.ptp(pixels.astype(np.float64), axis=2).mean()
+        if apart > _COLOURED * (1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max):
+            remarks.append(
+                f"{name}: the infrared picture is in colour and its luminance is fused; in a palette of false colours "
+                "that does not always grow with temperature"
+            )
 
 
 def _scale_infrared(pictures: list[Picture], names: list[str], remarks: list[str]) -> list[Picture]:

@@ -294,7 +294,8 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     for options, message in (
         (["-o", tmp_path / "file"], "--output must be a folder"),
         (["-o", tmp_path / "o", "--extension", "gif"], "the extension must be one of"),
-        (["-o", tmp_path / "o", "--task", "vif"], "--task must be mef or mff"),
+        (["-o", tmp_path / "o", "--task", "vif"], "FOLDER must "),
+        (["-o", tmp_path / "o", "--task", "vif", "--count", "2"], "--count and --pattern are for exposures and foci"),
         (["-o", tmp_path / "o", "--jobs", "0"], "--jobs must be at least 1"),
         (["-o", tmp_path / "o", "--gap", "soon"], "--gap must be a number of seconds"),
         (["-o", tmp_path / "o", "--weights", "nonsense"], "nonsense"),
@@ -319,6 +320,28 @@ def test_folders_by_pattern_and_the_third_frame_for_what_moved(tmp_path, capsys,
     assert run(str(tmp_path / "card*"), "-o", tmp_path / "out", "--deghost-from", "3") == 0, capsys.readouterr().err
     assert os.listdir(tmp_path / "out") == ["IMG_0_fused.jpg"]
     assert run(tmp_path / "card 1", "-o", tmp_path / "out", "--pattern", "nothing") == 1
+
+
+def test_pairs_of_infrared_and_visible(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(batch, "in_processes", lambda jobs, processes: map(batch.perform, jobs))
+    rng = np.random.default_rng(0)
+    pictures = {}
+    for name in ("one", "two"):
+        for role in ("VI", "IR"):
+            pixels = rng.integers(0, 256, (32, 40, 3) if role == "VI" else (16, 20), np.uint8)
+            (tmp_path / "in" / role).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "in" / role / f"{name}.png")
+            pictures[name, role] = str(tmp_path / "in" / role / f"{name}.png")
+    Image.fromarray(pixels).save(tmp_path / "in" / "VI" / "lonely.png")
+    out = tmp_path / "in" / "out"
+    options = [tmp_path / "in", "-o", out, "--task", "vif", "--extension", "png", "--jobs", "1"]
+    assert run(*options) == 1
+    told = capsys.readouterr().err
+    assert "lonely: VI/lonely.png has no picture of that name in IR/" in told and "one field of view is assumed" in told
+    alone = ["--infrared", pictures["two", "IR"], "--visible", pictures["two", "VI"], "-o", str(tmp_path / "two.png")]
+    assert main(["fuse", "--task", "vif", *alone]) == 0
+    assert np.array_equal(*(np.asarray(Image.open(path)) for path in (tmp_path / "two.png", out / "two_fused.png")))
+    assert run(*options) == 1 and "0 brackets fused, 2 kept, 1 failures" in capsys.readouterr().out
 
 
 def test_interruption_of_a_batch(tmp_path):

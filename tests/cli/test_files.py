@@ -336,6 +336,11 @@ def test_radiometric_infrared(tmp_path, sunset, offset, gain):
         (infrared, _), remarks = bracket.read_bracket(files, "vif")
         np.testing.assert_array_equal(infrared.pixels, pixels)
         assert not remarks
+    for palette, told in ((cv2.COLORMAP_JET, 1), (None, 0)):  # false colours are said, three equal channels are none
+        shown = np.dstack([heat] * 3) if palette is None else cv2.applyColorMap(heat, palette)[..., ::-1]
+        write_picture(tmp_path / "ir.png", Picture(np.ascontiguousarray(shown)))
+        remarks = bracket.read_bracket(files, "vif")[1]
+        assert len(remarks) == told and all("in colour and its luminance is fused" in remark for remark in remarks)
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
