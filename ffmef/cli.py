@@ -17,6 +17,15 @@ from ffmef.version import __version__
 CATCHING = ("batch", "evaluate", "train")  # clean up after KeyboardInterrupt: other processes, checkpoints
 
 
+# What the system's refusals say, from wherever they come, and what a user needs to know.
+_SYSTEM_LIMITS = {
+    "can't start new thread": "the system permits no further thread: it lacks memory, or limits them",
+    "failed to map segment": "there is not enough memory to load a library",
+    "(-4:Insufficient memory)": "there is not enough memory",
+    "annot allocate memory": "there is not enough memory to load a library",
+}
+
+
 class _Parser(argparse.ArgumentParser):
     """Says a mistake in one line; the usage is what ``--help`` prints."""
 
@@ -95,18 +104,16 @@ def _run(args: argparse.Namespace) -> int:
     except MemoryError:
         print(f"ffmef {args.command}: there is not enough memory", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if "can't start new thread" not in str(error):
-            raise
-        print(
-            f"ffmef {args.command}: the system permits no further thread: it lacks memory, or limits them",
-            file=sys.stderr,
-        )
-        return 2
     except OSError as error:  # a full disk, a name that is too long, a lost file system: wherever it was met
         name = printable(str(error.filename)) if error.filename is not None else ""
         name = f"{name[:200]} ..." if len(name) > 200 else name
         print(f"ffmef {args.command}: {name and name + ': '}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        why = next((why for sign, why in _SYSTEM_LIMITS.items() if sign in str(error)), None)
+        if why is None:
+            raise
+        print(f"ffmef {args.command}: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"ffmef {args.command}: interrupted", file=sys.stderr)

@@ -33,7 +33,10 @@ def write(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) 
     'text'
     """
     try:
-        _write(Path(os.path.realpath(path)), data.encode() if isinstance(data, str) else data, durable)
+        # What is no file is written into by the name given: /dev/stdout of a pipe has no other.
+        stream = os.path.exists(path) and not os.path.isfile(path)
+        target = Path(path if stream else os.path.realpath(path))
+        _write(target, data.encode() if isinstance(data, str) else data, durable)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise InputError(f"{path}: cannot be written: {reason(error)}") from None
 

@@ -436,7 +436,9 @@ def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
     for name, image in named:
         if not isinstance(image, np.ndarray):
             raise InputError(f"{name} must be a NumPy array, got {type(image).__name__}")
-    named = [(name, image.astype(image.dtype.newbyteorder("="), copy=False)) for name, image in named]
+        if isinstance(image, np.ma.MaskedArray) and image.mask.any():
+            raise InputError(f"{name} must be a plain array, got a masked one: validity says which pixels to use")
+    named = [(name, np.asarray(image).astype(image.dtype.newbyteorder("="), copy=False)) for name, image in named]
     first_name, first = named[0]
     for name, image in named:
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):

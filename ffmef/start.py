@@ -18,6 +18,9 @@ def main() -> int:
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ours:
         signal.signal(signal.SIGINT, end)
+    if sys.argv[1:2] in (["fuse"], ["batch"]):
+        # They need no linear algebra, whose threads take memory, and which crashes where there is none for them.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ffmef.cli import main as run
 
     try:

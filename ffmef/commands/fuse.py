@@ -76,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
 
     options = fusion_options(args)
     inputs = _inputs(args)
-    report = sys.stderr if args.output == paths.STANDARD else sys.stdout
+    report = sys.stderr if paths.is_standard_output(args.output) else sys.stdout
+    for name in dict.fromkeys(name for name in inputs if inputs.count(name) > 1):
+        _remark(f"{name} is given {inputs.count(name)} times and counts as often")
     outcome = jobs.fuse_files(inputs, args.output, options, _remark)
     backend = args.backend or _default_backend(args.device)
     target = "standard output" if args.output == paths.STANDARD else args.output
@@ -111,7 +113,7 @@ def fusion_options(args: argparse.Namespace):
         quality=whole_number(args.quality, "--quality", 1, 100),
         compression=whole_number(args.compression, "--compression", 0, 9),
         output_depth=whole_number(args.output_depth, "--output-depth"),
-        standard_format=None if wish is None else wish.removeprefix("."),
+        standard_format=None if wish is None else wish.removeprefix(".").lower(),
         fusion={
             "threads": threads,
             "backend": _backend(args),

@@ -111,8 +111,12 @@ def check_target(path: str | os.PathLike, extension: str | None = None) -> str:
         InputError: the extension names no known format, the target is a directory, or its directory does not exist or
             does not permit writing.
     """
+    if not os.fspath(path):
+        raise InputError("the name of the target must not be empty")
     path = Path(path)
     name = FORMATS.get(path.suffix.lower()) or FORMATS.get(extension or "")
+    if name is None and os.path.isdir(path):
+        raise InputError(f"{path}: cannot be written: is a directory; name a file in it, such as {path / 'fused.jpg'}")
     if name is None:
         raise InputError(f"{path}: the extension must be one of {', '.join(FORMATS)}, got {path.suffix or 'none'!r}")
     try:

@@ -85,6 +85,16 @@ def read_standard_input() -> bytes:
     return data
 
 
+def is_standard_output(path: str) -> bool:
+    """Return whether an output is what standard output leads to: ``-``, ``/dev/stdout`` and the like."""
+    if path == STANDARD:
+        return True
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(1))
+    except (OSError, ValueError):
+        return False
+
+
 def write_standard_output(data: bytes) -> None:
     """Write all of a file to standard output.
 

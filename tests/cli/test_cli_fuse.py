@@ -263,6 +263,15 @@ def test_a_folder_without_permission(tmp_path, pair, capfd, monkeypatch):
         (OSError(36, "File name too long", "n" * 5000), f"ffmef info: {'n' * 200} ...: File name too long\n"),
         (OSError("anything"), "ffmef info: anything\n"),
         (MemoryError(), "ffmef info: there is not enough memory\n"),
+        (
+            RuntimeError("can't start new thread"),
+            "ffmef info: the system permits no further thread: it lacks memory, or",
+        ),
+        (
+            ImportError("x.so: failed to map segment from shared object"),
+            "ffmef info: there is not enough memory to load",
+        ),
+        (Exception("alloc.cpp:73: error: (-4:Insufficient memory)"), "ffmef info: there is not enough memory\n"),
     ],
 )
 def test_what_the_system_refuses_is_one_line_in_every_command(error, line, monkeypatch, capsys):
@@ -271,7 +280,28 @@ def test_what_the_system_refuses_is_one_line_in_every_command(error, line, monke
 
     monkeypatch.setattr("ffmef.commands.info.run", refused)
     assert main(["info"]) == 2
-    assert capsys.readouterr().err == line
+    said = capsys.readouterr().err
+    assert said.startswith(line) and said.count("\n") == 1
+
+
+def test_errors_of_the_program_itself_are_no_mistakes(monkeypatch):
+    monkeypatch.setattr("ffmef.commands.info.run", lambda args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["info"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+@pytest.mark.parametrize("megabytes", [150, 250, 350])
+def test_little_memory_is_one_line(pair, tmp_path, megabytes):
+    """Also while libraries are loaded, of which OpenCV's OpenBLAS crashes where there is no memory for its threads."""
+    limited = (
+        "import resource, os, sys; most = int(sys.argv[1]) << 20; resource.setrlimit(resource.RLIMIT_AS, (most, most));"
+        "os.execv(sys.executable, [sys.executable, '-m', 'ffmef', *sys.argv[2:]])"
+    )
+    command = ["fuse", "--task", "mff", *map(str, pair), "-o", str(tmp_path / "o.png")]
+    done = subprocess.run([sys.executable, "-c", limited, str(megabytes), *command], capture_output=True, text=True)
+    assert done.returncode in (0, 2), done
+    assert done.returncode == 0 or ("memory" in done.stderr and done.stderr.count("\n") == 1)
 
 
 def test_python_m_ffmef_is_the_command():

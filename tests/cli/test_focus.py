@@ -326,6 +326,7 @@ def test_wrong_options_are_named(tmp_path, capsys):
         (["--task", "mff", "--deghost"], "--deghost must be left alone for focus stacks"),
         (["--depth-map", str(tmp_path / "d.png")], "--depth-map must be used for focus stacks"),
         (["--task", "mff", "--depth-map", names[0]], names[0]),
+        (["--task", "mff", "--depth-map", out], f"--depth-map must not be the target of -o, {out}"),
     ):
         assert cli.main(["fuse", *names, "-o", out, *extra]) == 2
         error = capsys.readouterr().err

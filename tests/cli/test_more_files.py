@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import struct
@@ -152,6 +153,16 @@ def test_a_pipe_takes_the_data_and_stays(tmp_path):
     files.write(pipe, bytes(200_000))
     reader.join(20)
     assert taken == [bytes(200_000)] and pipe.is_fifo() and os.listdir(tmp_path) == ["pipe.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there is no /dev/stdout")
+def test_standard_output_by_its_name_is_a_pipe_too(pair):
+    command = [sys.executable, "-m", "ffmef", "fuse", *pair, pair[0], "-o", "/dev/stdout", "--format", "PNG"]
+    done = subprocess.run(command, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(io.BytesIO(done.stdout)).size == read_picture(pair[0]).pixels.shape[1::-1]
+    assert done.stdout.endswith(b"IEND\xaeB`\x82")
+    assert f"remark: {pair[0]} is given 2 times and counts as often" in done.stderr.decode()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")

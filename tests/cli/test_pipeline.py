@@ -201,6 +201,7 @@ GOOD = np.zeros((4, 5, 3), np.uint8)
         ([GOOD, GOOD], {"task": "vif"}, "images must be a mapping with the keys infrared and visible for task vif"),
         ({"infrared": GOOD}, {"task": "vif"}, "got ['infrared']"),
         ([GOOD, GOOD.tolist()], {}, "images[1] must be a NumPy array, got list"),
+        ([GOOD, np.ma.masked_less(GOOD, 1 + GOOD.min())], {}, "images[1] must be a plain array, got a masked one"),
         ([GOOD, GOOD[..., :2]], {}, "images[1] must have shape (H, W) or (H, W, 3), got (4, 5, 2)"),
         ([GOOD[0, 0], GOOD], {}, "images[0] must have shape (H, W) or (H, W, 3), got (3,)"),
         ([GOOD, GOOD.astype(np.int32)], {}, "images[1] must be uint8, uint16 or floating point, got int32"),
