@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cuda_emulation import build, check_entries_compile_to_ptx, needs_emulator, run, worst
+from cuda_emulation import build, needs_emulator, run, worst
 from gpu_cases import TOLERANCE, Case, backward_matrix, coarse_backward_matrix, coarse_matrix, matrix
 
 FORWARD = matrix() + coarse_matrix()
@@ -76,21 +76,3 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
     for results, again, once_more in zip(first, second, second[len(cases) :]):
         for part, part_again, part_once_more in zip(results, again, once_more):
             assert torch.equal(part, part_again) and torch.equal(part, part_once_more)
-
-
-ENTRY_CASES = [
-    Case("entries, vectors", batch=2, height=19, width=72, sizes=(1, 3, 5), padding="reflect"),
-    Case("entries, odd width", height=11, width=37, sizes=(7, 1), padding="replicate"),
-    Case("entries, channels", height=9, width=24, channels=5, sizes=(3, 3, 1, 5)),
-    Case("entries, channels, odd width", height=9, width=13, channels=2, images=3, sizes=(3,), padding="reflect"),
-]
-
-
-@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
-def test_plain_entries(program: Path, backward: bool) -> None:
-    for case, results in zip(ENTRY_CASES, run(program, ENTRY_CASES, backward, entries=True)):
-        assert worst(case, results, backward) <= TOLERANCE[case.dtype], case.name
-
-
-def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
-    check_entries_compile_to_ptx("adaptive_fuse", tmp_path)

@@ -13,7 +13,6 @@ from cuda_emulation import (
     DTYPE_CODES,
     Mutant,
     build,
-    check_entries_compile_to_ptx,
     encoded_tensor,
     execute,
     needs_emulator,
@@ -38,9 +37,9 @@ def encode(case: Case, far_rows: int | None) -> bytes:
     return data + encoded_tensor(t.alphas)
 
 
-def run(program: Path, cases: list[Case], far_rows: int | None = None, entries: bool = False) -> list[torch.Tensor]:
+def run(program: Path, cases: list[Case], far_rows: int | None = None) -> list[torch.Tensor]:
     encoded = numbers(len(cases)) + b"".join(encode(case, far_rows) for case in cases)
-    data, results, at = execute(program, encoded, *(["entries"] if entries else [])), [], 0
+    data, results, at = execute(program, encoded), [], 0
     for case in cases:
         (status,) = struct.unpack_from("<i", data, at)
         assert status == 0, f"{case.name}: CUDA error {status}"
@@ -88,22 +87,6 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
     first, second = run(program, cases), run(program, cases + cases)
     for result, again, once_more in zip(first, second, second[len(cases) :]):
         assert torch.equal(result, again) and torch.equal(result, once_more)
-
-
-ENTRY_CASES = [
-    Case("entries, vectors", batch=2, height=19, width=72, padding="reflect"),
-    Case("entries, odd width", height=11, width=37, sizes=(7, 1), maps=(5, 2), padding="replicate", channels=2),
-    Case("entries, nine taps across", height=9, width=24, channels=5, sizes=(9, 3, 1, 5), maps=(2, 3, 4, 5)),
-]
-
-
-def test_plain_entries(program: Path) -> None:
-    for case, result in zip(ENTRY_CASES, run(program, ENTRY_CASES, entries=True)):
-        assert error_of(case, result) <= 1, case.name
-
-
-def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
-    check_entries_compile_to_ptx("predict_and_fuse", tmp_path)
 
 
 # ---- sanitizers and planted faults ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cuda_emulation import build, check_entries_compile_to_ptx, needs_emulator
+from cuda_emulation import build, needs_emulator
 from problems import TOLERANCE
 from pyramid_cases import Case, backward_matrix, matrix
 from pyramid_emulation import run, worst
@@ -60,21 +60,3 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
     for results, again, once_more in zip(first, second, second[len(cases) :]):
         for part, part_again, part_once_more in zip(results, again, once_more):
             assert torch.equal(part, part_again) and torch.equal(part, part_once_more)
-
-
-ENTRY_CASES = [
-    Case("entries, vectors", batch=2, height=70, width=132),
-    Case("entries, odd width", height=35, width=67, channels=2, images=3),
-    Case("entries, one band", height=19, width=40, bands=1, scale=2),
-    Case("entries, no band", height=9, width=33, bands=0, scale=1),
-]
-
-
-@pytest.mark.parametrize("backward", (False, True), ids=("forward", "backward"))
-def test_plain_entries(program: Path, backward: bool) -> None:
-    for case, results in zip(ENTRY_CASES, run(program, ENTRY_CASES, backward, entries=True)):
-        assert worst(case, results, backward) <= TOLERANCE[case.dtype], case.name
-
-
-def test_plain_entries_compile_to_ptx(tmp_path: Path) -> None:
-    check_entries_compile_to_ptx("pyramid_fuse", tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import struct
 import subprocess
@@ -113,7 +112,7 @@ def why_failed(run: Callable, error_of: Callable, program: Path, cases: list) ->
     return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if not error <= 1), "")
 
 
-def execute(program: Path, cases: bytes, *arguments: str) -> bytes:
+def execute(program: Path, cases: bytes) -> bytes:
     """Run the program on encoded cases and return its results, or raise Failed with what stopped it."""
     cases_file, results_file = program.parent / "cases", program.parent / "results"
     cases_file.write_bytes(cases)
@@ -122,7 +121,7 @@ def execute(program: Path, cases: bytes, *arguments: str) -> bytes:
         "UBSAN_OPTIONS": "halt_on_error=1",
         "TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0",
     }
-    command = [str(program), str(cases_file), str(results_file), *arguments]
+    command = [str(program), str(cases_file), str(results_file)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
     if done.returncode != 0:
         raise Failed(done.stderr[-3000:])
@@ -146,13 +145,11 @@ def decoded(data: bytes, kinds: list[list[Kind]]) -> list[list[torch.Tensor]]:
     return results
 
 
-def run(
-    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None, entries: bool = False
-) -> list[list[torch.Tensor]]:
+def run(program: Path, cases: list[Case], backward: bool, far_rows: int | None = None) -> list[list[torch.Tensor]]:
     """Run cases in the emulator and return the results of each."""
     encoded = numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases)
     kinds = [_result_kinds(case, backward) for case in cases]
-    return decoded(execute(program, encoded, *(["entries"] if entries else [])), kinds)
+    return decoded(execute(program, encoded), kinds)
 
 
 def worst(case: Case, results: list[torch.Tensor], backward: bool) -> float:
@@ -186,15 +183,3 @@ def plant(mutant: Mutant, folder: Path, *flags: str, operator: str = "adaptive_f
     split = mutant.nth + 1
     file.write_text(mutant.right.join(pieces[:split]) + mutant.wrong + mutant.right.join(pieces[split:]))
     return build(folder, "-w", *flags, *mutant.flags, sources=folder, operator=operator)
-
-
-def check_entries_compile_to_ptx(operator: str, folder: Path) -> None:
-    """Compile an operator's plain entries with nvcc; they must be those that the head of their file lists."""
-    nvcc = CUDA_INCLUDE.parent / "bin/nvcc"
-    if not nvcc.is_file():
-        pytest.skip("no nvcc beside the CUDA headers")
-    ptx = folder / "entries.ptx"
-    source = ROOT / f"csrc/cuda/{operator}_entries.cu"
-    subprocess.run([nvcc, "-ptx", "-std=c++17", "-arch=sm_75", source, "-o", ptx], check=True, capture_output=True)
-    names = re.findall(r"\.visible \.entry (\w+)", ptx.read_text())
-    assert sorted(names) == sorted(re.findall(r"^//   (ffmef_\w+)", source.read_text(), re.MULTILINE))

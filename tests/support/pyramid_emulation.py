@@ -20,9 +20,7 @@ def _encode(case: Case, backward: bool, far_rows: int | None) -> bytes:
     return data
 
 
-def run(
-    program: Path, cases: list[Case], backward: bool, far_rows: int | None = None, entries: bool = False
-) -> list[list[torch.Tensor]]:
+def run(program: Path, cases: list[Case], backward: bool, far_rows: int | None = None) -> list[list[torch.Tensor]]:
     """Run cases in the emulator and return the results of each."""
     kinds = [
         [(shape, case.dtype) for shape, needed in zip(shapes(case), case.needed) if needed]
@@ -31,7 +29,7 @@ def run(
         for case in cases
     ]
     encoded = numbers(len(cases)) + b"".join(_encode(case, backward, far_rows) for case in cases)
-    return decoded(execute(program, encoded, *(["entries"] if entries else [])), kinds)
+    return decoded(execute(program, encoded), kinds)
 
 
 def worst(case: Case, results: list[torch.Tensor], backward: bool) -> float:

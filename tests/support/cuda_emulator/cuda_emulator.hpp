@@ -83,7 +83,6 @@ struct Device {
   std::vector<std::unique_ptr<unsigned char[]>> shared_of_blocks;
   std::vector<std::unique_ptr<BlockTokens>> tokens_of_blocks;
   std::vector<unsigned char*> stacks;  // kStacks each
-  uint64_t launches = 0, blocks = 0;
   unsigned seed = 1;
   // Addresses that stand for the start and the end of a launch, for the thread sanitizer.
   char launch_token, finish_token;
@@ -248,7 +247,6 @@ template <class Kernel> EMULATOR_UNSEEN void launch(dim3 grid, dim3 block, size_
   device.kernel = kernel;
   device.grid_size = grid;
   device.block_size = block;
-  device.launches += 1;
   if (device.threads.size() < count) device.threads.resize(count);
 #ifdef __SANITIZE_THREAD__
   device.main_fiber = __tsan_get_current_fiber();
@@ -259,7 +257,6 @@ template <class Kernel> EMULATOR_UNSEEN void launch(dim3 grid, dim3 block, size_
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
-        device.blocks += 1;
         device.block_index = dim3(x, y, z);
         device.shared_of_blocks.emplace_back(device.shared = new unsigned char[shared_bytes + kRedZoneBytes]);
         device.tokens_of_blocks.emplace_back(device.tokens = new BlockTokens);
@@ -344,7 +341,9 @@ template <class T> T __shfl_sync(unsigned mask, T value, int lane) {
 template <class T> T __ldcs(const T* pointer) { return *pointer; }
 template <class T> T __ldcg(const T* pointer) { return *pointer; }
 template <class T> T __ldg(const T* pointer) { return *pointer; }
-inline unsigned atomicAdd(unsigned* target, unsigned value) { return __atomic_fetch_add(target, value, __ATOMIC_ACQ_REL); }
+inline unsigned atomicAdd(unsigned* target, unsigned value) {
+  return __atomic_fetch_add(target, value, __ATOMIC_ACQ_REL);
+}
 inline void __threadfence() {}
 
 // The runtime functions that launchers call.

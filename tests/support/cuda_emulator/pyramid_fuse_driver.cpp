@@ -1,11 +1,9 @@
 // Runs cases of pyramid_fuse through its C interface in the emulator.
 //
-// pyramid_fuse_driver CASES RESULTS [entries] reads and writes int64 and raw elements as test_pyramid_fuse_cuda.py has them.
-// With `entries` the plain entries run instead.
+// pyramid_fuse_driver CASES RESULTS reads and writes int64 and raw elements as test_pyramid_fuse_cuda.py has them.
 #include "tensors.hpp"
 
 #include "../../../csrc/cuda/pyramid_fuse.cu"
-#include "../../../csrc/cuda/pyramid_fuse_entries.cu"
 
 #include <vector>
 
@@ -38,45 +36,7 @@ template <class Rank> int64_t elements(const Rank& input) {
   return count;
 }
 
-// What a caller of the plain entries has to do: see the table at the top of pyramid_fuse_entries.cu.
-int run_entries(const ffmef_pyramid& f, const ffmef_pyramid_gradients* g, void* output) {
-  const int batch = static_cast<int>(f.batch), count = static_cast<int>(f.image_count);
-  const int channels = static_cast<int>(f.channels), height = static_cast<int>(f.height);
-  const int width = static_cast<int>(f.width), bands = f.bands, scale = f.scale;
-  const float *images = static_cast<const float*>(f.images), *weights = static_cast<const float*>(f.weights);
-  const float* base = static_cast<const float*>(f.base);
-  const auto blocks = [&](int tile_width, int tile_height, int planes) {
-    return (width + tile_width - 1) / tile_width * ((height + tile_height - 1) / tile_height) * planes;
-  };
-#define SIZES batch, count, channels, height, width, bands, scale
-  if (g == nullptr) {
-    float* out = static_cast<float*>(output);
-    if (width % 4 == 0) {
-      FFMEF_LAUNCH(ffmef_pyramid_fuse_f32_vectors, blocks(64, 64, batch * channels), 256, 0, nullptr, images, weights,
-                   base, out, SIZES);
-    } else {
-      FFMEF_LAUNCH(ffmef_pyramid_fuse_f32, blocks(32, 32, batch * channels), 64, 0, nullptr, images, weights, base, out,
-                   SIZES);
-    }
-    return 0;
-  }
-  const float* gradient = static_cast<const float*>(g->output);
-  std::vector<float> storage(static_cast<size_t>(blocks(64, 32, batch)) * count * (bands + 1) * (64 / scale + 2) *
-                             (32 / scale + 2));
-  float *partials = storage.data(), *weights_gradient = static_cast<float*>(g->weights);
-  float *base_gradient = static_cast<float*>(g->base), *images_gradient = static_cast<float*>(g->images);
-  const int cells = (height + scale - 1) / scale * ((width + scale - 1) / scale) * count * (bands + 1) * batch;
-  FFMEF_LAUNCH(ffmef_pyramid_fuse_weights_gradient_f32, blocks(64, 32, batch), 128, 0, nullptr, gradient, images,
-               partials, SIZES);
-  FFMEF_LAUNCH(ffmef_pyramid_fuse_sum_tiles_f32, (cells + 255) / 256, 256, 0, nullptr, partials, weights_gradient,
-               base_gradient, SIZES);
-  FFMEF_LAUNCH(ffmef_pyramid_fuse_images_gradient_f32, blocks(64, 32, batch * channels), 128, 0, nullptr, gradient,
-               weights, base, images_gradient, SIZES);
-#undef SIZES
-  return 0;
-}
-
-void run(Case& c, std::ofstream& results, bool entries) {
+void run(Case&& c, std::ofstream& results) {
   const size_t element = kElementBytes[c.dtype];
   const int64_t* shape = c.images.shape;
   ffmef_pyramid pyramid = {};
@@ -104,8 +64,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
   if (!c.backward) {
     void* output = new_output(shape[0] * shape[2] * shape[3] * shape[4]);
     Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_fuse_workspace(&pyramid)), kSentinel);
-    status = entries ? run_entries(pyramid, nullptr, output)
-                     : ffmef_cuda_pyramid_fuse(&pyramid, output, workspace.data(), nullptr);
+    status = ffmef_cuda_pyramid_fuse(&pyramid, output, workspace.data(), nullptr);
     workspace.check_red_zones();
   } else {
     ffmef_pyramid_gradients gradients = {};
@@ -115,8 +74,7 @@ void run(Case& c, std::ofstream& results, bool entries) {
     if (c.needed[1]) gradients.weights = new_output(elements(c.weights));
     if (c.needed[2]) gradients.base = new_output(elements(c.base));
     Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_fuse_backward_workspace(&pyramid, &gradients)), kSentinel);
-    status = entries ? run_entries(pyramid, &gradients, nullptr)
-                     : ffmef_cuda_pyramid_fuse_backward(&pyramid, &gradients, workspace.data(), nullptr);
+    status = ffmef_cuda_pyramid_fuse_backward(&pyramid, &gradients, workspace.data(), nullptr);
     workspace.check_red_zones();
   }
   results.write(reinterpret_cast<const char*>(&status), sizeof(status));
@@ -125,12 +83,6 @@ void run(Case& c, std::ofstream& results, bool entries) {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-  Reader reader(arguments[1]);
-  std::ofstream results(arguments[2], std::ios::binary);
-  for (int64_t left = reader.number(); left > 0; --left) {
-    Case next(reader);
-    run(next, results, count > 3);
-  }
-  return results.good() ? 0 : 1;
+int main(int, char** arguments) {
+  return run_cases(arguments, [](Reader& reader, std::ofstream& results) { run(Case(reader), results); });
 }

@@ -70,9 +70,4 @@ void run(Reader& reader, std::ofstream& results) {
 
 }  // namespace
 
-int main(int, char** arguments) {
-  Reader reader(arguments[1]);
-  std::ofstream results(arguments[2], std::ios::binary);
-  for (int64_t left = reader.number(); left > 0; --left) run(reader, results);
-  return results.good() ? 0 : 1;
-}
+int main(int, char** arguments) { return run_cases(arguments, run); }

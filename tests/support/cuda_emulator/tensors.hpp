@@ -121,3 +121,11 @@ class Output {
   size_t offset_;
   std::unique_ptr<Memory> memory_;
 };
+
+// The body of a driver's main: a file holds the number of cases and then the cases; run(reader, results) runs one.
+template <class Run> int run_cases(char** arguments, Run run) {
+  Reader reader(arguments[1]);
+  std::ofstream results(arguments[2], std::ios::binary);
+  for (int64_t left = reader.number(); left > 0; --left) run(reader, results);
+  return results.good() ? 0 : 1;
+}
