@@ -12,6 +12,7 @@ import torch
 import interpreter
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+ARCHITECTURES = (75, 90)  # of GPUs, unless --exhaustive is given: the oldest and a recent one
 BACKENDS = {"backend": ("reference", "cpu", "triton", "cuda"), "kernel_backend": ("cpu", "triton", "cuda")}
 
 
@@ -21,7 +22,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--dtype", action="append", choices=DTYPES, help="only this dtype where a test runs in several; repeatable"
     )
     parser.addoption(
-        "--exhaustive", action="store_true", help="all faults planted in CUDA kernels and all GPU architectures"
+        "--exhaustive",
+        action="store_true",
+        help="all faults planted in GPU kernels, all GPU architectures, and a wheel compiled anew",
     )
 
 
@@ -70,10 +73,12 @@ def _missing(backend: str, device: str) -> str | None:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what would not run: two planted faults of three, and all but one test per file and reason to skip."""
+    """Leave out all but one test per file and reason to skip; without --exhaustive also two planted faults of three and
+    most architectures."""
     kept, left_out = [], []
     planted: Counter[Path] = Counter()
     skipped: dict[tuple[Path, str], list[pytest.Item]] = {}
+    exhaustive = config.getoption("exhaustive")
     for item in items:
         reason = next(
             (m.kwargs["reason"] for m in item.iter_markers("skipif") if m.args and m.args[0] is True),
@@ -83,13 +88,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             skipped.setdefault((item.path, reason), []).append(item)
             (kept if len(skipped[item.path, reason]) == 1 else left_out).append(item)
             continue
-        # Each planted fault of a CUDA kernel is a compilation.
-        parameters = (getattr(item, "callspec", None) and item.callspec.params) or {}
-        if type(parameters.get("mutant")).__module__ == "cuda_emulation" and not config.getoption("exhaustive"):
+        # Each planted fault of a kernel is a compilation, or a run of the interpreter; each architecture a compilation.
+        parameters = {} if exhaustive else (getattr(item, "callspec", None) and item.callspec.params) or {}
+        if type(parameters.get("mutant")).__module__ in ("cuda_emulation", "triton_guard"):
             planted[item.path] += 1
             if planted[item.path] % 3 != 1:
                 left_out.append(item)
                 continue
+        if parameters.get("architecture", ARCHITECTURES[0]) not in ARCHITECTURES:
+            left_out.append(item)
+            continue
         kept.append(item)
     for (_, reason), same in skipped.items():
         if len(same) > 1:
@@ -98,6 +106,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    if config.getoption("dist") != "load":  # somebody asked for another order
+        return None
+    from schedule import ByFile
+
+    return ByFile(config, log)
 
 
 # Triton's interpreter, in a process of its own

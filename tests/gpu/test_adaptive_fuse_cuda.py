@@ -71,7 +71,7 @@ def test_empty_images(program: Path, empty: dict[str, int]) -> None:
 
 
 def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
-    cases = [case for case in BACKWARD if "many tiles" in case.name]
+    cases = [case for case in BACKWARD if "many tiles" in case.name and case.padding == "zeros"]
     first, second = run(program, cases, backward=True), run(program, cases + cases, backward=True)
     for results, again, once_more in zip(first, second, second[len(cases) :]):
         for part, part_again, part_once_more in zip(results, again, once_more):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cuda_emulation import Failed, Mutant, build, needs_emulator, plant, run, worst
-from gpu_cases import TOLERANCE, Case
+from cuda_emulation import Mutant, build, needs_emulator, plant, run, why_failed_either_way, worst
+from gpu_cases import Case
 
 pytestmark = [*needs_emulator, pytest.mark.slow]
 
@@ -43,15 +43,7 @@ ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
 def fails(program: Path, cases: list[Case]) -> str:
     """Return why the cases, forward or backward, fail on this program; an empty string if they pass."""
     both = [case for one in cases for case in (one, replace(one, need_images=False))]
-    for backward, cases in ((False, cases), (True, both)):
-        try:
-            results = run(program, cases, backward)
-        except Failed as failure:
-            return str(failure)
-        for case, result in zip(cases, results):
-            if (error := worst(case, result, backward)) > TOLERANCE[case.dtype]:
-                return f"{case.name}, {'backward' if backward else 'forward'}: relative error {error:.1e}"
-    return ""
+    return why_failed_either_way(run, worst, program, cases, both)
 
 
 @pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))

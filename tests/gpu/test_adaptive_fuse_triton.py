@@ -12,15 +12,7 @@ import torch
 from ffmef.ops import adaptive_fuse, backends
 from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors
 from problems import relative_error
-from triton_guard import (
-    Mutant,
-    guarded_outputs,
-    in_nan,
-    inside,
-    needs_triton,
-    plant,
-    watched,
-)
+from triton_guard import Mutant, error_allowed, guarded, in_nan, inside, needs_triton, plant
 
 SOURCE = Path(__file__).resolve().parents[2] / "ffmef/kernels/adaptive_fuse.py"
 pytestmark = needs_triton
@@ -42,7 +34,7 @@ def worst(
     monkeypatch.setattr(importlib.import_module("ffmef.kernels.launch"), "tile", tile)
     wide_alphas = in_nan(alphas.contiguous())  # of the dtype and layout that kernels take, so that they use this one
     inputs = [images, gradient, wide_alphas, *filters]
-    with guarded_outputs(monkeypatch, inputs) as stray_writes, watched(monkeypatch, inputs) as stray_reads:
+    with guarded(monkeypatch, inputs) as strayed:
         if backward:
             needed = [int(n) for n in case.filters_needed]
             image_grad, filter_grads, alpha_grad = kernels.backward(
@@ -53,12 +45,11 @@ def worst(
             results += [alpha_grad] if case.need_alphas else []
         else:
             results = [kernels.forward(images, filters, wide_alphas, case.padding)]
-        if stray_writes() or stray_reads():
+        if strayed():
             return float("inf")
     expected = expected_backward(case) if backward else [expected_forward(case)]
     assert len(results) == len(expected)
-    # The interpreter truncates to bfloat16 where GPUs round.
-    allowed = TOLERANCE[case.dtype] * (2 if case.dtype == torch.bfloat16 else 1)
+    allowed = error_allowed(case.dtype, TOLERANCE)
     return max(map(relative_error, results, expected)) / allowed
 
 

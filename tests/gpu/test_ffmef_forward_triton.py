@@ -14,15 +14,7 @@ from ffmef.ops import ffmef_forward
 from ffmef.ops._backends import why_not
 from ffmef.ops.ffmef_forward import CHANNELS, KERNEL_SIZES
 from networks import TOLERANCE, eager64, random_luminance, random_model, worst
-from triton_guard import (
-    Mutant,
-    guarded_outputs,
-    in_nan,
-    inside,
-    needs_triton,
-    plant,
-    watched,
-)
+from triton_guard import Mutant, guarded, in_nan, inside, needs_triton, plant
 
 SOURCE = Path(__file__).resolve().parents[2] / "ffmef/kernels/ffmef_forward.py"
 pytestmark = needs_triton
@@ -37,7 +29,7 @@ def use_tile(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int) -> None:
 @inside
 @pytest.mark.parametrize(
     "channels, kernel_sizes, size",
-    [(4, (1, 3, 5), (9, 17)), (4, (1, 3, 5), (1, 2)), (8, (1, 3), (4, 7))],
+    [(4, (1, 3, 5), (1, 2)), (8, (1, 3), (9, 17))],
     ids=str,
 )
 def test_equals_the_float64_network(channels, kernel_sizes, size, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,9 +77,9 @@ def chain_error(kernels: ModuleType, size: tuple[int, int], batch: int, monkeypa
     known = [luminance]
     with torch.inference_mode():
         expected = chain64(model, luminance)
-        with guarded_outputs(monkeypatch, known) as stray_writes, watched(monkeypatch, known) as stray_reads:
+        with guarded(monkeypatch, known) as strayed:
             found = chain(kernels, model, luminance)
-            if stray_writes() or stray_reads():
+            if strayed():
                 return float("inf")
     errors = [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True)]
     return max(error if error == error else float("inf") for error in errors) / 1e-5

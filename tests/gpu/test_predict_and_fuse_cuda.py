@@ -83,7 +83,7 @@ def test_offsets_past_32_bits(program: Path) -> None:
 
 
 def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
-    cases = [case for case in matrix() if case.name.startswith("many tiles")]
+    cases = [case for case in matrix() if case.name.startswith("many tiles") and case.padding == "zeros"]
     first, second = run(program, cases), run(program, cases + cases)
     for result, again, once_more in zip(first, second, second[len(cases) :]):
         assert torch.equal(result, again) and torch.equal(result, once_more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -13,16 +14,7 @@ from ffmef.ops import predict_and_fuse
 from gpu_cases import TOLERANCE
 from predict_and_fuse_cases import Case, expected, make_tensors, two_steps
 from problems import relative_error
-from triton_guard import (
-    INTERPRETED,
-    Mutant,
-    guarded_outputs,
-    in_nan,
-    inside,
-    needs_triton,
-    plant,
-    watched,
-)
+from triton_guard import INTERPRETED, Mutant, error_allowed, guarded, in_nan, inside, needs_triton, plant
 
 SOURCE = Path(__file__).resolve().parents[2] / "ffmef/kernels/predict_and_fuse.py"
 pytestmark = needs_triton
@@ -40,17 +32,16 @@ def guarded_error(case: Case, monkeypatch: pytest.MonkeyPatch) -> float:
     """Run a case through the public function; return its error in units of what is allowed, infinity after a stray access."""
     t = make_tensors(case)
     t.alphas = t.alphas.contiguous()  # as the kernel takes them, so that it reads these
-    guarded = t.changed(in_nan)
-    inputs = [*guarded.hidden, *guarded.weight, *guarded.bias, guarded.images, guarded.alphas]
-    with guarded_outputs(monkeypatch, inputs) as stray_writes, watched(monkeypatch, inputs) as stray_reads:
+    held = t.changed(in_nan)
+    inputs = [*held.hidden, *held.weight, *held.bias, held.images, held.alphas]
+    with guarded(monkeypatch, inputs) as strayed:
         result = predict_and_fuse(
-            guarded.hidden, guarded.weight, guarded.bias, guarded.images, guarded.alphas, padding_mode=case.padding,
+            held.hidden, held.weight, held.bias, held.images, held.alphas, padding_mode=case.padding,
             backend="triton",
         )  # fmt: skip
-        if stray_writes() or stray_reads():
+        if strayed():
             return float("inf")
-    # The interpreter truncates to bfloat16 where GPUs round.
-    allowed = TOLERANCE[case.dtype] * (2 if case.dtype == torch.bfloat16 else 1)
+    allowed = error_allowed(case.dtype, TOLERANCE)
     return relative_error(result, expected(case)) / allowed
 
 
@@ -130,6 +121,7 @@ MUTANT_CASE = Case("triton, mutants", height=4, width=11, sizes=(1, 3), maps=(4,
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed: ModuleType = plant(mutant, SOURCE, tmp_path)
+    import_module("ffmef.kernels.predict_and_fuse")  # so that it is there to be replaced
     monkeypatch.setitem(sys.modules, "ffmef.kernels.predict_and_fuse", changed)
     monkeypatch.setattr("ffmef.kernels.predict_and_fuse", changed)
     assert guarded_error(MUTANT_CASE, monkeypatch) > 1

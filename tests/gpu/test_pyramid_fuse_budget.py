@@ -15,9 +15,7 @@ BUDGET = {name: row for name, row in budgets.BUDGET.items() if cuda.is_pyramid(n
 @pytest.mark.slow
 @pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
 @pytest.mark.parametrize("architecture", cuda.ARCHITECTURES)
-def test_cuda_kernels_keep_their_budget(architecture: int, request: pytest.FixtureRequest) -> None:
-    if architecture not in (75, 90) and not request.config.getoption("exhaustive"):
-        pytest.skip("two of seven architectures unless --exhaustive is given")
+def test_cuda_kernels_keep_their_budget(architecture: int) -> None:
     usages = cuda.measure(architecture, operators=("pyramid_fuse",))
     rule = "kernels and budget differ; run scripts/gpu_budget.py --operator pyramid_fuse --update"
     assert sorted(usages) == sorted(BUDGET), rule

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cuda_emulation import Failed, Mutant, build, needs_emulator, plant
-from problems import TOLERANCE
+from cuda_emulation import Mutant, build, needs_emulator, plant, why_failed_either_way
 from pyramid_cases import Case
 from pyramid_emulation import run, worst
 
@@ -33,15 +32,7 @@ ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
 
 def fails(program: Path, cases: list[Case]) -> str:
     """Return why the cases, forward or backward, fail on this program; an empty string if they pass."""
-    for backward in (False, True):
-        try:
-            results = run(program, cases, backward)
-        except Failed as failure:
-            return str(failure)
-        for case, result in zip(cases, results):
-            if (error := worst(case, result, backward)) > TOLERANCE[case.dtype]:
-                return f"{case.name}, {'backward' if backward else 'forward'}: relative error {error:.1e}"
-    return ""
+    return why_failed_either_way(run, worst, program, cases, cases)
 
 
 @pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))

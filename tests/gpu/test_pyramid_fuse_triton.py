@@ -12,15 +12,7 @@ import torch
 from ffmef.ops import backends, pyramid_fuse
 from problems import TOLERANCE, relative_error
 from pyramid_cases import Case, expected_backward, expected_forward, make_tensors
-from triton_guard import (
-    Mutant,
-    guarded_outputs,
-    in_nan,
-    inside,
-    needs_triton,
-    plant,
-    watched,
-)
+from triton_guard import Mutant, error_allowed, guarded, in_nan, inside, needs_triton, plant
 
 SOURCE = Path(__file__).resolve().parents[2] / "ffmef/kernels/pyramid_fuse.py"
 pytestmark = needs_triton
@@ -40,19 +32,18 @@ def worst(kernels: ModuleType, case: Case, monkeypatch: pytest.MonkeyPatch, step
     monkeypatch.setattr(importlib.import_module("ffmef.kernels.launch"), "tile", (8, 32, 1))
     largest = 0.0
     for backward in steps:
-        with guarded_outputs(monkeypatch, inputs) as stray_writes, watched(monkeypatch, inputs) as stray_reads:
+        with guarded(monkeypatch, inputs) as strayed:
             if backward:
                 gradients = kernels.backward(gradient, *arguments, case.scale, *case.needed)
                 assert all(needed or g.shape == (0,) for g, needed in zip(gradients, case.needed, strict=True))
                 results = [g for g, needed in zip(gradients, case.needed) if needed]
             else:
                 results = [kernels.forward(*arguments, case.scale)]
-            if stray_writes() or stray_reads():
+            if strayed():
                 return float("inf")
         expected = expected_backward(case) if backward else [expected_forward(case)]
         assert all(result.dtype == case.dtype for result in results)
-        # The interpreter truncates to bfloat16 where GPUs round.
-        allowed = TOLERANCE[case.dtype] * (2 if case.dtype == torch.bfloat16 else 1)
+        allowed = error_allowed(case.dtype, TOLERANCE)
         largest = max([largest, *(relative_error(r, e) / allowed for r, e in zip(results, expected, strict=True))])
     return largest
 

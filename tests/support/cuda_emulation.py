@@ -8,13 +8,14 @@ import struct
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from ffmef.ops import reference
-from gpu_cases import Case, expected_backward, expected_forward, make_tensors
+from gpu_cases import TOLERANCE, Case, expected_backward, expected_forward, make_tensors
 from problems import PADDINGS, relative_error
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,6 +111,18 @@ def why_failed(run: Callable, error_of: Callable, program: Path, cases: list) ->
     errors = {case.name: error_of(case, result) for case, result in zip(cases, found, strict=True)}
     # An error that is no number is one, too.
     return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if not error <= 1), "")
+
+
+def why_failed_either_way(run: Callable, worst: Callable, program: Path, forward: list, backward: list) -> str:
+    """Return why cases fail, forward or backward (``run`` and ``worst`` know both); an empty string if they pass."""
+    for direction, cases in ((False, forward), (True, backward)):
+
+        def error_of(case: Case, results: list[torch.Tensor], direction: bool = direction) -> float:
+            return worst(case, results, direction) / TOLERANCE[case.dtype]
+
+        if reason := why_failed(partial(run, backward=direction), error_of, program, cases):
+            return f"{'backward' if direction else 'forward'}, {reason}"
+    return ""
 
 
 def execute(program: Path, cases: bytes) -> bytes:

@@ -16,7 +16,7 @@ import torch
 
 from interpreter import INTERPRETED
 
-__all__ = ["INTERPRETED", "Mutant", "guarded_outputs", "in_nan", "inside", "needs_triton", "plant", "watched"]
+__all__ = ["INTERPRETED", "Mutant", "error_allowed", "guarded", "in_nan", "inside", "needs_triton", "plant"]
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 inside = pytest.mark.interpreter
@@ -42,8 +42,20 @@ def in_nan(tensor: torch.Tensor) -> torch.Tensor:
     return view
 
 
+def error_allowed(dtype: torch.dtype, tolerance: dict[torch.dtype, float]) -> float:
+    """Return the relative error allowed here: the interpreter truncates to bfloat16 where GPUs round."""
+    return tolerance[dtype] * (2 if dtype == torch.bfloat16 else 1)
+
+
 @contextmanager
-def guarded_outputs(monkeypatch: pytest.MonkeyPatch, known: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
+def guarded(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether kernels strayed: read outside ``tensors`` or wrote outside new ones."""
+    with _guarded_outputs(monkeypatch, tensors) as writes, _watched(monkeypatch, tensors) as reads:
+        yield lambda: bool(writes() or reads())
+
+
+@contextmanager
+def _guarded_outputs(monkeypatch: pytest.MonkeyPatch, known: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
     """Have new tensors made inside sentinels and added to ``known``; yield a count of the sentinels written over."""
     memories: list[tuple[torch.Tensor, int]] = []
 
@@ -75,7 +87,7 @@ def guarded_outputs(monkeypatch: pytest.MonkeyPatch, known: list[torch.Tensor]) 
 
 
 @contextmanager
-def watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
+def _watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
     """Look at every address that the interpreter reads; yield a function that counts those outside ``tensors``.
 
     A value read outside may be masked out later and so change no result; on a GPU it may still end the program.

@@ -1,0 +1,35 @@
+"""Which tests a worker of pytest-xdist gets together, and in which order the workers get them."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
+
+# What takes longest goes first, so that no worker is left alone with it at the end.
+INTERPRETED = "Triton's interpreter"
+LONGEST = (INTERPRETED, "test_benchmarks_smoke.py", "test_gpu_budget.py", "test_compile.py", "test_training.py")
+# Each of these tests builds a program of its own. Any worker may take any of them, so they fill up the end of the run.
+ON_THEIR_OWN = ("test_planted_fault_is_found", "test_clean_under_sanitizer")
+
+
+class ByFile(LoadScopeScheduling):
+    """Keeps the tests of a file on one worker, so that what they share (programs, trained models) is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        name = PurePath(file).name
+        if "triton" in name:
+            return INTERPRETED  # one worker, one process with the interpreter
+        return nodeid if test.startswith(ON_THEIR_OWN) else name
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        self.workqueue.move_to_end(min(self.workqueue, key=_rank), last=False)
+        super()._assign_work_unit(node)
+
+
+def _rank(scope: str) -> int:
+    if scope in LONGEST:
+        return LONGEST.index(scope)
+    return len(LONGEST) + ("::" in scope)
