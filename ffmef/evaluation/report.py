@@ -174,7 +174,7 @@ def write_json(report: Report, path: Path, versions: dict[str, str]) -> None:
 def markdown(report: Report) -> str:
     """Return the table of averages, best values in bold, and what needs to be said about it."""
     lines = [
-        f"# {report.dataset}: {len(report.pairs)} pairs, task {report.task}",
+        f"# {report.dataset}: {pairs_of(report)}, task {report.task}",
         "",
         "| | " + " | ".join(label(name) for name in report.metrics) + " |",
         "|---" * (len(report.metrics) + 1) + "|",
@@ -195,6 +195,11 @@ def markdown(report: Report) -> str:
         lines += ["", "## Not scored", ""]
         lines += [f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}" for f in report.failures]
     return "\n".join(lines) + "\n"
+
+
+def pairs_of(report: Report) -> str:
+    """Return the number of pairs in words of one number or the other."""
+    return f"{len(report.pairs)} pair{'s' * (len(report.pairs) != 1)}"
 
 
 INTERVALS = "95 % confidence intervals of the averages (bootstrap over pairs, 10 000 samples)"
@@ -259,7 +264,7 @@ def latex(report: Report) -> str:
         cells = [text.translate(_TEX) for text in texts]
         cells = [rf"\textbf{{{c}}}" if leads else c for c, leads in zip(cells, best_ones, strict=True)]
         rows.append([method.translate(_TEX), *cells])
-    title = f"{report.dataset}: averages over {len(report.pairs)} pairs, {report.save_as}; best values in bold"
+    title = f"{report.dataset}: averages over {pairs_of(report)}, {report.save_as}; best values in bold"
     parts = [_tex_table(title, ["", *(label(name) for name in report.metrics)], rows)]
     for title, header, texts in statistics_tables(report):
         parts.append(_tex_table(title, header, [[cell.translate(_TEX) for cell in row] for row in texts]))

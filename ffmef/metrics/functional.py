@@ -57,6 +57,11 @@ def _mean(values: Tensor) -> Tensor:
     return values.mean((1, 2, 3))
 
 
+def _size(picture: Tensor) -> int:
+    """Pixels of a channel."""
+    return picture.shape[-2] * picture.shape[-1]
+
+
 def _total(values: Tensor) -> Tensor:
     """Sum over the pixels of each channel."""
     return values.sum((2, 3))
@@ -204,19 +209,19 @@ def sf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Spatial frequency, see :func:`ffmef.metrics.sf`."""
     _, _, fused = _checked(a, b, fused)
     squares = sum(_total(fused.diff(dim=dim) ** 2) for dim in (-2, -1))
-    return _root(squares / fused[0, 0].numel()).mean(1)
+    return _root(squares / _size(fused)).mean(1)
 
 
 def rmse(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Root of the summed squared error over the size, see :func:`ffmef.metrics.rmse`."""
     a, b, fused = _checked(a, b, fused)
-    return sum(_root(_total((x - fused) ** 2)) for x in (a, b)).mean(1) / (2 * a[0, 0].numel())
+    return sum(_root(_total((x - fused) ** 2)) for x in (a, b)).mean(1) / (2 * _size(a))
 
 
 def psnr(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """The toolkit's signal-to-noise ratio, see :func:`ffmef.metrics.psnr`."""
     a, b, fused = _checked(a, b, fused)
-    error = sum(_root(_total((x - fused) ** 2)) for x in (a, b)) / (2 * a[0, 0].numel())
+    error = sum(_root(_total((x - fused) ** 2)) for x in (a, b)) / (2 * _size(a))
     return (20 * math.log10(255) - 10 * error.log10()).mean(1)
 
 
@@ -463,11 +468,13 @@ def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         from ffmef import metrics
 
         pictures = _checked(a, b, fused)
+        in_colour = name in OF_COLOUR and a.shape[1] == 3
+        if name in OF_COLOUR and a.shape[1] not in (1, 3):
+            raise ValueError(f"{name.lower()} needs 1 or 3 channels, got {a.shape[1]}")
         values = []
         for planes in zip(*(x.detach().cpu() for x in pictures), strict=True):
-            channels = [
-                metrics.compute(*(p.numpy() for p in plane), [name])[name] for plane in zip(*planes, strict=True)
-            ]
+            parts = [[x.movedim(0, -1) for x in planes]] if in_colour else zip(*planes, strict=True)
+            channels = [metrics.compute(*(p.numpy() for p in part), [name])[name] for part in parts]
             values.append(math.fsum(channels) / len(channels))
         return torch.tensor(values, dtype=torch.float64, device=fused.device)
 
@@ -476,14 +483,15 @@ def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return metric
 
 
-BY_TOOLKIT = ("FMI", "NMI", "QNCIE", "TE", "QP", "QC", "QY", "QCB", "QCV")
+OF_COLOUR = ("VIFF", "BRISQUE", "NIQE")  # not averaged over the channels
+BY_TOOLKIT = ("FMI", "NMI", "QNCIE", "TE", "QP", "QC", "QY", "QCB", "QCV", *OF_COLOUR)
 """Metrics that are computed on the CPU by :mod:`ffmef.metrics`."""
 DIFFERENTIABLE = (
     "PSNR", "RMSE", "AG", "EI", "SD", "SF", "QABF", "N_ABF", "L_ABF", "CC", "SCD", "QW", "MEF_SSIM", "MEF_SSIM_C",
     "SSIM", "MS_SSIM", "VIF", "VIFP",
 )  # fmt: skip
 """Metrics with a gradient."""
-fmi, nmi, qncie, te, qp, qc, qy, qcb, qcv = map(_by_toolkit, BY_TOOLKIT)
+fmi, nmi, qncie, te, qp, qc, qy, qcb, qcv, viff, brisque, niqe = map(_by_toolkit, BY_TOOLKIT)
 
 __all__ = ["BY_TOOLKIT", "DIFFERENTIABLE", "ce", "en", "mi"]
 __all__ += [name.lower() for name in (*BY_TOOLKIT, *DIFFERENTIABLE)]
