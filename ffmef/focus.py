@@ -66,7 +66,7 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
 
     Args:
         frames: two or more arrays of one size, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1]; or
-            functions that return one, which are called twice, or three times with a network, so that one frame is in
+            functions that return one, which are called twice, or four times with a network, so that one frame is in
             memory at a time.
         depth_map: also say which frame was sharpest, by the finest energy in a window of 3 pixels.
         network: predicts the weights in place of the formula, see :class:`ffmef.models.FocusNet`; of
@@ -94,7 +94,8 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
     best, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
     if network is None:
         return Fused(_blended(frames, form, _by_formula(form, best)), sharpest)
-    return Fused(_blended(frames, form, _by_network(frames, form, best, spread, network)), sharpest)
+    weigh = _by_network(frames, form, best, spread, network)
+    return Fused(_blended(frames, form, weigh, again=True), sharpest)
 
 
 # First pass: how sharp the sharpest frame is, and which that is
@@ -257,12 +258,12 @@ def _band(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # Second pass: the weighted mean of each band
 
 
-Weigher = Callable[[np.ndarray], list[np.ndarray]]  # from a frame to its weights, up to 1, in each band
+Weigher = Callable[[Frame], list[np.ndarray]]  # from a frame to its weights, up to 1, in each band
 
 
 def _by_formula(form: _Form, best: list[np.ndarray]) -> Weigher:
-    def weigh(pixels: np.ndarray) -> list[np.ndarray]:
-        weights = _energies(pixels, form.levels)
+    def weigh(frame: Frame) -> list[np.ndarray]:
+        weights = _energies(_pixels(frame), form.levels)
         for weight, greatest in zip(weights, best, strict=True):
             _weigh(weight, greatest)
         return weights
@@ -277,15 +278,16 @@ def _by_network(
 
     below = spread.below(best)
 
-    def logits(pixels: np.ndarray) -> list[np.ndarray]:
-        return focus_net.logits(network, pixels, form.levels, best, below)
+    def logits(frame: Frame) -> list[np.ndarray]:
+        return focus_net.logits(network, frame, form.levels, best, below)
 
     # A pass more: all logits may be far below zero, and sums of whole numbers would lose what is small.
     tops = focus_net.greatest_logits(logits, frames, form.levels)
-    return lambda pixels: focus_net.weights(logits(pixels), tops)
+    return lambda frame: focus_net.weights(logits(frame), tops)
 
 
-def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher) -> np.ndarray:
+def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool = False) -> np.ndarray:
+    """Return the frames' weighted mean; ``again`` reads each once more rather than keep it while it is weighed."""
     channels = 3 if form.coloured else 1
     # Sums of grey levels and of weights must stay below 2**31.
     spare = MOST_FRAMES >> (len(frames) - 1).bit_length()
@@ -293,8 +295,12 @@ def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher) -> np.ndarray
     totals = [[np.zeros(shape, np.int32) for shape in form.levels] for _ in range(channels)]
     weight_totals = [np.zeros(shape, np.int32) for shape in form.levels]
     for frame in frames:
-        pixels = _pixels(frame)
-        weights = weigh(pixels)
+        if again:
+            weights = weigh(frame)
+            pixels = _pixels(frame)
+        else:
+            pixels = _pixels(frame)
+            weights = weigh(pixels)
         for weight, total in zip(weights, weight_totals, strict=True):
             _add(total, weight, None, weight_steps)
         for channel, of_channel in enumerate(totals):

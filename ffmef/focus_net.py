@@ -122,14 +122,14 @@ def greatest_logits(logits_of, frames, shapes: list[tuple[int, int]]) -> list[np
     """Return the greatest logits over the frames, float16, of a function that gives those of one."""
     tops = [np.full(shape, -np.inf, np.float16) for shape in shapes]
     for frame in frames:
-        for top, logit in zip(tops, logits_of(focus._pixels(frame)), strict=True):
+        for top, logit in zip(tops, logits_of(frame), strict=True):
             np.maximum(top, logit.astype(np.float16), out=top)
     return tops
 
 
 def logits(
     network: Network,
-    pixels: np.ndarray,
+    frame: focus.Frame,
     shapes: list[tuple[int, int]],
     greatest: list[np.ndarray],
     spread: list[tuple[np.ndarray, np.ndarray]],
@@ -138,12 +138,12 @@ def logits(
 
     Args:
         network: what predicts them.
-        pixels: the frame.
+        frame: its array, or a function that returns it, which is not kept while the network runs.
         shapes: the sizes of the bands, finest first, and of what is left.
         greatest: logarithms of the greatest energy.
         spread: of :meth:`Spread.below`.
     """
-    own, narrow = _own(pixels, shapes)
+    own, narrow = _own(focus._pixels(frame), shapes)
     below = focus._summed([energy.copy() for energy in own[:-1]], shapes)
     for energy, most in zip(below, greatest, strict=True):
         energy += np.float32(focus.NOISE)
