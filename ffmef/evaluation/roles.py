@@ -6,6 +6,7 @@ import re
 import string
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 _SOURCE_WORDS = ("source", "src", "image", "img", "input", "frame", "exposure", "focus", "picture", "photo")
 
@@ -144,3 +145,13 @@ def of_column(title: str, family: Family) -> int | None:
     if family is FAMILIES[-1] and plain.isdecimal():
         plain = f"image{int(plain)}"
     return of_folder(plain, family)
+
+
+def is_infrared(path: Path) -> bool:
+    """Return whether a picture or one of the folders on its path, which begins at the data set, is named as infrared.
+
+    >>> is_infrared(Path("IR/man.png")), is_infrared(Path("x_ir.png")), is_infrared(Path("B/man.png"))
+    (True, True, False)
+    """
+    parts = split(path.stem, INFRARED)
+    return (parts is not None and parts[1] == 1) or any(of_folder(up.name, INFRARED) == 1 for up in path.parents)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ffmef import focus, models, workers
 from ffmef.errors import InputError
 from ffmef.evaluation import dataset as datasets
-from ffmef.evaluation import layouts, page, published, report, scoring
+from ffmef.evaluation import layouts, page, published, report, roles, scoring
 from ffmef.evaluation.journal import Journal
 from ffmef.faults import Fault
 from ffmef.metrics.registry import METRICS, canonical
@@ -94,6 +94,8 @@ def evaluate(
     pairs, failures = found.pairs, found.failures
     if task == "vif" and found.guessed:
         raise InputError(f"DATASET must say which picture is infrared, the names of {', '.join(found.guessed)} do not")
+    if task == "vif" and folder.is_dir():
+        found.remarks += _assumed_infrared(folder, pairs)
     names = _default_metrics(task, pairs) if names is None else names
     methods, missing = datasets.find_fused([Path(f) for f in fused or []], pairs, found.fused)
     failures += missing
@@ -221,6 +223,12 @@ def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[
             measured[method] = faults.measure(functools.partial(pipeline.fuse, weights=weights), scenes)
     remarks = [f"Faults: {name} is not measured: {reason}." for name, reason in left_out.items()]
     return measured, remarks
+
+
+def _assumed_infrared(folder: Path, pairs: list[datasets.Pair]) -> list[str]:
+    """Say which pictures are taken for infrared where neither file nor folder is named so."""
+    unnamed = [pair.b.name for pair in pairs if not roles.is_infrared(pair.b.relative_to(folder))]
+    return [f"Taken for infrared, the second of two: {layouts.listed(unnamed)}."] if unnamed else []
 
 
 def _bracket_remarks(result: report.Report) -> list[str]:

@@ -270,6 +270,14 @@ def test_a_bracket_is_scored_with_all_its_frames(tmp_path, capsys):
 
 
 def test_infrared_is_not_guessed(tmp_path, capsys):
+    for folder, told in (("A B", True), ("VI IR", False)):
+        data, out = tmp_path / folder, tmp_path / "out"
+        for seed, name in enumerate(folder.split()):
+            save(data / name / "x.png", seed)
+        save(tmp_path / "f" / "x.png", 3)
+        arguments = ["evaluate", str(data), "-o", str(out), "--task", "vif", "--fused", str(tmp_path / "f")]
+        assert cli.main([*arguments, "--metrics", "EN"]) == 0
+        assert ("Taken for infrared, the second of two: x.png." in capsys.readouterr().out) == told
     save(tmp_path / "d" / "u" / "left.png")
     save(tmp_path / "d" / "u" / "right.png")
     assert cli.main(["evaluate", str(tmp_path / "d"), "-o", str(tmp_path / "out"), "--task", "vif"]) == 2
