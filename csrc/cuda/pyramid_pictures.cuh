@@ -561,6 +561,7 @@ __device__ __forceinline__ void expand_four_channels(const float* thin, Size siz
   v[3] = between(a.w, b.w, d.w, e.w);
 }
 
+// Long, because its two halves share the tile, the weights' memory and what each thread holds in registers.
 template <int C, int R, Next Kind> __device__ __forceinline__ void refine(const Refining& p, float* shared) {
   using Shape = RefiningTile<C, R>;
   constexpr int kAcross = Shape::kAcross, kDown = Shape::kDown, kPitch = kAcross + 2;
@@ -652,6 +653,7 @@ template <int C> struct CoarsestShared {
   float overall[(C + 1) * C], join[(2 * C + 1) * C], up[(C + 1) * 32];
 };
 
+// Long, because its three steps share each thread's mean, maximum and joined values, which stay in registers.
 template <int C> __device__ __forceinline__ void coarsest(const Coarsest& p, CoarsestShared<C>& s) {
   constexpr int kCells = CoarsestShared<C>::kCells, kQuads = C / 4;
   const int thread = static_cast<int>(threadIdx.x), cell = thread / kQuads, channel = thread % kQuads * 4;

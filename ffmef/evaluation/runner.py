@@ -117,12 +117,7 @@ def evaluate(
     journal = Journal(output / "journal.jsonl")
     done, failed = _score(tasks, names, journal, lambda some: _outcomes(some, jobs, scheduler), progress)
     failures += failed
-    scores: dict[str, dict] = {method: {} for method in methods}
-    scored: dict[str, dict] = {method: {} for method in methods}
-    for item in sorted(done, key=lambda t: t.pair):
-        known = journal.values(item.pair, item.method, item.key)
-        scores[item.method][item.pair] = {name: known[name] for name in names}
-        scored[item.method][item.pair] = Path(item.saved or item.fused)
+    scores, scored = _by_method(done, journal, list(methods), names)
     result = report.Report(
         folder.resolve().name, task, SAVE_AS[save_as], list(names), list(methods), pairs, scores, scored,
         sorted(failures, key=lambda f: (f.pair, f.method)),
@@ -133,12 +128,29 @@ def evaluate(
     if faults:
         result.faults, unmeasured = _faults(fusing, pairs)
         result.remarks += unmeasured
+    _write(result, output, page_pixels)
+    return result
+
+
+def _by_method(
+    done: list[scoring.Task], journal: Journal, methods: list[str], names: list[str]
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Return, by method and pair, the scores and the picture that was scored."""
+    scores: dict[str, dict] = {method: {} for method in methods}
+    scored: dict[str, dict] = {method: {} for method in methods}
+    for item in sorted(done, key=lambda t: t.pair):
+        known = journal.values(item.pair, item.method, item.key)
+        scores[item.method][item.pair] = {name: known[name] for name in names}
+        scored[item.method][item.pair] = Path(item.saved or item.fused)
+    return scores, scored
+
+
+def _write(result: report.Report, output: Path, page_pixels: int) -> None:
     report.write_csv(result, output / "scores.csv")
     report.write_json(result, output / "scores.json", versions())
     report.write_markdown(result, output / "scores.md")
     report.write_latex(result, output / "scores.tex")
     page.write_page(result, output / "report.html", page_pixels)
-    return result
 
 
 def _metric_names(given: list[str] | None) -> list[str] | None:

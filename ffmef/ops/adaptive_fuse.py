@@ -7,6 +7,7 @@ each of images, filters and alphas, so two dispatcher operators, forward and bac
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ from ffmef.ops._overrides import overridable
 from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
 from ffmef.ops.types import Backend, PaddingMode
 
-# In the order of csrc/common/padding.h: their places are the kernels' numbers.
-PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
+PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 MAX_FILTER_SIZE = 31
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SIDES = {k * k: k for k in range(1, MAX_FILTER_SIZE + 1, 2)}

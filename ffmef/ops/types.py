@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
+# In the order of csrc/common/padding.h: their places are the kernels' numbers.
 PaddingMode: TypeAlias = Literal["zeros", "replicate", "reflect", "circular"]
 """What lies outside an image, see :func:`ffmef.ops.adaptive_fuse`."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +36,9 @@ from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
 from ffmef.training.report import LossTable, contact_sheet
 from ffmef.training.schedules import rate_factor
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 log = logging.getLogger(__name__)
 
@@ -196,6 +200,34 @@ def _ends(side: int) -> tuple[slice, slice]:
     return slice(None, side), slice(-side, None)
 
 
+def _launched(config: Config) -> Fabric:
+    """Set torch up as the configuration asks and join the other processes of the run."""
+    from lightning_fabric import Fabric
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise InputError("precision 16-mixed needs a GPU; bf16-mixed works on a CPU")
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if config.accelerator == "cuda" and torch.cuda.device_count() < processes:
+        raise InputError(
+            f"accelerator cuda needs a GPU for each process of this machine: {processes}, and torch "
+            f"{torch.__version__} sees {torch.cuda.device_count()}"
+        )
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=processes,
+        num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
+        strategy="ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto",
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
 class Trainer:
     """Trains one model as a :class:`Config` says, into a folder.
 
@@ -217,32 +249,8 @@ class Trainer:
     """
 
     def __init__(self, config: Config, folder: str | Path, *, resume: bool = False, model: nn.Module | None = None):
-        import os
-
-        from lightning_fabric import Fabric
-
         self.config, self.folder = config, Path(folder)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        if config.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
-            raise InputError("precision 16-mixed needs a GPU; bf16-mixed works on a CPU")
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if config.accelerator == "cuda" and torch.cuda.device_count() < processes:
-            raise InputError(
-                f"accelerator cuda needs a GPU for each process of this machine: {processes}, and torch "
-                f"{torch.__version__} sees {torch.cuda.device_count()}"
-            )
-        self.fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=processes,
-            num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
-            strategy="ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto",
-            precision=config.precision,
-        )
-        self.fabric.launch()
+        self.fabric = _launched(config)
         state = load(self.folder / "checkpoint.pt") if resume else None
         if not resume and (self.folder / "checkpoint.pt").exists():
             raise InputError(f"{self.folder}: holds a run already; resume it or name another folder")

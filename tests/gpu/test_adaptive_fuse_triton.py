@@ -101,7 +101,7 @@ COARSE = [
     Case("triton, coarse and full", height=5, width=9, sizes=(1, 3), grids=((2, 3), None), padding="reflect"),
     Case("triton, two grids", height=4, width=6, sizes=(3, 1), grids=((4, 2), (1, 1)), padding="replicate", images=1),
     Case("triton, coarse, channels", height=4, width=5, channels=3, sizes=(3,), grids=((2, 3),), images=1),
-    Case("triton, coarse, small", height=2, width=3, sizes=(5,), grids=((1, 2),), padding="reflect", images=1),
+    Case("triton, coarse, small", height=1, width=3, sizes=(5,), grids=((1, 2),), padding="reflect", images=1),
     Case("triton, tiles of cells", height=10, width=20, sizes=(1,), grids=((9, 18),), images=1),
     Case("triton, coarse, float16", height=4, width=6, dtype=HALF, sizes=(1, 3), grids=((2, 3), None), images=1),
     Case("triton, coarse, bfloat16", height=4, width=6, dtype=BRAIN, sizes=(1,), grids=((2, 3),)),

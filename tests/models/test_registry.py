@@ -51,7 +51,7 @@ def test_numbers_of_pictures():
 
 
 def test_unknown_names_are_named():
-    with pytest.raises(InputError, match="model must be one of ffmef, focus, pyramid, got 'other'"):
+    with pytest.raises(InputError, match=f"model must be one of {', '.join(sorted(registry.MODELS))}, got 'other'"):
         registry.find("other")
     with pytest.raises(InputError, match="model 'pyramid' must be used for task mef, got vif"):
         registry.find("pyramid").weights_for("vif")

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ffmef import _loader
 from ffmef.ops import adaptive_fuse, backends, reference
+from ffmef.ops.adaptive_fuse import PADDING_MODES as MODES
 from ffmef.ops.reference import accumulator
 
 ROOT = Path(__file__).resolve().parents[2]
-MODES = ("zeros", "replicate", "reflect", "circular")
 NUMPY_MODES = {"zeros": "constant", "replicate": "edge", "reflect": "reflect", "circular": "wrap"}
 LOW = (torch.float16, torch.bfloat16)
 OP = torch.ops.ffmef.adaptive_fuse.default
@@ -833,7 +833,7 @@ REFUSED = {
     "padding_mode": (
         lambda: adaptive_fuse(IMAGES, FILTERS, padding_mode="symmetric"),
         ValueError,
-        "padding_mode must be one of zeros, replicate, reflect, circular, got 'symmetric'",
+        f"padding_mode must be one of {', '.join(MODES)}, got 'symmetric'",
     ),
     "backend": (
         lambda: adaptive_fuse(IMAGES, FILTERS, backend="opencl"),

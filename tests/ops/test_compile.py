@@ -13,10 +13,10 @@ from ffmef import _loader
 from ffmef.models import FFMEF
 from ffmef.ops import adaptive_fuse
 from ffmef.ops.adaptive_fuse import _OPERATOR
+from ffmef.ops.adaptive_fuse import PADDING_MODES as MODES
 
 OP = torch.ops.ffmef.adaptive_fuse.default
 BACKWARD_OP = torch.ops.ffmef.adaptive_fuse_backward.default
-MODES = ("zeros", "replicate", "reflect", "circular")
 # Sizes that coincide with nothing else: equal numbers would be taken for one symbol.
 SIZES = ((13, 17), (23, 19), (37, 14))
 # torch's own tracer still calls a part of its scripting that it deprecates.

@@ -9,6 +9,7 @@ import torch
 
 from ffmef.nn import AdaptiveFuse, initial_alphas
 from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
+from ffmef.ops.adaptive_fuse import PADDING_MODES
 
 
 def arguments(sides=(1, 3, 5)):
@@ -89,7 +90,7 @@ def test_refusals():
         assert str(caught.value) == message
     with pytest.raises(ValueError) as caught:
         AdaptiveFuse(padding_mode="symmetric")
-    assert str(caught.value) == "padding_mode must be one of zeros, replicate, reflect, circular, got 'symmetric'"
+    assert str(caught.value) == f"padding_mode must be one of {', '.join(PADDING_MODES)}, got 'symmetric'"
 
 
 def test_where_and_in_what_dtype_parameters_are_made():

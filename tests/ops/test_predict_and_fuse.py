@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import ffmef
 from ffmef.ops import adaptive_fuse, predict_and_fuse
 from ffmef.ops._backends import why_not
+from ffmef.ops.adaptive_fuse import PADDING_MODES
 
 module = sys.modules["ffmef.ops.predict_and_fuse"]
 
@@ -127,7 +128,7 @@ def test_autocast_promotes():
     "change, message",
     [
         (dict(images=torch.zeros(3, 4)), r"images must be \(B, N, C, H, W\) or \(B, N, H, W\), got shape \(3, 4\)"),
-        (dict(padding_mode="wrap"), "padding_mode must be one of zeros, replicate, reflect, circular, got 'wrap'"),
+        (dict(padding_mode="wrap"), f"padding_mode must be one of {', '.join(PADDING_MODES)}, got 'wrap'"),
         (dict(hidden=[]), "hidden must have at least one level, got none"),
         (dict(weight=[]), "weight must have 1 levels like hidden, got 0"),
         (dict(alphas=torch.ones(2)), r"alphas must be \(1,\), one weight for each level, got shape \(2,\)"),

@@ -14,6 +14,7 @@ import sys
 import torch
 
 import ffmef.ops
+from ffmef.ops.adaptive_fuse import PADDING_MODES
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -44,7 +45,7 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
 
 
 def run(place) -> None:
-    modes = itertools.cycle(("zeros", "replicate", "reflect", "circular"))
+    modes = itertools.cycle(PADDING_MODES)
     for dtype, ((batch, count, channels, height, width), sides), share in itertools.product(
         (torch.float64, torch.float32, torch.float16, torch.bfloat16), CASES, SHARES
     ):

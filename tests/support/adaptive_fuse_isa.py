@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import ffmef.ops
+from ffmef.ops.adaptive_fuse import PADDING_MODES
 
 _ORDER = ("portable", "avx2", "avx512")
 
@@ -29,7 +30,7 @@ def results() -> dict[str, np.ndarray]:
     """Outputs and gradients by name; those named ``exact`` hold one rounding, so every set gives the same bits."""
     found = {}
     for dtype in (torch.float64, torch.float32):
-        for mode in ("zeros", "replicate", "reflect", "circular"):
+        for mode in PADDING_MODES:
             for sides, grid in itertools.product(((1, 3, 5), (7, 9), (31,)), ((18, 37), (3, 5), (11, 36))):
                 images = _random(1, 2, 2, 18, 37, dtype=dtype, seed=1)
                 filters = [_random(1, 2, k * k, *grid, dtype=dtype, seed=k) for k in sides]

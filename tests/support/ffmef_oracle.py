@@ -64,6 +64,7 @@ def checkpoint(seed: int = 0) -> dict[str, Tensor]:
 
 def stages(state: dict[str, Tensor], luminance: Tensor) -> dict[str, Tensor]:
     """Every stage of the network for luminance (1, 2, H, W), in its dtype."""
+    # One long function, so that the whole network can be read from top to bottom.
     state = {name: value.to(luminance.dtype) for name, value in state.items()}
 
     def conv(name: str, x: Tensor) -> Tensor:
