@@ -38,6 +38,7 @@ class Comparison:
         trial: Callable[[], object] | None = None,
         trials_a_round: float = 1,
         clock: str | None = None,
+        rounds: int | None = None,
         **info: object,
     ) -> dict[str, object]:
         """Measure ``run`` in turn with ``baseline`` and ``floor``; return the record, which may be added to.
@@ -45,8 +46,9 @@ class Comparison:
         ``floor`` does the least that any provider must do.
 
         ``trial`` is a lighter call for warming up and for the peak memory, ``trials_a_round`` of which make a round
-        of ``run``. ``clock`` names the clock that counts, where it is not the device's own. ``info`` is stored as it
-        is: sizes, dtype, the bytes that a perfect kernel would move.
+        of ``run``. ``clock`` names the clock that counts, where it is not the device's own. ``rounds`` are as many as
+        are taken, after one of each that does not count; None leaves that to the mode. ``info`` is stored as it is:
+        sizes, dtype, the bytes that a perfect kernel would move.
         """
 
         def run_others() -> None:
@@ -57,7 +59,11 @@ class Comparison:
         ours, theirs, least = measure.Timings(), measure.Timings(), measure.Timings()
         with measure.thread_count(threads):
             one_trial, peak = self.warm_up(trial or run, memory)
-            rounds = self.rounds(one_trial * trials_a_round, baseline)
+            if rounds is None:
+                rounds = self.rounds(one_trial * trials_a_round, baseline)
+            else:
+                run_others(), run()
+                theirs.clear(), least.clear()
             self.benchmark.group = subject
             self.benchmark.pedantic(measure.timed, (run, ours, self.device), setup=run_others, rounds=rounds)
             kernels = measure.gpu_kernels(run, self.device)

@@ -189,7 +189,7 @@ def running_time(pairs: list[dict]) -> str:
                 f"{record['gmac']:.3g}" if record["gmac"] else "",
                 seconds(record["pair_s"]),
                 spread(record),
-                ratio(relative(record)),
+                ratio(relative(record, pairs)),
                 size(memory(record)),
             ]
         )
@@ -208,11 +208,17 @@ def running_time(pairs: list[dict]) -> str:
     )
 
 
-def relative(record: dict) -> float | None:
-    """Return the method's time a pair over ours, from rounds in turn within its own test."""
+def relative(record: dict, pairs: list[dict]) -> float | None:
+    """Return the method's time a pair over ours: from rounds in turn, or from both records where it had another rival.
+
+    None where ours was not measured.
+    """
     if record["provider"] == OURS:
         return 1.0
-    return record.get("pair_ratio", 1 / record["speedup"])
+    if record.get("baseline") == OURS:
+        return record.get("pair_ratio", 1 / record["speedup"])
+    own = next((other for other in pairs if other["provider"] == OURS), None)
+    return record["pair_s"] / own["pair_s"] if own else None
 
 
 def sampling(pairs: list[dict]) -> str:
@@ -234,7 +240,7 @@ def claims(pairs: list[dict]) -> str:
         row = [f"{name}: {percent(claim)} less time"]
         for form in (UNFOLD, OURS):
             if name in measured and form in measured:
-                saved = 1 - relative(measured[form]) / relative(measured[name])
+                saved = 1 - relative(measured[form], pairs) / relative(measured[name], pairs)
                 row.append(f"{percent(saved)} less" if saved >= 0 else f"{percent(-saved)} more")
             else:
                 row.append("not measured")

@@ -30,6 +30,11 @@ class Timings:
         """Return the rounds by the clock named ``process``, ``wall`` or ``device``."""
         return getattr(self, clock)
 
+    def clear(self) -> None:
+        """Forget all rounds."""
+        for rounds in vars(self).values():
+            rounds.clear()
+
 
 def clock_for(device: str, threads: int) -> str:
     """Return the clock that answers for a case: the device's events, CPU time of one thread, or the wall."""
