@@ -1,6 +1,6 @@
 # make demo   environment, installation, and one fused picture
 # make test   the same environment with what tests need, and all tests
-# make test-quick   the heart of every operator, in 80 seconds on two cores
+# make test-quick   the heart of every operator, in under two minutes on two cores
 # make lint   style and types: ruff, clang-format and mypy; make types: mypy alone
 #
 # PYTHON       interpreter that makes the environment; its torch is used if it has one

@@ -15,7 +15,6 @@ namespace {
 template <class A> using Row = Buffer<A>;
 
 inline int64_t half_of(int64_t size) { return (size + 1) / 2; }
-inline int64_t most_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Rows of a grid `factor` times finer; the border holds beyond the outermost centres.
 using RowTap = Tap<int64_t, double>;
