@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -130,6 +131,9 @@ def test_the_page_in_a_browser(tmp_path):
             track = find("[data-test=split] .q-slider__track-container")
             webdriver.ActionChains(chrome).move_to_element_with_offset(track, -200, 0).click().perform()
             patiently(lambda: find("img[alt=frame]").get_attribute("style") != before)
+            track = find("[data-test=brightness] .q-slider__track-container")
+            webdriver.ActionChains(chrome).move_to_element_with_offset(track, 30, 0).click().perform()
+            moved = patiently(lambda: re.search(r"brightness: (?!0\s)(-?[\d.]+)", find("body").text))
             find("[data-test=save]").click()
             saved = tmp_path / "fused.png"
             patiently(saved.exists)
@@ -138,7 +142,8 @@ def test_the_page_in_a_browser(tmp_path):
             assert loaded and all(name.startswith((address, "data:")) for name in loaded)  # nothing from the network
         finally:
             chrome.quit()
-        assert main(["fuse", *map(str, sorted(SUNSET)), "-o", str(tmp_path / "alone.png")]) == 0
+        alone = ["fuse", *map(str, sorted(SUNSET)), "-o", str(tmp_path / "alone.png"), "--brightness", moved[1]]
+        assert main(alone) == 0
         np.testing.assert_array_equal(read_picture(saved).pixels, read_picture(tmp_path / "alone.png").pixels)
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=WAIT)
