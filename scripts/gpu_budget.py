@@ -99,6 +99,11 @@ def pyramid_block_shape(name: str) -> tuple[int, int]:
     rows, columns = map(int, found.groups())
     sizes = [((rows + 16) >> level) * ((columns + 16) >> level) for level in range(4)]  # with a margin of 8 pixels
     elements = 2 * sum(sizes[1:])
+    if name.startswith("pyramid::fuse_three_bands"):
+        levels = (rows // 2 + 4) * (columns // 2 + 8) + (rows // 4 + 4) * (columns // 4 + 4)
+        levels += (rows // 8 + 2) * (columns // 8 + 2)
+        cells, ring = (rows // 8 + 3) * (columns // 8 + 3), (rows + columns) // 2 + 4
+        elements = 2 * levels + 8 * cells + 5 * ring
     if name.startswith("pyramid::weights_gradient"):
         elements = sizes[0] + 2 * sum(sizes[1:]) + rows * (columns // 8 + 2)
     if name.startswith("pyramid::images_gradient"):
@@ -119,7 +124,9 @@ def block_shape(name: str) -> tuple[int, int]:
         down = {4: 4, 2: 3, 8: 1}[ELEMENT[arguments[0]]]  # rows of a thread without vectors
         rows, width = (16, 64) if vector == 4 else (8 * down, 32)
         tile = (rows + 2 * LARGEST_RADIUS) * (width + 2 * HALO) * wide
-        return 256, tile + HEAD_WEIGHTS if vector else 0
+        load = max(vector, 1) * ELEMENT[arguments[0]]  # of a thread's row, at once: in shared memory from 4 bytes on
+        ahead = 4 * 256 * (1 if vector == 4 else down) * load if load >= 4 else 0
+        return 256, tile + HEAD_WEIGHTS + ahead if vector else 0
     if name.startswith("filters_gradient_shifted"):
         shift = 32 // ELEMENT[arguments[0]]  # columns, to the left of the halo's
         image, gradient = (8 + 2 * LARGEST_RADIUS) * (32 + 2 * HALO + shift), 8 * (32 + shift)
@@ -176,7 +183,7 @@ def _usage(architecture: int, report: str, code: str, occupancy_program: Path) -
             stack=int(stack),
             spills=int(stores) + int(loads),
             local=len(re.findall(r"\b(?:LDL|STL)\b", body)),
-            wide_loads=len(re.findall(r"\bLDG?\.E\.[\w.]*128", body)),
+            wide_loads=len(re.findall(r"\bLDG?(?:STS)?\.E\.[\w.]*128", body)),
             wide_stores=len(re.findall(r"\bSTG?\.E\.[\w.]*128", body)),
             shared=shared,
             occupancy=float(_run(occupancy_program, architecture, registers, shared, threads)),

@@ -77,6 +77,46 @@ template <int V, class T> __device__ __forceinline__ void load_once(const T* sou
   }
 }
 
+// Copies to shared memory that go on while the thread does other things (cp.async, from compute capability 8.0 on). The
+// compiler cannot express that with registers: a warp has six counters for all that it waits for, and one that several
+// loads share is waited for until the last of them. Groups end in order, so a thread waits for its oldest alone; it
+// sees its own copies after that, other threads after a barrier.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+constexpr bool kCopiesLater = true;
+#else
+constexpr bool kCopiesLater = false;
+#endif
+
+template <int Bytes> __device__ __forceinline__ void copy_later(void* target, const void* source) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
+#if !defined(__CUDACC__)
+  emulated_copy_later(target, source, Bytes);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(target));
+  if constexpr (Bytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(source) : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(place), "l"(source), "n"(Bytes) : "memory");
+#endif
+}
+
+__device__ __forceinline__ void end_group_of_copies() {
+#if !defined(__CUDACC__)
+  emulated_end_group_of_copies();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// All groups but the latest `Left` have arrived.
+template <int Left> __device__ __forceinline__ void wait_for_copies() {
+#if !defined(__CUDACC__)
+  emulated_wait_for_copies(Left);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(Left) : "memory");
+#endif
+}
+
 template <int V, class T> __device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V]) {
   if constexpr (V == 1) {
     target[0] = narrow<T>(values[0]);

@@ -88,7 +88,7 @@ template <class T, int V> cudaError_t launch_tiled(Prediction<T>& p, cudaStream_
   using Shape = HeadTile<T, V>;
   const size_t tile = sizeof(Accumulate<T>) * (Shape::kHeight + 2 * p.halo_rows) * Shape::kPitch;
   return launch(predict_and_fuse_tiled_kernel<T, V>, set_tiles<Shape>(p) * p.batch * p.channels, Shape::kThreads,
-                tile + kWeightsBytes, stream, p);
+                tile + kWeightsBytes + kMapsBytes<T, V>, stream, p);
 }
 
 template <class T> cudaError_t predict(const ffmef_prediction& f, void* output, cudaStream_t stream) {

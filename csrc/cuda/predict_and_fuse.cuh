@@ -10,6 +10,8 @@
 
 #include "adaptive_fuse.cuh"  // tiles, windows, views of images
 
+#include <type_traits>
+
 namespace ffmef::cuda {
 
 template <class T> struct HeadView {
@@ -42,12 +44,16 @@ template <class T, int V> constexpr int kHeadRows = V > 1 || sizeof(T) == 8 ? 1 
 template <class T, int V> using HeadTile = Tile<T, V, kHeadRows<T, V>>;
 template <int K, int V, int R, class A> constexpr bool kKeepsWindow = (R + K - 1) * (V + K - 1) * sizeof(A) <= 200;
 
-// Hidden maps that travel while one is used, as many as registers allow. A window that does not stay in registers is
-// read again for each map, which takes about as long as a load.
-template <class T, int V, bool KeptWindow> constexpr int kMapsAhead = !KeptWindow      ? 1
-                                                                      : V > 1          ? 4
-                                                                      : sizeof(T) == 8 ? 2
-                                                                                       : 3;
+// Hidden maps that travel while one is used. They arrive in shared memory, each thread's in its own places, or, where a
+// copy would be of less than four bytes or the GPU has none that goes on by itself, in as many registers as there are.
+template <class T, int V> constexpr bool kMapsInShared = V * sizeof(T) >= 4;
+constexpr int kMapsAhead = 4;
+template <class T, int V> constexpr int kMapsBytes =
+    kMapsInShared<T, V> ? kMapsAhead * HeadTile<T, V>::kThreads * kHeadRows<T, V> * V * static_cast<int>(sizeof(T)) : 0;
+// A window that does not stay in registers is read again for each map, which takes about as long as a load.
+template <class T, int V, bool KeptWindow> constexpr int kMapsAheadInRegisters = !KeptWindow || V * sizeof(T) < 4 ? 1
+                                                                                 : V > 1                          ? 3
+                                                                                                                  : 2;
 
 // Taps of one hidden map's filter in shared memory, padded so that 16 bytes are read at once.
 template <int K, class A> constexpr int kTapPitch = K == 1 ? 1 : (K * K * sizeof(A) + 15) / 16 * 16 / sizeof(A);
@@ -83,11 +89,55 @@ __host__ __device__ inline int64_t weights_elements(int size, int64_t maps, int 
   return ((maps + 1) * pitch + group - 1) / group * group;
 }
 
-template <int V, int R, class T>
-__device__ __forceinline__ void load_map(const T* hidden, const Rows<R>& rows, Accumulate<T> (&value)[R][V]) {
+// Maps on their way to a thread: `ask` for one, `close` after each, asked for or not, and `take` them in the same order.
+template <class T, int V, int R, int Ahead> struct MapsInRegisters {
+  static constexpr int kAhead = Ahead;
+  Accumulate<T> values[Ahead][R][V];
+
+  __device__ __forceinline__ explicit MapsInRegisters(unsigned char*) {}
+  __device__ __forceinline__ void ask(int place, const T* hidden, const Rows<R>& rows) {
 #pragma unroll
-  for (int r = 0; r < R; ++r) load_once<V>(hidden + static_cast<unsigned>(rows.offsets[r]), value[r]);
-}
+    for (int r = 0; r < R; ++r) load_once<V>(hidden + static_cast<unsigned>(rows.offsets[r]), values[place][r]);
+  }
+  __device__ __forceinline__ void close() {}
+  __device__ __forceinline__ void take(int place, Accumulate<T> (&value)[R][V]) {
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int v = 0; v < V; ++v) value[r][v] = values[place][r][v];
+  }
+};
+
+template <class T, int V, int R, int Threads> struct MapsInShared {
+  static constexpr int kAhead = kMapsAhead, kBytes = V * static_cast<int>(sizeof(T));
+  unsigned char* memory;
+
+  __device__ __forceinline__ explicit MapsInShared(unsigned char* shared) : memory(shared + threadIdx.x * kBytes) {}
+  __device__ __forceinline__ unsigned char* place_of(int place, int row) const {
+    return memory + (place * R + row) * Threads * kBytes;
+  }
+  __device__ __forceinline__ void ask(int place, const T* hidden, const Rows<R>& rows) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) copy_later<kBytes>(place_of(place, r), hidden + static_cast<unsigned>(rows.offsets[r]));
+  }
+  __device__ __forceinline__ void close() { end_group_of_copies(); }
+  __device__ __forceinline__ void take(int place, Accumulate<T> (&value)[R][V]) {
+    wait_for_copies<kAhead - 1>();
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      T elements[V];
+      if constexpr (V == 1) {
+        elements[0] = *reinterpret_cast<const T*>(place_of(place, r));
+      } else {
+        using Raw = typename RawBytes<kBytes>::type;
+        const Raw raw = *reinterpret_cast<const Raw*>(place_of(place, r));
+        memcpy(static_cast<void*>(elements), &raw, sizeof(raw));
+      }
+#pragma unroll
+      for (int v = 0; v < V; ++v) value[r][v] = widen(elements[v]);
+    }
+  }
+};
 
 // One map: its value times its filter's response to the tile at `origin`.
 template <int K, int V, int R, class A, int Down, int Across>
@@ -119,18 +169,22 @@ __device__ __forceinline__ void add_map(const A* origin, int pitch, const A* wei
 }
 
 // Adds what `count` maps contribute to a thread's pixels; the last of them is the bias where `with_bias`.
-template <int K, int V, int R, class T>
+template <int K, int V, int R, int Threads, class T>
 __device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch, const Accumulate<T>* weights,
                                          const T* hidden, const Rows<R>& rows, int64_t map_stride, int count,
-                                         bool with_bias, Accumulate<T> (&result)[R][V]) {
+                                         bool with_bias, unsigned char* shared, Accumulate<T> (&result)[R][V]) {
   using A = Accumulate<T>;
   constexpr bool kKept = kKeepsWindow<K, V, R, A>;
-  constexpr int kAhead = kMapsAhead<T, V, kKept>;
+  using Maps = std::conditional_t<kMapsInShared<T, V> && kCopiesLater, MapsInShared<T, V, R, Threads>,
+                                  MapsInRegisters<T, V, R, kMapsAheadInRegisters<T, V, kKept>>>;
+  constexpr int kAhead = Maps::kAhead;
   const int maps = with_bias ? count - 1 : count;
-  A values[kAhead][R][V];
+  Maps under_way(shared);
 #pragma unroll
-  for (int d = 0; d < kAhead; ++d)
-    if (d < maps) load_map<V>(hidden + d * map_stride, rows, values[d]);
+  for (int d = 0; d < kAhead; ++d) {
+    if (d < maps) under_way.ask(d, hidden + d * map_stride, rows);
+    under_way.close();
+  }
   const T* next = hidden + kAhead * map_stride;
   A window[kKept ? K + R - 1 : R][V + K - 1];
 #pragma unroll
@@ -142,23 +196,23 @@ __device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch,
       const int m = first + d;
       if (m >= maps) continue;
       A value[R][V];
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-#pragma unroll
-        for (int v = 0; v < V; ++v) value[r][v] = values[d][r][v];
-      // A map's place goes to the one that follows after those that are on their way.
-      if (m + kAhead < maps) load_map<V>(next, rows, values[d]);
-      next += map_stride;
+      under_way.take(d, value);
       add_map<K>(origin, pitch, weights, value, window, result);
       weights += kTapPitch<K, A>;
+      // A map's place goes to the one that follows after those that are on their way. Not before the map is used: in
+      // registers, the next one would need a place of its own, and be waited for to be moved.
+      if (m + kAhead < maps) under_way.ask(d, next, rows);
+      under_way.close();
+      next += map_stride;
     }
   }
   if (!with_bias) return;
+  A one[R][V];
 #pragma unroll
   for (int r = 0; r < R; ++r)
 #pragma unroll
-    for (int v = 0; v < V; ++v) values[0][r][v] = A(1);
-  add_map<K>(origin, pitch, weights, values[0], window, result);
+    for (int v = 0; v < V; ++v) one[r][v] = A(1);
+  add_map<K>(origin, pitch, weights, one, window, result);
 }
 
 // Fills shared memory with the weights of all levels.
@@ -173,8 +227,8 @@ __device__ __forceinline__ void load_all_weights(const Prediction<T>& p, Accumul
   }
 }
 
-// `shared` holds the image's tile, then kWeightsBytes of weights. Blocks of a tile's channels follow each other, so
-// that the second channel finds the hidden maps in the cache.
+// `shared` holds the image's tile, then kWeightsBytes of weights, then kMapsBytes for maps on their way. Blocks of a
+// tile's channels follow each other, so that the second channel finds the hidden maps in the cache.
 template <class T, int V>
 __device__ __forceinline__ void predict_and_fuse_tiled(const Prediction<T>& p, Accumulate<T>* shared) {
   using A = Accumulate<T>;
@@ -217,8 +271,9 @@ __device__ __forceinline__ void predict_and_fuse_tiled(const Prediction<T>& p, A
             __syncthreads();
           }
           if (!inside) continue;
-          add_maps<K, V>(origin, Shape::kPitch, weights + (p.keeps_weights ? level.place : 0),
-                         hidden + first * level.map, rows, level.map, count, count == left, result);
+          add_maps<K, V, R, Shape::kThreads>(origin, Shape::kPitch, weights + (p.keeps_weights ? level.place : 0),
+                                             hidden + first * level.map, rows, level.map, count, count == left,
+                                             reinterpret_cast<unsigned char*>(weights) + kWeightsBytes, result);
         }
       });
     }

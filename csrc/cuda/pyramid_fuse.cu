@@ -3,6 +3,7 @@
 #include "launch.cuh"
 #include "pyramid_fuse.cuh"
 #include "pyramid_fuse.h"
+#include "pyramid_fuse_three_bands.cuh"
 
 #include <algorithm>
 #include <cstddef>
@@ -15,9 +16,13 @@ namespace {
 using Small = Tile<32, 32>;
 template <class S> using Large = std::conditional_t<std::is_same_v<S, double>, Small, Tile<64, 64>>;
 template <class S> using Backward = std::conditional_t<std::is_same_v<S, double>, Small, Tile<32, 64>>;
-constexpr int64_t kBlocksThatFill = 512;  // three on each multiprocessor of the largest GPU known
+constexpr int64_t kBlocksThatFill = 256;  // two on each multiprocessor of the largest GPU known
 
 template <class S> constexpr int kRegisters = std::is_same_v<S, double> ? 168 : 128;
+// Three large tiles on a multiprocessor, ten small ones.
+template <class Shape, class S> constexpr int kThreeBandsRegisters = std::is_same_v<S, double> ? 168
+                                                                     : Shape::kThreads < 256   ? 96
+                                                                                               : 80;
 constexpr int kCellThreads = 256;
 
 // ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -27,6 +32,13 @@ __global__ void __launch_bounds__(Shape::kThreads, resident_blocks(Shape::kThrea
     fuse_kernel(const __grid_constant__ Problem<S, W> p) {
   FFMEF_DYNAMIC_SHARED(shared);
   fuse<Shape, Vectors>(p, reinterpret_cast<Accumulate<S>*>(shared));
+}
+
+template <class Shape, bool Vectors, class S, class W>
+__global__ void __launch_bounds__(Shape::kThreads, resident_blocks(Shape::kThreads, kThreeBandsRegisters<Shape, S>))
+    fuse_three_bands_kernel(const __grid_constant__ Problem<S, W> p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  fuse_three_bands<Shape, Vectors>(p, reinterpret_cast<Accumulate<S>*>(shared));
 }
 
 template <class Shape, bool Vectors, class S, class W>
@@ -87,6 +99,7 @@ template <class S, class W> void set_grid(Problem<S, W>& p, const ffmef_pyramid&
   p.bands = bands;
   p.scale = f.scale >> first_band;
   while ((1 << p.scale_shift) < p.scale) ++p.scale_shift;
+  p.cells_per_pixel = 1 / static_cast<Accumulate<S>>(p.scale);
   p.cells_down = static_cast<int>(divide_up(f.height, f.scale));
   p.cells_across = static_cast<int>(divide_up(f.width, f.scale));
 }
@@ -138,8 +151,11 @@ template <class S, class W> bool images_allow_vectors(const Problem<S, W>& p) {
 
 template <class Shape, class S, class W> cudaError_t launch_fuse(Problem<S, W>& p, cudaStream_t stream) {
   const int64_t blocks = set_tiles<Shape>(p, static_cast<int64_t>(p.batch) * p.channels);
-  const size_t shared = sizeof(Accumulate<S>) * kFuseElements<Shape>;
   const bool vectors = images_allow_vectors(p) && allows_vectors<S>(p.output, p.width, nullptr, 0);
+  if (p.bands == kBandsPerLaunch)  // cells have 2^3 pixels or more
+    return launch(vectors ? fuse_three_bands_kernel<Shape, true, S, W> : fuse_three_bands_kernel<Shape, false, S, W>,
+                  blocks, Shape::kThreads, sizeof(Accumulate<S>) * ThreeBands<Shape>::kElements, stream, p);
+  const size_t shared = sizeof(Accumulate<S>) * kFuseElements<Shape>;
   return launch(vectors ? fuse_kernel<Shape, true, S, W> : fuse_kernel<Shape, false, S, W>, blocks, Shape::kThreads,
                 shared, stream, p);
 }

@@ -1,7 +1,8 @@
 // Kernels of pyramid_fuse: Laplacian pyramids fused band by band with weights from a coarse grid, and the gradients.
 // Bodies are device functions over a Problem; pyramid_fuse.cu wraps them into kernels and launches them.
 //
-//   fuse              up to three bands in one pass: a tile's pyramids live in registers and shared memory
+//   fuse              up to two bands in one pass: a tile's pyramids live in registers and shared memory
+//   fuse_three_bands  three bands: pyramid_fuse_three_bands.cuh
 //   weights_gradient  each tile's sums for the cells that it touches, for the weights of every band and of the base
 //   sum_tiles         second stage of the above: adds the tiles in one order
 //   images_gradient   by gather
@@ -43,6 +44,7 @@ template <class S, class W> struct Problem {
   W* base_gradient;
   int batch, image_count, channels, height, width;
   int bands, scale, scale_shift;  // scale = 2^scale_shift: pixels of this launch's finest level along a side of a cell
+  A cells_per_pixel;              // 1 / scale
   int cells_down, cells_across;
   int tiles_down, tiles_across;
 };
@@ -304,13 +306,19 @@ template <class S> struct alignas(sizeof(S) < 8 ? 4 * sizeof(S) : 16) Four {
   S values[kPatch];
 };
 
-// Reads a patch; places beyond the picture repeat its border.
-template <bool Vectors, class S>
+// Reads a patch; places beyond the picture repeat its border. `Stepped` goes from row to row of a patch that begins inside
+// the picture, which takes fewer instructions and more registers.
+template <bool Vectors, bool Stepped = false, class S>
 __device__ __forceinline__ void load_patch(const S* plane, int64_t row_stride, int64_t column_stride, int height,
                                            int width, int row, int column, Accumulate<S> (&values)[kPatch][kPatch]) {
+  const S* line = plane + clamped(row, height) * row_stride;
 #pragma unroll
   for (int i = 0; i < kPatch; ++i) {
-    const S* line = plane + clamped(row + i, height) * row_stride;
+    if constexpr (Stepped) {
+      if (i > 0 && row + i < height) line += row_stride;
+    } else {
+      line = plane + clamped(row + i, height) * row_stride;
+    }
     if constexpr (Vectors) {
       const Four<S> four = *reinterpret_cast<const Four<S>*>(line + column);
 #pragma unroll
@@ -427,7 +435,7 @@ __device__ __forceinline__ void load_pyramid(const Problem<S, W>& p, const Place
   __syncthreads();
 }
 
-// ---- forward ---------------------------------------------------------------------------------------------------------------
+// ---- forward, up to two bands: pyramid_fuse_three_bands.cuh has three -----------------------------------------------------
 
 template <class Shape> constexpr int kFuseElements = 2 * Shape::kLevels;
 
@@ -453,7 +461,6 @@ __device__ __forceinline__ void fuse(const Problem<S, W>& p, Accumulate<S>* shar
                   [&](int i, int j, A weight) { total[i][j] += weight * values[i][j]; });
     }
     for (int l = 1; l <= p.bands; ++l) {
-      if (l == p.bands && p.base == nullptr) break;
       const Level<A> level = level_of<Shape>(p, tile, images, l), sum = level_of<Shape>(p, tile, sums, l);
       const Level<A> below = level_of<Shape>(p, tile, images, l + 1 <= p.bands ? l + 1 : l);
       const Cells<W> cells = cells_of(p, batch, l, n);
@@ -464,13 +471,6 @@ __device__ __forceinline__ void fuse(const Problem<S, W>& p, Accumulate<S>* shar
     }
   }
 
-  if (p.bands > 0 && p.base == nullptr) {
-    const Level<A> sum = level_of<Shape>(p, tile, sums, p.bands);
-    const A* source = p.coarse + static_cast<int64_t>(tile.plane) * sum.height * sum.width;
-    each_place_by_column<Shape>(sum, tile, p.bands, 1, [&](int row, int column) {
-      sum.at(row, column) = source[static_cast<int64_t>(row) * sum.width + column];
-    });
-  }
   for (int l = p.bands - 1; l >= 1; --l) {
     __syncthreads();
     const Level<A> sum = level_of<Shape>(p, tile, sums, l), below = level_of<Shape>(p, tile, sums, l + 1);

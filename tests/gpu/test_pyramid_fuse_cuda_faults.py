@@ -25,7 +25,8 @@ CORE = [
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
 FEW_BLOCKS = [
     Case("few blocks", height=36, width=68),
-    Case("few blocks, two problems", height=20, width=36, bands=4, scale=16, channels=2),
+    Case("few blocks, two problems", height=20, width=36, bands=4, scale=16, channels=2, images=3),
+    Case("few blocks, two bands", height=20, width=36, bands=2),
 ]
 ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
 
@@ -43,6 +44,7 @@ def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
 
 
 KERNELS, LAUNCHES = "cuda/pyramid_fuse.cuh", "cuda/pyramid_fuse.cu"
+THREE_BANDS = "cuda/pyramid_fuse_three_bands.cuh"
 THREAD = ("-g", "-fsanitize=thread")
 ADDRESS = ("-g", "-fsanitize=address")
 UNDEFINED = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
@@ -176,6 +178,38 @@ MUTANTS = [
         "j < (columns.last - 1) / Shape::kColumns",
         KERNELS,
     ),
+    Mutant(
+        "three bands: no barrier after an image",
+        "first_column, cells);\n    __syncthreads();",
+        "first_column, cells);",
+        THREE_BANDS,
+        flags=THREAD,
+        sign="data race",
+    ),
+    Mutant(
+        "three bands: one place for every image",
+        "levels = shared + (n & 1) * T::kLevels;",
+        "levels = shared;",
+        THREE_BANDS,
+        flags=THREAD,
+        sign="data race",
+    ),
+    Mutant(
+        "three bands: the outer ring stored",
+        "for (int i = 0; beside && i < 2; ++i)",
+        "for (int i = 0; i < 2; ++i)",
+        THREE_BANDS,
+    ),
+    Mutant(
+        "three bands: cells beyond the grid",
+        "clamped(first_row + i / T::kCellsAcross, p.cells_down)",
+        "(first_row + i / T::kCellsAcross)",
+        THREE_BANDS,
+        flags=ADDRESS,
+        sign="AddressSanitizer",
+    ),
+    Mutant("three bands: odd border halved", "p.height, 2)) lower = line;", "p.height, 2)) lower = A(0);", THREE_BANDS),
+    Mutant("three bands: border not repeated", "      repeat_border<Shape, 2>(p, here, levels);\n", "", THREE_BANDS),
     Mutant("later channels replace the sums", "A sum = add ? partials[i] : A(0);", "A sum = A(0);", KERNELS),
 ]
 

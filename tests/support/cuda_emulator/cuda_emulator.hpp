@@ -46,6 +46,15 @@ namespace emulator {
 
 enum class State { kReady, kAtBarrier, kAtWarpOperation, kFinished };
 
+// A copy to shared memory that has been asked for and is carried out when it is waited for, and not before: a thread that
+// waits for too little finds what was there before.
+constexpr unsigned kMostLateCopies = 64;
+struct LateCopy {
+  void* target;
+  const void* source;
+  unsigned bytes, group;
+};
+
 struct Thread {
   ucontext_t context;
   void* stack;
@@ -57,6 +66,9 @@ struct Thread {
   uint64_t exchange;            // what it offers to its warp
   void* sanitizer_fiber;
   void* sanitizer_stack;
+  LateCopy late_copies[kMostLateCopies];  // in turn; no vector, whose functions the thread sanitizer would watch
+  unsigned copies_asked, copies_done;
+  unsigned copy_group;  // that the next copy belongs to
 };
 
 #ifdef __SANITIZE_ADDRESS__
@@ -183,6 +195,7 @@ EMULATOR_UNSEEN inline void prepare(Thread& thread, unsigned rank) {
   thread.index = dim3(rank % size.x, rank / size.x % size.y, rank / size.x / size.y);
   thread.state = State::kReady;
   thread.barriers_passed[0] = thread.barriers_passed[1] = 0;
+  thread.copies_asked = thread.copies_done = thread.copy_group = 0;
   getcontext(&thread.context);
   thread.context.uc_stack.ss_sp = thread.stack;
   thread.context.uc_stack.ss_size = kStackBytes;
@@ -288,6 +301,29 @@ EMULATOR_UNSEEN inline uint64_t shuffle_from(uint64_t value, unsigned lane) {
   return received;
 }
 
+EMULATOR_UNSEEN inline void add_late_copy(void* target, const void* source, unsigned bytes) {
+  Thread& self = *device.running;
+  if (self.copies_asked - self.copies_done == kMostLateCopies) fail("more copies are under way than are emulated");
+  LateCopy& copy = self.late_copies[self.copies_asked++ % kMostLateCopies];
+  copy.target = target;
+  copy.source = source;
+  copy.bytes = bytes;
+  copy.group = self.copy_group;
+}
+
+// Takes the oldest copy that belongs to a group before the `left` latest; false if there is none.
+EMULATOR_UNSEEN inline bool take_late_copy(unsigned left, LateCopy& copy) {
+  Thread& self = *device.running;
+  if (self.copies_done == self.copies_asked) return false;
+  const LateCopy& oldest = self.late_copies[self.copies_done % kMostLateCopies];
+  if (oldest.group + left >= self.copy_group) return false;
+  copy = oldest;
+  self.copies_done += 1;
+  return true;
+}
+
+EMULATOR_UNSEEN inline void end_group_of_copies() { device.running->copy_group += 1; }
+
 EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) {
   const unsigned lane = device.running->rank % kWarpSize;
   return shuffle_from(value, lane + distance < kWarpSize ? lane + distance : lane);
@@ -336,6 +372,17 @@ template <class T> T __shfl_down_sync(unsigned mask, T value, int distance) {
 }
 template <class T> T __shfl_sync(unsigned mask, T value, int lane) {
   return emulated_shuffle(mask, value, emulator::shuffle_from, lane);
+}
+
+inline void emulated_copy_later(void* target, const void* source, unsigned bytes) {
+  if (reinterpret_cast<uintptr_t>(target) % bytes != 0 || reinterpret_cast<uintptr_t>(source) % bytes != 0)
+    emulator::fail("a copy to shared memory is not aligned to its size");
+  emulator::add_late_copy(target, source, bytes);
+}
+inline void emulated_end_group_of_copies() { emulator::end_group_of_copies(); }
+inline void emulated_wait_for_copies(unsigned left) {
+  for (emulator::LateCopy copy; emulator::take_late_copy(left, copy);)
+    std::memcpy(copy.target, copy.source, copy.bytes);
 }
 
 template <class T> T __ldcs(const T* pointer) { return *pointer; }
