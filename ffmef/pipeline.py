@@ -216,7 +216,7 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
         return _Fuser(network=network, selective=True)
     room = named and task == "vif" and weight_files.facts(find(weights)).get("glare") == "room"
     model = _load_model(weights, count, backend, device) if named else model
-    return _Fuser(model=model, selective=task != "vif" and hasattr(model, "adopt_first"), room=room)
+    return _Fuser(model=model, selective=task != "vif" and hasattr(model, "adopt"), room=room)
 
 
 def _fuse(
@@ -727,7 +727,7 @@ def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustment
     """Return the picture that a PyramidFFMEF makes, by torch: what the native pass computes."""
     import torch
 
-    from ffmef.models.pyramid import adjust_colour, into_gamut, merge_chroma
+    from ffmef.models.pyramid import to_rgb
 
     dtype, coloured = images[0].dtype, any(image.ndim == 3 for image in images)
     device = next(model.parameters()).device if device is None else device
@@ -741,8 +741,7 @@ def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustment
             usable = torch.from_numpy(np.stack([full if part is None else part for part in validity]))
             usable = usable[None].to(device) / 255
         fused, shares = model.fuse(ycbcr[:, :, 0].contiguous() / 255, usable, adjust)
-        chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
-        joined = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust))
+        joined = to_rgb(fused, shares, rgb, usable, adjust, ycbcr=ycbcr)
         if not bool(torch.isfinite(joined).all()):
             raise InputError("model gave a picture that is not finite: its weights do not fit these pictures")
         planes = joined[0].cpu().numpy()

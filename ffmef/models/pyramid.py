@@ -21,9 +21,11 @@ from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
 from ffmef.ops.types import Backend
 
 SCALE = 8
-DESIGN = 2  # written to weights files; the first design had no octaves and took statistics over the whole picture
+DESIGN = 3  # written to weights files; the first had no octaves, the second one plane for all of them
+FINE_OCTAVES = 2  # so many octaves, the finest, have a plane of their own
 PRIOR = 0.15  # what the logarithm of validity weighs before training
 GATE = 0.04  # the difference of exposures at which gains act by half
+KNEE, TOE, WHITE = 238.0, 20.0, 252.0  # of :func:`into_range`, on 0..255
 _OF_BYTE = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}  # samples for each step of 8 bit
 FLOOR = 0.02  # of validity, so that a picture is made where no exposure is valid
 
@@ -127,7 +129,8 @@ class PyramidFFMEF(nn.Module):
     r"""Filter-dominated fusion with filters from a coarse grid: 2 to any number of exposures in one pass, in any order.
 
     A predictor sees the luminance at half size and gives each image :math:`n`, in every cell of 8 x 8 pixels, a logit
-    and a gain for each of the L bands, for the base at 1/8 size and for the octaves below: L + 2 planes of both. Then
+    and a gain for each of the L bands, for the base at 1/8 size, for the two finest octaves below it and for all
+    further ones: L + 3 planes of both. Then
 
     .. math::
         s_{k,n} &= \operatorname{softmax}_n\bigl(z_{k,n} + a_k \log(h_n (0.1 + 0.9\, l_n) + 0.02) + \log v_n\bigr) \\
@@ -140,8 +143,9 @@ class PyramidFFMEF(nn.Module):
     - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
     - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and further octaves :math:`P_{j+1}` by :func:`shrink` of
       :math:`P_j`, down to :math:`P_D`, with D = ``octaves`` whatever the size of the picture. The shares and gains of
-      the base plane belong to :math:`P_0`; those of the octave plane are shrunk as the pictures are, and
-      :math:`s_j, g_j` belong to :math:`P_j, j \ge 1`:
+      the base plane belong to :math:`P_0`; those of the two planes of octaves are shrunk as the pictures are, and
+      :math:`s_j, g_j` belong to :math:`P_j`: of the plane of fine octaves for :math:`1 \le j \le 2`, of the other for
+      :math:`j > 2` and for :math:`O_D`:
 
       .. math::
           O_D = \sum_n s_{D,n} P_{D,n}, \qquad
@@ -155,7 +159,7 @@ class PyramidFFMEF(nn.Module):
         channels: of the predictor's grids of 1/8, 1/16, ... size.
         stem: of the predictor at 1/4 size.
         octaves: D, below the grid of 1/8 size.
-        design: of the weights file; only 2 is known.
+        design: of the weights file; only 3 is known.
         backend: of :func:`ffmef.ops.pyramid_fuse`.
 
     Attributes:
@@ -190,8 +194,8 @@ class PyramidFFMEF(nn.Module):
             raise ValueError(f"design must be {DESIGN}, got {design}")
         self.bands, self.channels, self.stem, self.octaves = bands, tuple(channels), stem, octaves
         self.backend = backend
-        self.predictor = CoarsePredictor(2 * (bands + 2), self.channels, stem)
-        self.prior = nn.Parameter(torch.full((bands + 2,), PRIOR))
+        self.predictor = CoarsePredictor(2 * (bands + 3), self.channels, stem)
+        self.prior = nn.Parameter(torch.full((bands + 3,), PRIOR))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -213,7 +217,7 @@ class PyramidFFMEF(nn.Module):
     def predict(
         self, half: Tensor, validity: Tensor | None = None, preference: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return shares and gains, (B, L + 2, N, h, w) each: the bands, finest first, then base and octaves.
+        """Return shares and gains, (B, L + 3, N, h, w) each: bands, finest first, base, fine octaves, further octaves.
 
         Args:
             half: (B, N, ceil(H / 2), ceil(W / 2)), luminance in [0, 1] at half size.
@@ -260,7 +264,7 @@ class PyramidFFMEF(nn.Module):
         preference = float(adjust.prefer) * _ranks(luminance) if adjust.prefer else None
         shares, gains = self.predict(levels[1], cells, preference)
         weights = shares * (1 + gains) * (1 + adjust.contrast)
-        base = self._base(levels[3], shares[:, -2:], weights[:, -2], gains[:, -1], adjust.contrast)
+        base = self._base(levels[3], shares[:, -3:], weights[:, -3], gains[:, -2:], adjust.contrast)
         for level in (2, 1, 0):
             base = _up(base, levels[level])
         bands = pyramid_fuse(
@@ -270,26 +274,29 @@ class PyramidFFMEF(nn.Module):
             scale=SCALE,
             backend=self.backend,
         )
-        return bands.unsqueeze(1) + base, shares[:, -2]
+        return bands.unsqueeze(1) + base, shares[:, -3]
 
-    def _base(self, coarse: Tensor, shares: Tensor, weights: Tensor, gain: Tensor, contrast: float) -> Tensor:
+    def _base(self, coarse: Tensor, shares: Tensor, weights: Tensor, gains: Tensor, contrast: float) -> Tensor:
         """Blend the luminance at 1/8 size (B, N, h, w) over the octaves -> (B, 1, h, w).
 
         Args:
             coarse: P_0.
-            shares: (B, 2, N, h, w), of the base and of the octaves.
+            shares: (B, 3, N, h, w), of the base, of the fine and of further octaves.
             weights: of the band of P_0.
-            gain: of the octaves.
+            gains: (B, 2, N, h, w), of the fine and of further octaves.
             contrast: 1 more is what the octaves' bands are multiplied by.
         """
         if not self.octaves:
             return (shares[:, 0] * coarse).sum(1, keepdim=True)
-        pictures, bands, share = [coarse], [weights], shares[:, 1]
-        for _ in range(self.octaves):
-            share, gain = shrink(share), shrink(gain)
+        pictures, bands = [coarse], [weights]
+        share = [shares[:, 1], shares[:, 2]]
+        gain = [gains[:, 0], gains[:, 1]]
+        for octave in range(1, self.octaves + 1):
+            share, gain = [shrink(maps) for maps in share], [shrink(maps) for maps in gain]
             pictures.append(shrink(pictures[-1]))
-            bands.append(share * (1 + gain) * (1 + contrast))
-        out = (share * pictures[-1]).sum(1, keepdim=True)
+            plane = 0 if octave <= FINE_OCTAVES else 1
+            bands.append(share[plane] * (1 + gain[plane]) * (1 + contrast))
+        out = (share[1] * pictures[-1]).sum(1, keepdim=True)
         for octave in range(self.octaves - 1, -1, -1):
             band = pictures[octave] - _up(pictures[octave + 1], pictures[octave])
             out = _up(out, pictures[octave]) + (bands[octave] * band).sum(1, keepdim=True)
@@ -343,8 +350,7 @@ class PyramidFFMEF(nn.Module):
     ) -> Tensor:
         """Fuse pictures (H, W, 3) of one size, at least 2, to one of them; the order cannot matter.
 
-        Luminance by :meth:`fuse`, clamped to [0, 1], chroma by :func:`merge_chroma`, :func:`adjust_colour`, RGB by
-        :func:`into_gamut`, rounded. One native operator on the CPU for uint8, and on a GPU for every dtype.
+        :meth:`fuse`, :func:`to_rgb`, rounded. One native operator on the CPU for uint8, and on a GPU for every dtype.
 
         Args:
             pictures: (H, W, 3) each; uint8, uint16 or float32 in [0, 1].
@@ -383,38 +389,116 @@ class PyramidFFMEF(nn.Module):
         rgb = torch.stack([picture.permute(2, 0, 1).float() for picture in pictures]).unsqueeze(0) / _OF_BYTE[dtype]
         ycbcr = rgb_to_ycbcr(rgb)
         fused, shares = self.fuse(ycbcr[:, :, 0].contiguous() / 255, usable, adjust)
-        chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
-        out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust)) * _OF_BYTE[dtype]
+        out = to_rgb(fused, shares, rgb, usable, adjust, ycbcr=ycbcr) * _OF_BYTE[dtype]
         if not dtype.is_floating_point:
             out = (out + 0.5).to(torch.int32).to(dtype)
         return out[0].permute(1, 2, 0).contiguous()
 
-    def adopt_first(self, state: dict[str, Tensor]) -> None:
-        """Take over the trunk of weights of the first design, to train on from them.
+    def adopt(self, state: dict[str, Tensor], design: int) -> None:
+        """Take over weights of an earlier design, to train on from them.
 
-        The octaves begin as the base, the cells' statistics without effect, and the layer that saw the picture's mean
-        sees the cell.
+        Of the second, the fine octaves begin as all octaves. Of the first, the trunk is taken: all octaves begin as the
+        base, the cells' statistics without effect, and the layer that saw the picture's mean sees the cell.
 
         Raises:
             RuntimeError: names or shapes do not fit.
         """
         state = dict(state)
         overall, head = "predictor.overall.weight", ("predictor.head.weight", "predictor.head.bias")
-        for name, sizes in {overall: 2, head[0]: 4, head[1]: 1}.items():
+        for name, sizes in {overall: 2 if design == 1 else 4, head[0]: 4, head[1]: 1}.items():
             if name not in state or state[name].dim() != sizes:
                 raise RuntimeError(f"{name} must have {sizes} dimensions")
-        if any(len(state[name]) != 2 * (self.bands + 1) for name in head):
-            raise RuntimeError(f"predictor.head must have {2 * (self.bands + 1)} planes, got {len(state[head[1]])}")
-        state[overall] = state[overall][..., None, None]
-        planes = [*range(self.bands + 1), self.bands]
-        planes += [self.bands + 1 + plane for plane in planes]
+        count = self.bands + design  # planes of logits, and as many of gains
+        if any(len(state[name]) != 2 * count for name in head):
+            raise RuntimeError(f"predictor.head must have {2 * count} planes, got {len(state[head[1]])}")
+        planes = [min(plane, count - 1) for plane in range(self.bands + 3)]
         for name in head:
-            state[name] = state[name][planes]
-        for name in ("weight", "bias"):
-            own = getattr(self.predictor.statistics, name)
-            state[f"predictor.statistics.{name}"] = torch.zeros_like(own)
-        state["prior"] = self.prior.detach().clone()
+            state[name] = state[name][planes + [count + plane for plane in planes]]
+        if design == 1:
+            state[overall] = state[overall][..., None, None]
+            for name in ("weight", "bias"):
+                own = getattr(self.predictor.statistics, name)
+                state[f"predictor.statistics.{name}"] = torch.zeros_like(own)
+            state["prior"] = self.prior.detach().clone()
+        elif state.get("prior", self.prior).shape == (count,):
+            state["prior"] = state["prior"][planes]
         self.load_state_dict(state)
+
+
+def to_rgb(
+    fused: Tensor,
+    shares: Tensor,
+    rgb: Tensor,
+    validity: Tensor | None = None,
+    adjust: Adjustments = NEUTRAL,
+    *,
+    ycbcr: Tensor | None = None,
+) -> Tensor:
+    """Return RGB (B, 3, H, W) on 0..255, not rounded, of what :meth:`PyramidFFMEF.fuse` returns.
+
+    Luminance by :func:`into_range`, chroma by :func:`merge_chroma`, :func:`adjust_colour`, RGB by :func:`into_gamut`.
+
+    Args:
+        fused: (B, 1, H, W) in [0, 1], or beyond.
+        shares: (B, N, h, w), of the base.
+        rgb: (B, N, 3, H, W) on 0..255, the exposures.
+        validity: (B, N, H, W) in [0, 1]; None: 1 everywhere.
+        adjust: brightness and saturation; the rest is :meth:`PyramidFFMEF.fuse`'s.
+        ycbcr: of ``rgb``, if known.
+    """
+    ycbcr = rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr
+    luminance, white = into_range(fused * 255, rgb, validity, ycbcr=ycbcr)
+    chroma = merge_chroma(rgb, shares, validity, ycbcr=ycbcr)
+    return into_gamut(adjust_colour(torch.cat([luminance, chroma], 1), adjust), white)
+
+
+def into_range(
+    luminance: Tensor, rgb: Tensor, validity: Tensor | None = None, *, ycbcr: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Compress fused luminance near white and black as far as some exposure shows more there.
+
+    Bands add up to more than any exposure holds. Cut off, they would be flat white or black where the darkest or the
+    brightest exposure has texture. With :math:`g = 1.164383\,(Y - 16)`, of the exposures :math:`g_n` and of the fused
+    luminance g,
+
+    .. math::
+        W &= \max(\min_n \max RGB_n,\ 252), \qquad
+        k = \max(\min_n g_n,\ 238), \qquad t = \min(\max_n g_n,\ 20) \\
+        g' &= k + \frac{(W - k)(g - k)}{(W - k) + (g - k)} \ (g > k), \qquad
+        g' = t - \frac{t\,(t - g)}{t + (t - g)} \ (g < t), \qquad g' = g \text{ else}
+
+    White is reached where every exposure is white, black where every exposure is black. A picture fused with itself
+    stays as it is. An exposure that may be used by v only counts as :math:`255 - v\,(255 - x)` in minima and as
+    :math:`v\,x` in the maximum.
+
+    Args:
+        luminance: Y (B, 1, H, W) on 0..255, studio swing, or beyond.
+        rgb: (B, N, 3, H, W) on 0..255, the exposures.
+        validity: (B, N, H, W) in [0, 1]; None: 1 everywhere.
+        ycbcr: of ``rgb``, if known.
+
+    Returns:
+        Y of the same shape, and W (B, 1, H, W), for :func:`into_gamut`.
+
+    Example:
+        >>> import torch
+        >>> exposures = torch.tensor([150.0, 255.0]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 1, 1)
+        >>> y, white = into_range(torch.full((1, 1, 1, 1), 235.0), exposures)  # white, as in the brighter exposure
+        >>> round(float(1.164383 * (y - 16)), 1), float(white)
+        (245.7, 252.0)
+    """
+    greys = luminance_to_grey((rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr)[:, :, 0])
+    tops, most = rgb.amax(2), greys
+    if validity is not None:
+        tops, greys, most = 255 - validity * (255 - tops), 255 - validity * (255 - greys), validity * greys
+    white = tops.amin(1, keepdim=True).clamp_min(WHITE)
+    knee = greys.amin(1, keepdim=True).clamp_min(KNEE)
+    toe = most.amax(1, keepdim=True).clamp(0, TOE)
+    grey = luminance_to_grey(luminance)
+    above, below = (grey - knee).clamp_min(0), (toe - grey).clamp_min(0)
+    room = (white - knee).clamp_min(0)
+    bent = grey - above + below + room * above / (room + above + 1e-6) - toe * below / (toe + below + 1e-6)
+    return bent / 1.164383 + 16, white
 
 
 def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *, ycbcr: Tensor | None = None) -> Tensor:
@@ -483,17 +567,22 @@ def _ranks(luminance: Tensor) -> Tensor:
     return 2 * order.to(luminance.dtype) / (luminance.shape[1] - 1) - 1
 
 
-def into_gamut(ycbcr: Tensor) -> Tensor:
+def into_gamut(ycbcr: Tensor, white: Tensor | float = 255.0) -> Tensor:
     """Return RGB on 0..255 of Y, Cb and Cr (B, 3, H, W): what lies outside is brought in towards grey, hue kept.
 
     With g = 1.164383 (Y - 16) clamped to 0..255 and t, b the largest and smallest of R, G and B, chroma is multiplied
-    by the smallest of 1, (255 - g) / (t - g) where t > 255, and g / (g - b) where b < 0.
+    by the smallest of 1, (W - g) / (t - g) where t > W, and g / (g - b) where b < 0; by 0 where g > W.
+
+    Args:
+        ycbcr: on 0..255.
+        white: W, what channels may reach, (B, 1, H, W).
     """
     rgb = ycbcr_to_rgb(ycbcr)
     grey = luminance_to_grey(ycbcr[:, :1]).clamp(0, 255)
     colour = rgb - luminance_to_grey(ycbcr[:, :1])
     above, below = colour.amax(1, keepdim=True), -colour.amin(1, keepdim=True)
-    scale = torch.minimum((255 - grey) / above.clamp_min(1e-6), grey / below.clamp_min(1e-6)).clamp(max=1)
+    room = (white - grey).clamp_min(0)
+    scale = torch.minimum(room / above.clamp_min(1e-6), grey / below.clamp_min(1e-6)).clamp(max=1)
     return (grey + scale * colour).clamp(0, 255)
 
 

@@ -205,28 +205,32 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"{path} is not a weight file: {reason}") from None
 
 
-def _is_first_design(header: Mapping[str, str]) -> bool:
-    """Return whether a file's facts are those of PyramidFFMEF as it was before its files named a design."""
+def _earlier_design(header: Mapping[str, str]) -> int | None:
+    """Return the number of the design that a file's facts name if PyramidFFMEF has had another since, else None.
+
+    Files of the first design name none.
+    """
     name = header.get("architecture")
     try:
         config = json.loads(header.get("config", "{}"))
     except (ValueError, RecursionError):
-        return False
-    return name == "FirstPyramidFFMEF" or (
-        name == "PyramidFFMEF" and isinstance(config, dict) and "design" not in config
-    )
+        return None
+    if name == "FirstPyramidFFMEF":
+        return 1
+    design = config.get("design", 1) if name == "PyramidFFMEF" and isinstance(config, dict) else None
+    return design if design in (1, 2) else None
 
 
-def first_design(name_or_path: str | Path) -> dict[str, Tensor] | None:
-    """Return the tensors of a weight file of PyramidFFMEF's first design, or None for every other file.
+def earlier_design(name_or_path: str | Path) -> tuple[dict[str, Tensor], int] | None:
+    """Return the tensors of a weight file of one of PyramidFFMEF's earlier designs and its number, or None.
 
-    Nothing fuses with them any more; training may go on from them, by :meth:`ffmef.models.PyramidFFMEF.adopt_first`.
+    Nothing fuses with them any more; training may go on from them, by :meth:`ffmef.models.PyramidFFMEF.adopt`.
 
     Raises:
         InputError: nothing has that name, or a value is not finite.
 
     Example:
-        >>> first_design("mef-pyramid") is None
+        >>> earlier_design("mef-pyramid") is None
         True
     """
     path = find(name_or_path)
@@ -234,22 +238,24 @@ def first_design(name_or_path: str | Path) -> dict[str, Tensor] | None:
         header, state = _read_safetensors(path)
     except InputError:  # the authors' file, or one that load() complains of
         return None
-    if not _is_first_design(header):
+    design = _earlier_design(header)
+    if design is None:
         return None
     for key, value in state.items():
         if not value.is_floating_point() or not value.isfinite().all():
             raise InputError(f"{path}: {_printable(key)} must be finite floating point")
-    return state
+    return state, design
 
 
 def _load_safetensors(path: Path) -> nn.Module:
     from ffmef import models
 
     header, state = _read_safetensors(path)
-    if _is_first_design(header):
+    design = _earlier_design(header)
+    if design is not None:
         raise InputError(
-            f"{path} must be of PyramidFFMEF's present design, got weights of its first, which only "
-            "'ffmef train --initial' still takes"
+            f"{path} must be of PyramidFFMEF's present design, got weights of its {'first' if design == 1 else 'second'}, "
+            "which only 'ffmef train --initial' still takes"
         )
     specs, name = registry.by_architecture(), header.get("architecture")
     if name not in specs:

@@ -31,6 +31,7 @@ from ffmef.data import (
 from ffmef.errors import InputError
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources, TruthLoss
 from ffmef.models import FocusNet, PyramidFFMEF, registry
+from ffmef.models.pyramid import into_range
 from ffmef.training.checkpoint import load, save
 from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
@@ -460,7 +461,10 @@ class Trainer:
         if not isinstance(self.plain, PyramidFFMEF):
             return model(sources.luminance), sources
         fused, shares = model(sources.luminance, with_shares=True)
-        return fused, sources.with_chroma_of(shares.detach()) if self.config.task == "mef" else sources
+        if self.config.task != "mef":
+            return fused, sources
+        ycbcr = torch.cat([sources.luminance.unsqueeze(2), sources.chroma], 2) * 255
+        return into_range(fused * 255, sources.rgb * 255, ycbcr=ycbcr)[0] / 255, sources.with_chroma_of(shares.detach())
 
     def _cut(self, batch: Tensor, places: np.ndarray) -> Tensor:
         """Return the part of each sample whose top and left are given, (B, 2)."""
@@ -624,7 +628,7 @@ def export(model: nn.Module, config: Config, steps: int) -> bytes:
 
 
 def load_initial(model: nn.Module, name_or_path: str) -> None:
-    """Load weights, by bundled name or from a file, into a model; into PyramidFFMEF also those of its first design.
+    """Load weights, by bundled name or from a file, into a model; into PyramidFFMEF also those of its earlier designs.
 
     Raises:
         InputError: the file is missing or does not fit.
@@ -632,9 +636,9 @@ def load_initial(model: nn.Module, name_or_path: str) -> None:
     from ffmef.models import weights
 
     try:
-        first = weights.first_design(name_or_path) if isinstance(model, PyramidFFMEF) else None
-        if first is not None:
-            model.adopt_first(first)
+        earlier = weights.earlier_design(name_or_path) if isinstance(model, PyramidFFMEF) else None
+        if earlier is not None:
+            model.adopt(*earlier)
         else:
             model.load_state_dict(weights.load(name_or_path).state_dict())
     except RuntimeError as error:

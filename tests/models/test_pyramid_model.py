@@ -259,8 +259,24 @@ def test_training_goes_on_from_the_first_design(tmp_path, architecture):
     assert torch.equal(ours.encode[2].weight, state["predictor.encode.2.weight"])
     overall = F.linear(torch.ones(1, 32), state["predictor.overall.weight"], state["predictor.overall.bias"])
     torch.testing.assert_close(ours.overall(torch.ones(1, 32, 1, 1))[0, :, 0, 0], overall[0])
-    assert torch.equal(ours.head.weight, state["predictor.head.weight"][[0, 1, 2, 3, 3, 4, 5, 6, 7, 7]])
+    assert torch.equal(ours.head.weight, state["predictor.head.weight"][[0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 7, 7]])
     assert not ours.statistics.weight.any() and not ours.statistics.bias.any()
+
+
+def test_training_goes_on_from_the_second_design(tmp_path):
+    """All octaves begin with the plane that they had in common; before training, they fuse as they did."""
+    state, model = PyramidFFMEF().state_dict(), PyramidFFMEF()
+    planes = [0, 1, 2, 3, 5]
+    state["prior"] = torch.rand(6)[planes]
+    for name in ("predictor.head.weight", "predictor.head.bias"):
+        state[name] = torch.randn_like(state[name])[planes + [6 + plane for plane in planes]]
+    header = {"architecture": "PyramidFFMEF", "config": FIRST_CONFIG[:-1] + ', "octaves": 5, "design": 2}'}
+    (tmp_path / "second.safetensors").write_bytes(serialise(state, header))
+    load_initial(model, str(tmp_path / "second.safetensors"))
+    shares, gains = model.predict(torch.rand(1, 3, 20, 24))
+    assert torch.equal(shares[:, 4], shares[:, 5]) and torch.equal(gains[:, 4], gains[:, 5])
+    assert torch.equal(model.prior, state["prior"][[0, 1, 2, 3, 4, 4]])
+    assert torch.equal(model.predictor.stem.weight, state["predictor.stem.weight"])
 
 
 @pytest.mark.parametrize(
@@ -332,7 +348,7 @@ def test_mistakes_are_named():
         PyramidFFMEF(bands=4)
     with pytest.raises(ValueError, match="octaves must be 0 to 16, got 17"):
         PyramidFFMEF(octaves=17)
-    with pytest.raises(ValueError, match="design must be 2, got 1"):
+    with pytest.raises(ValueError, match="design must be 3, got 1"):
         PyramidFFMEF(design=1)
 
 

@@ -16,7 +16,7 @@ from ffmef import picture
 from ffmef.adjust import Adjustments
 from ffmef.imaging.colour import rgb_to_ycbcr
 from ffmef.models import PyramidFFMEF
-from ffmef.models.pyramid import adjust_colour, into_gamut, merge_chroma
+from ffmef.models.pyramid import to_rgb
 
 pytestmark = pytest.mark.skipif(picture.missing is not None, reason=str(picture.missing))
 torch.set_num_threads(1)
@@ -76,8 +76,7 @@ def defined(model, images, validity=None, adjust=Adjustments()):  # noqa: B008
     double = model_of(model.octaves).double()
     double.load_state_dict(model.state_dict())
     fused, shares = double.fuse(ycbcr[:, :, 0] / 255, usable, adjust)
-    chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
-    out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), adjust))
+    out = to_rgb(fused, shares, rgb, usable, adjust, ycbcr=ycbcr)
     return out[0].permute(1, 2, 0).numpy() / 255 * top
 
 
@@ -306,5 +305,5 @@ def test_networks_of_other_widths(channels):
     ycbcr = rgb_to_ycbcr(rgb)
     with torch.no_grad():
         fused, shares = double.fuse(ycbcr[:, :, 0] / 255, None, Adjustments())
-        out = into_gamut(torch.cat([fused.clamp(0, 1) * 255, merge_chroma(rgb, shares, None, ycbcr=ycbcr)], 1))
+        out = to_rgb(fused, shares, rgb, ycbcr=ycbcr)
     assert np.abs(got - out[0].permute(1, 2, 0).numpy() / 255).max() <= 6e-5  # three exposures: see TOLERANCE

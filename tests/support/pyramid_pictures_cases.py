@@ -14,7 +14,7 @@ from cuda_emulation import decoded, execute, numbers
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.imaging.colour import rgb_to_ycbcr
 from ffmef.models import load
-from ffmef.models.pyramid import PyramidFFMEF, adjust_colour, into_gamut, merge_chroma
+from ffmef.models.pyramid import PyramidFFMEF, to_rgb
 
 SAMPLES = {"luminance": torch.float32, "rgb8": torch.uint8, "rgb16": torch.uint16, "rgb float": torch.float32}
 TOP = {"luminance": 1, "rgb8": 255, "rgb16": 65535, "rgb float": 1}
@@ -98,8 +98,7 @@ def expected(case: Case) -> torch.Tensor:
         rgb = given.movedim(-1, 2) * (255 / TOP[case.sample])
         ycbcr = rgb_to_ycbcr(rgb)
         fused, shares = model.fuse(ycbcr[:, :, 0] / 255, usable, case.adjust)
-        chroma = merge_chroma(rgb, shares, usable, ycbcr=ycbcr)
-        out = into_gamut(adjust_colour(torch.cat([fused.clamp(0, 1) * 255, chroma], 1), case.adjust))
+        out = to_rgb(fused, shares, rgb, usable, case.adjust, ycbcr=ycbcr)
     return out[0].movedim(0, -1) * (TOP[case.sample] / 255)
 
 
