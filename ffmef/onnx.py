@@ -125,7 +125,7 @@ def pyramid_luminance(
 
     wide = _wide(luminance)
     prior, *rest = (op.Cast(p, to=wide) for p in parameters)
-    bands = parameters[0].shape[0] - 2
+    bands = parameters[0].shape[0] - 3
     images = op.Unsqueeze(op.Cast(luminance, to=wide), _ints(2))
     levels = _levels(images, 3)
     half = _to_multiple(levels[1], model.SCALE // 2)
@@ -159,17 +159,21 @@ def pyramid_luminance(
 
 
 def _octaves(coarse: Any, shares: Any, weights: Any, gains: Any, octaves: int) -> Any:
-    """Blend images at 1/8 size, (B, N, 1, h, w) -> (B, 1, 1, h, w); the last two planes are of base and octaves."""
-    base = _plane(shares, -2)
+    """Blend images at 1/8 size, (B, N, 1, h, w) -> (B, 1, 1, h, w); the last planes: base, fine and further octaves."""
+    from ffmef.models.pyramid import FINE_OCTAVES
+
     if not octaves:
-        return _blend(base, coarse)
-    share, gain = _plane(shares, -1), _plane(gains, -1)
-    pictures, bands = [coarse], [_plane(weights, -2)]
-    for _ in range(octaves):
-        share, gain = _shrink(share), _shrink(gain)
+        return _blend(_plane(shares, -3), coarse)
+    fine, further = ([_plane(shares, plane), _plane(gains, plane)] for plane in (-2, -1))
+    pictures, bands = [coarse], [_plane(weights, -3)]
+    for octave in range(1, octaves + 1):
+        further = [_shrink(maps) for maps in further]
         pictures.append(_shrink(pictures[-1]))
+        if octave <= FINE_OCTAVES:
+            fine = [_shrink(maps) for maps in fine]
+        share, gain = fine if octave <= FINE_OCTAVES else further
         bands.append(op.Add(share, op.Mul(share, gain)))
-    out = _blend(share, pictures[-1])
+    out = _blend(further[0], pictures[-1])
     for octave in reversed(range(octaves)):
         band = op.Sub(pictures[octave], _expand(pictures[octave + 1], 2, pictures[octave]))
         out = op.Add(_expand(out, 2, pictures[octave]), _blend(bands[octave], band))

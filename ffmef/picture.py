@@ -115,7 +115,7 @@ def _read_network(path: Path, stamp: tuple):
 
 def _network(state: dict[str, np.ndarray], config: dict):
     """Return the native network of parameters by name, where they are just those of a model that the kernels know."""
-    if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 2:
+    if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 3:
         return None
     shapes = _shapes(config["bands"], config["channels"], config["stem"])
     fits = state.keys() == shapes.keys() and all(
@@ -147,9 +147,9 @@ def _shapes(bands: int, channels: Sequence[int], stem: int) -> dict[str, tuple[i
         "meet_coarsest.conv": (coarsest, 2 * coarsest, 1, 1),
         **{f"up.{index}": (fine, coarse, 1, 1) for index, fine, coarse in steps},
         **{f"decode.{index}": (fine, fine, 3, 3) for index, fine, _ in steps},
-        "head": (2 * (bands + 2), finest, 1, 1),
+        "head": (2 * (bands + 3), finest, 1, 1),
     }
-    shapes: dict[str, tuple[int, ...]] = {"prior": (bands + 2,)}
+    shapes: dict[str, tuple[int, ...]] = {"prior": (bands + 3,)}
     for name, shape in layers.items():
         shapes[f"predictor.{name}.weight"] = shape
         shapes[f"predictor.{name}.bias"] = shape[:1]

@@ -14,6 +14,11 @@ namespace {
 
 constexpr int kScale = 8;        // pixels along a side of a cell
 constexpr float kLeast = 1e-6f;  // validity counts as no less
+// Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
+constexpr float kKnee = 238.0f, kToe = 20.0f, kWhite = 252.0f;
+constexpr float kSlack = 1e-3f;      // by which channels may pass it, so that roundings do not
+constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
+constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
 
 // --- statistics of cells ----------------------------------------------------------------------------------------------
 
@@ -97,10 +102,21 @@ struct Chroma {
   alignas(64) float mass[kColumns], blue[kColumns], red[kColumns];
 };
 
-// Sums over the exposures of one run of pixels.
+// What is known of all exposures on one run of pixels.
 struct Run {
   alignas(64) float luminance[kColumns];
-  Chroma total;  // blue and red are sums of mass times chroma
+  Chroma total;                                                      // blue and red are sums of mass times chroma
+  alignas(64) float least[kColumns], most[kColumns], top[kColumns];  // of greys, and the least of largest channels
+
+  // To values that no sample changes who is between black and white.
+  void clear_range(int64_t n) {
+    for (int64_t x = 0; x < n; ++x) least[x] = top[x] = 255.0f, most[x] = 0.0f;
+  }
+  void widen(int64_t x, float dark, float bright, float channel) {
+    least[x] = dark < least[x] ? dark : least[x];
+    most[x] = bright > most[x] ? bright : most[x];
+    top[x] = channel < top[x] ? channel : top[x];
+  }
 };
 
 // How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
@@ -114,7 +130,7 @@ template <class S> struct Depth {
   using type = S;
   static constexpr bool converted = true;
   static constexpr float scale = (kRed + kGreen + kBlue) * kToByte<S>, offset = kBlack;
-  static void store(float luminance, S& out) { to_sample(1.164383f * luminance, out); }
+  static void store(float grey, S& out) { to_sample(grey, out); }
 };
 struct Luminance {
   using type = float;
@@ -134,8 +150,24 @@ template <class D, class S> void add_luminance(float* __restrict sum, const S* g
   for (int64_t x = 0; x < n; ++x) sum[x] += weight[x] * (D::scale * float(grey[x]) + D::offset - below[x]);
 }
 
+// What is usable by v only counts as nearer to white among the least, to black among the most.
+inline void widen_masked(Run& run, int64_t x, float grey, float channel, uint8_t validity) {
+  const float v = float(validity) * (1.0f / 255);
+  run.widen(x, 255.0f - v * (255.0f - grey), v * grey, 255.0f - v * (255.0f - channel));
+}
+
+template <class S> void widen_by_grey(Run& run, const S* __restrict grey, const uint8_t* validity, int64_t n) {
+  for (int64_t x = 0; x < n; ++x) {
+    const float value = float(grey[x]) * kToByte<S>;
+    if (validity == nullptr)
+      run.widen(x, value, value, value);
+    else
+      widen_masked(run, x, value, value, validity[x]);
+  }
+}
+
 // Luminance is added; so is chroma, unless it is to be stored apart.
-template <bool STORED, class S>
+template <bool STORED, bool MASKED, class S>
 void add_colour(Run& run, Chroma& apart, const Planes<S>& planes, const Beside& at, int64_t n) {
   const S* __restrict red = planes.r, * __restrict green = planes.g, * __restrict blue = planes.b;
   const float* __restrict weight = at.weight, * __restrict below = at.below, * __restrict share = at.share;
@@ -147,7 +179,11 @@ void add_colour(Run& run, Chroma& apart, const Planes<S>& planes, const Beside& 
     const float cr = 0.439215f * r - 0.367789f * g - 0.071426f * b;
     const float larger = r > g ? r : g, top = larger > b ? larger : b;
     const float smaller = r < g ? r : g, bottom = smaller < b ? smaller : b;
-    const float mass = share[x] * (recorded_colour(y, top, bottom) + 0.02f);
+    const float mass = share[x] * (recorded_colour(y, top, bottom) + 0.02f), grey = kSwing * (y - 16.0f);
+    if (MASKED)
+      widen_masked(run, x, grey, top, at.validity[x]);
+    else
+      run.widen(x, grey, grey, top);
     if (STORED) {
       apart.mass[x] = mass;
       apart.blue[x] = cb;
@@ -188,28 +224,38 @@ void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   }
 }
 
-// Luminance above black on the scale 0..219 and, with adjustments, the factor of it and of chroma.
+// Fused luminance as grey on 0..255, compressed near white and black as far as an exposure shows more there, and what
+// channels may reach; with adjustments, the factor of both grey and chroma.
 template <bool ADJUSTED> struct Tone {
-  float above, gain;
-  Tone(float luminance, float brightness) : above(255.0f * unit(luminance) - 16.0f), gain(1.0f) {
+  float grey, white, gain = 1.0f;
+
+  Tone(const Run& run, int64_t x, float brightness) : white(run.top[x] > kWhite ? run.top[x] : kWhite) {
+    const float knee = run.least[x] > kKnee ? run.least[x] : kKnee, toe = run.most[x] < kToe ? run.most[x] : kToe;
+    const float given = kSwing * (255.0f * run.luminance[x] - 16.0f);
+    const float inside = given > toe ? given < knee ? given : knee : toe;
+    float beyond = given - inside;
+    beyond = beyond > -kFar ? beyond < kFar ? beyond : kFar : -kFar;
+    float room = beyond > 0.0f ? white - knee : toe;
+    room = room > 0.0f ? room : 0.0f;
+    grey = inside + room * beyond / (room + __builtin_fabsf(beyond) + 1e-6f);
     if (!ADJUSTED) return;
-    gain = brightness / (1.0f + (brightness - 1.0f) * unit(above * (1.0f / 219)));
-    above *= gain;
+    gain = brightness / (1.0f + (brightness - 1.0f) * unit(grey * (1.0f / (kSwing * 219))));
+    grey *= gain;
   }
 };
 
 template <class D, bool ADJUSTED, class S>
 void finish_grey(const Run& run, const ExposureLevel& level, S* __restrict out, int64_t n) {
   for (int64_t x = 0; x < n; ++x)
-    D::store(D::converted ? Tone<ADJUSTED>(run.luminance[x], level.brightness).above : run.luminance[x], out[x]);
+    D::store(D::converted ? Tone<ADJUSTED>(run, x, level.brightness).grey : run.luminance[x], out[x]);
 }
 
 // Converts to RGB. Chroma beyond the gamut moves towards grey at constant hue.
 template <bool ADJUSTED, class S>
 void finish_colour(const Run& run, const ExposureLevel& level, Planes<S>& planes, S* out, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {
-    const Tone<ADJUSTED> tone(run.luminance[x], level.brightness);
-    float grey = 1.164383f * tone.above, share = 1.0f / (run.total.mass[x] + 1e-12f);
+    const Tone<ADJUSTED> tone(run, x, level.brightness);
+    float grey = tone.grey, share = 1.0f / (run.total.mass[x] + 1e-12f);
     if (ADJUSTED) share *= tone.gain * level.saturation;
     const float cb = run.total.blue[x] * share, cr = run.total.red[x] * share;
     const float r = 1.596027f * cr, g = -0.391762f * cb - 0.812969f * cr, b = 2.017230f * cb;
@@ -218,7 +264,8 @@ void finish_colour(const Run& run, const ExposureLevel& level, Planes<S>& planes
     above = above > 1e-6f ? above : 1e-6f;
     below = below > 1e-6f ? below : 1e-6f;
     grey = grey < 0.0f ? 0.0f : grey > 255.0f ? 255.0f : grey;
-    const float up = (255.0f - grey) / above, down = grey / below, least = up < down ? up : down;
+    const float peak = tone.white + kSlack, room = peak > grey ? peak - grey : 0.0f;
+    const float up = room / above, down = grey / below, least = up < down ? up : down;
     const float scale = least < 1.0f ? least : 1.0f;
     to_sample(grey + scale * r, planes.stored[0][x]);
     to_sample(grey + scale * g, planes.stored[1][x]);
@@ -328,11 +375,15 @@ template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int
     const Beside at = rows.at(i, x0, n);
     planes.read(level.pictures[i].data, level.pictures[i].channels, pixel, n);
     if (apart == nullptr) {
-      add_colour<false>(run, run.total, planes, at, n);
+      add_colour<false, false>(run, run.total, planes, at, n);
       continue;
     }
-    add_colour<true>(run, apart[i], planes, at, n);
-    if (at.validity != nullptr) mask(apart[i], at.validity, n);
+    if (at.validity != nullptr) {
+      add_colour<true, true>(run, apart[i], planes, at, n);
+      mask(apart[i], at.validity, n);
+    } else {
+      add_colour<true, false>(run, apart[i], planes, at, n);
+    }
     add_stored(run.total, apart[i], n);
   }
   if (apart == nullptr || level.count == 2) return;
@@ -347,7 +398,9 @@ template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int
 // --- two exposures in colour: sums stay in registers ------------------------------------------------------------------
 
 struct Sums {
-  FloatVec luminance, mass, blue, red;
+  FloatVec luminance, mass{}, blue{}, red{};
+  // As in Run, but of luminance, not grey.
+  FloatVec least = splat(255.0f / kSwing + 16.0f), most = splat(16.0f), top = splat(255.0f);
 };
 
 inline FloatVec mixed(const float* upper, const float* lower, int64_t x, FloatVec share) {
@@ -368,26 +421,37 @@ inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec
                             (unit(top * (-1.0f / 24) + 10.5f) * 0.8f + 0.2f) *
                             (unit(bottom * (1.0f / 24)) * 0.9f + 0.1f);
   const FloatVec mass = share * (recorded + 0.02f);
+  sums.least = smaller(sums.least, y);
+  sums.most = larger(sums.most, y);
+  sums.top = smaller(sums.top, top);
   sums.mass += mass;
   sums.blue += mass * cb;
   sums.red += mass * cr;
 }
 
-// As finish_colour, but with one division where that has two: both scales over one denominator.
+// As finish_colour, but with two divisions where that has four: both scales over one denominator, and the compression
+// of luminance, in units of its own, over that of chroma's mass.
 template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level) {
-  FloatVec above = unit(sums.luminance) * 255.0f - 16.0f, share = 1.0f / (sums.mass + 1e-12f);
+  const FloatVec white = larger(sums.top, splat(kWhite)), knee = larger(sums.least, splat(kKnee / kSwing + 16.0f)),
+                 toe = smaller(sums.most, splat(kToe / kSwing + 16.0f));
+  const FloatVec given = smaller(larger(sums.luminance * 255.0f, splat(-kFar)), splat(kFar));
+  const FloatVec inside = smaller(larger(given, toe), knee), beyond = given - inside, none{};
+  const FloatVec room = larger(beyond > none ? white * (1.0f / kSwing) + 16.0f - knee : toe - 16.0f, none);
+  const FloatVec mass = sums.mass + 1e-12f, reach = room + larger(beyond, -beyond) + 1e-6f,
+                 inverse = 1.0f / (mass * reach);
+  FloatVec above = inside - 16.0f + room * beyond * (mass * inverse), share = reach * inverse;
   if (ADJUSTED) {
     const FloatVec gain = level.brightness / (1.0f + (level.brightness - 1.0f) * unit(above * (1.0f / 219)));
     above *= gain;
     share *= gain * level.saturation;
   }
-  FloatVec grey = above * 1.164383f;
+  FloatVec grey = above * kSwing;
   const FloatVec cb = sums.blue * share, cr = sums.red * share;
   const FloatVec r = cr * 1.596027f, g = cb * -0.391762f - cr * 0.812969f, b = cb * 2.017230f, least = splat(1e-6f);
   const FloatVec up = larger(larger(larger(r, g), b), least), down = larger(-smaller(smaller(r, g), b), least);
-  grey = smaller(larger(grey, FloatVec{}), splat(255.0f));
-  const FloatVec room = smaller((255.0f - grey) * down, grey * up), whole = up * down;
-  const FloatVec scale = room < whole ? room / whole : splat(1.0f);
+  if (ADJUSTED) grey = smaller(grey, white);
+  const FloatVec least_room = smaller((white + kSlack - grey) * down, grey * up), whole = up * down;
+  const FloatVec scale = least_room < whole ? least_room / whole : splat(1.0f);
   return {grey + scale * r, grey + scale * g, grey + scale * b};
 }
 
@@ -409,7 +473,7 @@ template <class S, bool ADJUSTED> void fuse_pair(const ExposureLevel& level, S* 
         const auto at = [&](const Between& map, int64_t image, FloatVec share) {
           return mixed(map.upper(image), map.lower(image), x, share);
         };
-        Sums sums{at(rows.fused, 0, half), {}, {}, {}};
+        Sums sums{at(rows.fused, 0, half)};
         add_pixels<S>(sums, one.at(i, there), at(rows.weights, 0, cell), at(rows.below, 0, half),
                       at(rows.shares, 0, cell));
         add_pixels<S>(sums, two.at(i, there), at(rows.weights, 1, cell), at(rows.below, 1, half),
@@ -438,6 +502,7 @@ template <class D> void fuse_rows(const ExposureLevel& level, typename D::type* 
     for (int64_t x0 = 0; x0 < width; x0 += kColumns) {
       const int64_t n = width - x0 < kColumns ? width - x0 : kColumns, pixel = y * width + x0;
       LevelRows::mix(rows.fused, 0, x0, n, run.luminance);
+      run.clear_range(n);
       if (level.coloured) {
         add_all(level, rows, x0, pixel, n, planes, run, stored ? apart.data : nullptr);
         if (adjusted)
@@ -446,8 +511,12 @@ template <class D> void fuse_rows(const ExposureLevel& level, typename D::type* 
           finish_colour<false>(run, level, planes, out + 3 * pixel, n);
         continue;
       }
-      for (int64_t i = 0; i < level.count; ++i)
-        add_luminance<D>(run.luminance, static_cast<const S*>(level.pictures[i].data) + pixel, rows.at(i, x0, n), n);
+      for (int64_t i = 0; i < level.count; ++i) {
+        const S* grey = static_cast<const S*>(level.pictures[i].data) + pixel;
+        const Beside at = rows.at(i, x0, n);
+        add_luminance<D>(run.luminance, grey, at, n);
+        if (D::converted) widen_by_grey(run, grey, at.validity, n);
+      }
       if (adjusted)
         finish_grey<D, true>(run, level, out + pixel, n);
       else

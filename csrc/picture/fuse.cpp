@@ -110,7 +110,7 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
       throw std::invalid_argument("channels must be multiples of " + std::to_string(kChannelBlock));
   Reader reader{parameters};
   PredictNetwork net{};
-  net.prior = reader.vector(bands + 2);
+  net.prior = reader.vector(bands + kFurtherPlanes);
   net.grids = grids;
   net.bands = int(bands);
   net.stem = reader.conv(stem, 1, 2);
@@ -123,7 +123,7 @@ PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::v
   net.meet_coarsest = reader.conv(channels[grids - 1], 2 * channels[grids - 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.up[g] = reader.conv(channels[g], channels[g + 1], 1);
   for (int g = 0; g + 1 < grids; ++g) net.decode[g] = reader.conv(channels[g], channels[g], 3);
-  net.head = reader.conv(2 * (bands + 2), channels[0], 1);
+  net.head = reader.conv(2 * (bands + kFurtherPlanes), channels[0], 1);
   if (reader.next != parameters.size())
     throw std::invalid_argument("parameters must hold " + std::to_string(reader.next) + " tensors, got " +
                                 std::to_string(parameters.size()));
@@ -161,11 +161,12 @@ Exposures in_order(const Exposures& given) {
 
 constexpr int kBands = 3;  // of the exposures' pyramid
 constexpr int kScale = 8;  // pixels along a side of a cell
+constexpr int kFine = 2;   // octaves with a plane of their own, the finest
 
 // What is predicted for the cells of a call.
 struct Predicted {
   int64_t count, down, across;
-  Buffer<float> weights, base, shares, octave_shares, octave_gains;
+  Buffer<float> weights, base, shares, fine_shares, fine_gains, octave_shares, octave_gains;
 
   Predicted(int64_t n, int64_t h, int64_t w)
       : count(n),
@@ -174,6 +175,8 @@ struct Predicted {
         weights(new_plane(kBands * n * h * w)),
         base(new_plane(n * h * w)),
         shares(new_plane(n * h * w)),
+        fine_shares(new_plane(n * h * w)),
+        fine_gains(new_plane(n * h * w)),
         octave_shares(new_plane(n * h * w)),
         octave_gains(new_plane(n * h * w)) {}
   void scale_weights(float factor) const {
@@ -235,8 +238,8 @@ Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, d
       .predict(net, half, count, height, width,
                {statistics.high, statistics.low, statistics.apart, statistics.validity,
                 preferred.empty() ? nullptr : preferred.data()},
-               {predicted.weights.get(), predicted.base.get(), predicted.shares.get(), predicted.octave_shares.get(),
-                predicted.octave_gains.get()},
+               {predicted.weights.get(), predicted.base.get(), predicted.shares.get(), predicted.fine_shares.get(),
+                predicted.fine_gains.get(), predicted.octave_shares.get(), predicted.octave_gains.get()},
                {&team, over_rows});
   return predicted;
 }
@@ -267,59 +270,55 @@ void blend_octaves(const float* cells, const Predicted& predicted, int octaves, 
                    Team& team) {
   const ExposureKernels& kernels = FFMEF_KERNELS(exposure_kernels);
   const int64_t count = predicted.count;
-  // Of each octave: pictures, shares and gains, (3, count, height, width); then the weights, and the fused octave.
+  // Pictures, and shares and gains of the octaves from here on and of the fine ones, as long as one follows.
+  enum Map { pictures, shares, gains, fine_shares, fine_gains, kMaps };
   struct Octave {
-    int64_t height, width;
-    Buffer<float> maps, weights, fused;
-    const float *pictures, *shares, *gains;
+    int64_t height = 0, width = 0;
+    Buffer<float> stored, weights, fused;  // stored: the maps one after the other
+    const float* maps[kMaps] = {};
     std::vector<PlaneView> planes;
   };
   std::vector<Octave> all(size_t(octaves) + 1);
-  all[0] = {predicted.down,
-            predicted.across,
-            {},
-            {},
-            {},
-            cells,
-            predicted.octave_shares.get(),
-            predicted.octave_gains.get(),
-            {}};
+  all[0].height = predicted.down;
+  all[0].width = predicted.across;
+  const float* const given[kMaps] = {cells, predicted.octave_shares.get(), predicted.octave_gains.get(),
+                                     predicted.fine_shares.get(), predicted.fine_gains.get()};
+  std::copy_n(given, int(kMaps), all[0].maps);
   for (int j = 0; j <= octaves; ++j) {
     Octave& octave = all[j];
     if (j > 0) {
       const Octave& finer = all[j - 1];
       octave.height = half_of(finer.height);
       octave.width = half_of(finer.width);
+      const bool fine = j <= kFine && j < octaves;
       const int64_t size = octave.height * octave.width, before = finer.height * finer.width;
-      octave.maps = new_plane(3 * count * size);
+      const int maps = fine ? kMaps : fine_shares;
+      octave.stored = new_plane(maps * count * size);
       octave.fused = new_plane(size);
-      octave.pictures = octave.maps.get();
-      octave.shares = octave.pictures + count * size;
-      octave.gains = octave.shares + count * size;
-      parallel_rows_of_planes(team, 3 * count, octave.height, 4 * octave.width,
+      for (int m = 0; m < maps; ++m) octave.maps[m] = octave.stored.get() + m * count * size;
+      parallel_rows_of_planes(team, maps * count, octave.height, 4 * octave.width,
                               [&](int64_t n, int64_t begin, int64_t end) {
-                                const float* in = n < count       ? finer.pictures + n * before
-                                                  : n < 2 * count ? finer.shares + (n - count) * before
-                                                                  : finer.gains + (n - 2 * count) * before;
-                                kernels.shrink(in, finer.height, finer.width, octave.maps.get() + n * size, begin, end);
+                                kernels.shrink(finer.maps[n / count] + n % count * before, finer.height, finer.width,
+                                               octave.stored.get() + n * size, begin, end);
                               });
       if (j < octaves) {
+        const float *share = octave.maps[fine ? fine_shares : shares], *gain = octave.maps[fine ? fine_gains : gains];
         octave.weights = new_plane(count * size);
-        for (int64_t i = 0; i < count * size; ++i)
-          octave.weights[i] = contrast * octave.shares[i] * (1.0f + octave.gains[i]);
+        for (int64_t i = 0; i < count * size; ++i) octave.weights[i] = contrast * share[i] * (1.0f + gain[i]);
       }
     }
     const int64_t size = octave.height * octave.width;
-    for (int64_t n = 0; n < count; ++n) octave.planes.push_back({octave.pictures + n * size, octave.width, 1, false});
+    for (int64_t n = 0; n < count; ++n)
+      octave.planes.push_back({octave.maps[pictures] + n * size, octave.width, 1, false});
   }
   for (int j = octaves; j >= 0; --j) {
     Octave& octave = all[j];
     const bool lowest = j == octaves;
     // The finest has the base's own shares and gains.
-    const float* weights = lowest   ? (j == 0 ? predicted.shares.get() : octave.shares)
+    const float* weights = lowest   ? (j == 0 ? predicted.shares.get() : octave.maps[shares])
                            : j == 0 ? predicted.base.get()
                                     : octave.weights.get();
-    fuse_level(count, octave.height, octave.width, octave.planes.data(), lowest ? nullptr : all[j + 1].pictures,
+    fuse_level(count, octave.height, octave.width, octave.planes.data(), lowest ? nullptr : all[j + 1].maps[pictures],
                lowest ? nullptr : all[j + 1].fused.get(), weights, octave.height, octave.width, 1,
                j == 0 ? out : octave.fused.get(), team);
   }

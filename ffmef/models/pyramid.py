@@ -26,6 +26,7 @@ FINE_OCTAVES = 2  # so many octaves, the finest, have a plane of their own
 PRIOR = 0.15  # what the logarithm of validity weighs before training
 GATE = 0.04  # the difference of exposures at which gains act by half
 KNEE, TOE, WHITE = 238.0, 20.0, 252.0  # of :func:`into_range`, on 0..255
+SLACK = 1e-3  # by which channels may pass W, so that roundings do not: a picture fused with itself stays to the bit
 _OF_BYTE = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}  # samples for each step of 8 bit
 FLOOR = 0.02  # of validity, so that a picture is made where no exposure is valid
 
@@ -571,7 +572,8 @@ def into_gamut(ycbcr: Tensor, white: Tensor | float = 255.0) -> Tensor:
     """Return RGB on 0..255 of Y, Cb and Cr (B, 3, H, W): what lies outside is brought in towards grey, hue kept.
 
     With g = 1.164383 (Y - 16) clamped to 0..255 and t, b the largest and smallest of R, G and B, chroma is multiplied
-    by the smallest of 1, (W - g) / (t - g) where t > W, and g / (g - b) where b < 0; by 0 where g > W.
+    by the smallest of 1, (W - g) / (t - g) where t > W, and g / (g - b) where b < 0; by 0 where g > W. W is taken as
+    0.001 more: floating point cannot tell what just reaches it from what passes it.
 
     Args:
         ycbcr: on 0..255.
@@ -581,7 +583,7 @@ def into_gamut(ycbcr: Tensor, white: Tensor | float = 255.0) -> Tensor:
     grey = luminance_to_grey(ycbcr[:, :1]).clamp(0, 255)
     colour = rgb - luminance_to_grey(ycbcr[:, :1])
     above, below = colour.amax(1, keepdim=True), -colour.amin(1, keepdim=True)
-    room = (white - grey).clamp_min(0)
+    room = (white + SLACK - grey).clamp_min(0)
     scale = torch.minimum(room / above.clamp_min(1e-6), grey / below.clamp_min(1e-6)).clamp(max=1)
     return (grey + scale * colour).clamp(0, 255)
 

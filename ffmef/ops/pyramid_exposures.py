@@ -141,7 +141,7 @@ def _defined(luminance: Tensor, parameters: Sequence[Tensor], channels, stem: in
     """Run the model's definition with these parameters."""
     from ffmef.models import PyramidFFMEF
 
-    bands = parameters[0].shape[0] - 2
+    bands = parameters[0].shape[0] - 3
     with torch.device("meta"), torch._C._DisableFuncTorch():  # vmap refuses the random start of its weights
         model = PyramidFFMEF(bands, tuple(channels), stem, octaves)
     names = [f"model.{name}" for name, _ in model.named_parameters()]

@@ -17,7 +17,7 @@ from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.imaging.io import Picture, read_picture, write_picture
 from ffmef.losses.structural import mef_ssim
 from ffmef.models import PyramidFFMEF, load, merge_chroma, save
-from ffmef.models.pyramid import halve, into_gamut, shrink
+from ffmef.models.pyramid import halve, into_gamut, into_range, shrink
 from ffmef.models.weights import serialise
 from ffmef.pipeline import default_weights, fuse_pictures
 from ffmef.training.trainer import load_initial
@@ -160,6 +160,40 @@ def test_hue_is_kept_outside_of_rgb():
     torch.testing.assert_close(back[:, 0], ycbcr[:, 0], rtol=1e-4, atol=1e-3)
     angles = [torch.atan2(maps[:, 2] - 128, maps[:, 1] - 128) for maps in (back, ycbcr)]
     torch.testing.assert_close(*angles, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("greys", "validity", "fused", "want", "white"),
+    [
+        ((90, 140), None, 120, 120, 252),
+        ((90, 255), None, 300, 238 + 14 * 62 / (14 + 62), 252),  # far beyond white, and still below it
+        ((90, 255), None, 252, 245, 252),
+        ((245, 255), None, 252, 245 + 7 * 7 / (7 + 7), 252),  # the knee is no lower than any exposure
+        ((254, 255), None, 300, 254, 254),
+        ((255, 255), None, 300, 255, 255),  # white where all are white
+        ((0, 255), None, -30, 20 - 20 * 50 / (20 + 50), 252),
+        ((0, 6), None, -6, 6 - 6 * 12 / (6 + 12), 252),  # the toe is no higher than any exposure
+        ((0, 0), None, -30, 0, 252),  # black where all are black
+        ((245, 0, 255), (1, 0, 1), 252, 245 + 7 * 7 / (7 + 7), 252),  # what must not be used is not there
+        ((0, 255, 6), (1, 0, 1), -6, 6 - 6 * 12 / (6 + 12), 252),
+        ((255, 243), (1, 0.25), 254, 252, 252),  # 255 - 0.25 * 12: no room, above white
+        ((255, 247), (1, 0.25), 254, 253, 253),
+        ((0, 40), (1, 0.25), 0, 10 - 10 * 10 / (10 + 10), 252),
+    ],
+)
+def test_luminance_is_compressed_as_far_as_exposures_show_more(greys, validity, fused, want, white):
+    exposures = torch.tensor(greys, dtype=torch.float64).view(1, -1, 1, 1, 1).expand(1, -1, 3, 2, 3)
+    usable = None if validity is None else torch.tensor(validity).double().view(1, -1, 1, 1).expand(1, -1, 2, 3)
+    y, most = into_range(torch.full((1, 1, 2, 3), fused / 1.164383 + 16).double(), exposures, usable)
+    assert (1.164383 * (y - 16) - want).abs().max() < 1e-3 and (most - white).abs().max() < 1e-6
+
+
+def test_white_is_the_least_peak_of_the_exposures():
+    exposures = torch.tensor([[[254.0, 40, 40], [40, 253, 40]]]).view(1, 2, 3, 1, 1)
+    assert into_range(torch.full((1, 1, 1, 1), 80.0), exposures)[1].item() == 253
+    ycbcr = torch.tensor([180.0, 100, 240]).view(1, 3, 1, 1)
+    for white in (255.0, 252.0):
+        assert into_gamut(ycbcr, white).amax().item() == pytest.approx(white, abs=1e-3)
 
 
 def test_adjustments_do_what_their_formulas_say(model):

@@ -38,7 +38,7 @@ def model_of(octaves=5, seed=0):
         if isinstance(module, torch.nn.Conv2d):
             module.bias.add_(0.1 * torch.randn_like(module.bias))
     model.predictor.statistics.weight.normal_(std=0.3)
-    model.prior.copy_(torch.tensor([0.1, 0.2, 0.15, 0.3, 0.12]))
+    model.prior.copy_(torch.tensor([0.1, 0.2, 0.15, 0.3, 0.25, 0.12]))
     return model
 
 
@@ -148,6 +148,92 @@ def test_a_picture_fused_with_itself_is_itself(count, dtype):
         assert np.array_equal(ffmef.fuse([picture_] * count, model=model), picture_)
         grey = picture_[..., 0].copy()
         assert np.array_equal(ffmef.fuse([grey] * count, model=model), grey)
+
+
+def level_of(height, width, grey, dtype, colour=None):
+    """One colour, or grey, everywhere."""
+    top = 1.0 if np.dtype(dtype).kind == "f" else np.iinfo(dtype).max
+    samples = np.asarray(grey if colour is None else colour) * (top / 255)
+    return np.broadcast_to(samples, (height, width, *samples.shape)).astype(dtype)
+
+
+@pytest.fixture(params=["native", "torch"])
+def door(request, monkeypatch):
+    """By which pictures are fused."""
+    if request.param == "torch":
+        monkeypatch.setattr(picture, "missing", "taken away")
+
+
+def plain():
+    """A model that takes the mean."""
+    model = model_of()
+    for parameter in (model.prior, model.predictor.head.weight, model.predictor.head.bias):
+        parameter.zero_()
+    return model
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("greys", "usable", "want"),
+    [
+        ((100, 140), None, 120),
+        ((234, 254), None, 238 + 14 * 6 / (14 + 6)),  # the knee, and white at 252
+        ((240, 255), None, 240 + 12 * 7.5 / (12 + 7.5)),  # the knee of the darkest
+        ((253, 255), None, 253),  # no room: white is the darkest's
+        ((255, 255), None, 255),
+        ((0, 24), None, 20 - 20 * 8 / (20 + 8)),  # the toe
+        ((0, 8), None, 8 - 8 * 4 / (8 + 4)),  # the toe of the brightest
+        ((0, 0), None, 0),
+        ((0, 10, 20), None, 20 - 20 * 10 / (20 + 10)),
+        ((226, 242, 255, 249), None, 238 + 14 * 5 / (14 + 5)),
+        # Shares 5/7 and 2/7; the darker, usable by 0.4 only, counts as 255 - 0.4 * 21.
+        ((254, 234), (None, 102), 246.6 + 5.4 * (248.285714 - 246.6) / (5.4 + (248.285714 - 246.6))),
+        ((253, 240, 255), (None, 0, 0), 253),
+        ((10, 30), (None, 51), 13.333333),  # the brighter, usable by 0.2 only, counts as 6
+    ],
+)
+def test_luminance_is_compressed_into_the_exposures_range(door, greys, usable, want, dtype):
+    """Flat pictures, by hand."""
+    size, model = (5, 37), plain()
+    validity = None if usable is None else [None if v is None else np.full(size, v, np.uint8) for v in usable]
+    step = {np.uint8: 0.501, np.uint16: 3 / 257, np.float32: 0.003}[dtype]
+    scale = 255 if dtype == np.float32 else 255 / np.iinfo(dtype).max
+    for colour in (False, True):
+        images = [level_of(*size, (grey,) * 3 if colour else grey, dtype) for grey in greys]
+        got = ffmef.fuse(images, model=model, validity=validity) * scale
+        assert np.abs(got - want).max() <= step
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("colours", "usable", "want"),
+    [
+        (((190, 90, 90), (200, 90, 90)), None, 252),
+        (((254, 90, 90), (255, 90, 90)), None, 254),
+        (((250, 90, 90), (255, 90, 90), (255, 90, 90)), (51, None, None), 254),
+        (((255, 90, 90), (200, 90, 90), (190, 90, 90)), None, 252),
+    ],
+)
+def test_channels_reach_white_as_far_as_every_exposure_does(door, colours, usable, want, dtype):
+    """Saturated beyond the gamut."""
+    size, model = (5, 37), plain()
+    validity = None if usable is None else [None if v is None else np.full(size, v, np.uint8) for v in usable]
+    images = [level_of(*size, None, dtype, colour) for colour in colours]
+    got = ffmef.fuse(images, model=model, validity=validity, adjust=Adjustments(saturation=1))
+    scale = 255 if dtype == np.float32 else 255 / np.iinfo(dtype).max
+    assert np.abs(got[..., 0] * scale - want).max() <= {np.uint8: 0, np.uint16: 2 / 257, np.float32: 1e-3}[dtype]
+
+
+@pytest.mark.parametrize("octaves", [1, 2, 3, 5])
+def test_fine_and_further_octaves_have_planes_of_their_own(octaves):
+    model, images = model_of(octaves), bracket_of(150, 190, 2, np.float32)
+    plain_ = picture.fuse(picture.network_of(model), images)
+    for plane, acts in ((10, octaves > 1), (11, octaves > 3)):
+        other = model_of(octaves)
+        other.predictor.head.bias[plane] += 0.5
+        got = picture.fuse(picture.network_of(other), images)
+        assert (np.abs(got - plain_).max() > 1e-3) == acts
+        assert np.abs(got - defined(other, images)).max() <= TOLERANCE[np.float32]
 
 
 def test_any_order_gives_the_same_bits():

@@ -23,7 +23,7 @@ struct PredictNetwork {
   PredictConv stem, enter, meet, statistics;
   PredictConv down[kMaxGrids], encode[kMaxGrids], up[kMaxGrids], decode[kMaxGrids];  // grids - 1 of each
   PredictConv overall, meet_coarsest, head;
-  const float* prior;                    // of the bands, the base and the octaves
+  const float* prior;                    // of the bands, the base, the fine octaves and the others
   std::shared_ptr<const void> prepared;  // weights as the kernels read them
 };
 
@@ -35,11 +35,13 @@ struct PredictCells {
   const float* preference;  // (count), added to the logits, or null
 };
 
+constexpr int kFurtherPlanes = 3;  // beyond the bands': of the base, the fine octaves and the others
+
 // Maps (count, h, w) of h = ceil(height / 4) rows.
 struct PredictMaps {
   float *weights, *base;  // (bands, count, h, w) and (count, h, w): share (1 + gain)
   float* shares;          // of the base
-  float *octave_shares, *octave_gains;
+  float *fine_shares, *fine_gains, *octave_shares, *octave_gains;
 };
 
 // Runs body(context, begin, end) over parts of [0, rows), on as many threads as there are.

@@ -567,7 +567,7 @@ struct HeadRow {
 void finish(const Packed& head, const PredictNetwork& net, const Maps& maps, const PredictCells& cells,
             const PredictMaps& out, ParallelRows parallel) {
   const int64_t height = maps[0].height, width = maps[0].width, count = int64_t(maps.size());
-  const int planes = net.bands + 2;
+  const int planes = net.bands + kFurtherPlanes;
   const int64_t cost = width * count * (maps[0].channels * kChannelBlock + 64 * planes);
   over_rows(parallel, height, cost, [&](int64_t begin, int64_t end) {
     HeadRow row(count, width, planes);
@@ -587,8 +587,10 @@ void finish(const Packed& head, const PredictNetwork& net, const Maps& maps, con
           row.take(row.weights, n, p, out.weights + p * count * height * width + place);
         row.take(row.weights, n, net.bands, out.base + place);
         row.take(row.shares, n, net.bands, out.shares + place);
-        row.take(row.shares, n, net.bands + 1, out.octave_shares + place);
-        row.take(row.gains, n, net.bands + 1, out.octave_gains + place);
+        row.take(row.shares, n, net.bands + 1, out.fine_shares + place);
+        row.take(row.gains, n, net.bands + 1, out.fine_gains + place);
+        row.take(row.shares, n, net.bands + 2, out.octave_shares + place);
+        row.take(row.gains, n, net.bands + 2, out.octave_gains + place);
       }
     }
   });
