@@ -11,7 +11,7 @@ namespace ffmef::cuda::pictures {
 namespace {
 
 constexpr int kLowestThreads = 1024;
-constexpr int64_t kLowestValues = 16384;  // of an octave's three maps that one block shrinks in a few microseconds
+constexpr int64_t kLowestValues = 16384;  // of an octave's maps that one block shrinks in a few microseconds
 constexpr int64_t kTilesThatFill = 1024;  // with more, a thread computes two cells
 
 // ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -57,8 +57,7 @@ struct OctaveOf {
 };
 
 __global__ void __launch_bounds__(kThreads) shrink_kernel(const __grid_constant__ OctaveOf p) {
-  if (index_of_thread() < 3 * p.all.count * p.all.octaves[p.number].size.cells())
-    shrink(p.all, p.number, index_of_thread());
+  if (index_of_thread() < p.all.values(p.number)) shrink(p.all, p.number, index_of_thread());
 }
 
 __global__ void __launch_bounds__(kThreads) blend_kernel(const __grid_constant__ OctaveOf p) {
@@ -148,7 +147,7 @@ struct Maps {
   Hash *hashes, *sums;
   int* order;
   float *skips[FFMEF_MOST_GRIDS], *below[FFMEF_MOST_GRIDS], *thin[FFMEF_MOST_GRIDS];
-  float *planes, *weights, *base, *shares, *octave_shares, *octave_gains;
+  float *planes, *weights, *base, *shares, *fine_shares, *fine_gains, *octave_shares, *octave_gains;
   Octaves octaves;
   int blocks_across, blocks;
   int64_t bytes = 0;
@@ -183,18 +182,22 @@ struct Maps {
     weights = planes_of(levels[3], kBands);
     base = planes_of(levels[3]);
     shares = planes_of(levels[3]);
+    fine_shares = planes_of(levels[3]);
+    fine_gains = planes_of(levels[3]);
     octave_shares = planes_of(levels[3]);
     octave_gains = planes_of(levels[3]);
     octaves = {};
-    octaves.octaves[0] = {eighth, octave_shares, octave_gains, nullptr, levels[3]};
-    for (int j = 1; j <= f.octaves; ++j) {
-      const Size size = half_of(octaves.octaves[j - 1].size);
-      octaves.octaves[j] = {planes_of(size), planes_of(size), planes_of(size), take<float>(size.cells()), size};
-    }
     octaves.order = order;
     octaves.count = static_cast<int>(f.count);
     octaves.last = f.octaves;
     octaves.contrast = f.contrast;
+    octaves.octaves[0] = {{eighth, octave_shares, octave_gains, fine_shares, fine_gains}, nullptr, levels[3]};
+    for (int j = 1; j <= f.octaves; ++j) {
+      Octave& octave = octaves.octaves[j];
+      octave.size = half_of(octaves.octaves[j - 1].size);
+      for (int m = 0; m < (octaves.is_fine(j) ? kMostMaps : kFineShares); ++m) octave.maps[m] = planes_of(octave.size);
+      octave.fused = take<float>(octave.size.cells());
+    }
   }
 
  private:
@@ -350,16 +353,15 @@ void launch_grids(const ffmef_pictures& f, const Layers& layers, const Maps& m, 
 
 void launch_cells(const ffmef_pictures& f, const Layers& layers, const Maps& m, Launches& launches) {
   const int64_t cells = m.levels[3].cells();
-  const Sharing s = {m.planes, layers.prior, m.high,          m.low,         m.apart,    m.valid,
-                     m.order,  m.preference, int(f.count),    cells,         f.contrast, m.weights,
-                     m.base,   m.shares,     m.octave_shares, m.octave_gains};
+  const Sharing s = {m.planes, layers.prior, m.high,        m.low,        m.apart,         m.valid,
+                     m.order,  m.preference, int(f.count),  cells,        f.contrast,      m.weights,
+                     m.base,   m.shares,     m.fine_shares, m.fine_gains, m.octave_shares, m.octave_gains};
   launches(share_kernel, divide_up(cells * kPlanes, kThreads), kThreads, 0, s);
   if (f.octaves == 0) return;
   int first = 1;
-  const auto values = [&](int number) { return 3 * f.count * m.octaves.octaves[number].size.cells(); };
   for (;; ++first) {
-    launches(shrink_kernel, divide_up(values(first), kThreads), kThreads, 0, OctaveOf{m.octaves, first});
-    if (first == f.octaves || values(first) <= kLowestValues) break;
+    launches(shrink_kernel, divide_up(m.octaves.values(first), kThreads), kThreads, 0, OctaveOf{m.octaves, first});
+    if (first == f.octaves || m.octaves.values(first) <= kLowestValues) break;
   }
   launches(blend_lowest_kernel, 1, kLowestThreads, 0, OctaveOf{m.octaves, first});
   for (int number = first - 1; number >= 1; --number)
@@ -381,7 +383,7 @@ template <class D> void launch_finish(const ffmef_pictures& f, const Maps& m, vo
   p.base = f.octaves > 0 ? m.base : m.shares;  // the lowest level has no gain
   p.shares = m.shares;
   if (f.octaves > 0) {
-    p.octave_pictures = m.octaves.octaves[1].pictures;
+    p.octave_pictures = m.octaves.octaves[1].maps[kPictures];
     p.octave_fused = m.octaves.octaves[1].fused;
     p.octave = m.octaves.octaves[1].size;
   }

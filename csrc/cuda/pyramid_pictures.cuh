@@ -23,11 +23,17 @@
 namespace ffmef::cuda::pictures {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kBands = 3, kPlanes = kBands + 2;  // the bands, the base, the octaves
+constexpr int kBands = 3, kPlanes = kBands + 3;  // the bands, the base, the fine octaves, the others
+constexpr int kFine = 2;                         // octaves with a plane of their own, the finest
 constexpr int kScaleShift = 3;                   // cells of 8 x 8 pixels
 constexpr int kFinest = 16;                      // channels of the finest grid
 constexpr int kMostStem = 16;
 constexpr float kLeast = 1e-6f;  // validity counts as no less
+// Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
+constexpr float kKnee = 238.0f, kToe = 20.0f, kWhite = 252.0f;
+constexpr float kSlack = 1e-3f;      // by which channels may pass it, so that roundings do not
+constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
+constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
 using Hash = unsigned long long;
 
 struct Size {
@@ -729,7 +735,7 @@ struct Sharing {
   float contrast;
   float *weights, *base;  // (kBands, count, cells), (count, cells): share (1 + gain) contrast
   float* shares;          // (count, cells), of the base
-  float *octave_shares, *octave_gains;
+  float *fine_shares, *fine_gains, *octave_shares, *octave_gains;
 };
 
 // One cell and one plane.
@@ -764,17 +770,21 @@ __device__ __forceinline__ void share(const Sharing& p, int64_t index) {
       p.base[at] = weight;
       p.shares[at] = part;
     } else {
-      p.octave_shares[at] = part;
-      p.octave_gains[at] = gain;
+      const bool fine = plane == kBands + 1;
+      (fine ? p.fine_shares : p.octave_shares)[at] = part;
+      (fine ? p.fine_gains : p.octave_gains)[at] = gain;
     }
   }
 }
 
 // ---- octaves -----------------------------------------------------------------------------------------------------------------
 
-// Three maps of each exposure on one octave: pictures, shares and gains, (count, size) each, and the fused octave.
+// Maps of each exposure on one octave, (count, size) each, and the fused octave. Shares and gains are those of the octaves
+// from here on; those of the fine ones follow where another fine one has its weights from them.
+enum { kPictures, kShares, kGains, kFineShares, kFineGains, kMostMaps };
 struct Octave {
-  float *pictures, *shares, *gains, *fused;
+  float* maps[kMostMaps];
+  float* fused;
   Size size;
 };
 
@@ -783,6 +793,12 @@ struct Octaves {
   const int* order;                        // of the first one's pictures
   int count, last;
   float contrast;
+
+  // The last octave has no bands.
+  __host__ __device__ __forceinline__ bool is_fine(int number) const { return number <= kFine && number < last; }
+  __host__ __device__ __forceinline__ int64_t values(int number) const {
+    return (is_fine(number) ? kMostMaps : kFineShares) * count * octaves[number].size.cells();
+  }
 };
 
 // A cell of the next octave: [1 3 3 1] / 8 along both sides.
@@ -798,17 +814,15 @@ __device__ __forceinline__ float shrunk_at(const float* plane, Size size, int ro
   return (lines[0] + lines[3] + 3.0f * (lines[1] + lines[2])) * 0.125f;
 }
 
-// One value of an octave's three maps.
+// One value of an octave's maps.
 __device__ __forceinline__ void shrink(const Octaves& p, int number, int64_t index) {
   const Octave &fine = p.octaves[number - 1], &coarse = p.octaves[number];
   const int64_t cells = coarse.size.cells();
   const int cell = static_cast<int>(index % cells), plane = static_cast<int>(index / cells);
   const int map = plane / p.count, n = plane % p.count;
-  const float* source = map == 0 ? fine.pictures : map == 1 ? fine.shares : fine.gains;
-  float* target = map == 0 ? coarse.pictures : map == 1 ? coarse.shares : coarse.gains;
-  const int64_t from = map == 0 && number == 1 ? p.order[n] : n;
-  target[n * cells + cell] =
-      shrunk_at(source + from * fine.size.cells(), fine.size, cell / coarse.size.width, cell % coarse.size.width);
+  const int64_t from = map == kPictures && number == 1 ? p.order[n] : n;
+  coarse.maps[map][n * cells + cell] = shrunk_at(fine.maps[map] + from * fine.size.cells(), fine.size,
+                                                 cell / coarse.size.width, cell % coarse.size.width);
 }
 
 // The value of a plane of half the size, interpolated.
@@ -827,16 +841,20 @@ __device__ __forceinline__ void blend(const Octaves& p, int number, int64_t cell
   const Octave& o = p.octaves[number];
   const int64_t cells = o.size.cells();
   const int row = static_cast<int>(cell / o.size.width), column = static_cast<int>(cell % o.size.width);
+  const float* pictures = o.maps[kPictures];
+  const float *shares = o.maps[kShares], *gains = o.maps[kGains];
   float sum = 0.0f;
   if (number == p.last) {
-    for (int n = 0; n < p.count; ++n) sum += o.shares[n * cells + cell] * o.pictures[n * cells + cell];
+    for (int n = 0; n < p.count; ++n) sum += shares[n * cells + cell] * pictures[n * cells + cell];
   } else {
+    if (p.is_fine(number)) shares = o.maps[kFineShares], gains = o.maps[kFineGains];
     const Octave& below = p.octaves[number + 1];
     sum = expanded_at(below.fused, below.size, row, column);
     for (int n = 0; n < p.count; ++n) {
       const int64_t at = n * cells + cell;
-      const float band = o.pictures[at] - expanded_at(below.pictures + n * below.size.cells(), below.size, row, column);
-      sum += p.contrast * o.shares[at] * (1.0f + o.gains[at]) * band;
+      const float band =
+          pictures[at] - expanded_at(below.maps[kPictures] + n * below.size.cells(), below.size, row, column);
+      sum += p.contrast * shares[at] * (1.0f + gains[at]) * band;
     }
   }
   o.fused[cell] = sum;
@@ -846,8 +864,7 @@ __device__ __forceinline__ void blend(const Octaves& p, int number, int64_t cell
 __device__ __forceinline__ void blend_lowest(const Octaves& p, int first, int threads) {
 #pragma unroll 1
   for (int number = first + 1; number <= p.last; ++number) {
-    const int64_t count = 3 * p.count * p.octaves[number].size.cells();
-    for (int64_t i = threadIdx.x; i < count; i += threads) shrink(p, number, i);
+    for (int64_t i = threadIdx.x; i < p.values(number); i += threads) shrink(p, number, i);
     __syncthreads();
   }
 #pragma unroll 1
@@ -1054,8 +1071,16 @@ __device__ __forceinline__ float recorded_colour(float y, float top, float botto
          (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24))) * (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
 }
 
+// Greys and the largest channel count, among the least and the most of all exposures, as far as they may be used.
 struct Colour {
-  float y, blue, red, mass;
+  float y, blue, red, mass, dark, bright, top;
+
+  __device__ __forceinline__ void mask(float v) {
+    mass *= v > kLeast ? v : kLeast;
+    dark = 255.0f - v * (255.0f - dark);
+    bright *= v;
+    top = 255.0f - v * (255.0f - top);
+  }
 };
 
 template <class D> __device__ __forceinline__ Colour colour_of(const typename D::type* rgb, float share) {
@@ -1064,28 +1089,59 @@ template <class D> __device__ __forceinline__ Colour colour_of(const typename D:
   const float y = 255 * kRed * r + 255 * kGreen * g + 255 * kBlue * b + 16.0f;
   const float larger = r > g ? r : g, top = larger > b ? larger : b;
   const float smaller = r < g ? r : g, bottom = smaller < b ? smaller : b;
-  return {y, -0.148223f * r - 0.290992f * g + 0.439215f * b, 0.439215f * r - 0.367789f * g - 0.071426f * b,
-          share * (recorded_colour(y, top, bottom) + 0.02f)};
+  const float grey = kSwing * (y - 16.0f);
+  return {y,
+          -0.148223f * r - 0.290992f * g + 0.439215f * b,
+          0.439215f * r - 0.367789f * g - 0.071426f * b,
+          share * (recorded_colour(y, top, bottom) + 0.02f),
+          grey,
+          grey,
+          top};
+}
+
+// Of all exposures on a pixel: the least and the most of their greys, and the least of their largest channels.
+struct Range {
+  float least = 255.0f, most = 0.0f, top = 255.0f;
+
+  __device__ __forceinline__ void widen(const Colour& colour) {
+    least = colour.dark < least ? colour.dark : least;
+    most = colour.bright > most ? colour.bright : most;
+    top = colour.top < top ? colour.top : top;
+  }
+};
+
+// Luminance as grey on 0..255, compressed near white and black as far as an exposure shows more there.
+__device__ __forceinline__ float grey_in_range(float luminance, const Range& range, float white) {
+  const float knee = range.least > kKnee ? range.least : kKnee, toe = range.most < kToe ? range.most : kToe;
+  const float given = kSwing * (255.0f * luminance - 16.0f);
+  const float inside = given > toe ? given < knee ? given : knee : toe;
+  float beyond = given - inside;
+  beyond = beyond > -kFar ? beyond < kFar ? beyond : kFar : -kFar;
+  float room = beyond > 0.0f ? white - knee : toe;
+  room = room > 0.0f ? room : 0.0f;
+  return inside + room * beyond / (room + fabsf(beyond) + 1e-6f);
 }
 
 // RGB; chroma beyond it is brought in towards grey, hue kept.
-template <class D> __device__ __forceinline__ void finish_colour(const Finishing& p, float luminance, float blue,
-                                                                 float red, typename D::type* out) {
-  float above = 255.0f * unit(luminance) - 16.0f;
+template <class D> __device__ __forceinline__ void finish_colour(const Finishing& p, float luminance,
+                                                                 const Range& range, float blue, float red,
+                                                                 typename D::type* out) {
+  const float most = range.top > kWhite ? range.top : kWhite;
+  float grey = grey_in_range(luminance, range, most);
   if (p.brightness != 1.0f || p.saturation != 1.0f) {
-    const float gain = p.brightness / (1.0f + (p.brightness - 1.0f) * unit(above * (1.0f / 219)));
-    above *= gain;
+    const float gain = p.brightness / (1.0f + (p.brightness - 1.0f) * unit(grey * (1.0f / (kSwing * 219))));
+    grey *= gain;
     blue *= gain * p.saturation;
     red *= gain * p.saturation;
   }
-  float grey = 1.164383f * above;
   const float r = 1.596027f * red, g = -0.391762f * blue - 0.812969f * red, b = 2.017230f * blue;
   const float larger = r > g ? r : g, smaller = r < g ? r : g;
   float up = larger > b ? larger : b, down = smaller < b ? -smaller : -b;
   up = up > 1e-6f ? up : 1e-6f;
   down = down > 1e-6f ? down : 1e-6f;
   grey = grey < 0.0f ? 0.0f : grey > 255.0f ? 255.0f : grey;
-  const float white = (255.0f - grey) / up, black = grey / down, least = white < black ? white : black;
+  const float peak = most + kSlack, white = (peak > grey ? peak - grey : 0.0f) / up, black = grey / down,
+              least = white < black ? white : black;
   const float scale = least < 1.0f ? least : 1.0f;
   const float rgb[3] = {grey + scale * r, grey + scale * g, grey + scale * b};
 #pragma unroll
@@ -1113,7 +1169,7 @@ __device__ __forceinline__ void each_colour(const Finishing& p, const Around& ar
       Colour colour = colour_of<D>(samples + 3 * j, share + static_cast<float>(j) * step);
       if (validity != nullptr) {
         const float v = static_cast<float>(validity[clamped(column + j, size.width)]) * (1.0f / 255);
-        colour.mass *= v > kLeast ? v : kLeast;
+        colour.mask(v);
       }
       visit(n, j, colour);
     }
@@ -1154,9 +1210,11 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
     for (int j = 0; j < kPixels; ++j) out[j] = sums[j];
   } else {
     float mass[kPixels] = {}, blue[kPixels] = {}, red[kPixels] = {};
+    Range ranges[kPixels];
     each_colour<D, Vectors>(p, around, row, column, [&](int n, int j, const Colour& colour) {
       if (j == 0) next_exposure(n);
       sums[j] += (weight + static_cast<float>(j) * step) * (colour.y * (1.0f / 255) - below[j]);
+      ranges[j].widen(colour);
       mass[j] += colour.mass;
       blue[j] += colour.mass * colour.blue;
       red[j] += colour.mass * colour.red;
@@ -1180,7 +1238,7 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
       const float counts = 1.0f / (mass[j] + 1e-12f);
-      finish_colour<D>(p, sums[j], blue[j] * counts, red[j] * counts, out + 3 * j);
+      finish_colour<D>(p, sums[j], ranges[j], blue[j] * counts, red[j] * counts, out + 3 * j);
     }
   }
   store_run<D, Vectors>(line, column, size.width, out);

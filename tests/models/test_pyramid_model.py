@@ -100,7 +100,7 @@ def test_shrink_is_its_filter(size):
 
 
 def test_the_base_is_blended_over_octaves():
-    """By hand for one octave, bands left out: shares of the base below, of the octaves' plane at the bottom."""
+    """By hand for one octave, bands left out: shares of the base below, of the last plane at the bottom."""
     torch.manual_seed(1)
     model = PyramidFFMEF(bands=0, octaves=1).eval()
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_the_base_is_blended_over_octaves():
         luminance = torch.rand(1, 2, 32, 32)
         shares, gains = model.predict(halve(luminance))
         coarse = F.avg_pool2d(luminance, 8)
-        lower = (shrink(shares[:, 1]) * shrink(coarse)).sum(1, keepdim=True)
+        lower = (shrink(shares[:, 2]) * shrink(coarse)).sum(1, keepdim=True)
         band = coarse - F.interpolate(shrink(coarse), scale_factor=2.0, mode="bilinear")
         base = F.interpolate(lower, scale_factor=2.0, mode="bilinear")
         base = base + (shares[:, 0] * (1 + gains[:, 0]) * band).sum(1, keepdim=True)
@@ -193,7 +193,7 @@ def test_white_is_the_least_peak_of_the_exposures():
     assert into_range(torch.full((1, 1, 1, 1), 80.0), exposures)[1].item() == 253
     ycbcr = torch.tensor([180.0, 100, 240]).view(1, 3, 1, 1)
     for white in (255.0, 252.0):
-        assert into_gamut(ycbcr, white).amax().item() == pytest.approx(white, abs=1e-3)
+        assert into_gamut(ycbcr, white).amax().item() == pytest.approx(white, abs=2e-3)
 
 
 def test_adjustments_do_what_their_formulas_say(model):
