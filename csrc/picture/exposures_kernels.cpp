@@ -429,17 +429,18 @@ inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec
   sums.red += mass * cr;
 }
 
-// As finish_colour, but with two divisions where that has four: both scales over one denominator, and the compression
-// of luminance, in units of its own, over that of chroma's mass.
+// As finish_colour. Divisions that change none of a vector's pixels are left out: most pixels lie between knee and toe,
+// and within the gamut. Luminance is compressed in units of its own; both scales of chroma have one denominator.
 template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level) {
   const FloatVec white = larger(sums.top, splat(kWhite)), knee = larger(sums.least, splat(kKnee / kSwing + 16.0f)),
-                 toe = smaller(sums.most, splat(kToe / kSwing + 16.0f));
-  const FloatVec given = smaller(larger(sums.luminance * 255.0f, splat(-kFar)), splat(kFar));
-  const FloatVec inside = smaller(larger(given, toe), knee), beyond = given - inside, none{};
-  const FloatVec room = larger(beyond > none ? white * (1.0f / kSwing) + 16.0f - knee : toe - 16.0f, none);
-  const FloatVec mass = sums.mass + 1e-12f, reach = room + larger(beyond, -beyond) + 1e-6f,
-                 inverse = 1.0f / (mass * reach);
-  FloatVec above = inside - 16.0f + room * beyond * (mass * inverse), share = reach * inverse;
+                 toe = smaller(sums.most, splat(kToe / kSwing + 16.0f)), none{};
+  const FloatVec given = sums.luminance * 255.0f, inside = smaller(larger(given, toe), knee);
+  FloatVec above = inside - 16.0f, share = 1.0f / (sums.mass + 1e-12f);
+  if (any_differ(given, inside)) {
+    const FloatVec beyond = smaller(larger(given - inside, splat(-kFar)), splat(kFar));
+    const FloatVec room = larger(beyond > none ? white * (1.0f / kSwing) + 16.0f - knee : toe - 16.0f, none);
+    above += room * beyond / (room + larger(beyond, -beyond) + 1e-6f);
+  }
   if (ADJUSTED) {
     const FloatVec gain = level.brightness / (1.0f + (level.brightness - 1.0f) * unit(above * (1.0f / 219)));
     above *= gain;
@@ -449,9 +450,11 @@ template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLev
   const FloatVec cb = sums.blue * share, cr = sums.red * share;
   const FloatVec r = cr * 1.596027f, g = cb * -0.391762f - cr * 0.812969f, b = cb * 2.017230f, least = splat(1e-6f);
   const FloatVec up = larger(larger(larger(r, g), b), least), down = larger(-smaller(smaller(r, g), b), least);
-  if (ADJUSTED) grey = smaller(grey, white);
-  const FloatVec least_room = smaller((white + kSlack - grey) * down, grey * up), whole = up * down;
-  const FloatVec scale = least_room < whole ? least_room / whole : splat(1.0f);
+  FloatVec to_white = white + kSlack - grey;
+  if (ADJUSTED) grey = smaller(grey, splat(255.0f)), to_white = larger(to_white, none);
+  const FloatVec least_room = smaller(to_white * down, grey * up), whole = up * down;
+  if (!any_less(least_room, whole)) return {grey + r, grey + g, grey + b};
+  const FloatVec scale = smaller(least_room / whole, splat(1.0f));
   return {grey + scale * r, grey + scale * g, grey + scale * b};
 }
 

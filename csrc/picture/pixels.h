@@ -25,6 +25,19 @@ inline FloatVec smaller(FloatVec a, FloatVec b) {
   return a < b ? a : b;
 #endif
 }
+// Whether numbers differ, or one is less, in any lane.
+inline bool any_differ(FloatVec a, FloatVec b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NEQ_UQ)) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < lanes<float>; ++i) any |= a[i] != b[i];
+  return any;
+#endif
+}
+inline bool any_less(FloatVec a, FloatVec b) { return any_differ(larger(b, a), a); }
 inline FloatVec unit(FloatVec x) { return smaller(larger(x, FloatVec{}), splat(1.0f)); }
 
 // A sample from the scale 0..255, on which it lies but for rounding.
