@@ -66,7 +66,7 @@ def test_pictures_in_any_order_give_the_same_bits(model):
 
 def test_shares_sum_to_one_and_flat_pictures_stay_between(model):
     shares, _ = model.predict(torch.rand(1, 3, 32, 48))
-    torch.testing.assert_close(shares.sum(2), torch.ones(1, 5, 8, 12))
+    torch.testing.assert_close(shares.sum(2), torch.ones(1, 6, 8, 12))
     fused = model(torch.tensor([0.3, 0.7]).view(1, 2, 1, 1).expand(1, 2, 64, 80))
     assert fused.min() > 0.3 - 1e-5 and fused.max() < 0.7 + 1e-5
 

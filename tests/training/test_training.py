@@ -644,10 +644,10 @@ def test_ablation_of_the_pyramid(data, tmp_path, monkeypatch):
         for path in sorted(out.glob("*/weights.safetensors"))
     }
     assert planes == {
-        "pyramid-as_configured": 10,
-        "pyramid-fidelity_x_3": 10,
-        "pyramid-no_band": 4,
-        "pyramid-no_octave": 10,
+        "pyramid-as_configured": 12,
+        "pyramid-fidelity_x_3": 12,
+        "pyramid-no_band": 6,
+        "pyramid-no_octave": 12,
     }
 
 
