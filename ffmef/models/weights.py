@@ -254,8 +254,8 @@ def _load_safetensors(path: Path) -> nn.Module:
     design = _earlier_design(header)
     if design is not None:
         raise InputError(
-            f"{path} must be of PyramidFFMEF's present design, got weights of its {'first' if design == 1 else 'second'}, "
-            "which only 'ffmef train --initial' still takes"
+            f"{path} must be of PyramidFFMEF's present design, got weights of its "
+            f"{'first' if design == 1 else 'second'}, which only 'ffmef train --initial' still takes"
         )
     specs, name = registry.by_architecture(), header.get("architecture")
     if name not in specs:
