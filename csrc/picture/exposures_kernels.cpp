@@ -15,7 +15,7 @@ namespace {
 constexpr int kScale = 8;        // pixels along a side of a cell
 constexpr float kLeast = 1e-6f;  // validity counts as no less
 // Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
-constexpr float kKnee = 238.0f, kToe = 20.0f, kWhite = 252.0f;
+constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
 constexpr float kSlack = 1e-3f;      // by which channels may pass it, so that roundings do not
 constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
 constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more

@@ -25,7 +25,7 @@ DESIGN = 3  # written to weights files; the first had no octaves, the second one
 FINE_OCTAVES = 2  # so many octaves, the finest, have a plane of their own
 PRIOR = 0.15  # what the logarithm of validity weighs before training
 GATE = 0.04  # the difference of exposures at which gains act by half
-KNEE, TOE, WHITE = 238.0, 20.0, 252.0  # of :func:`into_range`, on 0..255
+KNEE, TOE, WHITE = 218.0, 24.0, 252.0  # of :func:`into_range`, on 0..255
 SLACK = 1e-3  # by which channels may pass W, so that roundings do not: a picture fused with itself stays to the bit
 _OF_BYTE = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}  # samples for each step of 8 bit
 FLOOR = 0.02  # of validity, so that a picture is made where no exposure is valid
@@ -464,7 +464,7 @@ def into_range(
 
     .. math::
         W &= \max(\min_n \max RGB_n,\ 252), \qquad
-        k = \max(\min_n g_n,\ 238), \qquad t = \min(\max_n g_n,\ 20) \\
+        k = \max(\min_n g_n,\ 218), \qquad t = \min(\max_n g_n,\ 24) \\
         g' &= k + \frac{(W - k)(g - k)}{(W - k) + (g - k)} \ (g > k), \qquad
         g' = t - \frac{t\,(t - g)}{t + (t - g)} \ (g < t), \qquad g' = g \text{ else}
 
@@ -486,7 +486,7 @@ def into_range(
         >>> exposures = torch.tensor([150.0, 255.0]).view(1, 2, 1, 1, 1).expand(1, 2, 3, 1, 1)
         >>> y, white = into_range(torch.full((1, 1, 1, 1), 235.0), exposures)  # white, as in the brighter exposure
         >>> round(float(1.164383 * (y - 16)), 1), float(white)
-        (245.7, 252.0)
+        (235.7, 252.0)
     """
     greys = luminance_to_grey((rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr)[:, :, 0])
     tops, most = rgb.amax(2), greys

@@ -166,12 +166,12 @@ def test_hue_is_kept_outside_of_rgb():
     ("greys", "validity", "fused", "want", "white"),
     [
         ((90, 140), None, 120, 120, 252),
-        ((90, 255), None, 300, 238 + 14 * 62 / (14 + 62), 252),  # far beyond white, and still below it
-        ((90, 255), None, 252, 245, 252),
+        ((90, 255), None, 300, 218 + 34 * 82 / (34 + 82), 252),  # far beyond white, and still below it
+        ((90, 255), None, 252, 235, 252),
         ((245, 255), None, 252, 245 + 7 * 7 / (7 + 7), 252),  # the knee is no lower than any exposure
         ((254, 255), None, 300, 254, 254),
         ((255, 255), None, 300, 255, 255),  # white where all are white
-        ((0, 255), None, -30, 20 - 20 * 50 / (20 + 50), 252),
+        ((0, 255), None, -30, 24 - 24 * 54 / (24 + 54), 252),
         ((0, 6), None, -6, 6 - 6 * 12 / (6 + 12), 252),  # the toe is no higher than any exposure
         ((0, 0), None, -30, 0, 252),  # black where all are black
         ((245, 0, 255), (1, 0, 1), 252, 245 + 7 * 7 / (7 + 7), 252),  # what must not be used is not there

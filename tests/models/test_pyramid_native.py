@@ -177,15 +177,15 @@ def plain():
     ("greys", "usable", "want"),
     [
         ((100, 140), None, 120),
-        ((234, 254), None, 238 + 14 * 6 / (14 + 6)),  # the knee, and white at 252
+        ((200, 240), None, 218 + 34 * 2 / (34 + 2)),  # the knee, and white at 252
         ((240, 255), None, 240 + 12 * 7.5 / (12 + 7.5)),  # the knee of the darkest
         ((253, 255), None, 253),  # no room: white is the darkest's
         ((255, 255), None, 255),
-        ((0, 24), None, 20 - 20 * 8 / (20 + 8)),  # the toe
+        ((0, 32), None, 24 - 24 * 8 / (24 + 8)),  # the toe
         ((0, 8), None, 8 - 8 * 4 / (8 + 4)),  # the toe of the brightest
         ((0, 0), None, 0),
         ((0, 10, 20), None, 20 - 20 * 10 / (20 + 10)),
-        ((226, 242, 255, 249), None, 238 + 14 * 5 / (14 + 5)),
+        ((206, 222, 235, 229), None, 218 + 34 * 5 / (34 + 5)),
         # Shares 5/7 and 2/7; the darker, usable by 0.4 only, counts as 255 - 0.4 * 21.
         ((254, 234), (None, 102), 246.6 + 5.4 * (248.285714 - 246.6) / (5.4 + (248.285714 - 246.6))),
         ((253, 240, 255), (None, 0, 0), 253),
