@@ -1223,9 +1223,9 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
     if (p.exposures.count > 2) {
       // An exposure counts less the further its colour is from that of all others.
       each_colour<D, Vectors>(p, around, row, column, [&](int, int j, const Colour& colour) {
-        const float others = 1.0f / (mass[j] - colour.mass + 1e-9f);
-        const float off_blue = fabsf(colour.blue - (blue[j] - colour.mass * colour.blue) * others);
-        const float off_red = fabsf(colour.red - (red[j] - colour.mass * colour.red) * others);
+        const float others = 1.0f / (mass[j] - colour.mass + 1e-4f);
+        const float off_blue = fabsf(mass[j] * colour.blue - blue[j]) * others;
+        const float off_red = fabsf(mass[j] * colour.red - red[j]) * others;
         const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 16);
         const float half = 1.0f + distance * distance, trust = half * half, counts = colour.mass / (trust * trust);
         trusted[j] += counts;

@@ -215,9 +215,9 @@ void add_stored(Chroma& total, const Chroma& apart, int64_t n) {
 void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {
     const float mass = apart.mass[x], cb = apart.blue[x], cr = apart.red[x];
-    const float share = 1.0f / (total.mass[x] - mass + 1e-9f);
-    const float off_blue = __builtin_fabsf(cb - (total.blue[x] - mass * cb) * share);
-    const float off_red = __builtin_fabsf(cr - (total.red[x] - mass * cr) * share);
+    const float all = total.mass[x], share = 1.0f / (all - mass + 1e-4f);
+    const float off_blue = __builtin_fabsf(all * cb - total.blue[x]) * share;
+    const float off_red = __builtin_fabsf(all * cr - total.red[x]) * share;
     const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 16), half = 1.0f + distance * distance;
     const float trust = half * half;
     apart.mass[x] = mass / (trust * trust);

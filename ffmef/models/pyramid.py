@@ -509,14 +509,14 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
         m_n &= U_8(s_n)\, (r_n + 0.02)\, v_n, \qquad
         r_n = [(232 - Y_n)/24]\,[(Y_n - 16)/32]\,(0.2 + 0.8\, [(252 - \max RGB_n)/24])\,
         (0.1 + 0.9\, [\min RGB_n/24]) \\
-        d_n &= \max_{b,r} \Bigl| C_n - \sum_{k \ne n} m_k C_k / \sum_{k \ne n} m_k \Bigr|, \qquad
+        d_n &= \max_{b,r} \Bigl| \sum_{k \ne n} m_k (C_n - C_k) \Bigr| / \Bigl(\sum_{k \ne n} m_k + 10^{-4}\Bigr), \qquad
         m'_n = m_n / (1 + (d_n / 16)^2)^4 \\
         C &= \sum_n m'_n C_n / \sum_n m'_n
 
     [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. A channel near white or black
     has lost its part of the colour: a candle's deep orange, brightened, would turn pink. The second line trusts an
-    exposure less the further its colour is from that of all others: what one exposure alone shows does not win. With
-    two exposures both distances are equal, so it changes nothing and is left out.
+    exposure less the further its colour is from that of all others: what one exposure alone shows does not win, unless
+    the others must not be used. With two exposures both distances are equal, so it changes nothing and is left out.
 
     Args:
         rgb: (B, N, 3, H, W) on 0..255.
@@ -541,8 +541,7 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
     mass = mass.unsqueeze(2)
     if rgb.shape[1] > 2:
         all_mass, total = mass.sum(1, keepdim=True), (mass * colours).sum(1, keepdim=True)
-        others = (total - mass * colours) / (all_mass - mass + 1e-9)
-        distance = (colours - others).abs().amax(2, keepdim=True)
+        distance = (all_mass * colours - total).abs().amax(2, keepdim=True) / (all_mass - mass + 1e-4)
         mass = mass / (1 + (distance / 16).square()).square().square()
     return (mass * colours).sum(1) / (mass.sum(1) + 1e-12) + 128
 

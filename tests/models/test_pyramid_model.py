@@ -297,6 +297,18 @@ def test_training_goes_on_from_the_first_design(tmp_path, architecture):
     assert not ours.statistics.weight.any() and not ours.statistics.bias.any()
 
 
+def test_colour_comes_from_what_may_be_used_alone():
+    """Exposures that must not be used do not make the only one that may be suspicious."""
+    rgb = torch.tensor([[200.0, 60, 40], [30, 60, 220], [40, 70, 230]], dtype=torch.float64)
+    rgb = rgb.view(1, 3, 3, 1, 1).expand(1, 3, 3, 8, 8)
+    shares = torch.full((1, 3, 1, 1), 1 / 3, dtype=torch.float64)
+    for only in range(3):
+        usable = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
+        usable[:, only] = 1
+        merged = merge_chroma(rgb, shares, usable)[0, :, 0, 0]
+        torch.testing.assert_close(merged, rgb_to_ycbcr(rgb)[0, only, 1:, 0, 0], rtol=0, atol=0.05)
+
+
 def test_training_goes_on_from_the_second_design(tmp_path):
     """All octaves begin with the plane that they had in common; before training, they fuse as they did."""
     state, model = PyramidFFMEF().state_dict(), PyramidFFMEF()
