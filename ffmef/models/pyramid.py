@@ -509,8 +509,8 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
         m_n &= U_8(s_n)\, (r_n + 0.02)\, v_n, \qquad
         r_n = [(232 - Y_n)/24]\,[(Y_n - 16)/32]\,(0.2 + 0.8\, [(252 - \max RGB_n)/24])\,
         (0.1 + 0.9\, [\min RGB_n/24]) \\
-        d_n &= \max_{b,r} \Bigl| \sum_{k \ne n} m_k (C_n - C_k) \Bigr| / \Bigl(\sum_{k \ne n} m_k + 10^{-4}\Bigr), \qquad
-        m'_n = m_n / (1 + (d_n / 16)^2)^4 \\
+        d_n &= \max_{b,r} \Bigl| \sum_{k \ne n} m_k (C_n - C_k) \Bigr| / \Bigl(\sum_{k \ne n} m_k + 10^{-4}\Bigr),
+        \qquad m'_n = m_n / (1 + (d_n / 16)^2)^4 \\
         C &= \sum_n m'_n C_n / \sum_n m'_n
 
     [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. A channel near white or black
