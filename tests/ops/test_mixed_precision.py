@@ -130,3 +130,22 @@ def test_float64_stays_apart(dtypes):
         adaptive_fuse(images, filters, alphas)
     with pytest.raises(RuntimeError, match=r"filters\[0\] must be|float64 images alone"):
         torch.ops.ffmef.adaptive_fuse(images, filters, alphas, "zeros")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *LOW], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 2, 18, 37), (1, 3, 1, 3, 1031), (1, 1, 1, 1, 3)], ids=str)
+def test_one_level_of_one_tap_gives_the_bits_of_any_strides(shape, dtype):
+    """Planes that are multiplied where they are, joined rows or not, against the way for others."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+    filters = torch.rand(*shape[:2], 1, *shape[3:], generator=generator, dtype=torch.float64).to(dtype)
+    wide = torch.empty(*shape[:4], shape[4] + 3, dtype=dtype)[..., 1:-2].copy_(images)
+    columns = images.mT.contiguous().mT
+    expected = adaptive_fuse(columns, [filters], [0.7])
+    exact = 0.7 * (images.double() * filters.double()).sum(1)
+    torch.testing.assert_close(expected.double(), exact, rtol=3 * torch.finfo(dtype).eps, atol=1e-7)
+    for given in (images, wide):
+        assert torch.equal(adaptive_fuse(given, [filters], [0.7]), expected)
+    alphas = torch.tensor([0.7], requires_grad=True)
+    (slope,) = torch.autograd.grad(adaptive_fuse(images, [filters], alphas).double().sum(), alphas)
+    torch.testing.assert_close(slope.double(), (exact / 0.7).sum()[None], rtol=1e-2 if dtype in LOW else 1e-5, atol=0)

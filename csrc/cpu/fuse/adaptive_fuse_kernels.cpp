@@ -125,6 +125,68 @@ template <class A> void backward_filters_typed(const AdaptiveFuseArgs& args, con
   }
 }
 
+// --- one level of one tap: products of planes, read where they are
+
+bool is_one_point(const AdaptiveFuseArgs& args) {
+  const ImagesView& im = args.images;
+  if (args.level_count != 1 || im.stride[4] != 1 || im.scalar != args.result) return false;
+  const LevelView& level = args.levels[0];
+  return level.size == 1 && level.scalar == args.result && in_rows(level);
+}
+
+// out[x] = alpha * sum_i filter_i[x] * image_i[x], in the order of forward_typed. N = 0: known at run time only.
+template <class T, int N> void fuse_points(T* out, Acc<T>* sums, const T* filter, int64_t filter_step, const T* image,
+                                           int64_t image_step, int64_t count, Acc<T> alpha, int64_t n) {
+  const int64_t images = N ? N : count;
+  auto sum_at = [&](int64_t x, auto read) __attribute__((always_inline)) {
+    Vec<T> sum = splat(Acc<T>(0));
+    for (int64_t i = 0; i < images; ++i) sum += read(filter + i * filter_step + x) * read(image + i * image_step + x);
+    return sum;
+  };
+  int64_t x = 0;
+  for (; x + lanes<T> <= n; x += lanes<T>) {
+    const Vec<T> sum = sum_at(x, [](const T* p) { return load(p); });
+    if (sums != nullptr) store(sums + x, sum);
+    store(out + x, splat(Acc<T>(0)) + alpha * sum);
+  }
+  if (const int64_t rest = n - x; rest > 0) {
+    const Vec<T> sum = sum_at(x, [&](const T* p) { return load_part(p, rest); });
+    if (sums != nullptr) store_part(sums + x, sum, rest);
+    store_part(out + x, splat(Acc<T>(0)) + alpha * sum, rest);
+  }
+}
+
+template <class T>
+void forward_points(const AdaptiveFuseArgs& args, T* out, Acc<T>* responses, int64_t begin, int64_t end) {
+  const ImagesView& im = args.images;
+  const LevelView& level = args.levels[0];
+  const Tiling tiling = tiling_of<Acc<T>>(args);
+  // Where rows follow each other in every tensor, those of an item are one.
+  const bool joined = tiling.tiles == 1 && im.stride[3] == im.width && level.stride[3] == im.width;
+  const auto fuse = im.count == 2 ? fuse_points<T, 2> : fuse_points<T, 0>;
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item = item_at(args, tiling, index);
+    const int64_t rows = item.y1 - item.y0, width = item.x1 - item.x0;
+    for (int64_t c = 0; c < im.channels; ++c)
+      for (int64_t y = item.y0; y < item.y1; y += joined ? rows : 1) {
+        const int64_t first = ((item.b * im.channels + c) * im.height + y) * im.width + item.x0;
+        fuse(out + first, responses != nullptr ? responses + first : nullptr,
+             at<T>(level.data, tap_offset(level, item.b, 0, 0, y, item.x0)), level.stride[1],
+             at<T>(im.data, plane_of(im, item.b, 0, c) + y * im.stride[3] + item.x0), im.stride[1], im.count,
+             Acc<T>(level.alpha), joined ? rows * width : width);
+      }
+  }
+}
+
+template <class A>
+void forward_by_sums(const AdaptiveFuseArgs& args, void* out, A* responses, int64_t begin, int64_t end) {
+  if (is_one_point(args)) {
+    FFMEF_STORED_AS(A, args.result, forward_points(args, static_cast<T*>(out), responses, begin, end))
+  } else {
+    forward_typed<NoCoarseLevels>(args, out, responses, begin, end);
+  }
+}
+
 int64_t forward_items(const AdaptiveFuseArgs& args) {
   const Tiling t = args.result == Scalar::f64 ? tiling_of<double>(args) : tiling_of<float>(args);
   return args.images.batch * t.tiles * t.bands;
@@ -135,7 +197,7 @@ int64_t image_items(const AdaptiveFuseArgs& args) {
 }
 
 void forward(const AdaptiveFuseArgs& args, void* out, void* responses, int64_t begin, int64_t end) {
-  FFMEF_BY_SUMS(args.result, (forward_typed<NoCoarseLevels>(args, out, static_cast<A*>(responses), begin, end)))
+  FFMEF_BY_SUMS(args.result, forward_by_sums(args, out, static_cast<A*>(responses), begin, end))
 }
 
 void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* const* filter_grads, double* alpha_sums,

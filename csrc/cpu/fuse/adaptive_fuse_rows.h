@@ -127,26 +127,86 @@ template <> struct BitsOf<8> {
   typedef uint64_t type __attribute__((may_alias));
 };
 
+// Sixteen bytes of values, and of so many taps at once are turned.
+template <class Bits> constexpr int kTurned = sizeof(Bits) == 2 ? 8 : 4;
+
+// out[t * pitch + x] = in[x * stride + t] for four taps of as many pixels as it returns, or eight of both in 16 bits.
+template <class Bits> inline int turn_block(Bits* out, int64_t pitch, const Bits* in, int64_t stride) {
+  constexpr int kSide = kTurned<Bits>;
+  typedef Bits Side __attribute__((vector_size(kSide * sizeof(Bits)), may_alias));
+#if defined(__AVX512F__)
+  if constexpr (sizeof(Bits) == 4) {
+    __m512 rows[4];
+    const float* row = reinterpret_cast<const float*>(in);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r, row += stride) {
+      rows[r] = _mm512_castps128_ps512(_mm_loadu_ps(row));
+      rows[r] = _mm512_insertf32x4(rows[r], _mm_loadu_ps(row + 4 * stride), 1);
+      rows[r] = _mm512_insertf32x4(rows[r], _mm_loadu_ps(row + 8 * stride), 2);
+      rows[r] = _mm512_insertf32x4(rows[r], _mm_loadu_ps(row + 12 * stride), 3);
+    }
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(rows[0], rows[1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(rows[0], rows[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(rows[2], rows[3]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(rows[2], rows[3]));
+    _mm512_storeu_pd(out, _mm512_unpacklo_pd(a, c));
+    _mm512_storeu_pd(out + pitch, _mm512_unpackhi_pd(a, c));
+    _mm512_storeu_pd(out + 2 * pitch, _mm512_unpacklo_pd(b, d));
+    _mm512_storeu_pd(out + 3 * pitch, _mm512_unpackhi_pd(b, d));
+    return 16;
+  }
+#endif
+  Side rows[kSide];
+  for (int r = 0; r < kSide; ++r) std::memcpy(&rows[r], in + r * stride, sizeof(Side));
+  Side low, high;
+  if constexpr (kSide == 8) {
+    low = Side{0, 8, 1, 9, 2, 10, 3, 11};
+    high = Side{4, 12, 5, 13, 6, 14, 7, 15};
+  } else {
+    low = Side{0, 4, 1, 5};
+    high = Side{2, 6, 3, 7};
+  }
+  // Each round puts values of rows half the rows apart beside each other.
+#pragma GCC unroll 3
+  for (int round = 1; round < kSide; round *= 2) {
+    Side next[kSide];
+#pragma GCC unroll 4
+    for (int r = 0; r < kSide / 2; ++r) {
+      next[2 * r] = pick_of_two(rows[r], rows[r + kSide / 2], low);
+      next[2 * r + 1] = pick_of_two(rows[r], rows[r + kSide / 2], high);
+    }
+    std::memcpy(rows, next, sizeof rows);
+  }
+  for (int r = 0; r < kSide; ++r) std::memcpy(out + r * pitch, &rows[r], sizeof(Side));
+  return kSide;
+}
+
+// Pixels that turn_block turns at once.
+template <class Bits> constexpr int64_t kTurnedPixels =
+    sizeof(Bits) == 4 && FFMEF_VECTOR_BYTES == 64 ? 16 : kTurned<Bits>;
+
 // out[t][x] = in[x][t], rows of `out` pitch apart and those of `in` stride apart: filters of a convolution in
-// channels_last, whose taps are neighbours. Four by four, so that both sides move whole vectors.
+// channels_last, whose taps are neighbours.
 template <class Bits>
 void transpose_taps(Bits* out, int64_t pitch, const Bits* in, int64_t stride, int64_t taps, int64_t n) {
-  typedef Bits Four __attribute__((vector_size(4 * sizeof(Bits)), may_alias));
-  const Four low = {0, 4, 1, 5}, high = {2, 6, 3, 7}, first = {0, 1, 4, 5}, second = {2, 3, 6, 7};
+  constexpr int64_t kPixels = kTurnedPixels<Bits>;
+  // So far ahead that memory answers in time: pixels are too far apart for the hardware to foresee.
+  constexpr int64_t kLine = 64, kAhead = 8192;
+  const int64_t ahead = most(kAhead / (most(stride, 1) * int64_t(sizeof(Bits))), kPixels) * stride;
   int64_t x = 0;
-  for (; x + 4 <= n; x += 4, in += 4 * stride) {
+  for (; x + kPixels <= n; x += kPixels, in += kPixels * stride) {
+    for (int64_t r = 0; r < kPixels; ++r) {
+      const char* next = reinterpret_cast<const char*>(in + r * stride + ahead);
+      for (int64_t byte = 0; byte < taps * int64_t(sizeof(Bits)); byte += kLine) __builtin_prefetch(next + byte);
+    }
     int64_t t = 0;
-    for (; t + 4 <= taps; t += 4) {
-      Four rows[4];
-      for (int r = 0; r < 4; ++r) std::memcpy(&rows[r], in + r * stride + t, sizeof(Four));
-      const Four a = pick_of_two(rows[0], rows[1], low), b = pick_of_two(rows[2], rows[3], low);
-      const Four c = pick_of_two(rows[0], rows[1], high), d = pick_of_two(rows[2], rows[3], high);
-      const Four columns[4] = {pick_of_two(a, b, first), pick_of_two(a, b, second), pick_of_two(c, d, first),
-                               pick_of_two(c, d, second)};
-      for (int r = 0; r < 4; ++r) std::memcpy(out + (t + r) * pitch + x, &columns[r], sizeof(Four));
+    for (; t + kTurned<Bits> <= taps; t += kTurned<Bits>) turn_block(out + t * pitch + x, pitch, in + t, stride);
+    if (t > 0 && t < taps) {  // once more with what is left: vectors that are written are read back at once
+      turn_block(out + (taps - kTurned<Bits>)*pitch + x, pitch, in + taps - kTurned<Bits>, stride);
+      continue;
     }
     for (; t < taps; ++t)
-      for (int r = 0; r < 4; ++r) out[t * pitch + x + r] = in[r * stride + t];
+      for (int64_t r = 0; r < kPixels; ++r) out[t * pitch + x + r] = in[r * stride + t];
   }
   for (; x < n; ++x, in += stride)
     for (int64_t t = 0; t < taps; ++t) out[t * pitch + x] = in[t];
@@ -251,7 +311,7 @@ inline int64_t tap_offset(const LevelView& level, int64_t b, int64_t n, int64_t 
 inline bool in_rows(const LevelView& level) { return level.stride[4] == 1; }
 
 // Columns of filters that are not in rows, made into rows at a time: few enough for the first cache.
-constexpr int64_t kTurnedColumns = 128;
+constexpr int64_t kTurnedColumns = 64;
 
 // Rows of so many taps from the first on, made of filters that are not: `out` has one row after the other, pitch apart.
 template <class T> void turn_taps(T* out, int64_t pitch, const LevelView& level, int64_t b, int64_t n, int64_t first,
@@ -298,29 +358,82 @@ inline int64_t turned_values(const AdaptiveFuseArgs& args) {
   return values;
 }
 
+// All taps of all levels and images at kTurnedColumns columns, made into rows before any is used. Filters split from one
+// convolution share cache lines: pixel by pixel each line is read once, and memory is asked for evenly.
+template <class A> struct TurnedLevels {
+  static constexpr int64_t kMostValues = 64 * 1024;  // otherwise levels are turned one by one
+  const AdaptiveFuseArgs& args;
+  int64_t values = 0;
+  Buffer<A> rows;
+
+  TurnedLevels(const AdaptiveFuseArgs& a, bool used) : args(a) {
+    for (int l = 0; used && l < args.level_count; ++l) values += values_of(args.levels[l]);
+    if (values > kMostValues) values = 0;
+    rows = Buffer<A>(values);
+  }
+  int64_t values_of(const LevelView& level) const {
+    return in_rows(level) ? 0 : args.images.count * level.size * level.size * kTurnedColumns;
+  }
+
+  void turn(int64_t b, int64_t y, int64_t x0, int64_t count) const {
+    constexpr int64_t kPixels = 16;
+    for (int64_t x = 0; x < count; x += kPixels) {
+      A* out = rows.data;
+      for (int l = 0; l < args.level_count; ++l) {
+        const LevelView& level = args.levels[l];
+        if (in_rows(level)) continue;
+        const int64_t taps = int64_t(level.size) * level.size;
+        FFMEF_STORED_AS(A, level.scalar, {
+          T* to = reinterpret_cast<T*>(out) + x;
+          for (int64_t n = 0; n < args.images.count; ++n, to += taps * kTurnedColumns)
+            turn_taps(to, kTurnedColumns, level, b, n, 0, taps, y, x0 + x, least(kPixels, count - x));
+        })
+        out += values_of(level);
+      }
+    }
+  }
+  // The rows of one level and image.
+  template <class T> const T* at(const LevelView& level, int64_t n) const {
+    const A* from = rows.data;
+    for (const LevelView* l = args.levels; l != &level; ++l) from += values_of(*l);
+    return reinterpret_cast<const T*>(from) + n * level.size * level.size * kTurnedColumns;
+  }
+};
+
 // A call without coarse levels.
 struct NoCoarseLevels {
   static constexpr bool kAny = false;
   NoCoarseLevels(const AdaptiveFuseArgs&, int64_t) {}
 };
 
-// What a level at full resolution adds to sums of image rows [y0, y1) of an item, all channels.
+// What a level at full resolution adds to sums of image rows [y0, y1) and of `width` columns of an item from its column
+// `first` on, all channels.
 template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const LevelView& level,
                                            const PaddedRows<A>& padded, const Item& item, int64_t y0, int64_t y1,
-                                           A* sums, int64_t row_values, int64_t columns, T* scratch) {
+                                           int64_t first, int64_t width, A* sums, int64_t row_values, int64_t columns,
+                                           T* scratch, const TurnedLevels<A>& turned) {
   const ImagesView& im = args.images;
   const int size = level.size, radius = size / 2;
-  const int64_t width = item.x1 - item.x0;
   auto add_row = [&](int64_t n, int64_t y, int i, int64_t x, int64_t count, const T* const* filters) {
     for (int64_t c = 0; c < im.channels; ++c)
       add_tap_row<T>(sums + (y - y0) * row_values + c * columns + x, filters,
-                     padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius + x, size, count);
+                     padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius + first + x, size,
+                     count);
   };
   for (int64_t n = 0; n < im.count; ++n) {
+    if (!in_rows(level) && turned.values > 0) {
+      const T* rows = turned.template at<T>(level, n);
+      for (int i = 0; i < size; ++i) {
+        const T* filters[kMaxFilterSize];
+        for (int j = 0; j < size; ++j) filters[j] = rows + (i * size + j) * kTurnedColumns;
+        add_row(n, y0, i, 0, width, filters);
+      }
+      continue;
+    }
     if (!in_rows(level)) {
       for (int64_t y = y0; y < y1; ++y)
         over_tap_rows(
-            level, item.b, n, y, item.x0, width, scratch,
+            level, item.b, n, y, item.x0 + first, width, scratch,
             [&](int i, int64_t x, int64_t count, const T* const* filters) { add_row(n, y, i, x, count, filters); });
       continue;
     }
@@ -329,10 +442,27 @@ template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const L
       for (int64_t y = y0; y < y1; ++y) {
         const T* filters[kMaxFilterSize];
         for (int j = 0; j < size; ++j)
-          filters[j] = at<T>(level.data, tap_offset(level, item.b, n, i * size + j, y, item.x0));
+          filters[j] = at<T>(level.data, tap_offset(level, item.b, n, i * size + j, y, item.x0 + first));
         add_row(n, y, i, 0, width, filters);
       }
   }
+}
+
+// totals += alpha * sums in rows [y0, y1) of an item, columns [first, first + count); writes the sums to responses, too.
+template <class A> void add_response(const AdaptiveFuseArgs& args, int l, const Item& item, int64_t y0, int64_t y1,
+                                     int64_t first, int64_t count, int64_t columns, const A* sums, A* totals,
+                                     A* responses) {
+  const ImagesView& im = args.images;
+  const A alpha = A(args.levels[l].alpha);
+  for (int64_t y = y0; y < y1; ++y)
+    for (int64_t c = 0; c < im.channels; ++c) {
+      const int64_t row = ((y - y0) * im.channels + c) * columns + first;
+      for (int64_t x = 0; x < count; ++x) totals[row + x] = (l ? totals[row + x] : A(0)) + alpha * sums[row + x];
+      if (responses != nullptr)
+        std::memcpy(
+            responses + (((l * im.batch + item.b) * im.channels + c) * im.height + y) * im.width + item.x0 + first,
+            sums + row, size_t(count) * sizeof(A));
+    }
 }
 
 // Coarse adds what levels on a coarser grid give to sums: NoCoarseLevels for calls without any.
@@ -347,29 +477,31 @@ void forward_typed(const AdaptiveFuseArgs& args, void* out, A* responses, int64_
   const int64_t row_values = im.channels * tiling.columns, strip_values = strip_rows * row_values;
   Buffer<A> sums(strip_values), totals(strip_values), scratch(turned);
   Coarse coarse(args, tiling.columns);
+  const TurnedLevels<A> all_turned(args, !Coarse::kAny);
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
     padded.fill(args, item);
+    // Columns, too, that share cache lines are done with all levels before the next.
+    const int64_t part = turned > 0 && !Coarse::kAny ? kTurnedColumns : width;
     for (int64_t y0 = item.y0; y0 < item.y1; y0 += strip_rows) {
       const int64_t y1 = least(y0 + strip_rows, item.y1);
-      for (int l = 0; l < args.level_count; ++l) {
-        const LevelView& level = args.levels[l];
-        std::memset(sums.data, 0, size_t(strip_values) * sizeof(A));
-        if constexpr (Coarse::kAny)
-          if (level.coarse) coarse.add(args, l, padded, item, y0, y1, sums.data, row_values, tiling.columns);
-        if (!(Coarse::kAny && level.coarse)) {
-          FFMEF_STORED_AS(A, level.scalar,
-                          add_level(args, level, padded, item, y0, y1, sums.data, row_values, tiling.columns,
-                                    reinterpret_cast<T*>(scratch.data)))
+      for (int64_t first = 0; first < width; first += part) {
+        const int64_t count = least(part, width - first);
+        if (all_turned.values > 0) all_turned.turn(item.b, y0, item.x0 + first, count);
+        for (int l = 0; l < args.level_count; ++l) {
+          const LevelView& level = args.levels[l];
+          for (int64_t row = 0; row < (y1 - y0) * im.channels; ++row)
+            std::memset(sums.data + row * tiling.columns + first, 0, size_t(count) * sizeof(A));
+          if constexpr (Coarse::kAny)
+            if (level.coarse) coarse.add(args, l, padded, item, y0, y1, sums.data, row_values, tiling.columns);
+          if (!(Coarse::kAny && level.coarse)) {
+            FFMEF_STORED_AS(A, level.scalar,
+                            add_level(args, level, padded, item, y0, y1, first, count, sums.data + first, row_values,
+                                      tiling.columns, reinterpret_cast<T*>(scratch.data), all_turned))
+          }
+          add_response(args, l, item, y0, y1, first, count, tiling.columns, sums.data, totals.data, responses);
         }
-        const A alpha = A(level.alpha);
-        for (int64_t x = 0; x < (y1 - y0) * row_values; ++x)
-          totals.data[x] = (l ? totals.data[x] : A(0)) + alpha * sums.data[x];
-        for (int64_t y = y0; responses != nullptr && y < y1; ++y)
-          for (int64_t c = 0; c < im.channels; ++c)
-            std::memcpy(responses + (((l * im.batch + item.b) * im.channels + c) * im.height + y) * im.width + item.x0,
-                        sums.data + (y - y0) * row_values + c * tiling.columns, size_t(width) * sizeof(A));
       }
       for (int64_t y = y0; y < y1; ++y)
         for (int64_t c = 0; c < im.channels; ++c)
