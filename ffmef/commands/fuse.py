@@ -77,18 +77,20 @@ def run(args: argparse.Namespace) -> None:
     options = fusion_options(args)
     inputs = _inputs(args)
     report = sys.stderr if paths.is_standard_output(args.output) else sys.stdout
-    for name in dict.fromkeys(name for name in inputs if inputs.count(name) > 1):
-        _remark(f"{name} is given {inputs.count(name)} times and counts as often")
-    outcome = jobs.fuse_files(inputs, args.output, options, _remark)
+    # Remarks wait for the picture: a mistake is one line, whatever was remarked before it.
+    remarks = [
+        f"{name} is given {inputs.count(name)} times and counts as often"
+        for name in dict.fromkeys(inputs)
+        if inputs.count(name) > 1
+    ]
+    outcome = jobs.fuse_files(inputs, args.output, options, remarks.append)
+    for remark in remarks:
+        print(printable(f"ffmef fuse: remark: {remark}"), file=sys.stderr)
     backend = args.backend or _default_backend(args.device)
     target = "standard output" if args.output == paths.STANDARD else args.output
     size = f"{outcome.width} x {outcome.height}, {outcome.bits} bit"
     for line in (f"{size}, backend {backend}, {outcome.seconds:.2f} s", *outcome.reductions):
         print(printable(f"{target}: {line}"), file=report)
-
-
-def _remark(text: str) -> None:
-    print(printable(f"ffmef fuse: remark: {text}"), file=sys.stderr)
 
 
 def fusion_options(args: argparse.Namespace):
