@@ -338,6 +338,7 @@ __device__ __forceinline__ void load_image(const Problem<S, W>& p, const Place& 
   put_levels<Shape>(p, tile, own, border, values, levels);
 }
 
+// One function although it is long: its steps share registers and shared memory between barriers.
 template <class Shape, bool Vectors, class S, class W>
 __device__ __forceinline__ void fuse_three_bands(const Problem<S, W>& p, Accumulate<S>* shared) {
   using A = Accumulate<S>;
