@@ -30,6 +30,7 @@ Fuse = Callable[[list[np.ndarray]], np.ndarray]
 
 MARGIN, CORNER = 64, 24
 LONGEST_SIDE = 768
+SKIES = (2, 4, 9)  # exposures of the skies that measure() averages
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
@@ -195,22 +196,24 @@ def _developed(light: np.ndarray) -> np.ndarray:
 
 
 class Fault(NamedTuple):
-    """One line of :func:`measure`."""
+    """One line of :func:`measure`. ``mean`` and ``worst`` are None if the method cannot be measured."""
 
     name: str
     unit: str
-    mean: float
-    worst: float
+    mean: float | None
+    worst: float | None
     higher_is_better: bool = False
 
 
-def measure(fuse: Fuse, scenes: Iterable[Pictures]) -> list[Fault]:
+def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> list[Fault]:
     """Measure every fault of a method, mean and worst over scenes.
 
     Args:
         fuse: the method.
         scenes: the exposures of each scene, uint8 (H, W, 3), at least two of one size with sides of 192 or more; use
             :func:`reduced` for large ones.
+        most: how many pictures the method takes at most. A method for pairs has no value for ghost, colour noise and
+            sky, which need three or more.
 
     Raises:
         InputError: there is no scene, or one does not fit.
@@ -230,18 +233,22 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures]) -> list[Fault]:
             "order": order(fuse, pictures),
             "position": position(fuse, pictures),
             "far": far(fuse, pictures),
-            "ghost": ghost(fuse, pictures),
         }
+        if most is None or most >= 3:
+            values["ghost"] = ghost(fuse, pictures)
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     if not found:
         raise InputError("scenes must hold at least one scene, got none")
     units = {"washed out": "%", "drowned": "%", "clipped": "%"}
     lines = [Fault(n, units.get(n, "levels"), float(np.mean(v)), float(np.max(v))) for n, v in found.items()]
-    noise = colour_noise(fuse)
-    skies = [sky(fuse, count) for count in (2, 4, 9)]
+    if "ghost" not in found:
+        lines.append(Fault("ghost", "levels", None, None))
+    noise = colour_noise(fuse) if most is None or most >= 3 else None
+    skies = [sky(fuse, count) for count in SKIES] if most is None or most >= max(SKIES) else []
     lines.append(Fault("colour noise", "levels", noise, noise))
-    lines.append(Fault("sky", "levels", float(np.mean(skies)), float(np.min(skies)), True))
+    mean, worst = (float(np.mean(skies)), float(np.min(skies))) if skies else (None, None)
+    lines.append(Fault("sky", "levels", mean, worst, True))
     return lines
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Pair
-from ffmef.evaluation.report import Report, best, label, show, statistics_tables, write_whole
+from ffmef.evaluation.report import Report, best, fault_cell, label, show, statistics_tables, write_whole
 from ffmef.metrics.registry import METRICS
 
 
@@ -81,6 +81,7 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
         averages=averages,
         scenes=scenes,
         tables=statistics_tables(report),
+        fault_cell=fault_cell,
     )
     write_whole(path, lambda file: file.write(html))
 

@@ -291,9 +291,14 @@ def fault_table(faults: dict[str, list[Fault]]) -> list[str]:
         "|---" * (len(faults) + 1) + "|",
     ]
     for row in zip(*faults.values(), strict=True):
-        cells = [f"{line.mean:.2f} / {line.worst:.2f}" for line in row]
+        cells = [fault_cell(line) for line in row]
         lines.append(f"| {row[0].name}, {row[0].unit} | " + " | ".join(cells) + " |")
     return lines
+
+
+def fault_cell(line: Fault) -> str:
+    """Return the mean and the worst value of a fault, or a dash if the method cannot be measured."""
+    return "–" if line.mean is None else f"{line.mean:.2f} / {line.worst:.2f}"
 
 
 def write_markdown(report: Report, path: Path) -> None:

@@ -230,10 +230,17 @@ def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[
             scenes.append(pictures)
         except InputError as error:
             left_out[pair.name] = str(error)
-    if scenes:
-        for method, weights in fusing:
-            measured[method] = faults.measure(functools.partial(pipeline.fuse, weights=weights), scenes)
     remarks = [f"Faults: {name} is not measured: {reason}." for name, reason in left_out.items()]
+    if not fusing:
+        remarks.append("Faults: not measured, because fused pictures alone do not show them. Give --weights.")
+    for method, weights in fusing:
+        spec = registry.of(models.load(weights))
+        fitting = [pictures for pictures in scenes if spec is None or spec.most is None or len(pictures) <= spec.most]
+        if len(fitting) < len(scenes):
+            remarks.append(f"Faults of {method}: on {len(fitting)} of {len(scenes)} scenes, those of two pictures.")
+        if fitting:
+            most = None if spec is None else spec.most
+            measured[method] = faults.measure(functools.partial(pipeline.fuse, weights=weights), fitting, most)
     return measured, remarks
 
 

@@ -383,19 +383,24 @@ def test_faults_stand_beside_the_scores(bench, capsys, monkeypatch):
         save(large, bench / "data" / "large" / f"large_{name}.png")
     measured = []
 
-    def measure(fuse, scenes):
+    def measure(fuse, scenes, most):
         measured.extend(scenes)
+        assert most == 2  # the weights mef are for pairs
         assert np.array_equal(fuse(scenes[0]), pipeline.fuse(scenes[0], weights="mef"))
-        return [faults.Fault("identity", "levels", 0.25, 0.5)]
+        return [faults.Fault("identity", "levels", 0.25, 0.5), faults.Fault("ghost", "levels", None, None)]
 
     monkeypatch.setattr(faults, "measure", measure)
     assert run(bench, "--weights", "mef", "--faults", "--metrics", "EN", fused=["mean"]) == 1  # mean lacks "large"
     assert len(measured) == 1 and measured[0][0].shape == (192, 240, 3)
     told = capsys.readouterr().out
-    assert "| identity, levels | 0.25 / 0.50 |" in told and "Faults: one is not measured: scenes must hold" in told
-    assert "0.25 / 0.50" in (bench / "out" / "report.html").read_text()
+    assert "| identity, levels | 0.25 / 0.50 |" in told and "| ghost, levels | – |" in told
+    assert "Faults: one is not measured: scenes must hold" in told
+    page = (bench / "out" / "report.html").read_text()
+    assert "<td>0.25 / 0.50</td>" in page and "<td>–</td>" in page
     stored = json.loads((bench / "out" / "scores.json").read_text())["faults"]
     assert stored["mef"][0]["worst"] == 0.5 and list(stored) == ["mef"]
+    assert run(bench, "--faults", "--metrics", "EN", fused=["mean"]) == 1
+    assert "Faults: not measured, because fused pictures alone do not show them" in capsys.readouterr().out
     assert run(bench, "--faults", "--task", "mff", fused=["mean"]) == 2
     assert "--faults must be left out for task mff" in capsys.readouterr().err
 

@@ -13,6 +13,11 @@ def mean(pictures):
     return np.uint8(np.mean(pictures, 0) + 0.5)
 
 
+def pair_mean(pictures):
+    assert len(pictures) == 2
+    return mean(pictures)
+
+
 def first(pictures):
     return pictures[0]
 
@@ -102,6 +107,9 @@ def test_measure_lists_every_fault_with_mean_and_worst():
     lines = {line.name: line for line in faults.measure(mean, [scene(), [p + np.uint8(1) for p in scene()]])}
     assert len(lines) == 11 and lines["identity"].worst == lines["borders"].mean == 0
     assert lines["ghost"].worst >= lines["ghost"].mean > 0 and lines["sky"].higher_is_better
+    pairs_only = faults.measure(pair_mean, [scene()], most=2)
+    assert sorted(line.name for line in pairs_only) == sorted(lines)
+    assert {line.name for line in pairs_only if line.mean is None} == {"ghost", "colour noise", "sky"}
     for scenes, message in (
         ([], "at least one scene, got none"),
         ([scene()[:1]], "two or more pictures of one size"),
