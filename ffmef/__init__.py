@@ -15,10 +15,30 @@ TYPE_CHECKING = False  # as type checkers know it; importing typing would be mos
 if TYPE_CHECKING:
     from typing import Any
 
-    from ffmef import data, evaluation, imaging, losses, metrics, models, nn, onnx, ops, training
+    from ffmef import (
+        adjust,
+        data,
+        deghost,
+        evaluation,
+        faults,
+        focus,
+        glare,
+        graphs,
+        imaging,
+        losses,
+        metrics,
+        models,
+        nn,
+        onnx,
+        ops,
+        training,
+    )
     from ffmef.pipeline import fuse
 
-_LAZY_MODULES = ("data", "evaluation", "imaging", "losses", "metrics", "models", "nn", "onnx", "ops", "training")
+_LAZY_MODULES = (
+    "adjust", "data", "deghost", "evaluation", "faults", "focus", "glare", "graphs", "imaging", "losses", "metrics",
+    "models", "nn", "onnx", "ops", "training",
+)  # fmt: skip
 
 __all__ = ["InputError", "__version__", "fuse", *_LAZY_MODULES]
 

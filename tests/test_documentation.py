@@ -1,4 +1,4 @@
-"""Runs the Python blocks of documentation pages, each page in one namespace."""
+"""Runs the Python blocks of documentation pages, each page in one namespace, and checks the names that pages use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+import ffmef
 
 PAGES = ["docs/use-in-your-model.md"]
 
@@ -24,3 +26,12 @@ def test_blocks_run(page, tmp_path, monkeypatch):
         path = tmp_path / f"line_{line + 1}.py"
         path.write_text("\n" * line + block[1], encoding="utf-8")
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), names)
+
+
+def test_modules_that_pages_name_need_no_import_of_their_own():
+    """``import ffmef`` is enough for ``ffmef.focus.fuse(...)`` and whatever else a page writes."""
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md")), *sorted((root / "ffmef/weights").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    named = set(re.findall(r"(?<![\w./:])ffmef\.([a-z]\w*)(?![\w-]*/)", text))
+    assert {"focus", "adjust", "faults"} <= named and named - set(ffmef.__all__) == set()
