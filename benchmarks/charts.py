@@ -67,8 +67,8 @@ def running_time(records: list[dict], path: Path) -> bool:
         axes.annotate(text, (value, row), (4, 0), textcoords="offset points", va="center")
     logarithmic(axes.xaxis)
     axes.set_xlim(min(milliseconds) / 2, max(milliseconds) * 4)
-    axes.set_xlabel("milliseconds a pair, one CPU thread (logarithmic)")
-    axes.set_title("Mean time a pair over MEFB's sizes      * from pictures to picture")
+    axes.set_xlabel("milliseconds per pair, one CPU thread (logarithmic)")
+    axes.set_title("Mean time per pair over MEFB's sizes      * from pictures to picture")
     return save(figure, path)
 
 

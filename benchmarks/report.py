@@ -21,7 +21,7 @@ from ffmef.errors import InputError
 
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 CHART_TITLES = {
-    "running_time.png": "Mean time a pair over MEFB's sizes",
+    "running_time.png": "Mean time per pair over MEFB's sizes",
     "roofline.png": "The operator under the memory bandwidth",
     "time_against_size.png": "Time per pixel against the picture's size",
     "memory_against_size.png": "Memory per pixel against the picture's size",
@@ -124,8 +124,8 @@ def document(runs: list[dict], records: list[dict], drawn: list[str]) -> list[st
 
 OPERATOR_NOTE = (
     "`floor` only reads the filters (`filters.sum()`), in turn with each provider; a backward pass must also write "
-    "their gradients. GB/s is what a perfect kernel would have to move, divided by the time. Memory is the peak beyond "
-    "the inputs. Every result but the floor's was checked against a float64 oracle before it was timed."
+    "their gradients. GB/s is the data that a perfect kernel would have to move, divided by the time. Memory is the "
+    "peak beyond the inputs. Every result except the floor's was checked against a float64 oracle before it was timed."
 )
 
 
@@ -160,7 +160,7 @@ def noise(records: list[dict]) -> str:
     spreads = [record["iqr_s"] / record["median_s"] for record in records if record.get("iqr_s") is not None]
     single = sum(record["rounds"] < 3 for record in records)
     sentences = [
-        "Times are CPU time of the process where one thread ran, wall time for more threads.",
+        "Times are CPU times of the process for one thread, and wall times for several threads.",
         "Provider and baseline ran in turn; the speed-up is the median of the ratios of neighbouring rounds.",
     ]
     if spreads:
@@ -169,11 +169,11 @@ def noise(records: list[dict]) -> str:
             f"Noise: the interquartile range is {usual} of the median in the median case, {worst} in the worst."
         )
     if single:
-        sentences.append(f"{single} of {len(records)} cases had fewer than three rounds and state no range.")
+        sentences.append(f"{single} of {len(records)} cases had fewer than three rounds, so they have no range.")
     if all(record["device"] == "cpu" for record in records):
         sentences.append("Nothing here ran on a GPU.")
     elif any((record.get("gpu_kernels") or {}).get("occupancy_percent") is None for record in records):
-        sentences.append("Where the occupancy is empty, the driver did not tell it.")
+        sentences.append("An empty occupancy means that the driver did not report it.")
     return " ".join(sentences)
 
 
@@ -199,7 +199,7 @@ def running_time(pairs: list[dict]) -> str:
             "timed",
             "parameters",
             "GMAC at 551 x 707",
-            "mean time a pair",
+            "mean time per pair",
             "IQR",
             f"time / {OURS}",
             "peak memory at 551 x 707",
@@ -209,7 +209,7 @@ def running_time(pairs: list[dict]) -> str:
 
 
 def relative(record: dict, pairs: list[dict]) -> float | None:
-    """Return the method's time a pair over ours: from rounds in turn, or from both records where it had another rival.
+    """Return the method's time per pair over ours, from rounds in turn, or from both records if it had another rival.
 
     None where ours was not measured.
     """
@@ -226,10 +226,11 @@ def sampling(pairs: list[dict]) -> str:
     text = " and ".join(f"{timed} sizes standing for {all_} pairs" for timed, all_ in counts)
     return (
         f"Timed: {text}, one thread, batch 1. A sample takes, from equal groups of MEFB's sizes by pixel count, the "
-        "size nearest to the group's mean; the mean over it is scaled by the ratio of mean pixels (TransMEF: mean "
-        "blocks) of all pairs to the sample's. `network`: prepared tensors in, fused tensor out, colour conversion "
-        "outside, as the published scripts time it. `picture`: 8-bit RGB pictures in, fused RGB out. The rivals are "
-        "re-implementations with random weights and proven counts, run in this release of torch."
+        "size nearest to the group's mean; its mean time is scaled by the ratio of mean pixels (TransMEF: mean "
+        "blocks) of all pairs to the sample's. `network` takes prepared tensors and returns a fused tensor, with "
+        "colour conversion outside, as the published scripts time it. `picture` takes 8-bit RGB pictures and returns "
+        "fused RGB. The rivals are re-implementations with random weights and verified parameter counts, run in this "
+        "release of torch."
     )
 
 
@@ -245,7 +246,7 @@ def claims(pairs: list[dict]) -> str:
             else:
                 row.append("not measured")
         rows.append(row)
-    note = "These are the same networks on the processor named above; on other hardware the ratios differ."
+    note = "These are the same networks on the processor named above; on other hardware, the ratios differ."
     return table(["paper", "measured, the release's unfold formulation", "measured, ours"], rows) + "\n\n" + note
 
 
