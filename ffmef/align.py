@@ -11,6 +11,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -144,7 +145,7 @@ def align_pictures(
 
 
 def _filled(picture: Picture, other: np.ndarray) -> np.ndarray:
-    missing = picture.alpha == 0
+    missing = np.asarray(picture.alpha == 0)
     return np.where(missing if other.ndim == 2 else missing[..., None], other, picture.pixels)
 
 
@@ -260,10 +261,11 @@ class _View:
 
         factor = min(1.0, FEATURE_SIDE / max(self.small.shape))
         view, mask = _equalised(_shrunk(self.small, factor))
-        found, described = cv2.SIFT_create(2000, contrastThreshold=0.02).detectAndCompute(view, mask)
+        library: Any = cv2  # whose annotations lack SIFT
+        found, described = library.SIFT_create(2000, contrastThreshold=0.02).detectAndCompute(view, mask)
         if described is None or len(found) < LEAST_PATCHES:
             raise NotTheSameScene
-        points = np.float64([point.pt for point in found])
+        points = np.array([point.pt for point in found], np.float64)
         return ((points + 0.5) / factor - 0.5).astype(np.float32), described
 
 
@@ -396,9 +398,9 @@ def _match(frame, target, matrix, spots: np.ndarray, radius: int) -> tuple[np.nd
         _, best, _, (column, row) = cv2.minMaxLoc(scores)
         if best < LEAST_CORRELATION or not (0 < row < scores.shape[0] - 1 and 0 < column < scores.shape[1] - 1):
             continue
-        column = column + _peak(*scores[row, column - 1 : column + 2])
-        row = row + _peak(*scores[row - 1 : row + 2, round(float(column))])
-        offset = np.array([column, row]) - (reach - half)  # where the patch lies in the moved frame
+        right = column + _peak(*scores[row, column - 1 : column + 2])
+        down = row + _peak(*scores[row - 1 : row + 2, round(float(right))])
+        offset = np.array([right, down]) - (reach - half)  # where the patch lies in the moved frame
         place = inverse @ [x + offset[0], y + offset[1], 1]
         here.append(place[:2] / place[2])
         there.append((x, y))
@@ -517,9 +519,10 @@ def _described(matrix: np.ndarray, kind: str, shape: tuple[int, int], residual: 
     placed = np.c_[ends, np.ones(3)] @ matrix.T
     placed = placed[:, :2] / placed[:, 2:]
     x, y = placed[1] - placed[0], placed[2] - placed[0]
+    right, down = placed[0] - centre
     turn = float(np.degrees(np.arctan2(x[1] - y[0], x[0] + y[1])))
     scale = float(np.sqrt(abs(x[0] * y[1] - x[1] * y[0])))
-    return Alignment(matrix, kind, tuple(map(float, placed[0] - centre)), turn, scale, residual, patches)
+    return Alignment(matrix, kind, (float(right), float(down)), turn, scale, residual, patches)
 
 
 # Moving

@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import inspect
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from nicegui import run, ui
@@ -34,6 +36,8 @@ COMPARE = """
   <div style="position:absolute;top:0;bottom:0;left:{shown}%;border-left:2px solid white"></div>
 </div>
 """
+
+Result = TypeVar("Result")
 
 
 def adjustable() -> bool:
@@ -70,7 +74,7 @@ class Scene:
 
     def fuse(self, pictures: list[Picture], adjustments: dict[str, float]) -> Picture:
         """Return the fused picture of full or small frames."""
-        options = {}
+        options: dict[str, Any] = {}
         if adjustable():
             from ffmef.adjust import Adjustments
 
@@ -123,6 +127,12 @@ def heat_map(share: np.ndarray) -> str:
     target = io.BytesIO()
     Image.fromarray(np.rint(colours).astype(np.uint8)).save(target, "PNG")
     return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()
+
+
+async def _elsewhere(work: Callable[..., Result], *arguments: Any) -> Result:
+    """Return what work gives, done while the page goes on answering."""
+    # None, says its annotation, where the program ends meanwhile: then nobody sees the page any more.
+    return cast(Result, await run.io_bound(work, *arguments))
 
 
 class Page:
@@ -191,7 +201,7 @@ class Page:
         self.version += 1
         version = self.version
         try:
-            scene = await run.io_bound(Scene.of, dict(self.files), self.aligned)
+            scene = await _elsewhere(Scene.of, dict(self.files), self.aligned)
         except InputError as error:
             self.said.text = str(error)
             return
@@ -209,8 +219,8 @@ class Page:
         self.version += 1
         version = self.version
         try:
-            fused = await run.io_bound(scene.fuse, scene.small, dict(self.values))
-            shares = await run.io_bound(scene.shares, dict(self.values))
+            fused = await _elsewhere(scene.fuse, scene.small, dict(self.values))
+            shares = await _elsewhere(scene.shares, dict(self.values))
         except InputError as error:
             self.said.text = str(error)
             return
@@ -246,8 +256,8 @@ class Page:
             return
         name = self.format.value
         try:
-            fused = await run.io_bound(scene.fuse, scene.full, dict(self.values))
-            data, _ = await run.io_bound(encode_picture, fused, name, "result")
+            fused = await _elsewhere(scene.fuse, scene.full, dict(self.values))
+            data, _ = await _elsewhere(encode_picture, fused, name, "result")
         except InputError as error:
             self.said.text = str(error)
             return

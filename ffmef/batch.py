@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ffmef import workers
@@ -83,7 +83,7 @@ def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[Done]:
     return _done(workers.on_cluster(perform, jobs, address))
 
 
-def _done(outcomes: Iterator[tuple[Job, Done | workers.Lost]]) -> Iterator[Done]:
+def _done(outcomes: Generator[tuple[Job, Done | workers.Lost], None, None]) -> Iterator[Done]:
     with contextlib.closing(outcomes):  # whoever stops early stops the processes
         for job, outcome in outcomes:
             yield Done(job, outcome.reason) if isinstance(outcome, workers.Lost) else outcome

@@ -8,7 +8,7 @@ import io
 import os
 import pkgutil
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ffmef import commands, interruption
 from ffmef.errors import InputError, printable
@@ -50,7 +50,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
             subparsers.add_parser(found.name, help=_summary(found))
             continue
         module = importlib.import_module(f"ffmef.commands.{found.name}")
-        summary = module.__doc__.strip().splitlines()[0]
+        summary = (module.__doc__ or "").strip().splitlines()[0]
         subparser = subparsers.add_parser(found.name, help=summary, description=summary)
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
@@ -59,7 +59,8 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 def _summary(module: pkgutil.ModuleInfo) -> str:
     """Return the first line of a module's docstring; importing all of them takes longer than most answers."""
-    source = module.module_finder.find_spec(module.name).loader.get_source(module.name)
+    finder: Any = module.module_finder  # of files or of an archive
+    source = finder.find_spec(module.name).loader.get_source(module.name)
     return source.split('"""', 2)[1].strip().splitlines()[0]
 
 

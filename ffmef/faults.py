@@ -35,13 +35,13 @@ SKIES = (2, 4, 9)  # exposures of the skies that measure() averages
 
 def grey(picture: np.ndarray) -> np.ndarray:
     """Return (H, W) float32, 0.299 R + 0.587 G + 0.114 B."""
-    return picture.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    return picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _smooth(plane: np.ndarray) -> np.ndarray:
     import cv2
 
-    return cv2.GaussianBlur(plane, None, 3)
+    return cv2.GaussianBlur(plane, (0, 0), 3)
 
 
 def _by_mean(pictures: Pictures) -> list[np.ndarray]:
@@ -60,7 +60,9 @@ def borders(fuse: Fuse, pictures: Pictures) -> tuple[float, float]:
     import cv2
 
     inside = slice(MARGIN, -MARGIN)
-    padded = [cv2.copyMakeBorder(picture, *[MARGIN] * 4, cv2.BORDER_REFLECT_101) for picture in pictures]
+    padded = [
+        cv2.copyMakeBorder(picture, MARGIN, MARGIN, MARGIN, MARGIN, cv2.BORDER_REFLECT_101) for picture in pictures
+    ]
     change = np.abs(grey(fuse(padded))[inside, inside] - grey(fuse(list(pictures))))
     ends = (slice(CORNER), slice(-CORNER, None))
     corners = [change[rows, columns].mean() for rows in ends for columns in ends]
@@ -181,14 +183,14 @@ def sky_bracket(count: int, stops: float = 6.5, seed: int = 0) -> list[np.ndarra
     ground = 0.6 + 0.5 * _blurred_noise(rng, rows.shape, 1.5)
     horizon = rows.shape[0] * (0.5 + 0.05 * np.sin(columns / 40))
     light = np.where(rows < horizon, clouds, ground.clip(0.05) * 2**-6.0)
-    tint = 1 + (rows < rows.shape[0] / 2)[..., None] * np.float32([-0.12, 0, 0.1])
+    tint = 1 + (rows < rows.shape[0] / 2)[..., None] * np.array([-0.12, 0, 0.1], np.float32)
     return [_developed(light[..., None] * tint * 0.55 * 2**stop) for stop in np.linspace(0, stops, count)]
 
 
 def _blurred_noise(rng: np.random.Generator, size: tuple[int, int], sigma: float) -> np.ndarray:
     import cv2
 
-    return cv2.GaussianBlur(rng.standard_normal(size, np.float32), None, sigma)
+    return cv2.GaussianBlur(rng.standard_normal(size, np.float32), (0, 0), sigma)
 
 
 def _developed(light: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
     if not 2 <= len(frames) <= MOST_FRAMES:
         raise InputError(f"frames must be 2 to {MOST_FRAMES}, got {len(frames)}")
     best, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
-    if network is None:
+    if network is None or spread is None:
         return Fused(_blended(frames, form, _by_formula(form, best)), sharpest)
     weigh = _by_network(frames, form, best, spread, network)
     return Fused(_blended(frames, form, weigh, again=True), sharpest)
@@ -114,7 +114,8 @@ class _Form:
         """The sizes of the bands, from the finest, and of what is left."""
         shapes = [self.shape]
         while len(shapes) <= BANDS and min(shapes[-1]) > 1:
-            shapes.append(tuple((side + 1) // 2 for side in shapes[-1]))
+            height, width = shapes[-1]
+            shapes.append(((height + 1) // 2, (width + 1) // 2))
         return shapes
 
 
@@ -134,7 +135,10 @@ def _sharpest(
     frames: Sequence[Frame], depth_map: bool, spreads: bool
 ) -> tuple[list[np.ndarray], np.ndarray | None, _Form, Spread | None]:
     """Return the greatest energy in each band, whose the finest is, and how the energies are spread if asked for."""
-    best = sharpest = form = spread = None
+    best: list[np.ndarray] = []
+    sharpest = np.zeros((0, 0), np.uint8)
+    form: _Form | None = None
+    spread: Spread | None = None
     for index, frame in enumerate(frames):
         pixels = _pixels(frame)
         _check(pixels, index, form)
@@ -160,7 +164,8 @@ def _sharpest(
             np.maximum(smoothest, finest, out=smoothest)
             del finest
         del energies
-    return best, sharpest, form, spread
+    assert form is not None  # there are two frames at least
+    return best, sharpest if depth_map else None, form, spread
 
 
 def _spread(form: _Form) -> Spread:
@@ -231,17 +236,18 @@ def _summed(own: list[np.ndarray], shapes: list[tuple[int, int]]) -> list[np.nda
     """Add to the energy of each band, in place, what its neighbours tell; return these, and that of what is left."""
     import cv2
 
-    finer = None
+    finer: np.ndarray | None = None
     for level, energy in enumerate(own):
         if level + 1 < len(own):
-            following = cv2.resize(own[level + 1], energy.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            following: np.ndarray = cv2.resize(own[level + 1], energy.shape[::-1], interpolation=cv2.INTER_LINEAR)
             following *= np.float32(NEXT_BAND)
             energy += following
             del following
         if finer is not None:
             energy += finer
-        finer = cv2.pyrDown(energy)
-        finer *= np.float32(FINER_BANDS)
+        half: np.ndarray = cv2.pyrDown(energy)
+        half *= np.float32(FINER_BANDS)
+        finer = half
     return [*own, np.ones(shapes[-1], np.float32) if finer is None else finer]
 
 
@@ -343,7 +349,7 @@ def _add(total: np.ndarray, weight: np.ndarray, band: np.ndarray | None, steps: 
 def _collapsed(totals: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarray:
     import cv2
 
-    plane = None
+    plane: np.ndarray | None = None
     for total, weight in zip(reversed(totals), reversed(weights), strict=True):
         band = total.view(np.float32)  # in place: each sum is read before its place is written
         for rows in _strips(total.shape):
@@ -352,6 +358,7 @@ def _collapsed(totals: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarra
         if plane is not None:
             band += cv2.pyrUp(plane, dstsize=band.shape[::-1])
         plane = band
+    assert plane is not None  # there is a band at least, of what is left
     return plane
 
 

@@ -56,6 +56,12 @@ class Capture:
     duration: float
     exposure: tuple | None
 
+    @property
+    def moment(self) -> float:
+        """The time of a frame that has one: others are never compared."""
+        assert self.time is not None
+        return self.time
+
 
 def find(
     folders: Sequence[str | os.PathLike],
@@ -223,14 +229,14 @@ def _regular(pictures: list[Path], plan: Plan) -> list[Path]:
 def _as_counted(pictures: list[Path]) -> list[Path]:
     """Return pictures in natural order, but what a camera's counter numbered after its last number follows that."""
     ordered = sorted(pictures, key=lambda picture: natural(picture.name))
-    families: dict[tuple, list[int]] = {}
+    families: dict[tuple, list[tuple[int, int]]] = {}
     for index, picture in enumerate(ordered):
         found = _COUNTED.fullmatch(picture.stem)
         if found:
-            families.setdefault((found[1], len(found[2])), []).append(index)
-    for (_, digits), places in families.items():
+            families.setdefault((found[1], len(found[2])), []).append((index, int(found[2])))
+    for (_, digits), counted in families.items():
+        places, numbers = zip(*counted, strict=True)
         members = [ordered[index] for index in places]
-        numbers = [int(_COUNTED.fullmatch(member.stem)[2]) for member in members]
         if numbers[0] > 1 or numbers[-1] != 10**digits - 1:
             continue
         gaps = [after - before for before, after in itertools.pairwise(numbers)]
@@ -340,7 +346,7 @@ def _by_exif(files: list[Path], gap: float, plan: Plan, task: str) -> None:
 def _continues(bracket: list[Capture], frame: Capture, gap: float, task: str) -> bool:
     """Return whether a frame belongs to the bracket, or stack, before it."""
     last = bracket[-1]
-    if (frame.camera, frame.size) != (last.camera, last.size) or frame.time > last.time + last.duration + gap:
+    if (frame.camera, frame.size) != (last.camera, last.size) or frame.moment > last.moment + last.duration + gap:
         return False
     if frame.exposure is None:
         return True
@@ -352,10 +358,10 @@ def _same_exposure(frame: Capture, other: Capture) -> bool:
     """Return whether two frames are exposed alike: as they were asked to be, and but for what metering changes."""
     if frame.exposure is None or other.exposure is None or frame.exposure[-1] != other.exposure[-1]:
         return frame.exposure == other.exposure
-    levels = [_stops(capture.exposure) for capture in (frame, other)]
-    if None in levels:
+    level, reference = _stops(frame.exposure), _stops(other.exposure)
+    if level is None or reference is None:
         return frame.exposure == other.exposure
-    return abs(levels[0] - levels[1]) < LEAST_STEP
+    return abs(level - reference) < LEAST_STEP
 
 
 def _stops(exposure: tuple) -> float | None:
@@ -369,7 +375,7 @@ def _stops(exposure: tuple) -> float | None:
 def _repeats(frame: Capture, other: Capture, gap: float) -> bool:
     """Return whether two frames are of one burst, in which nothing but the moment differs."""
     alike = (frame.camera, frame.size) == (other.camera, other.size) and _same_exposure(frame, other)
-    return alike and abs(frame.time - other.time) <= gap + max(frame.duration, other.duration)
+    return alike and abs(frame.moment - other.moment) <= gap + max(frame.duration, other.duration)
 
 
 def _lacking(groups: list[list[Path]], damaged: list[Path], place: dict[Path, int]) -> dict[int, Path]:

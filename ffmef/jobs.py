@@ -149,9 +149,15 @@ def _write(fused, output: str, options: Options, seconds: float) -> Outcome:
     from ffmef import files
     from ffmef.imaging import io, paths
 
-    encoding = {"quality": options.quality, "compression": options.compression, "depth": options.output_depth}
     title = "standard output" if output == paths.STANDARD else output
-    data, written = io.encode_picture(fused, _target_format(output, options), title, **encoding)
+    data, written = io.encode_picture(
+        fused,
+        _target_format(output, options),
+        title,
+        quality=options.quality,
+        compression=options.compression,
+        depth=options.output_depth,
+    )
     if output == paths.STANDARD:
         paths.write_standard_output(data)
     else:
@@ -208,7 +214,7 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, ne
     alpha = None if stack.alpha is None else io.to_depth(stack.alpha, pixels.dtype)
     icc = stack.icc if pixels.ndim == 3 or not stack.coloured else None
     outcome = _write(Picture(pixels, alpha, icc, stack.exif, stack.format), output, options, seconds)
-    if options.depth_map is not None:
+    if options.depth_map is not None and fused.sharpest is not None:
         io.write_picture(options.depth_map, Picture(fused.sharpest, None, None, None, "PNG"))
     return outcome
 
@@ -240,7 +246,12 @@ class _Stack:
 
     def __init__(self, inputs: Sequence[str], remark):
         self.inputs, self.remark = list(inputs), remark
-        self.alpha = self.icc = self.exif = self.format = self.white_balance = self.shape = None
+        self.alpha: np.ndarray | None = None
+        self.icc: bytes | None = None
+        self.exif: bytes | None = None
+        self.format = ""  # until a frame says
+        self.white_balance: tuple[float, ...] | None = None
+        self.shape: tuple[int, int] | None = None
         self.coloured = False
         self._said: set[str] = set()
 

@@ -27,7 +27,7 @@ def main() -> int:
         try:
             status = run()
         except SystemExit as ending:  # of argparse
-            status = ending.code
+            status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:

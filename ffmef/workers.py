@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent import futures
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ DIED = Lost("its process died, perhaps for lack of memory: try fewer --jobs")
 
 def in_processes(
     function: Callable[[Any], Any], items: Sequence, processes: int, begin: Callable[[], None] | None = None
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield each item with its result, or with :class:`Lost`, as it ends.
 
     Args:
@@ -93,7 +93,9 @@ def _begin(begin: Callable[[], None] | None) -> None:
         os._exit(1)
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
         end()  # a killed run cannot tell its workers to stop, and they would wait for ever
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -109,7 +111,7 @@ def _stop(pool: futures.ProcessPoolExecutor) -> None:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
-def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) -> Iterator[tuple[Any, Any]]:
+def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) -> Generator[tuple[Any, Any], None, None]:
     """Yield each item with its result or :class:`Lost`, as it ends, of workers that see the same files.
 
     Raises:

@@ -386,22 +386,35 @@ template <class Shape, class P> __device__ __forceinline__ Patch patch_of_thread
   return {row, column, row < p.height && column < p.width};
 }
 
-// Writes a patch's four means, and their mean, to levels 1 and 2.
-template <class A> __device__ __forceinline__ void put_means(const A (&values)[kPatch][kPatch], int row, int column,
-                                                             int bands, const Level<A>& first, const Level<A>& second) {
-  A means[2][2];
+// A patch's four means of 2 x 2 pixels.
+template <class A> __device__ __forceinline__ void means_of_patch(const A (&values)[kPatch][kPatch], A (&means)[2][2]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i)
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
       const A upper = values[2 * i][2 * j] + values[2 * i][2 * j + 1];
       means[i][j] = (upper + (values[2 * i + 1][2 * j] + values[2 * i + 1][2 * j + 1])) * A(0.25);
-      first.at(row / 2 + i, column / 2 + j) = means[i][j];
     }
+}
+
+// The mean of a patch's four means.
+template <class A> __device__ __forceinline__ A mean_of_means(const A (&means)[2][2]) {
+  return ((means[0][0] + means[0][1]) + (means[1][0] + means[1][1])) * A(0.25);
+}
+
+// Writes a patch's four means, and their mean, to levels 1 and 2.
+template <class A> __device__ __forceinline__ void put_means(const A (&values)[kPatch][kPatch], int row, int column,
+                                                             int bands, const Level<A>& first, const Level<A>& second) {
+  A means[2][2];
+  means_of_patch(values, means);
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) first.at(row / 2 + i, column / 2 + j) = means[i][j];
   if (bands < 2) return;
   if (row / 2 + 1 >= first.height) means[1][0] = means[0][0], means[1][1] = means[0][1];
   if (column / 2 + 1 >= first.width) means[0][1] = means[0][0], means[1][1] = means[1][0];
-  second.at(row / 4, column / 4) = ((means[0][0] + means[0][1]) + (means[1][0] + means[1][1])) * A(0.25);
+  second.at(row / 4, column / 4) = mean_of_means(means);
 }
 
 // Makes the pyramid of one image's channel: the thread's own patch in registers, levels 1 to `bands` in shared memory.

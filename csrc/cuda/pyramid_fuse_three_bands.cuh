@@ -186,18 +186,12 @@ __device__ __forceinline__ void put_levels(const P& p, const Place& tile, const 
                                            const A (&values)[kPatch][kPatch], A* levels) {
   const int row = (tile.row >> 2) + patch.down, column = (tile.column >> 2) + patch.across;  // on level 2
   A means[2][2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const A upper = values[2 * i][2 * j] + values[2 * i][2 * j + 1];
-      means[i][j] = (upper + (values[2 * i + 1][2 * j] + values[2 * i + 1][2 * j + 1])) * A(0.25);
-    }
+  means_of_patch(values, means);
   if (border) {
     if (2 * row + 1 >= levels_size(p.height, 1)) means[1][0] = means[0][0], means[1][1] = means[0][1];
     if (2 * column + 1 >= levels_size(p.width, 1)) means[0][1] = means[0][0], means[1][1] = means[1][0];
   }
-  const A second = ((means[0][0] + means[0][1]) + (means[1][0] + means[1][1])) * A(0.25);
+  const A second = mean_of_means(means);
   A right = __shfl_down_sync(0xffffffffu, second, 1);
   if (border && column + 1 >= levels_size(p.width, 2)) right = second;
   const A line = second + right;

@@ -466,6 +466,33 @@ struct Meeting {
 
 constexpr int kMeetSide = 8;  // cells
 
+// Four channels of all images at one cell: their sums, then means, and their greatest values.
+struct Met {
+  float mean[4], most[4];
+
+  __device__ __forceinline__ void add(const float (&v)[4], bool first) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      mean[c] = first ? v[c] : mean[c] + v[c];
+      most[c] = first || v[c] > most[c] ? v[c] : most[c];
+    }
+  }
+};
+
+// What the images have in common gives each of a thread's four channels: a 1x1 convolution of the means and the
+// greatest values of all C channels, which the threads of a cell share in `both`.
+template <int C, int kCells>
+__device__ __forceinline__ void join(Met& met, int count, int cell, int channel, const float* weights,
+                                     float (&both)[kCells][kApart<2 * C>], float (&joined)[1][4]) {
+#pragma unroll
+  for (int c = 0; c < 4; ++c) met.mean[c] *= 1.0f / static_cast<float>(count);
+  store_four(&both[cell][channel], met.mean);
+  store_four(&both[cell][C + channel], met.most);
+  __syncthreads();
+  load_sums(joined[0], weights + 2 * C * C + channel);
+  multiply<2 * C>(both[cell], 0, weights + channel, C, joined);
+}
+
 struct MeetingShared {
   float both[kMeetSide * kMeetSide][kApart<2 * kFinest>];
   float tile[kMeetSide * kMeetSide][kApart<kFinest>];
@@ -492,24 +519,14 @@ __device__ __forceinline__ void meet(const Meeting& p, MeetingShared& s) {
     const float4 x = load_four(p.maps + (p.order[n] * p.size.cells() + at) * kFinest + channel);
     v[0] = x.x + added[0], v[1] = x.y + added[1], v[2] = x.z + added[2], v[3] = x.w + added[3];
   };
-  float mean[4], most[4], v[4];
+  Met met;
+  float v[4], joined[1][4];
 #pragma unroll 1
   for (int n = 0; n < p.count; ++n) {
     load(n, v);
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      mean[c] = n == 0 ? v[c] : mean[c] + v[c];
-      most[c] = n == 0 || v[c] > most[c] ? v[c] : most[c];
-    }
+    met.add(v, n == 0);
   }
-#pragma unroll
-  for (int c = 0; c < 4; ++c) mean[c] *= 1.0f / static_cast<float>(p.count);
-  store_four(&s.both[cell][channel], mean);
-  store_four(&s.both[cell][kFinest + channel], most);
-  __syncthreads();
-  float joined[1][4];
-  load_sums(joined[0], s.join + 2 * kFinest * kFinest + channel);
-  multiply<2 * kFinest>(s.both[cell], 0, s.join + channel, kFinest, joined);
+  join<kFinest>(met, p.count, cell, channel, s.join, s.both, joined);
 #pragma unroll 1
   for (int n = 0; n < p.count; ++n) {
     load(n, v);
@@ -672,7 +689,8 @@ template <int C> __device__ __forceinline__ void coarsest(const Coarsest& p, Coa
   copy_weights(s.join + 2 * C * C, p.join.bias, C);
   copy_weights(s.up, p.up.weights, C * p.outputs);
   copy_weights(s.up + C * p.outputs, p.up.bias, p.outputs);
-  float mean[4], most[4], v[1][4];
+  Met common;
+  float v[1][4], joined[1][4];
 #pragma unroll 1
   for (int n = 0; n < p.count; ++n) {
     float* source = p.maps + (n * p.size.cells() + place) * C + channel;
@@ -684,21 +702,11 @@ template <int C> __device__ __forceinline__ void coarsest(const Coarsest& p, Coa
     load_sums(v[0], s.overall + C * C + channel);
     multiply<C>(s.cells[cell], 0, s.overall + channel, C, v);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      v[0][c] += own[c];
-      mean[c] = n == 0 ? v[0][c] : mean[c] + v[0][c];
-      most[c] = n == 0 || v[0][c] > most[c] ? v[0][c] : most[c];
-    }
+    for (int c = 0; c < 4; ++c) v[0][c] += own[c];
+    common.add(v[0], n == 0);
     if (inside) store_four(source, v[0]);
   }
-#pragma unroll
-  for (int c = 0; c < 4; ++c) mean[c] *= 1.0f / static_cast<float>(p.count);
-  store_four(&s.both[cell][channel], mean);
-  store_four(&s.both[cell][C + channel], most);
-  __syncthreads();
-  float joined[1][4];
-  load_sums(joined[0], s.join + 2 * C * C + channel);
-  multiply<2 * C>(s.both[cell], 0, s.join + channel, C, joined);
+  join<C>(common, p.count, cell, channel, s.join, s.both, joined);
 #pragma unroll 1
   for (int n = 0; n < p.count; ++n) {
     float met[4] = {};

@@ -80,6 +80,7 @@ def _write_onnx(model: nn.Module, count: int, path: Path) -> str:
         program = torch.onnx.export(
             model, example, dynamo=True, verbose=False, input_names=["luminance"], output_names=["fused"], **options
         )
+        assert program is not None  # of dynamo's exporter
         program.save(path)
     try:
         import onnxruntime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from typing import overload
 
 from ffmef.commands import MOST_THREADS
 from ffmef.errors import InputError, printable
@@ -152,6 +153,14 @@ def _backend(args: argparse.Namespace) -> str | None:
         raise InputError(f"--engine must be one of {', '.join(engines)}, got {args.engine!r}")
     print("ffmef: --engine is deprecated: --backend takes its values", file=sys.stderr)
     return args.backend or (None if args.engine == "auto" else args.engine)
+
+
+@overload
+def whole_number(text: str, name: str, least: int = 0, most: int | None = None) -> int: ...
+
+
+@overload
+def whole_number(text: None, name: str, least: int = 0, most: int | None = None) -> None: ...
 
 
 def whole_number(text: str | None, name: str, least: int = 0, most: int | None = None) -> int | None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 from ffmef.commands import MOST_THREADS
+
+if TYPE_CHECKING:
+    from ffmef.ops.types import Backend
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FLOOR = "floor"
@@ -120,9 +124,11 @@ def measured(
 
     images, filters, alphas, gradient = make_tensors(device, args, sizes)
     read = lambda: [weights.detach().sum() for weights in filters]  # noqa: E731
-    runs = {FLOOR: read} | {name: make_run(name, images, filters, alphas, gradient, args.backward) for name in names}
+    runs = {FLOOR: read} | {
+        name: make_run(cast("Backend", name), images, filters, alphas, gradient, args.backward) for name in names
+    }
     clock = measure.clock_for(device, args.threads)
-    rows = []
+    rows: list[Sequence[str]] = []
     for name, call in runs.items():
         call()
         peak = measure.peak_memory(call, device)
@@ -137,10 +143,10 @@ def measured(
                 name,
                 device,
                 f"{median * 1e3:.3f} ms",
-                f"{spread / median:.1%}",
+                "" if spread is None else f"{spread / median:.1%}",
                 "" if name == FLOOR else f"{share:.0%}",
                 "" if name == FLOOR else f"{moved / median / 1e9:.1f}",
-                "unknown" if memory is None else f"{memory / 2**20:.1f} MiB",
+                f"{memory / 2**20:.1f} MiB" if isinstance(memory, int) else "unknown",
                 "" if kernels["launches"] is None else str(kernels["launches"]),
                 "" if kernels["occupancy_percent"] is None else f"{kernels['occupancy_percent']:.0f}%",
             )
@@ -164,7 +170,7 @@ def make_tensors(device: str, args: argparse.Namespace, sizes: list[int]):
     return images, filters, alphas, gradient
 
 
-def make_run(backend: str, images, filters, alphas, gradient, backward: bool) -> Callable[[], object]:
+def make_run(backend: Backend, images, filters, alphas, gradient, backward: bool) -> Callable[[], object]:
     import torch
 
     from ffmef import ops

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from ffmef.errors import InputError
-from ffmef.training.config import Config, resolve
+from ffmef.training.config import Config, default_of, resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     settings = parser.add_argument_group("settings")
     for f in dataclasses.fields(Config):
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+        default = default_of(f)
         shown = f" (default: {default})" if default not in ("", [], {}) else ""
         kwargs = {"default": argparse.SUPPRESS, "help": f.metadata["help"] + shown, "dest": f"set_{f.name}"}
         if isinstance(default, bool):

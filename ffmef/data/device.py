@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ffmef.data.crops import draw_count, draw_window
-from ffmef.data.dataset import EpochBatches, TrainingSet
+from ffmef.data.dataset import EpochBatches, Mixture, TrainingSet
 from ffmef.data.synthetic import LUMINANCE, SyntheticBrackets
 from ffmef.errors import InputError
 
@@ -33,8 +33,9 @@ class DeviceBatches:
     """
 
     def __init__(self, dataset: TrainingSet, batches: EpochBatches, device: torch.device):
-        parts = dataset.scenes.parts
-        if not parts or not all(isinstance(part, SyntheticBrackets) for part in parts):
+        mixed = dataset.scenes.parts if isinstance(dataset.scenes, Mixture) else []
+        parts = [part for part in mixed if isinstance(part, SyntheticBrackets)]
+        if not parts or len(parts) < len(mixed):
             raise InputError("on_device makes samples of photographs only, got data")
         self._dataset, self._batches, self._device, self._parts = dataset, batches, device, parts
         self._light = [
@@ -81,7 +82,8 @@ class DeviceBatches:
 
     def _cut(self, light: Tensor, rng: np.random.Generator) -> Tensor:
         size = self._dataset.size
-        top, left, height, width = draw_window(*light.shape[1:], size, self._dataset.recipe, rng)
+        _, rows, columns = light.shape
+        top, left, height, width = draw_window(rows, columns, size, self._dataset.recipe, rng)
         part = light[None, :, top : top + height, left : left + width].float()
         mode = "bilinear" if height * width >= size * size else "bicubic"
         return F.interpolate(part, (size, size), mode=mode, antialias=True)[0]

@@ -127,7 +127,8 @@ class PictureScenes:
         pictures = self._pictures[index]
         count = draw_count(self.count, min(self.largest_count, len(pictures)), rng)
         chosen = self._choose(self._levels[index], count, rng)
-        window = draw_window(*pictures[0].shape[:2], size, recipe, rng)
+        height, width = pictures[0].shape[:2]
+        window = draw_window(height, width, size, recipe, rng)
         sample = np.stack([cut(pictures[i], window, size) for i in chosen])
         if self.jitter and rng.random() < self.jitter:
             sample = _expose_further(sample, rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,9 @@ class SyntheticStacks:
             rows, columns = np.mgrid[0:size, 0:size].astype(np.float32) / size - 0.5
             depth = first + (last - first) * (0.5 + (np.cos(angle) * columns + np.sin(angle) * rows) / np.sqrt(2))
             depth = depth.astype(np.float32)
-        layers = [(np.dstack([picture, np.ones((size, size), np.float32)]), depth)]
+        layers: list[tuple[np.ndarray, float | np.ndarray]] = [
+            (np.dstack([picture, np.ones((size, size), np.float32)]), depth)
+        ]
         near = sorted(_depth(foci, rng) for _ in range(int(rng.integers(0, 5))))
         for depth in near[::-1] if rng.random() < 0.5 else near:
             cover = _shape(size, rng)
@@ -134,7 +137,7 @@ def _shape(size: int, rng: np.random.Generator) -> np.ndarray:
             ends = np.rint(rng.uniform(-0.2, 1.2, (2, 2)) * size).astype(int)
             cv2.line(cover, ends[0].tolist(), ends[1].tolist(), 255, int(rng.integers(1, 9)), cv2.LINE_AA)
     else:
-        noise = rng.standard_normal((size, size)).astype(np.float32)
+        noise: np.ndarray = rng.standard_normal((size, size)).astype(np.float32)
         noise = cv2.GaussianBlur(noise, (0, 0), rng.uniform(3, 20))
         noise = (noise - np.quantile(noise, rng.uniform(0.5, 0.9))) / noise.std()
         return np.clip(noise * rng.uniform(4, 20) + 0.5, 0, 1)
@@ -143,7 +146,7 @@ def _shape(size: int, rng: np.random.Generator) -> np.ndarray:
 
 def _rendered(layers, focus: float | None, growth: float, blur: Blur) -> np.ndarray:
     """Return the light of layers seen with the focus at a depth; None: all in focus."""
-    picture = None
+    picture: np.ndarray | None = None
     for layer, depth in layers:
         if focus is None:
             seen = layer
@@ -152,6 +155,7 @@ def _rendered(layers, focus: float | None, growth: float, blur: Blur) -> np.ndar
         else:
             seen = _slanted(layer, growth * np.abs(depth - np.float32(focus)), blur)
         picture = seen[..., :3] if picture is None else picture * (1 - seen[..., 3:]) + seen[..., :3]
+    assert picture is not None  # the background is always there
     return picture
 
 
@@ -215,7 +219,7 @@ def _moved(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     size = frame.shape[0]
     scale, (right, down) = 1 + rng.uniform(-1, 1) / size, rng.uniform(-0.25, 0.25, 2)
     middle = (size - 1) / 2 * (1 - scale)
-    move = np.float32([[scale, 0, middle + right], [0, scale, middle + down]])
+    move = np.array([[scale, 0, middle + right], [0, scale, middle + down]], np.float32)
     return cv2.warpAffine(frame, move, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
 
 
@@ -223,7 +227,8 @@ def _compressed(frame: np.ndarray, quality: int) -> np.ndarray:
     import cv2
 
     _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+    decoded: Any = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return decoded[..., ::-1]
 
 
 def _rounded(frame: np.ndarray) -> np.ndarray:

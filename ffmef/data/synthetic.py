@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ffmef.data.crops import cut, draw_count, draw_window
+from ffmef.data.crops import Window, cut, draw_count, draw_window
 from ffmef.data.pictures import read_each, read_rgb, shrink
 from ffmef.data.scenes import HDR_EXTENSIONS, find_photographs
 from ffmef.errors import InputError
@@ -87,12 +87,12 @@ class SyntheticBrackets:
         """Return linear light (size, size, 3), float32."""
         light = self.light[index]
         if light.dtype == np.uint8:
-            part = cut(light, draw_window(*light.shape[:2], size, recipe, rng), size)
+            part = cut(light, _window(light, size, recipe, rng), size)
             linear = (part.astype(np.float32) / 255) ** np.float32(rng.uniform(1.9, 2.4)) + 1e-4
             return _spread_tones(linear, rng)
         if light.shape[1] == 2 * light.shape[0]:
             return _view(light, size, rng)
-        return np.maximum(cut(light, draw_window(*light.shape[:2], size, recipe, rng), size), 0) + 1e-6
+        return np.maximum(cut(light, _window(light, size, recipe, rng), size), 0) + 1e-6
 
     def _gains(self, scene: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         luminance = scene @ LUMINANCE
@@ -145,12 +145,17 @@ def _read_radiance(path: Path) -> np.ndarray:
         raise InputError(f"{path}: damaged or not supported: {error}") from None
 
 
+def _window(light: np.ndarray, size: int, recipe: str, rng: np.random.Generator) -> Window:
+    height, width = light.shape[:2]
+    return draw_window(height, width, size, recipe, rng)
+
+
 def _spread_tones(linear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Stretch the blurred logarithm of light by 1 to 2.5 times; detail keeps its contrast."""
     import cv2
 
     logarithm = np.log2(linear @ LUMINANCE)
-    base = cv2.GaussianBlur(logarithm, None, linear.shape[0] * rng.uniform(0.02, 0.15))
+    base = cv2.GaussianBlur(logarithm, (0, 0), linear.shape[0] * rng.uniform(0.02, 0.15))
     return linear * np.exp2((base - base.mean()) * np.float32(rng.uniform(0.0, 1.5)))[..., None]
 
 
@@ -169,7 +174,7 @@ def _behind_window(scene: np.ndarray, other: np.ndarray, rng: np.random.Generato
         mask = np.sin(angle) * (rows - 0.5 + bend) + np.cos(angle) * (columns - 0.5) > offset
     mask = mask.astype(np.float32)
     if rng.random() < 0.5:
-        mask = cv2.GaussianBlur(mask, None, rng.uniform(0.4, 3.0))
+        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.4, 3.0))
     level = np.median(scene @ LUMINANCE) / np.median(other @ LUMINANCE) * 2 ** rng.uniform(2, 6)
     return scene * (1 - mask[..., None]) + other * (mask * np.float32(level))[..., None]
 

@@ -275,7 +275,7 @@ def _without_zeros(text: str) -> str:
     return re.sub(r"(?<!\d)0+(?=\d)", "", roles.folded(text))
 
 
-_FOLDS = (str, roles.folded, _without_zeros)
+_FOLDS: tuple[Callable[[str], str], ...] = (str, roles.folded, _without_zeros)
 
 
 def _unique(entries: Iterable[tuple[str, str]], fold: Callable[[str], str]) -> dict[str, str]:

@@ -211,11 +211,11 @@ def _of_holders(family: roles.Family, holders: dict[int, list[Path]]) -> Found:
     files = _by_keys(family, chosen, found)
     keys = {key: None for role in sorted(files) for key in files[role]}
     label_of = {key: next(files[role][key][0] for role in sorted(files) if key in files[role]) for key in keys}
-    names = Counter(roles.folded(Path(label).name) for label in label_of.values())
+    frequent = Counter(roles.folded(Path(label).name) for label in label_of.values())
     for key in keys:
         own = {role: entries[key] for role, entries in files.items() if key in entries}
         label = label_of[key]
-        name = Path(label).name if names[roles.folded(Path(label).name)] == 1 else label.replace("/", "_")
+        name = Path(label).name if frequent[roles.folded(Path(label).name)] == 1 else label.replace("/", "_")
         missing = [f"{chosen[role].name}/" for role in (0, 1) if role not in own]
         if missing:
             there = next(iter(own.values()))[1]

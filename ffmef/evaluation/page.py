@@ -6,6 +6,7 @@ import base64
 import io
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
 
     higher = {name: METRICS[name].higher_is_better for name in report.metrics}
     badness = statistics.badness(report.scores, higher)
-    scenes = []
+    scenes: list[dict[str, Any]] = []
     for pair in report.pairs:
         values = {m: report.scores[m][pair.name] for m in report.methods if pair.name in report.scores.get(m, {})}
         if not values:

@@ -266,8 +266,8 @@ def latex(report: Report) -> str:
         rows.append([method.translate(_TEX), *cells])
     title = f"{report.dataset}: averages over {pairs_of(report)}, {report.save_as}; best values in bold"
     parts = [_tex_table(title, ["", *(label(name) for name in report.metrics)], rows)]
-    for title, header, texts in statistics_tables(report):
-        parts.append(_tex_table(title, header, [[cell.translate(_TEX) for cell in row] for row in texts]))
+    for title, header, cells_of in statistics_tables(report):
+        parts.append(_tex_table(title, header, [[cell.translate(_TEX) for cell in row] for row in cells_of]))
     return "% needs \\usepackage{booktabs}\n" + "\n".join(parts)
 
 

@@ -102,7 +102,9 @@ def split(stem: str, family: Family) -> tuple[str, int] | None:
                 return stem[:place].rstrip(_SEPARATORS), role
     for form in _AT_THE_BEGINNING:
         start = form.match(stem)
-        role = _SPELLINGS.get((family, start[1].casefold())) if start else None
+        if start is None:
+            continue
+        role = _SPELLINGS.get((family, start[1].casefold()))
         if role is not None:
             return start[2], role
     joined = _JOINED.fullmatch(stem) if family is FAMILIES[0] else None

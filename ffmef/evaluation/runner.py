@@ -141,7 +141,7 @@ def _by_method(
     for item in sorted(done, key=lambda t: t.pair):
         known = journal.values(item.pair, item.method, item.key)
         scores[item.method][item.pair] = {name: known[name] for name in names}
-        scored[item.method][item.pair] = Path(item.saved or item.fused)
+        scored[item.method][item.pair] = Path(item.saved or item.fused or "")
     return scores, scored
 
 

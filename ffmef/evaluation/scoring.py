@@ -141,7 +141,8 @@ def score(task: Task) -> dict:
         if _mixed(frames, fused):
             notes.append(LUMA)
             frames, fused = [metrics.to_luma(frame) for frame in frames], metrics.to_luma(fused)
-        values = metrics.compute(*frames[:2], fused, task.metrics, toolkit=task.toolkit, more=frames[2:])
+        first, second, *more = frames
+        values = metrics.compute(first, second, fused, task.metrics, toolkit=task.toolkit, more=more)
     except (ValueError, OSError, MemoryError, RuntimeError, ImportError) as error:
         return {"failure": " ".join(str(error).split()) or type(error).__name__}
     return {

@@ -106,7 +106,11 @@ def standings(
     ]
     if not shared:
         return {}
-    of_metric = [ranks([averages[m][metric] for m in methods], higher_is_better[metric]) for metric in shared]
+    # A metric that all methods share has a rank for each of them.
+    of_metric = [
+        [rank for rank in ranks([averages[m][metric] for m in methods], higher_is_better[metric]) if rank is not None]
+        for metric in shared
+    ]
     return {
         method: Standing(
             float(sum(len(methods) - own[i] for own in of_metric)),

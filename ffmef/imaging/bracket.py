@@ -159,7 +159,7 @@ def _likeness(one: np.ndarray, other: np.ndarray) -> float:
         ranks.append((np.cumsum(count) - count / 2)[place.ravel()])
     if min(np.ptp(values) for values in ranks) == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _size(picture: Picture) -> str:

@@ -8,7 +8,7 @@ rounding between steps. The channel axis is the last one of an array (H, W, 3) a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -143,7 +143,8 @@ def merge_chroma(chroma: Sequence[Array]) -> Array:
     if not len(chroma):
         raise ValueError("chroma must hold at least 1 picture, got 0")
     # Around 128: C = 128 + sum d |d| / sum |d|. The same value, without the cancellation of two large sums.
-    total = weights = 0
+    total: Any = 0  # arrays or tensors, from the first picture on
+    weights: Any = 0
     for plane in chroma:
         deviation = plane - 128
         weight = abs(deviation)
@@ -163,7 +164,7 @@ def _planes(picture, axis: int | None, name: str):
     axis = _channel_axis(picture, axis)
     if not -picture.ndim <= axis < picture.ndim or picture.shape[axis] != 3:
         raise ValueError(f"{name} must have 3 channels on axis {axis}, got shape {tuple(picture.shape)}")
-    index = [slice(None)] * picture.ndim
+    index: list[slice | int] = [slice(None)] * picture.ndim
     planes = []
     for channel in range(3):
         index[axis] = channel

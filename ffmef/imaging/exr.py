@@ -58,7 +58,7 @@ def decode(data: bytes) -> np.ndarray:
     alpha = channels["A"] if names != ["A"] and "A" in channels else None
     if alpha is not None:  # OpenEXR's colours are multiplied by alpha
         share = np.where(alpha > 0, alpha, 1)
-        channels |= {name: channels[name] / share for name in names}
+        channels |= {name: (channels[name] / share).astype(np.float32) for name in names}
     planes = [encode_display(channels[name]) for name in names] + ([] if alpha is None else [alpha])
     return (planes[0] if len(planes) == 1 else np.dstack(planes)).astype(np.float32)
 

@@ -12,9 +12,11 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile
+from PIL.MpoImagePlugin import MpoImageFile
 
 from ffmef import files
 from ffmef.errors import InputError
@@ -100,7 +102,7 @@ def decode_picture(data: bytes, name: str, *, white_balance: tuple[float, ...] |
             from ffmef.imaging import raw
 
             kind = raw.kind_of_tiff(data) or kind
-        if kind not in (None, "GIF", "PNM", *_PLUGINS, *formats.FORMATS.values()):
+        if kind is not None and kind not in ("GIF", "PNM", *_PLUGINS, *formats.FORMATS.values()):
             return _decode_raw(data, kind, white_balance)
         if kind == "PNM" and data[1:2] in b"56":
             from ffmef.imaging import pnm
@@ -232,9 +234,12 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _open(data: bytes, kind: str | None) -> ImageFile.ImageFile:
-    if kind in _PLUGINS:
-        _load_plugin(kind)
-    readers = {"PNM": ["PPM"], None: ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]}.get(kind, [kind])
+    if kind is None:
+        readers = ["PNG", "JPEG", "TIFF", "BMP", "WEBP"]
+    else:
+        if kind in _PLUGINS:
+            _load_plugin(kind)
+        readers = ["PPM" if kind == "PNM" else kind]
     with _quiet_decoders():
         return Image.open(io.BytesIO(data), formats=readers)
 
@@ -267,7 +272,8 @@ def _load_plugin(kind: str) -> None:
 
 def _decode(image: ImageFile.ImageFile, data: bytes) -> Picture:
     _check_size(*image.size)
-    name = {"MPO": "JPEG", "PPM": "PNM"}.get(image.format, image.format)
+    own = image.format or ""
+    name = {"MPO": "JPEG", "PPM": "PNM"}.get(own, own)
     remarks = _remarks(image, data)
     sixteen = name == "PNG" and data[24] == 16
     if name == "PNG" and not sixteen:
@@ -307,9 +313,9 @@ def _remarks(image: ImageFile.ImageFile, data: bytes) -> tuple[str, ...]:
         remarks += ("its HDR gain map is left out: the standard picture is used",)
     if image.format != "MPO":
         remarks += _frames_remark(getattr(image, "n_frames", 1))
-    elif not gain_map:
+    elif isinstance(image, MpoImageFile) and not gain_map:
         # Cameras keep previews and thumbnails beside the picture, which nobody misses.
-        kinds = [entry["Attribute"]["MPType"] for entry in image.mpinfo.get(0xB002, ())[1:]]
+        kinds = [entry["Attribute"]["MPType"] for entry in (image.mpinfo or {}).get(0xB002, ())[1:]]
         others = sum(not kind.startswith("Large Thumbnail") for kind in kinds)
         remarks += _frames_remark(1 + others if others else 1)
     return remarks + metadata.profile_remarks(image)
@@ -412,11 +418,11 @@ def _fit(picture: Picture, format: str, name: str, depth: int | None) -> Picture
     if format not in _WITH_ALPHA:
         alpha = None
     if format == "EXR" or (depth is None and pixels.dtype.kind == "f" and format in _FLOAT):
-        dtype = np.float32
+        dtype: np.dtype = np.dtype(np.float32)
     elif format not in _SIXTEEN_BIT or depth == 8 or (depth is None and pixels.dtype == np.uint8):
-        dtype = np.uint8
+        dtype = np.dtype(np.uint8)
     else:
-        dtype = np.uint16
+        dtype = np.dtype(np.uint16)
     pixels = to_depth(pixels, dtype)
     alpha = None if alpha is None else to_depth(alpha, dtype)
     if pixels.ndim == 2 and (format == "WEBP" or (pixels.dtype == np.uint16 and alpha is not None)):
@@ -483,7 +489,7 @@ def _encode(picture: Picture, quality: int | None, compression: int) -> bytes:
 
         return png.encode16(samples, picture.icc, picture.exif, compression)
     lossless = {"lossless": True, "quality": 0, "method": 0, "exact": True}  # a tenth of the time of the defaults
-    options = {
+    options: dict[str, Any] = {
         "PNG": {"compress_level": compression},
         "JPEG": {"quality": quality or 95, "subsampling": 0},
         "BMP": {},

@@ -75,20 +75,20 @@ def continued(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     if not mask.any():
         return image
-    weights = [mask.astype(np.float32)]
-    values = [np.where(mask if image.ndim == 2 else mask[..., None], image, 0).astype(np.float32)]
+    weights: list[np.ndarray] = [mask.astype(np.float32)]
+    values: list[np.ndarray] = [np.where(mask if image.ndim == 2 else mask[..., None], image, 0).astype(np.float32)]
     while max(weights[-1].shape) > 1:
         height, width = weights[-1].shape
         size = ((width + 1) // 2, (height + 1) // 2)
         weights.append(cv2.resize(weights[-1], size, interpolation=cv2.INTER_AREA))
         values.append(cv2.resize(values[-1], size, interpolation=cv2.INTER_AREA))
-    filled = None
+    filled: np.ndarray = np.zeros(())
     for weight, value in zip(reversed(weights), reversed(values), strict=True):
         weight = weight if image.ndim == 2 else weight[..., None]
         own = value / np.maximum(weight, 1e-6)
-        if filled is not None:
-            filled = cv2.resize(filled, own.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-            own = np.where(weight > 0, own, filled.reshape(own.shape))
+        if filled.ndim:  # all but the coarsest, which holds a mean of the whole picture
+            coarser: np.ndarray = cv2.resize(filled, own.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+            own = np.where(weight > 0, own, coarser.reshape(own.shape))
         filled = own
     if image.dtype.kind != "f":
         filled = np.rint(filled)

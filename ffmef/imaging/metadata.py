@@ -127,7 +127,9 @@ def from_cmyk(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     flags, intent = ImageCms.Flags.BLACKPOINTCOMPENSATION, ImageCms.Intent.RELATIVE_COLORIMETRIC
     screen = ImageCms.createProfile("sRGB")
-    return ImageCms.profileToProfile(image, profile, screen, intent, outputMode="RGB", flags=flags)
+    converted = ImageCms.profileToProfile(image, profile, screen, intent, outputMode="RGB", flags=flags)
+    assert converted is not None  # it is only where the picture itself is changed
+    return converted
 
 
 def profile_name(profile: bytes | None) -> str:
@@ -153,15 +155,14 @@ def convert_profile(pixels: np.ndarray, source: bytes | None, target: bytes | No
     """
     from PIL import Image, ImageCms
 
-    flags = int(ImageCms.Flags.BLACKPOINTCOMPENSATION)
-    intent = int(ImageCms.Intent.RELATIVE_COLORIMETRIC)
+    flags, intent = ImageCms.Flags.BLACKPOINTCOMPENSATION, ImageCms.Intent.RELATIVE_COLORIMETRIC
     profiles = [
         profile or ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes() for profile in (source, target)
     ]
     if pixels.dtype == np.uint8:
         try:
-            opened = [ImageCms.ImageCmsProfile(io.BytesIO(profile)) for profile in profiles]
-            converted = ImageCms.profileToProfile(Image.fromarray(pixels), *opened, intent, flags=flags)
+            own, wanted = (ImageCms.ImageCmsProfile(io.BytesIO(profile)) for profile in profiles)
+            converted = ImageCms.profileToProfile(Image.fromarray(pixels), own, wanted, intent, flags=flags)
         except (ImageCms.PyCMSError, OSError) as error:
             raise InputError(f"its ICC profile cannot be used: {' '.join(str(error).split())}") from None
         return np.array(converted)

@@ -156,4 +156,4 @@ def _strip(samples: np.ndarray, level: int) -> bytes:
         differences = samples.copy()
         differences[:, 1:] -= samples[:, :-1]
         samples = differences
-    return zlib.compress(samples.astype(little, copy=False), level)
+    return zlib.compress(samples.astype(little, copy=False).data, level)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -374,7 +375,7 @@ def _common(images: Tensor, padding_mode: str) -> tuple[dict[str, object], int, 
     """Return the arguments that all kernels share, the channels of one program, and how many groups of them there are."""
     count, channels, height, width = images.shape[1:]
     group = min(triton.next_power_of_2(channels), CHANNELS)
-    shared = {"count": count, "channels": channels, "height": height, "width": width}
+    shared: dict[str, object] = {"count": count, "channels": channels, "height": height, "width": width}
     shared["PADDING"] = PADDINGS[padding_mode]
     shared["DTYPE"] = tl.float64 if images.dtype == torch.float64 else tl.float32
     return shared, group, triton.cdiv(channels, group)
@@ -509,12 +510,12 @@ def backward(
 
 
 def _cells_gradient(
-    level: Tensor, images: Tensor, arguments: dict[str, object], target: Tensor, need_filters: bool, need_alphas: bool
+    level: Tensor, images: Tensor, arguments: dict[str, Any], target: Tensor, need_filters: bool, need_alphas: bool
 ) -> Tensor:
     """Write the gradient of a coarse level's filters to ``target``, and return that of its alpha."""
     fine, cells = images.shape[-2:], level.shape[-2:]
     planes = level.shape[0] * level.shape[1] * level.shape[2]
-    partials = arguments["alpha"].new_empty(programs_of(*cells, planes, ALPHA_TILE) if need_alphas else 1)
+    partials = arguments["alpha"].new_empty(programs_of(cells[0], cells[1], planes, ALPHA_TILE) if need_alphas else 1)
     # A cell reaches the pixels between its neighbours' centres, fewer than two cells' and one more.
     most_rows, most_columns = (-(-2 * pixels // size) + 1 for pixels, size in zip(fine, cells, strict=True))
     own = arguments | stride_arguments("image", images, IMAGE_AXES)

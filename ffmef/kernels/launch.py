@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -65,7 +66,7 @@ def parse_tile(text: str) -> Tile | str:
             f"{ENVIRONMENT} must be ROWSxCOLUMNSxWARPS, powers of two with at most 65536 pixels and 32 warps, "
             f"or {TUNE!r}, got {text!r}"
         )
-    return numbers
+    return numbers[0], numbers[1], numbers[2]
 
 
 @contextlib.contextmanager
@@ -127,20 +128,20 @@ class _Forms:
         parameters = [] if INTERPRETED else kernel.params
         self.constants = [i for i, p in enumerate(parameters) if p.is_constexpr]
         self.specialised = [not p.do_not_specialize for p in parameters]
-        self.tensors: list[int] | None = None
+        self.tensors: list[int] = []
         self.numbers: list[int] = []
         self.plain: list[int] = []
-        self.compiled: dict[tuple, object] = {}
+        self.compiled: dict[tuple, Any] = {}
 
-    def sort(self, values: list[object]) -> None:
+    def sort(self, values: list[Any]) -> None:
         """Note which arguments are tensors and which numbers: the same at every call."""
         rest = [i for i in range(len(values)) if i not in self.constants]
         self.tensors = [i for i in rest if isinstance(values[i], Tensor)]
         self.numbers = [i for i in rest if i not in self.tensors and self.specialised[i]]
         self.plain = [i for i in rest if i not in self.tensors and not self.specialised[i]]
 
-    def form_of(self, values: list[object], warps: int) -> tuple:
-        if self.tensors is None:
+    def form_of(self, values: list[Any], warps: int) -> tuple:
+        if not self.tensors:
             self.sort(values)
         form = [warps, values[self.tensors[0]].device]
         form += [values[i] for i in self.constants]
@@ -154,7 +155,7 @@ class _Forms:
         form += [values[i] > INT32_MAX for i in self.plain]
         return tuple(form)
 
-    def start(self, programs: int, values: list[object], warps: int) -> None:
+    def start(self, programs: int, values: list[Any], warps: int) -> None:
         # The interpreter compiles nothing; AMD's backend specialises for more than is looked at here.
         kept = not INTERPRETED and torch.version.hip is None
         if kept:
@@ -172,7 +173,7 @@ class _Forms:
 _forms: dict[object, _Forms] = {}
 
 
-def start(kernel, programs: int, arguments: dict[str, object], warps: int) -> None:
+def start(kernel, programs: int, arguments: dict[str, Any], warps: int) -> None:
     """Run ``programs`` programs of a kernel; ``arguments`` may hold more than it takes."""
     forms = _forms.get(kernel) or _forms.setdefault(kernel, _Forms(kernel))
     forms.start(programs, [arguments[name] for name in forms.names], warps)
@@ -195,7 +196,7 @@ def _tuner(kernel, key: tuple[str, ...], restored: tuple[str, ...]):
 def launch(
     kernel,
     planes: int,
-    arguments: dict[str, object],
+    arguments: dict[str, Any],
     key: tuple[str, ...],
     restored: tuple[str, ...] = (),
     only: Tile | None = None,
@@ -212,7 +213,7 @@ def launch(
     if chosen is None:
         device = next(value for value in arguments.values() if isinstance(value, Tensor)).device
         chosen = _from_table(kernel.__name__, arguments["DTYPE"] == tl.float64, device.index or 0)
-    if chosen == TUNE:
+    if isinstance(chosen, str):  # to be tuned
         own = {name: arguments[name] for name in kernel.arg_names if name in arguments}
 
         def grid(meta):

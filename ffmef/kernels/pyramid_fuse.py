@@ -288,7 +288,12 @@ class _Pyramid:
 def _pyramid(images: Tensor, weights: Tensor, base: Tensor, scale: int, with_levels: bool) -> _Pyramid:
     batch, count, channels = images.shape[:3]
     wide = accumulator(images.dtype)
-    common = {"count": count, "channels": channels, "cells_down": base.shape[-2], "cells_across": base.shape[-1]}
+    common: dict[str, object] = {
+        "count": count,
+        "channels": channels,
+        "cells_down": base.shape[-2],
+        "cells_across": base.shape[-1],
+    }
     common["DTYPE"] = tl.float64 if wide == torch.float64 else tl.float32
     pyramid = _Pyramid([images], [*weights.unbind(1), base], scale, wide, common)
     for level in range(1, pyramid.bands + 1) if with_levels else ():
@@ -307,7 +312,7 @@ def forward(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor
         return images.new_empty((batch, channels, height, width))
     with on_device(images):
         pyramid = _pyramid(images, weights, base, scale, with_levels=True)
-        fused = None
+        fused: Tensor | None = None
         for level in reversed(range(pyramid.bands + 1)):
             fine, cells = pyramid.levels[level], pyramid.cells[level]
             has_below = fused is not None
@@ -320,6 +325,7 @@ def forward(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor
             arguments |= {"below_fused": fused if has_below else fine, "FACTOR": scale >> level}
             launch(fuse_kernel, batch * channels, arguments, ("FACTOR", "HAS_BELOW"))
             fused = out
+    assert fused is not None  # there is a base at least
     return fused
 
 
@@ -369,6 +375,7 @@ def _images_gradient(pyramid: _Pyramid, gradients: list[Tensor]) -> Tensor:
         key = ("FACTOR", "HAS_FINER", "HAS_BELOW")
         launch(images_gradient_kernel, batch * count * channels, arguments, key)
         below = out
+    assert below is not None  # there is a base at least
     return below
 
 

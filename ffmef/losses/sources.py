@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,9 +53,7 @@ class Sources:
             raise ValueError(f"chroma_from must be 0 to {rgb.shape[1] - 1}, got {chroma_from}")
         if truth is not None and truth.shape != rgb[:, 0].shape:
             raise ValueError(f"truth must be {tuple(rgb[:, 0].shape)} like a picture of rgb, got {tuple(truth.shape)}")
-        rgb, truth = (
-            maps.float() / 255 if maps is not None and maps.dtype == torch.uint8 else maps for maps in (rgb, truth)
-        )
+        rgb, truth = _scaled(rgb), None if truth is None else _scaled(truth)
         ycbcr = rgb_to_ycbcr(rgb * 255)
         chroma = ycbcr[:, :, 1:]
         merged = chroma[:, chroma_from] if chroma_from is not None else merge_chroma(list(chroma.unbind(1)))
@@ -63,20 +62,30 @@ class Sources:
     @property
     def true_luminance(self) -> Tensor:
         """Y / 255 of the truth, (B, 1, H, W)."""
+        if self.truth is None:
+            raise ValueError("truth must be known, got None")
         return rgb_to_ycbcr(self.truth * 255)[:, :1] / 255
+
+    @functools.cached_property
+    def ycbcr(self) -> Tensor:
+        """The sources in grey levels, (B, N, 3, H, W)."""
+        return torch.cat([self.luminance.unsqueeze(2), self.chroma], 2) * 255
 
     @torch.no_grad()
     def with_chroma_of(self, shares: Tensor) -> Sources:
         """Return the same pictures with chroma merged by shares (B, N, h, w), see :func:`ffmef.models.merge_chroma`."""
         from ffmef.models.pyramid import merge_chroma
 
-        ycbcr = torch.cat([self.luminance.unsqueeze(2), self.chroma], 2) * 255
-        merged = merge_chroma(self.rgb * 255, shares.float(), ycbcr=ycbcr)
+        merged = merge_chroma(self.rgb * 255, shares.float(), ycbcr=self.ycbcr)
         return replace(self, merged_chroma=merged / 255)
 
     def picture(self, fused: Tensor) -> Tensor:
         """Return the RGB picture (B, 3, H, W) of a fused luminance (B, 1, H, W), scaled to [0, 1] but not clipped."""
         return ycbcr_to_rgb(torch.cat([fused, self.merged_chroma.to(fused.dtype)], 1) * 255) / 255
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    return maps.float() / 255 if maps.dtype == torch.uint8 else maps
 
 
 def check_fused(fused: Tensor, sources: Sources) -> Tensor:

@@ -136,7 +136,7 @@ def _mean_of_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) -
     """Mean of the local values; without gradients strip by strip, which bounds the memory and stays in cache."""
     height, width = fused.shape[-2] - WINDOW + 1, fused.shape[-1] - WINDOW + 1
     rows = height if torch.is_grad_enabled() and fused.requires_grad else max(16, _STRIP_PIXELS // width)
-    total = 0.0
+    total = fused.new_zeros(fused.shape[0])
     for top in range(0, height, rows):
         strip = slice(top, min(top + rows, height) + WINDOW - 1)
         total = total + _mef_ssim_map(sources[..., strip, :], fused[..., strip, :], pairs).sum((-2, -1))
@@ -189,7 +189,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
     count = sources.shape[1]
     pairs = [(i, i) for i in range(count)] + list(itertools.combinations(range(count), 2))
     exponents = [exponent / sum(EXPONENTS[:scales]) for exponent in EXPONENTS[:scales]]
-    value, slope = 1.0, 1.0
+    value = slope = fused.new_ones(fused.shape[0])
     for level, exponent in enumerate(exponents):
         if level:
             sources, fused = halve(sources), halve(fused)

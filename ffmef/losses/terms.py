@@ -62,7 +62,7 @@ def structure(view: View) -> Tensor:
 def signed_gradient(view: View) -> Tensor:
     """Distance of each forward difference to the strongest one among the sources, with its sign."""
     sources, picture = view.planes
-    total = 0.0
+    total = picture.new_zeros(())
     for wanted, got in zip(edges.differences(sources), edges.differences(picture), strict=True):
         strongest = wanted[:, 0]
         for other in wanted.unbind(1)[1:]:
@@ -126,7 +126,7 @@ def information_loss(view: View) -> Tensor:
     """
     sources, picture = view.grey_sources * 255, view.grey * 255
     noise = 0.005 * 255**2
-    total = 0.0
+    total = picture.new_zeros(picture.shape[0])
     for window, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
         taps = gaussian(window, window / 5)
         if window < 17:
@@ -173,7 +173,7 @@ def tone_distance(view: View) -> Tensor:
 def independence(view: View) -> Tensor:
     """1 - the mutual information of the picture with its sources, normalised by their entropies, 32 bins."""
     picture = _thin(view.grey).flatten(1)
-    total = 0.0
+    total = picture.new_zeros(())
     for source in _thin(view.grey_sources).unbind(1):
         joint = soft_joint_histogram(source.flatten(1), picture)
         entropies = entropy(joint.sum(1)) + entropy(joint.sum(2))
@@ -183,7 +183,8 @@ def independence(view: View) -> Tensor:
 
 def clipping(view: View) -> Tensor:
     """Mean distance of the unclipped picture and of the network's output to [0, 1]."""
-    return sum((maps - maps.detach().clamp(0, 1)).abs().mean() for maps in (view.unclipped, view.luminance))
+    picture, luminance = ((m - m.detach().clamp(0, 1)).abs().mean() for m in (view.unclipped, view.luminance))
+    return picture + luminance
 
 
 def washed_out(view: View) -> Tensor:
@@ -210,7 +211,7 @@ def shade_loss(view: View) -> Tensor:
     Asked for are nineteen twentieths of the differences of neighbouring cells in the grey exposure that shows the least
     of them, of those which record both cells (means from 0.06 to 0.94); where all do, nothing is asked for.
     """
-    total = 0.0
+    total = view.grey.new_zeros(())
     for size in (8, 16, 32):
         if min(view.grey.shape[-2:]) < 2 * size:
             break

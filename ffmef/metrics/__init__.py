@@ -110,12 +110,13 @@ def compute(
     values: dict[str, list[float]] = {
         name: [measure(pictures)] if measure else [] for name, measure in of_pictures.items()
     }
-    by_channel = [name for name, measure in of_pictures.items() if not measure]
-    by_channel.sort(key=lambda name: name != "QP")  # needs most memory: before the others keep what they share
+    measures = {name: METRICS[name].of_channel for name, measure in of_pictures.items() if not measure}
+    by_channel = [(name, measure) for name, measure in measures.items() if measure]
+    by_channel.sort(key=lambda entry: entry[0] != "QP")  # needs most memory: before the others keep what they share
     if by_channel:
         for channel in pictures.channels():
-            for name in by_channel:
-                values[name].append(METRICS[name].of_channel(channel))
+            for name, of_channel in by_channel:
+                values[name].append(of_channel(channel))
     return {name: float(np.mean(values[name])) for name in names}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,9 @@ def _weighted_cv2(maps: np.ndarray, taps: np.ndarray, pairs: Sequence[tuple[int,
     return np.stack(values)
 
 
-def _strip(maps: Sequence[np.ndarray], rows: slice, kept: tuple[slice, slice], margin: int, inside: bool) -> np.ndarray:
+def _strip(
+    maps: Sequence[np.ndarray] | np.ndarray, rows: slice, kept: tuple[slice, slice], margin: int, inside: bool
+) -> np.ndarray:
     """Rows of the maps as float64 (M, h, w); if not ``inside``, with the zeros that windows at the border see."""
     if inside:
         return np.stack([values[rows].astype(np.float64) for values in maps])
@@ -75,7 +78,9 @@ def _strip(maps: Sequence[np.ndarray], rows: slice, kept: tuple[slice, slice], m
     return padded
 
 
-def means(maps: Sequence[np.ndarray], rows: slice, kept: tuple[slice, slice], taps: np.ndarray) -> np.ndarray:
+def means(
+    maps: Sequence[np.ndarray] | np.ndarray, rows: slice, kept: tuple[slice, slice], taps: np.ndarray
+) -> np.ndarray:
     """Return the weighted sums of the maps around the places to keep of a strip, zeros outside the picture."""
     return _weighted(_strip(maps, rows, kept, len(taps) // 2, False), taps, ())
 
@@ -116,16 +121,18 @@ def moments(
     Of the windows that lie inside the picture, or around every pixel with zeros outside.
     """
     names, values, margin = list(maps), list(maps.values()), len(taps) // 2
-    for rows, kept in strips(*values[0].shape, margin, inside):
+    height, width = values[0].shape
+    for rows, kept in strips(height, width, margin, inside):
         yield Moments(names, _strip(values, rows, kept, margin, inside), taps, of_sources)
 
 
 def halved(maps: dict[str, np.ndarray], taps: np.ndarray) -> dict[str, np.ndarray]:
     """Return every second weighted sum, from the first, over the windows that lie inside the picture."""
     margin, values = len(taps) // 2, list(maps.values())
+    height, width = values[0].shape
     parts = [
         _weighted(_strip(values, rows, kept, margin, True), taps, ())[:, ::2, ::2]
-        for rows, kept in strips(*values[0].shape, margin, inside=True)
+        for rows, kept in strips(height, width, margin, inside=True)
     ]
     return dict(zip(maps, np.concatenate(parts, axis=1), strict=True))
 
@@ -135,9 +142,8 @@ def derivatives(values: np.ndarray, smoothing: tuple[int, int, int], border: str
 
     ``border`` is "zeros", "replicate" or "mirror" (about the centre of the outermost pixels).
     """
-    padded = np.pad(
-        values.astype(np.int16), 1, mode={"zeros": "constant", "replicate": "edge", "mirror": "reflect"}[border]
-    )
+    mode: Any = {"zeros": "constant", "replicate": "edge", "mirror": "reflect"}[border]
+    padded = np.pad(values.astype(np.int16), 1, mode=mode)
     before, here, after = smoothing
     rows = before * padded[:-2] + here * padded[1:-1] + after * padded[2:]
     columns = before * padded[:, :-2] + here * padded[:, 1:-1] + after * padded[:, 2:]

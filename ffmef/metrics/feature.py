@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -141,7 +142,7 @@ def qp_of_channel(channel: Channel) -> float:
             of[name] = of[name] * mask
         total, row = 0.0, 0
         for moments in _windows.moments(of, taps, inside=False):
-            best = None
+            best: Any = None
             for name, mask in masks.items():
                 spread = np.sqrt(np.abs(moments.variance[name] * moments.variance["f"]))
                 score = (moments.covariance(name, "f") + QP_OFFSET) / (spread + QP_OFFSET)

@@ -153,7 +153,7 @@ def ce(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Cross entropy, see :func:`ffmef.metrics.ce`."""
     shares = [_histograms(_levels(x, n), 256) for x, n in zip(_checked(a, b, fused), ("a", "b", "fused"), strict=True)]
     shares = [counts / counts.sum(-1, keepdim=True) for counts in shares]
-    total = 0.0
+    total = fused.new_zeros(())
     for own in shares[:2]:
         both = (own > 0) & (shares[2] > 0)
         ratio = torch.where(both, own, 1) / torch.where(both, shares[2], 1)
@@ -164,7 +164,7 @@ def ce(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 def mi(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Mutual information, see :func:`ffmef.metrics.mi`."""
     a, b, fused = (_levels(x, n) for x, n in zip(_checked(a, b, fused), ("a", "b", "fused"), strict=True))
-    total = 0.0
+    total = fused.new_zeros(())
     for source in (a, b):
         joint = _histograms(source * 256 + fused, 65536)
         table = joint.unflatten(-1, (256, 256))
@@ -208,21 +208,25 @@ def sd(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 def sf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Spatial frequency, see :func:`ffmef.metrics.sf`."""
     _, _, fused = _checked(a, b, fused)
-    squares = sum(_total(fused.diff(dim=dim) ** 2) for dim in (-2, -1))
+    squares = _total(fused.diff(dim=-2) ** 2) + _total(fused.diff(dim=-1) ** 2)
     return _root(squares / _size(fused)).mean(1)
+
+
+def _error(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
+    roots = [_root(_total((x - fused) ** 2)) for x in (a, b)]
+    return (roots[0] + roots[1]) / (2 * _size(a))
 
 
 def rmse(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Root of the summed squared error over the size, see :func:`ffmef.metrics.rmse`."""
     a, b, fused = _checked(a, b, fused)
-    return sum(_root(_total((x - fused) ** 2)) for x in (a, b)).mean(1) / (2 * _size(a))
+    return _error(a, b, fused).mean(1)
 
 
 def psnr(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """The toolkit's signal-to-noise ratio, see :func:`ffmef.metrics.psnr`."""
     a, b, fused = _checked(a, b, fused)
-    error = sum(_root(_total((x - fused) ** 2)) for x in (a, b)) / (2 * _size(a))
-    return (20 * math.log10(255) - 10 * error.log10()).mean(1)
+    return (20 * math.log10(255) - 10 * _error(a, b, fused).log10()).mean(1)
 
 
 # Correlations
@@ -263,7 +267,7 @@ def qabf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     edges = [_derivatives(picture, _SOBEL, "constant") for picture in (a, b, fused)]
     strengths = [_root(dx * dx + dy * dy) for dx, dy in edges]
     angles = [_angle(dx, dy) for dx, dy in edges]
-    kept = weight = 0.0
+    kept = weight = fused.new_zeros(())
     for strength, angle in zip(strengths[:2], angles[:2], strict=True):
         relative = _quotient(torch.minimum(strength, strengths[2]), torch.maximum(strength, strengths[2]))
         relative = torch.where(strength == strengths[2], 255 * strength.detach(), relative)  # the toolkit's slip
@@ -274,14 +278,14 @@ def qabf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     return (kept / weight).mean(1)
 
 
-def _lost_and_added(*pictures: Tensor) -> tuple[Tensor, Tensor]:
-    pictures = _checked(*pictures)
+def _lost_and_added(a: Tensor, b: Tensor, fused: Tensor) -> tuple[Tensor, Tensor]:
+    pictures = _checked(a, b, fused)
     _least(pictures[0], 2, "n_abf and l_abf")
     edges = [_derivatives(picture, _SOBEL, "reflect") for picture in pictures]
     strengths = [_root(dx * dx + dy * dy) / 8 for dx, dy in edges]
     angles = [_angle(dx, dy) for dx, dy in edges]
     artefact = (strengths[2] > strengths[0]) & (strengths[2] > strengths[1])
-    lost = added = total = 0.0
+    lost = added = total = fused.new_zeros(())
     for strength, angle in zip(strengths[:2], angles[:2], strict=True):
         relative = _quotient(torch.minimum(strength, strengths[2]), torch.maximum(strength, strengths[2]))
         aligned = ((angle - angles[2]).abs() - math.pi / 2).abs() * (2 / math.pi)
@@ -319,7 +323,7 @@ def ms_ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Structural similarity at five scales with each source, summed, see :func:`ffmef.metrics.ms_ssim`."""
     pictures = _checked(a, b, fused)
     _least(a, 176, "ms_ssim")
-    values = [1.0, 1.0]
+    values = [fused.new_ones(()), fused.new_ones(())]
     last = len(_MS_SSIM_EXPONENTS) - 1
     for level, exponent in enumerate(_MS_SSIM_EXPONENTS):
         if level:
@@ -434,7 +438,7 @@ def vif(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Visual information fidelity for fusion, see :func:`ffmef.metrics.vif`."""
     a, b, fused = _checked(a, b, fused)
     _least(a, 41, "vif")
-    noise, total = 0.005 * 255**2, 0.0
+    noise, total = 0.005 * 255**2, fused.new_zeros(())
     for weight, moments in zip((1.0, 0.0, 0.15, 1.0), _vif_scales({"a": a, "b": b, "f": fused}), strict=True):
         if not weight:
             continue
@@ -451,7 +455,7 @@ def vifp(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     """Visual information fidelity with each source, summed, see :func:`ffmef.metrics.vifp`."""
     a, b, fused = _checked(a, b, fused)
     _least(a, 41, "vifp")
-    kept, present = [0.0, 0.0], [0.0, 0.0]
+    kept, present = ([fused.new_zeros(()), fused.new_zeros(())] for _ in range(2))
     for moments in _vif_scales({"a": a, "b": b, "f": fused}):
         for i, source in enumerate("ab"):
             gain, rest, variance = _regression(moments, source)
@@ -474,7 +478,7 @@ def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         values = []
         for planes in zip(*(x.detach().cpu() for x in pictures), strict=True):
             parts = [[x.movedim(0, -1) for x in planes]] if in_colour else zip(*planes, strict=True)
-            channels = [metrics.compute(*(p.numpy() for p in part), [name])[name] for part in parts]
+            channels = [metrics.compute(x.numpy(), y.numpy(), z.numpy(), [name])[name] for x, y, z in parts]
             values.append(math.fsum(channels) / len(channels))
         return torch.tensor(values, dtype=torch.float64, device=fused.device)
 

@@ -157,7 +157,7 @@ def viff_of_pictures(pictures: Pictures) -> float:
     if not pictures.in_colour:
         return float(np.mean([vif_of_channel(channel) for channel in pictures.channels()]))
     planes = [_lightness(picture) for picture in (pictures.a, pictures.b, pictures.fused)]
-    return vif_of_channel(Channel(*planes))
+    return vif_of_channel(Channel(planes[0], planes[1], planes[2]))
 
 
 def _lightness(picture: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def _mean_over_windows(channel: Channel, taps: np.ndarray, measure: Callable[[_w
             values = measure(moments)
         defined = ~np.isnan(values)
         total += float(values.sum(where=defined))
-        count += np.count_nonzero(defined)
+        count += int(np.count_nonzero(defined))
     return total / count if count else math.nan
 
 

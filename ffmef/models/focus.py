@@ -7,6 +7,7 @@ Shapes: B stacks, N frames, C channels, H x W pixels; maps of one band are (B * 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,11 +80,11 @@ class FocusNet(nn.Module):
         self.second = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(focus.BANDS + 1))
         self.last = nn.ModuleList(nn.Conv2d(channels + focus.FEATURES, 1, 1) for _ in range(focus.BANDS + 1))
         for layer in (*self.first, *self.second):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.kaiming_normal_(layer.get_parameter("weight"), nonlinearity="relu")
+            nn.init.zeros_(layer.get_parameter("bias"))
         for layer in self.last:
-            nn.init.zeros_(layer.weight)
-            nn.init.constant_(layer.bias, _START)
+            nn.init.zeros_(layer.get_parameter("weight"))
+            nn.init.constant_(layer.get_parameter("bias"), _START)
 
     def config(self) -> dict:
         """Return the constructor's arguments, as weight files keep them."""
@@ -108,7 +109,7 @@ class FocusNet(nn.Module):
         with torch.no_grad():
             bands, rest = pyramid(pictures.flatten(0, 1))
             features = self._features(bands, rest, count)
-        fused = None
+        fused: Tensor | None = None
         for level in range(len(bands), -1, -1):
             band = bands[level] if level < len(bands) else rest
             # What is left is always weighed by the last network, however few bands a small picture has.
@@ -116,6 +117,7 @@ class FocusNet(nn.Module):
             weights = weights.unflatten(0, (batch, count)).softmax(1)
             total = (weights * band.unflatten(0, (batch, count))).sum(1)
             fused = total if fused is None else total + up(fused, total.shape[-2:])
+        assert fused is not None  # what is left is always there
         return fused / 255
 
     def _logits(self, features: Tensor, level: int) -> Tensor:
@@ -165,12 +167,13 @@ def measure(bands: list[Tensor], rest: Tensor) -> list[Measured]:
     else:
         own.append(down(own[-1]))
         narrow.append(own[-1])
-    measured, finer = [], None
+    measured: list[Measured] = []
+    finer: Tensor | None = None
     for level, (energy, small) in enumerate(zip(own, narrow, strict=True)):
         size = energy.shape[-2:]
         if not bands:
             total = energy
-        elif level == len(bands):
+        elif finer is not None and level == len(bands):
             total = finer
         else:
             total = energy if level + 1 == len(bands) else energy + focus.NEXT_BAND * between(own[level + 1], size)
@@ -199,7 +202,7 @@ def down(maps: Tensor) -> Tensor:
     return _filtered(rows, _BINOMIAL, -1)[..., ::2]
 
 
-def up(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def up(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Return maps of twice the size, one less where ``size`` is odd, as ``cv2.pyrUp``."""
     for axis, length in zip((-2, -1), size, strict=True):
         maps = maps.movedim(axis, -1)
@@ -212,7 +215,7 @@ def up(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return maps
 
 
-def between(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def between(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Return maps interpolated to a size as ``cv2.resize``."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 

@@ -15,6 +15,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -250,10 +251,12 @@ class _ForwardRules:
         kept = getattr(ctx, "kept", 0)
         if kept:
             flat, extra = flat[:-1], flat[-1]
-            if not torch.is_grad_enabled():  # otherwise the gradients' own derivatives need the operator
+            if (
+                cls.spec.from_kept is not None and not torch.is_grad_enabled()
+            ):  # otherwise the gradients' own derivatives need the operator
                 found = cls.spec.from_kept(grad, extra, flat)
         asked = [n and p not in found for p, n in enumerate(needs)]
-        grads = [None] * len(flat)
+        grads: Sequence[Tensor | None] = [None] * len(flat)
         if any(asked):
             grads = cls.spec.run_backward(cls.backward_op, grad, flat, ctx.ends, ctx.options, asked)
         return None, None, *(found.get(p, g) if n else None for p, (g, n) in enumerate(zip(grads, needs, strict=True)))
@@ -420,7 +423,7 @@ def _register_transforms(name: str, op, plain: type[Function], functional: type[
         from torch._functorch.autograd_function import custom_function_call
         from torch._functorch.pyfunctorch import TransformType, retrieve_current_functorch_interpreter
 
-        interpreter = retrieve_current_functorch_interpreter()
+        interpreter: Any = retrieve_current_functorch_interpreter()
         if interpreter.key() == TransformType.Functionalize:
             from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 
@@ -493,7 +496,7 @@ def _register_one(spec: LinearOperator, name: str) -> None:
     for device in ("cpu", "cuda"):
         implement(name, _autocast(spec, op, device), f"Autocast{device.upper()}")
     if spec.flops is not None:
-        _count_flops(spec, op, backward_op)
+        _count_flops(spec, spec.flops, op, backward_op)
 
 
 def result_dtype(spec: LinearOperator, flat: Sequence[Tensor], ends: Sequence[int]) -> torch.dtype:
@@ -526,16 +529,16 @@ def promote_all(tensors: list[Tensor]) -> list[Tensor]:
 _flop_formulas: dict = {}
 
 
-def _count_flops(spec: LinearOperator, op, backward_op) -> None:
+def _count_flops(spec: LinearOperator, flops: Callable, op, backward_op) -> None:
     """Keep what a call costs for torch.utils.flop_counter; needed gradients cost a forward pass each."""
 
     def forward(*shapes, **_):
-        return spec.flops(*shapes[: spec.count])
+        return flops(*shapes[: spec.count])
 
     def backward(grad_shape, *shapes, **_):
         flags = shapes[-spec.count :]
         passes = sum(any(flag) if isinstance(flag, (list, tuple)) else bool(flag) for flag in flags)
-        return passes * spec.flops(*shapes[: spec.count])
+        return passes * flops(*shapes[: spec.count])
 
     _flop_formulas[op.overloadpacket] = forward
     _flop_formulas[backward_op.overloadpacket] = backward

@@ -8,6 +8,7 @@ directions; on GPUs, one kernel computes the forward pass. Everywhere else torch
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -243,7 +244,8 @@ def _backward(
         padded = pad(images, _side(w) // 2, padding_mode)
         need_kernels = bool(need_weight[l] or need_bias[l] or need_alphas)
         scaled, from_scaled = grad * alpha, False
-        hidden_grad, kernel_grad = None, None
+        hidden_grad: Tensor | None = None
+        kernel_grad: Any = None  # None where nothing asks for it
         if _is_native(h, w, images):
             # One pass for all, where alpha's gradient can be had from the gradient times alpha.
             from_scaled = abs(float(alpha)) > 1e-12 and need_hidden[l]

@@ -188,8 +188,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """Return the default of a setting."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def _typed(name: str, value: Any, described: dataclasses.Field) -> Any:
-    default = described.default if described.default is not dataclasses.MISSING else described.default_factory()
+    default = default_of(described)
     wanted = type(default)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

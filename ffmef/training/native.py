@@ -39,10 +39,14 @@ def use_native_operators(model: nn.Module) -> int:
             model.backend = "native"
         if model.backend not in ("native", "recompute"):
             return 0
-        return sum(is_thin(module) for module in model.modules() if type(module) in _THIN)
+        return sum(_replaced(module) for module in model.modules())
     changed = 0
     for module in model.modules():
-        if type(module) in _THIN and is_thin(module):
+        if _replaced(module):
             module.__class__ = _THIN[type(module)]
             changed += 1
     return changed
+
+
+def _replaced(module: nn.Module) -> bool:
+    return type(module) in _THIN and isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and is_thin(module)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ffmef.data import (
     EpochBatches,
     Mixture,
     PictureScenes,
+    Scenes,
     SyntheticBrackets,
     SyntheticStacks,
     TrainingSet,
@@ -106,11 +107,12 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
     Raises:
         InputError: no data, or fewer samples than one batch.
     """
-    parts, held_out = [], []
+    parts: list[Scenes] = []
+    held_out: list[np.ndarray] = []
     if not config.data and not config.photographs:
         raise InputError("data or photographs must name at least one folder, got none")
     reverse = config.order == "reversed"
-    options = {
+    options: dict[str, Any] = {
         "count": config.count,
         "largest_count": config.largest_count,
         "order": "given" if reverse else config.order,
@@ -139,7 +141,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         log.warning("exclude names no scene of the data: %s", ", ".join(sorted(unknown)))
     order = config.order if config.order in ("luminance", "random") else "luminance"
     for place in config.photographs:
-        shared = {
+        shared: dict[str, Any] = {
             "count": config.count,
             "largest_count": config.largest_count,
             "longest_side": config.longest_side,
@@ -147,7 +149,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         if config.task == "mff":
             parts.append(SyntheticStacks(place, truth=config.loss == "truth", **shared))
         else:
-            light = {"order": order, "windows": config.windows, "jitter": config.jitter}
+            light: dict[str, Any] = {"order": order, "windows": config.windows, "jitter": config.jitter}
             parts.append(SyntheticBrackets(place, **light, **shared))
     dataset = TrainingSet(
         Mixture(parts),
@@ -223,7 +225,7 @@ def _launched(config: Config) -> Fabric:
         devices=processes,
         num_nodes=max(1, int(os.environ.get("WORLD_SIZE", "1")) // processes),
         strategy="ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "auto",
-        precision=config.precision,
+        precision=cast(Any, config.precision),  # checked by Config
     )
     fabric.launch()
     return fabric
@@ -394,7 +396,7 @@ class Trainer:
             self._read(bar, events)
             self._end_epoch(table, events)
         bar.close()
-        if self.fabric.is_global_zero:
+        if table is not None and events is not None:
             events.close()
             self._export()
             table.plot(self.folder / "losses.png")
@@ -435,7 +437,7 @@ class Trainer:
 
     def _rate(self, step: int) -> float:
         config = self.config
-        total = config.epochs * len(self.batches)
+        total: float = config.epochs * len(self.batches)
         if config.minutes:
             # As many steps as there will be at the pace so far: the schedule follows the clock.
             total = max(step, 1) * 60 * config.minutes / max(self.seconds, 1e-3)
@@ -463,8 +465,8 @@ class Trainer:
         fused, shares = model(sources.luminance, with_shares=True)
         if self.config.task != "mef":
             return fused, sources
-        ycbcr = torch.cat([sources.luminance.unsqueeze(2), sources.chroma], 2) * 255
-        return into_range(fused * 255, sources.rgb * 255, ycbcr=ycbcr)[0] / 255, sources.with_chroma_of(shares.detach())
+        merged = sources.with_chroma_of(shares.detach())
+        return into_range(fused * 255, sources.rgb * 255, ycbcr=sources.ycbcr)[0] / 255, merged
 
     def _cut(self, batch: Tensor, places: np.ndarray) -> Tensor:
         """Return the part of each sample whose top and left are given, (B, 2)."""
@@ -517,7 +519,7 @@ class Trainer:
         self._names = ["total", *terms]
         values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
         if self.fabric.world_size > 1:
-            values = self.fabric.all_reduce(values, reduce_op="mean")
+            values = cast(Tensor, self.fabric.all_reduce(values, reduce_op="mean"))
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         if self.config.clip_norm:
@@ -543,7 +545,7 @@ class Trainer:
 
     def _end_epoch(self, table: LossTable | None, events) -> None:
         # DDP keeps all processes at the same step, so only the first needs to look.
-        if self.fabric.is_global_zero:
+        if table is not None:
             means = {name: value / max(1, self.batch) for name, value in self._sums.items()}
             row = {"epoch": self.epoch, "step": self.step, "rate": self._rate(self.step - 1), **means}
             if self.held_out and (self.epoch + 1) % self.config.sample_every == 0:
@@ -619,7 +621,7 @@ def export(model: nn.Module, config: Config, steps: int) -> bytes:
 
     header = {
         "architecture": type(model).__name__,
-        "config": json.dumps(model.config()),
+        "config": json.dumps(cast(registry.FusionModel, model).config()),
         "task": config.task,
         "loss": config.loss,
         "steps": str(steps),
@@ -637,7 +639,7 @@ def load_initial(model: nn.Module, name_or_path: str) -> None:
 
     try:
         earlier = weights.earlier_design(name_or_path) if isinstance(model, PyramidFFMEF) else None
-        if earlier is not None:
+        if isinstance(model, PyramidFFMEF) and earlier is not None:
             model.adopt(*earlier)
         else:
             model.load_state_dict(weights.load(name_or_path).state_dict())
