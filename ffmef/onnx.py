@@ -162,21 +162,26 @@ def _octaves(coarse: Any, shares: Any, weights: Any, gains: Any, octaves: int) -
     """Blend images at 1/8 size, (B, N, 1, h, w) -> (B, 1, 1, h, w); the last planes: base, fine and further octaves."""
     from ffmef.models.pyramid import FINE_OCTAVES
 
+    def descend(maps: Any, octave: int) -> Any:
+        return _shrink(maps) if octave <= FINE_OCTAVES else _spread(maps, 2 ** (octave - FINE_OCTAVES - 1))
+
     if not octaves:
         return _blend(_plane(shares, -3), coarse)
     fine, further = ([_plane(shares, plane), _plane(gains, plane)] for plane in (-2, -1))
     pictures, bands = [coarse], [_plane(weights, -3)]
     for octave in range(1, octaves + 1):
-        further = [_shrink(maps) for maps in further]
-        pictures.append(_shrink(pictures[-1]))
+        further = [descend(maps, octave) for maps in further]
+        pictures.append(descend(pictures[-1], octave))
         if octave <= FINE_OCTAVES:
-            fine = [_shrink(maps) for maps in fine]
+            fine = [descend(maps, octave) for maps in fine]
         share, gain = fine if octave <= FINE_OCTAVES else further
         bands.append(op.Add(share, op.Mul(share, gain)))
     out = _blend(further[0], pictures[-1])
     for octave in reversed(range(octaves)):
-        band = op.Sub(pictures[octave], _expand(pictures[octave + 1], 2, pictures[octave]))
-        out = op.Add(_expand(out, 2, pictures[octave]), _blend(bands[octave], band))
+        below = pictures[octave + 1]
+        if octave < FINE_OCTAVES:
+            out, below = _expand(out, 2, pictures[octave]), _expand(below, 2, pictures[octave])
+        out = op.Add(out, _blend(bands[octave], op.Sub(pictures[octave], below)))
     return out
 
 
@@ -337,6 +342,18 @@ def _shrink(maps: Any) -> Any:
     planes = _to_multiple(_planes(maps), 2)
     planes = op.Pad(planes, _ints(0, 0, 1, 1, 0, 0, 1, 1), mode="edge")
     return _unplanes(op.Conv(planes, kernel, strides=[2, 2]), maps)
+
+
+def _spread(maps: Any, step: int) -> Any:
+    """Smooth (B, N, C, h, w) by [1 2 1] / 4 along both sides, taps ``step`` cells apart, borders repeated."""
+    half, quarter = (op.CastLike(op.Constant(value_float=value), maps) for value in (0.5, 0.25))
+    for side in (3, 4):
+        length = op.Shape(maps, start=side, end=side + 1)
+        here = op.Range(_int(0), op.Squeeze(length), _int(1))
+        before = op.Gather(maps, op.Max(op.Sub(here, _ints(step)), _ints(0)), axis=side)
+        after = op.Gather(maps, op.Min(op.Add(here, _ints(step)), op.Sub(length, _ints(1))), axis=side)
+        maps = op.Add(op.Mul(half, maps), op.Mul(quarter, op.Add(before, after)))
+    return maps
 
 
 def _plane(planes: Any, index: int) -> Any:

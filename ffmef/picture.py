@@ -115,7 +115,7 @@ def _read_network(path: Path, stamp: tuple):
 
 def _network(state: dict[str, np.ndarray], config: dict):
     """Return the native network of parameters by name, where they are just those of a model that the kernels know."""
-    if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 3:
+    if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 4:
         return None
     shapes = _shapes(config["bands"], config["channels"], config["stem"])
     fits = state.keys() == shapes.keys() and all(

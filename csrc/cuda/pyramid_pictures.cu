@@ -11,7 +11,7 @@ namespace ffmef::cuda::pictures {
 namespace {
 
 constexpr int kLowestThreads = 1024;
-constexpr int64_t kLowestValues = 16384;  // of an octave's maps that one block shrinks in a few microseconds
+constexpr int64_t kLowestValues = 16384;  // of an octave's maps that one block computes in a few microseconds
 constexpr int64_t kTilesThatFill = 1024;  // with more, a thread computes two cells
 
 // ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -56,8 +56,8 @@ struct OctaveOf {
   int number;
 };
 
-__global__ void __launch_bounds__(kThreads) shrink_kernel(const __grid_constant__ OctaveOf p) {
-  if (index_of_thread() < p.all.values(p.number)) shrink(p.all, p.number, index_of_thread());
+__global__ void __launch_bounds__(kThreads) descend_kernel(const __grid_constant__ OctaveOf p) {
+  if (index_of_thread() < p.all.values(p.number)) descend(p.all, p.number, index_of_thread());
 }
 
 __global__ void __launch_bounds__(kThreads) blend_kernel(const __grid_constant__ OctaveOf p) {
@@ -194,7 +194,8 @@ struct Maps {
     octaves.octaves[0] = {{eighth, octave_shares, octave_gains, fine_shares, fine_gains}, nullptr, levels[3]};
     for (int j = 1; j <= f.octaves; ++j) {
       Octave& octave = octaves.octaves[j];
-      octave.size = half_of(octaves.octaves[j - 1].size);
+      octave.size = octaves.octaves[j - 1].size;
+      if (j <= kFine) octave.size = half_of(octave.size);
       for (int m = 0; m < (octaves.is_fine(j) ? kMostMaps : kFineShares); ++m) octave.maps[m] = planes_of(octave.size);
       octave.fused = take<float>(octave.size.cells());
     }
@@ -360,11 +361,13 @@ void launch_cells(const ffmef_pictures& f, const Layers& layers, const Maps& m, 
   if (f.octaves == 0) return;
   int first = 1;
   for (;; ++first) {
-    launches(shrink_kernel, divide_up(m.octaves.values(first), kThreads), kThreads, 0, OctaveOf{m.octaves, first});
+    launches(descend_kernel, divide_up(m.octaves.values(first), kThreads), kThreads, 0, OctaveOf{m.octaves, first});
     if (first == f.octaves || m.octaves.values(first) <= kLowestValues) break;
   }
-  launches(blend_lowest_kernel, 1, kLowestThreads, 0, OctaveOf{m.octaves, first});
-  for (int number = first - 1; number >= 1; --number)
+  // The further octaves of a large picture are too much for one block.
+  const bool few = m.octaves.values(first) <= kLowestValues;
+  if (few) launches(blend_lowest_kernel, 1, kLowestThreads, 0, OctaveOf{m.octaves, first});
+  for (int number = few ? first - 1 : first; number >= 1; --number)
     launches(blend_kernel, divide_up(m.octaves.octaves[number].size.cells(), kThreads), kThreads, 0,
              OctaveOf{m.octaves, number});
 }

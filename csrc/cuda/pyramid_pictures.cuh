@@ -7,7 +7,7 @@
 //   refine    a 3x3 convolution of a grid with what follows it: the step down, or a 1x1 convolution
 //   coarsest  the last grid's 1x1 convolutions and meeting
 //   share     shares and gains of every cell
-//   shrink, blend, blend_lowest   the base over octaves
+//   descend, blend, blend_lowest  the base over octaves
 //   finish    bands, base, chroma, gamut and rounding: a tile's fused levels live in shared memory
 //
 // Maps have their channels last. What `enter` writes is in the order in which the exposures were given, everything after
@@ -24,7 +24,7 @@ namespace ffmef::cuda::pictures {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kBands = 3, kPlanes = kBands + 3;  // the bands, the base, the fine octaves, the others
-constexpr int kFine = 2;                         // octaves with a plane of their own, the finest
+constexpr int kFine = 2;                         // octaves with a plane of their own, the finest: they alone are halved
 constexpr int kScaleShift = 3;                   // cells of 8 x 8 pixels
 constexpr int kFinest = 16;                      // channels of the finest grid
 constexpr int kMostStem = 16;
@@ -822,15 +822,30 @@ __device__ __forceinline__ float shrunk_at(const float* plane, Size size, int ro
   return (lines[0] + lines[3] + 3.0f * (lines[1] + lines[2])) * 0.125f;
 }
 
-// One value of an octave's maps.
-__device__ __forceinline__ void shrink(const Octaves& p, int number, int64_t index) {
-  const Octave &fine = p.octaves[number - 1], &coarse = p.octaves[number];
-  const int64_t cells = coarse.size.cells();
+// A cell of the next octave of the same size: [1 2 1] / 4 along both sides, taps `step` cells apart.
+__device__ __forceinline__ float spread_at(const float* plane, Size size, int step, int row, int column) {
+  const int left = clamped(column - step, size.width), right = clamped(column + step, size.width);
+  float lines[3];
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const float* line = plane + static_cast<int64_t>(clamped(row + (i - 1) * step, size.height)) * size.width;
+    lines[i] = (line[left] + line[right] + 2.0f * line[column]) * 0.25f;
+  }
+  return (lines[0] + lines[2] + 2.0f * lines[1]) * 0.25f;
+}
+
+// One value of an octave's maps. The fine octaves are halved in size.
+__device__ __forceinline__ void descend(const Octaves& p, int number, int64_t index) {
+  const Octave &finer = p.octaves[number - 1], &octave = p.octaves[number];
+  const int64_t cells = octave.size.cells();
   const int cell = static_cast<int>(index % cells), plane = static_cast<int>(index / cells);
   const int map = plane / p.count, n = plane % p.count;
   const int64_t from = map == kPictures && number == 1 ? p.order[n] : n;
-  coarse.maps[map][n * cells + cell] = shrunk_at(fine.maps[map] + from * fine.size.cells(), fine.size,
-                                                 cell / coarse.size.width, cell % coarse.size.width);
+  const float* values = finer.maps[map] + from * finer.size.cells();
+  const int row = cell / octave.size.width, column = cell % octave.size.width;
+  octave.maps[map][n * cells + cell] = number <= kFine
+                                           ? shrunk_at(values, finer.size, row, column)
+                                           : spread_at(values, finer.size, 1 << (number - kFine - 1), row, column);
 }
 
 // The value of a plane of half the size, interpolated.
@@ -857,11 +872,12 @@ __device__ __forceinline__ void blend(const Octaves& p, int number, int64_t cell
   } else {
     if (p.is_fine(number)) shares = o.maps[kFineShares], gains = o.maps[kFineGains];
     const Octave& below = p.octaves[number + 1];
-    sum = expanded_at(below.fused, below.size, row, column);
+    const bool halved = number < kFine;
+    sum = halved ? expanded_at(below.fused, below.size, row, column) : below.fused[cell];
     for (int n = 0; n < p.count; ++n) {
       const int64_t at = n * cells + cell;
-      const float band =
-          pictures[at] - expanded_at(below.maps[kPictures] + n * below.size.cells(), below.size, row, column);
+      const float* plane = below.maps[kPictures] + n * below.size.cells();
+      const float band = pictures[at] - (halved ? expanded_at(plane, below.size, row, column) : plane[cell]);
       sum += p.contrast * shares[at] * (1.0f + gains[at]) * band;
     }
   }
@@ -872,7 +888,7 @@ __device__ __forceinline__ void blend(const Octaves& p, int number, int64_t cell
 __device__ __forceinline__ void blend_lowest(const Octaves& p, int first, int threads) {
 #pragma unroll 1
   for (int number = first + 1; number <= p.last; ++number) {
-    for (int64_t i = threadIdx.x; i < p.values(number); i += threads) shrink(p, number, i);
+    for (int64_t i = threadIdx.x; i < p.values(number); i += threads) descend(p, number, i);
     __syncthreads();
   }
 #pragma unroll 1

@@ -161,7 +161,7 @@ Exposures in_order(const Exposures& given) {
 
 constexpr int kBands = 3;  // of the exposures' pyramid
 constexpr int kScale = 8;  // pixels along a side of a cell
-constexpr int kFine = 2;   // octaves with a plane of their own, the finest
+constexpr int kFine = 2;   // octaves with a plane of their own, the finest: they alone are halved in size
 
 // What is predicted for the cells of a call.
 struct Predicted {
@@ -265,6 +265,29 @@ void fuse_level(int64_t count, int64_t height, int64_t width, const PlaneView* f
   });
 }
 
+// Rows of a map smoothed by [1 2 1] / 4 along both sides, taps `step` cells apart; borders are repeated.
+void spread(const float* in, int64_t height, int64_t width, int64_t step, float* out, int64_t begin, int64_t end) {
+  std::vector<float> mixed(size_t(width), 0.0f);
+  for (int64_t y = begin; y < end; ++y) {
+    const float* above = in + std::max(y - step, int64_t(0)) * width;
+    const float* below = in + std::min(y + step, height - 1) * width;
+    const float* here = in + y * width;
+    for (int64_t x = 0; x < width; ++x) mixed[x] = (above[x] + below[x] + 2.0f * here[x]) * 0.25f;
+    for (int64_t x = 0; x < width; ++x) {
+      const float left = mixed[std::max(x - step, int64_t(0))], right = mixed[std::min(x + step, width - 1)];
+      out[y * width + x] = (left + right + 2.0f * mixed[x]) * 0.25f;
+    }
+  }
+}
+
+// An octave of the same size as the one below it: what that one is fused to, and each picture's band by its weight.
+void add_band(int64_t count, int64_t size, const float* pictures, const float* below, const float* fused_below,
+              const float* weights, float* out) {
+  std::copy_n(fused_below, size, out);
+  for (int64_t n = 0; n < count; ++n)
+    for (int64_t i = n * size; i < (n + 1) * size; ++i) out[i - n * size] += weights[i] * (pictures[i] - below[i]);
+}
+
 // The pictures on the grid of cells, blended over octaves below it, into `out`.
 void blend_octaves(const float* cells, const Predicted& predicted, int octaves, float contrast, float* out,
                    Team& team) {
@@ -288,19 +311,23 @@ void blend_octaves(const float* cells, const Predicted& predicted, int octaves, 
     Octave& octave = all[j];
     if (j > 0) {
       const Octave& finer = all[j - 1];
-      octave.height = half_of(finer.height);
-      octave.width = half_of(finer.width);
+      octave.height = j <= kFine ? half_of(finer.height) : finer.height;
+      octave.width = j <= kFine ? half_of(finer.width) : finer.width;
       const bool fine = j <= kFine && j < octaves;
       const int64_t size = octave.height * octave.width, before = finer.height * finer.width;
       const int maps = fine ? kMaps : fine_shares;
       octave.stored = new_plane(maps * count * size);
       octave.fused = new_plane(size);
       for (int m = 0; m < maps; ++m) octave.maps[m] = octave.stored.get() + m * count * size;
-      parallel_rows_of_planes(team, maps * count, octave.height, 4 * octave.width,
-                              [&](int64_t n, int64_t begin, int64_t end) {
-                                kernels.shrink(finer.maps[n / count] + n % count * before, finer.height, finer.width,
-                                               octave.stored.get() + n * size, begin, end);
-                              });
+      parallel_rows_of_planes(
+          team, maps * count, octave.height, 4 * octave.width, [&](int64_t n, int64_t begin, int64_t end) {
+            const float* map = finer.maps[n / count] + n % count * before;
+            float* next = octave.stored.get() + n * size;
+            if (j <= kFine)
+              kernels.shrink(map, finer.height, finer.width, next, begin, end);
+            else
+              spread(map, finer.height, finer.width, int64_t(1) << (j - kFine - 1), next, begin, end);
+          });
       if (j < octaves) {
         const float *share = octave.maps[fine ? fine_shares : shares], *gain = octave.maps[fine ? fine_gains : gains];
         octave.weights = new_plane(count * size);
@@ -318,9 +345,13 @@ void blend_octaves(const float* cells, const Predicted& predicted, int octaves, 
     const float* weights = lowest   ? (j == 0 ? predicted.shares.get() : octave.maps[shares])
                            : j == 0 ? predicted.base.get()
                                     : octave.weights.get();
-    fuse_level(count, octave.height, octave.width, octave.planes.data(), lowest ? nullptr : all[j + 1].maps[pictures],
-               lowest ? nullptr : all[j + 1].fused.get(), weights, octave.height, octave.width, 1,
-               j == 0 ? out : octave.fused.get(), team);
+    if (j >= kFine && !lowest)
+      add_band(count, octave.height * octave.width, octave.maps[pictures], all[j + 1].maps[pictures],
+               all[j + 1].fused.get(), weights, octave.fused.get());
+    else
+      fuse_level(count, octave.height, octave.width, octave.planes.data(), lowest ? nullptr : all[j + 1].maps[pictures],
+                 lowest ? nullptr : all[j + 1].fused.get(), weights, octave.height, octave.width, 1,
+                 j == 0 ? out : octave.fused.get(), team);
   }
 }
 

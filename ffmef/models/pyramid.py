@@ -21,8 +21,9 @@ from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
 from ffmef.ops.types import Backend
 
 SCALE = 8
-DESIGN = 3  # written to weights files; the first had no octaves, the second one plane for all of them
-FINE_OCTAVES = 2  # so many octaves, the finest, have a plane of their own
+# Written to weights files. The first had no octaves, the second one plane for all, the third shrank all of them.
+DESIGN = 4
+FINE_OCTAVES = 2  # so many octaves, the finest, have a plane of their own and are shrunk
 PRIOR = 0.15  # what the logarithm of validity weighs before training
 GATE = 0.04  # the difference of exposures at which gains act by half
 KNEE, TOE, WHITE = 218.0, 24.0, 252.0  # of :func:`into_range`, on 0..255
@@ -45,6 +46,23 @@ def shrink(maps: Tensor) -> Tensor:
     maps = F.pad(maps, (1, 1 + width % 2, 1, 1 + height % 2), mode="replicate")
     rows = (maps[..., 0:-3:2, :] + maps[..., 3::2, :] + 3 * (maps[..., 1:-2:2, :] + maps[..., 2:-1:2, :])) / 8
     return (rows[..., 0:-3:2] + rows[..., 3::2] + 3 * (rows[..., 1:-2:2] + rows[..., 2:-1:2])) / 8
+
+
+def spread(maps: Tensor, step: int) -> Tensor:
+    """Return maps (..., h, w) smoothed by the filter [1 2 1] / 4 along both sides, its taps ``step`` cells apart.
+
+    Borders are repeated.
+    """
+    for side in (-2, -1):
+        here = torch.arange(maps.shape[side], device=maps.device)
+        before, after = (here - step).clamp_min(0), (here + step).clamp_max(maps.shape[side] - 1)
+        maps = (maps.index_select(side, before) + maps.index_select(side, after) + 2 * maps) / 4
+    return maps
+
+
+def next_octave(maps: Tensor, octave: int) -> Tensor:
+    """Return maps of octave number ``octave`` >= 1 from those of the one before: the fine ones are halved in size."""
+    return shrink(maps) if octave <= FINE_OCTAVES else spread(maps, 2 ** (octave - FINE_OCTAVES - 1))
 
 
 def validity_of(luminance: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,16 +160,19 @@ class PyramidFFMEF(nn.Module):
     difference between the brightest and the darkest image: a picture fused with itself is unchanged.
 
     - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
-    - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and further octaves :math:`P_{j+1}` by :func:`shrink` of
-      :math:`P_j`, down to :math:`P_D`, with D = ``octaves`` whatever the size of the picture. The shares and gains of
-      the base plane belong to :math:`P_0`; those of the two planes of octaves are shrunk as the pictures are, and
-      :math:`s_j, g_j` belong to :math:`P_j`: of the plane of fine octaves for :math:`1 \le j \le 2`, of the other for
-      :math:`j > 2` and for :math:`O_D`:
+    - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and octaves :math:`P_1 \dots P_D` below it, with D = ``octaves``
+      whatever the size of the picture. :func:`shrink` makes the two fine ones. Further ones stay on the grid of 1/32
+      size, and :func:`spread` makes them, with taps :math:`2^{j-3}` cells apart: on grids that grew coarser,
+      brightness would depend on where the picture begins. The shares and gains of the base plane belong to
+      :math:`P_0`; those of the two planes of octaves are shrunk and spread as the pictures are, and :math:`s_j, g_j`
+      belong to :math:`P_j`: of the plane of fine octaves for :math:`1 \le j \le 2`, of the other for :math:`j > 2`
+      and for :math:`O_D`:
 
       .. math::
           O_D = \sum_n s_{D,n} P_{D,n}, \qquad
-          O_j = U_2(O_{j+1}) + \sum_n s_{j,n} (1 + g_{j,n}) \bigl(P_{j,n} - U_2(P_{j+1,n})\bigr)
+          O_j = U(O_{j+1}) + \sum_n s_{j,n} (1 + g_{j,n}) \bigl(P_{j,n} - U(P_{j+1,n})\bigr)
 
+      U is :math:`U_2` for j < 2 and nothing for others.
       Shares sum to one on every grid, so that :math:`O_D` is a mean of what the exposures show there.
       :math:`O_0` replaces the base in ``pyramid_fuse``.
 
@@ -160,7 +181,7 @@ class PyramidFFMEF(nn.Module):
         channels: of the predictor's grids of 1/8, 1/16, ... size.
         stem: of the predictor at 1/4 size.
         octaves: D, below the grid of 1/8 size.
-        design: of the weights file; only 3 is known.
+        design: of the weights file; only 4 is known.
         backend: of :func:`ffmef.ops.pyramid_fuse`.
 
     Attributes:
@@ -179,7 +200,7 @@ class PyramidFFMEF(nn.Module):
         bands: int = 3,
         channels: Sequence[int] = (16, 16, 32, 32),
         stem: int = 8,
-        octaves: int = 5,
+        octaves: int = 6,
         *,
         design: int = DESIGN,
         backend: Backend | None = None,
@@ -293,14 +314,16 @@ class PyramidFFMEF(nn.Module):
         share = [shares[:, 1], shares[:, 2]]
         gain = [gains[:, 0], gains[:, 1]]
         for octave in range(1, self.octaves + 1):
-            share, gain = [shrink(maps) for maps in share], [shrink(maps) for maps in gain]
-            pictures.append(shrink(pictures[-1]))
+            share, gain = ([next_octave(maps, octave) for maps in both] for both in (share, gain))
+            pictures.append(next_octave(pictures[-1], octave))
             plane = 0 if octave <= FINE_OCTAVES else 1
             bands.append(share[plane] * (1 + gain[plane]) * (1 + contrast))
         out = (share[1] * pictures[-1]).sum(1, keepdim=True)
         for octave in range(self.octaves - 1, -1, -1):
-            band = pictures[octave] - _up(pictures[octave + 1], pictures[octave])
-            out = _up(out, pictures[octave]) + (bands[octave] * band).sum(1, keepdim=True)
+            below = pictures[octave + 1]
+            if octave < FINE_OCTAVES:
+                out, below = _up(out, pictures[octave]), _up(below, pictures[octave])
+            out = out + (bands[octave] * (pictures[octave] - below)).sum(1, keepdim=True)
         return out
 
     def forward(
@@ -398,8 +421,9 @@ class PyramidFFMEF(nn.Module):
     def adopt(self, state: dict[str, Tensor], design: int) -> None:
         """Take over weights of an earlier design, to train on from them.
 
-        Of the second, the fine octaves begin as all octaves. Of the first, the trunk is taken: all octaves begin as the
-        base, the cells' statistics without effect, and the layer that saw the picture's mean sees the cell.
+        The third has the same parameters. Of the second, the fine octaves begin as all octaves. Of the first, the trunk
+        is taken: all octaves begin as the base, the cells' statistics without effect, and the layer that saw the
+        picture's mean sees the cell.
 
         Raises:
             RuntimeError: names or shapes do not fit.
@@ -409,7 +433,7 @@ class PyramidFFMEF(nn.Module):
         for name, sizes in {overall: 2 if design == 1 else 4, head[0]: 4, head[1]: 1}.items():
             if name not in state or state[name].dim() != sizes:
                 raise RuntimeError(f"{name} must have {sizes} dimensions")
-        count = self.bands + design  # planes of logits, and as many of gains
+        count = self.bands + min(design, 3)  # planes of logits, and as many of gains
         if any(len(state[name]) != 2 * count for name in head):
             raise RuntimeError(f"predictor.head must have {2 * count} planes, got {len(state[head[1]])}")
         planes = [min(plane, count - 1) for plane in range(self.bands + 3)]

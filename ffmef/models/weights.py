@@ -218,7 +218,7 @@ def _earlier_design(header: Mapping[str, str]) -> int | None:
     if name == "FirstPyramidFFMEF":
         return 1
     design = config.get("design", 1) if name == "PyramidFFMEF" and isinstance(config, dict) else None
-    return design if design in (1, 2) else None
+    return design if design in (1, 2, 3) else None
 
 
 def earlier_design(name_or_path: str | Path) -> tuple[dict[str, Tensor], int] | None:
@@ -255,7 +255,7 @@ def _load_safetensors(path: Path) -> nn.Module:
     if design is not None:
         raise InputError(
             f"{path} must be of PyramidFFMEF's present design, got weights of its "
-            f"{'first' if design == 1 else 'second'}, which only 'ffmef train --initial' still takes"
+            f"{('first', 'second', 'third')[design - 1]}, which only 'ffmef train --initial' still takes"
         )
     specs, name = registry.by_architecture(), header.get("architecture")
     if name not in specs:

@@ -26,7 +26,7 @@ def test_kernels_keep_everything_in_registers(tmp_path: Path, architecture: int)
     )
     assert len(found) == 29
     for name, stack, registers in found:
-        kernel = re.search(r"(enter|arrange|meet|refine|coarsest|share|shrink|blend_lowest|blend|finish)_kernel", name)[
-            1
-        ]
+        kernel = re.search(
+            r"(enter|arrange|meet|refine|coarsest|share|descend|blend_lowest|blend|finish)_kernel", name
+        )[1]
         assert int(stack) == 0 and int(registers) <= MOST.get(kernel, 80), name

@@ -124,6 +124,9 @@ MUTANTS = [
     Mutant("octaves of the wrong order", "map == kPictures && number == 1 ? p.order[n] : n", "n", KERNELS),
     Mutant("fine octaves without a plane of their own", "if (p.is_fine(number)) shares", "if (false) shares", KERNELS),
     Mutant("one fine octave", "kFine = 2;", "kFine = 1;", KERNELS),
+    Mutant("taps of further octaves side by side", "1 << (number - kFine - 1)", "1", KERNELS),
+    Mutant("no repeated border of further octaves", "clamped(column + step, size.width)", "column", KERNELS),
+    Mutant("a further octave is interpolated", "number < kFine;", "number <= kFine;", KERNELS),
     Mutant("the knee of all pictures", "range.least > kKnee ? range.least : kKnee", "kKnee", KERNELS),
     Mutant("the toe of all pictures", "range.most < kToe ? range.most : kToe", "kToe", KERNELS),
     Mutant("white of all pictures", "range.top > kWhite ? range.top : kWhite", "kWhite", KERNELS),
@@ -135,6 +138,12 @@ MUTANTS = [
     Mutant("too little shared memory", "kBytes = (kTile + kWeights) * 4", "kBytes = (kTile + kWeights) * 4 - 64", KERNELS,
            flags=ADDRESS, sign="AddressSanitizer"),
 ]  # fmt: skip
+
+
+def test_every_octave_of_a_large_picture_has_a_launch(tmp_path: Path) -> None:
+    """As if even the last octaves of these small pictures were too much for one block."""
+    change = Mutant("", "kLowestValues = 16384;", "kLowestValues = 0;", LAUNCHES)
+    assert fails(plant(change, tmp_path, operator=OPERATOR), CORE) == ""
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.imaging.io import Picture, read_picture, write_picture
 from ffmef.losses.structural import mef_ssim
 from ffmef.models import PyramidFFMEF, load, merge_chroma, save
-from ffmef.models.pyramid import halve, into_gamut, into_range, shrink
+from ffmef.models.pyramid import halve, into_gamut, into_range, shrink, spread
 from ffmef.models.weights import serialise
 from ffmef.pipeline import default_weights, fuse_pictures
 from ffmef.training.trainer import load_initial
@@ -97,6 +98,47 @@ def test_shrink_is_its_filter(size):
     padded = F.pad(maps, (1, 1 + size[1] % 2, 1, 1 + size[0] % 2), mode="replicate").flatten(0, 1).unsqueeze(1)
     expected = F.conv2d(padded, (taps[:, None] * taps)[None, None], stride=2).view(2, 3, -(-size[0] // 2), -1)
     torch.testing.assert_close(shrink(maps), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 12)])
+@pytest.mark.parametrize("step", [1, 2, 4, 2**13])
+def test_spread_is_its_filter(size, step):
+    maps, (height, width) = torch.rand(2, 3, *size), size
+    taps = ((-step, 1), (0, 2), (step, 1))
+    expected = torch.zeros_like(maps)
+    for row, column in itertools.product(range(height), range(width)):
+        for (down, a), (right, b) in itertools.product(taps, taps):
+            near = maps[..., min(max(row + down, 0), height - 1), min(max(column + right, 0), width - 1)]
+            expected[..., row, column] += a * b / 16 * near
+    torch.testing.assert_close(spread(maps, step), expected)
+
+
+def test_the_base_is_blended_over_fine_and_further_octaves():
+    """By hand for four octaves and constant weights: what each is shrunk to, or spread to with taps farther apart."""
+    torch.manual_seed(2)
+    model = PyramidFFMEF(bands=0, octaves=4).eval()
+    cells, shares = torch.rand(1, 2, 16, 24), torch.tensor([[0.2, 0.8], [0.7, 0.3], [0.4, 0.6]])
+    gains = torch.tensor([[0.5, -0.2], [0.3, 0.1], [-0.4, 0.6]])
+
+    def maps(values):
+        return values.view(1, -1, 2, 1, 1).expand(1, -1, 2, 16, 24)
+
+    weights = shares * (1 + gains)
+    got = model._base(cells, maps(shares), maps(weights)[:, 0], maps(gains[1:]), 0.0)
+    half = shrink(cells)
+    quarter = shrink(half)
+    near = spread(quarter, 1)
+    far = spread(near, 2)
+
+    def blend(plane, band):
+        return (plane.view(1, 2, 1, 1) * band).sum(1, keepdim=True)
+
+    def expand(level):
+        return F.interpolate(level, scale_factor=2.0, mode="bilinear")
+
+    out = blend(shares[2], far) + blend(weights[2], near - far) + blend(weights[1], quarter - near)
+    out = expand(out) + blend(weights[1], half - expand(quarter))
+    torch.testing.assert_close(got, expand(out) + blend(weights[0], cells - expand(half)))
 
 
 def test_the_base_is_blended_over_octaves():
@@ -325,6 +367,18 @@ def test_training_goes_on_from_the_second_design(tmp_path):
     assert torch.equal(model.predictor.stem.weight, state["predictor.stem.weight"])
 
 
+def test_training_goes_on_from_the_third_design(tmp_path):
+    """Its parameters are today's; only the octaves were computed otherwise."""
+    state = {name: torch.randn_like(value) for name, value in PyramidFFMEF().state_dict().items()}
+    header = {"architecture": "PyramidFFMEF", "config": FIRST_CONFIG[:-1] + ', "octaves": 5, "design": 3}'}
+    (tmp_path / "third.safetensors").write_bytes(serialise(state, header))
+    model = PyramidFFMEF()
+    load_initial(model, str(tmp_path / "third.safetensors"))
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    with pytest.raises(InputError, match="weights of its third, which only 'ffmef train --initial' still takes"):
+        load(tmp_path / "third.safetensors")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -394,7 +448,7 @@ def test_mistakes_are_named():
         PyramidFFMEF(bands=4)
     with pytest.raises(ValueError, match="octaves must be 0 to 16, got 17"):
         PyramidFFMEF(octaves=17)
-    with pytest.raises(ValueError, match="design must be 3, got 1"):
+    with pytest.raises(ValueError, match="design must be 4, got 1"):
         PyramidFFMEF(design=1)
 
 

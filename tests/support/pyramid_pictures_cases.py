@@ -35,7 +35,7 @@ class Case:
     adjust: Adjustments = NEUTRAL
     channels: tuple[int, ...] = (16, 16, 32, 32)
     stem: int = 8
-    octaves: int = 4
+    octaves: int = 6
     bundled: bool = False  # weights
     offset: int = 0  # samples from a 16-byte boundary
     pictures: str = "noise"
@@ -161,6 +161,7 @@ MATRIX = [
     Case("adjusted, four", adjust=MANY, count=4, masked=True),
     Case("no octave", octaves=0),
     Case("one octave", octaves=1, height=80, width=99),
+    Case("three octaves", octaves=3, height=99, width=80),
     Case("sixteen octaves", octaves=16),
     Case("two grids", channels=(16, 16)),
     Case("two wide grids", channels=(16, 32), stem=16),
