@@ -1,13 +1,14 @@
-"""Faults of a fusion that the eye sees and scores do not: measures of any function that fuses exposures.
+"""Faults of a fusion that the eye sees and scores miss, measured for any function that fuses exposures.
 
-A score says how much of the sources is in the picture; it does not notice white corners, walls without texture, clouds
+A score says how much of the sources is in the picture. It does not notice white corners, walls without texture, clouds
 that are gone, or a picture that changes when it is cropped. Each function here measures one such fault of a method, on
-your own scenes. Most fuse more than once: what a good method must not change, such as the margin or the position, is
-changed, and what the result makes of it is measured.
+your own scenes. Most of them fuse more than once: they change something that should not matter, such as the margin or
+the position, and measure how far the result changes.
 
-``fuse`` takes a list of uint8 pictures (H, W, 3), RGB, of one scene and returns one such picture. Levels are on 0..255;
-grey is 0.299 R + 0.587 G + 0.114 B; smoothed is a Gaussian of sigma 3 pixels; the darkest and the brightest picture are
-those of lowest and highest mean. Smaller is better, but for :func:`sky`.
+``fuse`` takes a list of uint8 pictures (H, W, 3), RGB, of one scene and returns one such picture. Levels are on 0..255.
+Grey is 0.299 R + 0.587 G + 0.114 B. Smoothing is by a Gaussian of sigma 3 pixels. The darkest and the brightest picture
+are those of lowest and highest mean. Smaller is better, except for :func:`sky`. Only :func:`measure` checks the
+pictures.
 
 >>> import numpy as np
 >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
@@ -25,6 +26,11 @@ import numpy as np
 
 from ffmef.errors import InputError
 
+__all__ = [
+    "Fault", "borders", "check_scene", "clipped", "colour_noise", "drowned", "far", "ghost", "grey", "identity",
+    "measure", "order", "position", "reduced", "sky", "sky_bracket", "washed",
+]  # fmt: skip
+
 Pictures = Sequence[np.ndarray]
 Fuse = Callable[[list[np.ndarray]], np.ndarray]
 
@@ -34,7 +40,12 @@ SKIES = (2, 4, 9)  # exposures of the skies that measure() averages
 
 
 def grey(picture: np.ndarray) -> np.ndarray:
-    """Return (H, W) float32, 0.299 R + 0.587 G + 0.114 B."""
+    """Return (H, W) float32, 0.299 R + 0.587 G + 0.114 B.
+
+    Example:
+        >>> grey(np.uint8([[[255, 0, 0]]])).round(3)
+        array([[76.245]], dtype=float32)
+    """
     return picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -53,9 +64,15 @@ def _cut(pictures: Pictures, rows: slice, columns: slice) -> list[np.ndarray]:
 
 
 def borders(fuse: Fuse, pictures: Pictures) -> tuple[float, float]:
-    """Return what a mirrored margin of 64 pixels changes, in corners of 24 pixels and in the interior: mean levels.
+    """Return how far a mirrored margin of 64 pixels changes corners of 24 pixels, and the interior, in mean levels.
 
     The interior is 64 pixels and more from the border. A method whose weights fade at the border changes its corners.
+
+    Example:
+        >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> borders(mean, pictures)
+        (0.0, 0.0)
     """
     import cv2
 
@@ -71,39 +88,75 @@ def borders(fuse: Fuse, pictures: Pictures) -> tuple[float, float]:
 
 
 def washed(pictures: Pictures, fused: np.ndarray) -> float:
-    """Return the per cent of pixels that are above 230, smoothed, where the darkest picture has 30 to 200."""
+    """Return the percentage of pixels that are above 230 where the darkest picture has 30 to 200, both smoothed.
+
+    Example:
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> washed(pictures, np.full_like(pictures[0], 255))
+        100.0
+    """
     offered = _smooth(grey(_by_mean(pictures)[0]))
     return 100 * float(((_smooth(grey(fused)) > 230) & (offered > 30) & (offered < 200)).mean())
 
 
 def drowned(pictures: Pictures, fused: np.ndarray) -> float:
-    """Return the per cent of pixels that are below 20, smoothed, where the brightest picture has 50 to 230."""
+    """Return the percentage of pixels that are below 20 where the brightest picture has 50 to 230, both smoothed.
+
+    Example:
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> drowned(pictures, np.zeros_like(pictures[0]))
+        100.0
+    """
     offered = _smooth(grey(_by_mean(pictures)[-1]))
     return 100 * float(((_smooth(grey(fused)) < 20) & (offered > 50) & (offered < 230)).mean())
 
 
 def clipped(pictures: Pictures, fused: np.ndarray) -> float:
-    """Return the per cent with a channel of 254 or 255, of the pixels without one of 245 or more in the darkest."""
+    """Return the percentage of pixels clipped in a channel (254 or 255), of those below 245 in the darkest picture.
+
+    Example:
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> clipped(pictures, np.full_like(pictures[0], 255))
+        100.0
+    """
     free = _by_mean(pictures)[0].max(-1) < 245
     return 100 * float((fused.max(-1) >= 254)[free].mean()) if free.any() else 0.0
 
 
 def identity(fuse: Fuse, picture: np.ndarray, count: int = 2) -> float:
-    """Return the mean absolute difference in levels of a picture fused with itself, ``count`` copies, and itself."""
+    """Return the mean absolute difference in levels of a picture fused with itself, ``count`` copies, and itself.
+
+    Example:
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> identity(lambda pictures: pictures[0] + np.uint8(3), pictures[0])
+        3.0
+    """
     return float(np.abs(fuse([picture] * count).astype(np.float32) - picture).mean())
 
 
 def order(fuse: Fuse, pictures: Pictures) -> float:
-    """Return the largest difference in levels that another order of the pictures makes: reversed, rotated by one."""
+    """Return the largest difference in levels that another order of the pictures makes: reversed, rotated by one.
+
+    Example:
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> order(lambda pictures: pictures[0], pictures)
+        160.0
+    """
     plain = fuse(list(pictures)).astype(np.int16)
     others = [list(pictures)[::-1], [*pictures[1:], pictures[0]]]
     return float(max(np.abs(fuse(other) - plain).max() for other in others))
 
 
 def position(fuse: Fuse, pictures: Pictures, step: int = 3) -> float:
-    """Return what cutting off ``step`` rows and columns at the top left changes 32 pixels and more from the border.
+    """Return how far cutting off ``step`` rows and columns at the top left changes the rest, in mean absolute levels.
 
-    Mean absolute levels. Grids and strides that begin at the corner show here.
+    The 32 pixels next to the border do not count. Grids and strides that begin at the corner show here.
+
+    Example:
+        >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> position(mean, pictures)
+        0.0
     """
     moved = grey(fuse(_cut(pictures, slice(step, None), slice(step, None))))
     change = np.abs(moved - grey(fuse(list(pictures)))[step:, step:])[32:-32, 32:-32]
@@ -111,9 +164,15 @@ def position(fuse: Fuse, pictures: Pictures, step: int = 3) -> float:
 
 
 def far(fuse: Fuse, pictures: Pictures) -> float:
-    """Return how two tiles, the left and the right three fifths, differ in the fifth that they share, mean levels.
+    """Return by how many mean levels two tiles, the left and right three fifths, differ in the fifth that they share.
 
-    What is far away should not change a wall's brightness: tiles of a panorama are fused one by one.
+    Tiles of a panorama are fused one by one, so distant parts should not change the brightness of a wall.
+
+    Example:
+        >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> far(mean, pictures)
+        0.0
     """
     width = pictures[0].shape[1]
     left, right = int(width * 0.4), int(width * 0.6)
@@ -126,8 +185,14 @@ def ghost(fuse: Fuse, pictures: Pictures) -> float:
     """Return the saturation that a red disc in one exposure alone leaves in the result, for the worst of three.
 
     The darkest, the middle and the brightest picture are fused. The disc has a diameter of a quarter of the height and
-    (40, 8, 8), (160, 32, 32) or (255, 51, 51). Saturation is max - min of R, G, B; the mean over the disc of what it
-    gains is given, in levels.
+    (40, 8, 8), (160, 32, 32) or (255, 51, 51). Saturation is max - min of R, G, B. The result is by how many levels it
+    grows, as the mean over the disc.
+
+    Example:
+        >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> 0 < ghost(mean, pictures) < ghost(lambda pictures: pictures[2], pictures)
+        True
     """
     ordered = _by_mean(pictures)
     three = [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
@@ -149,10 +214,14 @@ def _saturation(picture: np.ndarray) -> np.ndarray:
 
 
 def colour_noise(fuse: Fuse, seed: int = 0) -> float:
-    """Return the standard deviation of R - G and B - G, mean of both in levels, where a grey ramp is photographed.
+    """Return the standard deviation of R - G and B - G, the mean of both in levels, for photographs of a grey ramp.
 
     Three exposures, two stops apart, of light from 0.01 to 1, with photon noise of 3,000 electrons at white and read
     noise of 0.002, in gamma 2.2.
+
+    Example:
+        >>> colour_noise(lambda pictures: pictures[1][..., :1].repeat(3, -1))
+        0.0
     """
     rng = np.random.default_rng(seed)
     light = np.geomspace(0.01, 1, 512, dtype=np.float32)[None, :, None] * np.ones((256, 1, 3), np.float32)
@@ -169,13 +238,22 @@ def sky(fuse: Fuse, count: int, stops: float = 6.5) -> float:
 
     ``count`` exposures in even steps over ``stops`` of a synthetic scene, 512 x 384: clouds above, ground that is six
     stops darker below.
+
+    Example:
+        >>> sky(lambda pictures: pictures[0], 2) > sky(lambda pictures: pictures[-1], 2)
+        True
     """
     shown = grey(fuse(sky_bracket(count, stops)))[24:160]
     return float(np.percentile(shown, 98) - np.percentile(shown, 2))
 
 
 def sky_bracket(count: int, stops: float = 6.5, seed: int = 0) -> list[np.ndarray]:
-    """Return the exposures that :func:`sky` fuses, the darkest first."""
+    """Return the exposures that :func:`sky` fuses, the darkest first.
+
+    Example:
+        >>> [picture.shape for picture in sky_bracket(2)]
+        [(384, 512, 3), (384, 512, 3)]
+    """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:384, 0:512].astype(np.float32)
     clouds = _blurred_noise(rng, rows.shape, 12)
@@ -219,6 +297,12 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> 
 
     Raises:
         InputError: there is no scene, or one does not fit.
+
+    Example:
+        >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> measure(mean, [pictures])[0]
+        Fault(name='borders', unit='levels', mean=0.0, worst=0.0, higher_is_better=False)
     """
     found: dict[str, list[float]] = {}
     for pictures in scenes:
@@ -255,7 +339,12 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> 
 
 
 def reduced(pictures: Pictures, longest: int = LONGEST_SIDE) -> list[np.ndarray]:
-    """Return pictures whose longest side is at most ``longest``, by means of areas."""
+    """Return pictures whose longest side is at most ``longest``, by means of areas.
+
+    Example:
+        >>> reduced([np.zeros((500, 1000, 3), np.uint8)], 100)[0].shape
+        (50, 100, 3)
+    """
     import cv2
 
     scale = longest / max(pictures[0].shape[:2])
@@ -265,7 +354,12 @@ def reduced(pictures: Pictures, longest: int = LONGEST_SIDE) -> list[np.ndarray]
 
 
 def check_scene(pictures: Pictures) -> None:
-    """Raise InputError unless the pictures of a scene can be measured."""
+    """Raise InputError unless the pictures of a scene can be measured.
+
+    Example:
+        >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
+        >>> check_scene(pictures)
+    """
     for picture in pictures:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise InputError(f"scenes must hold uint8 (H, W, 3), got {picture.dtype} {picture.shape}")

@@ -1,4 +1,4 @@
-"""What every loss needs to know of the pictures that are fused, computed once for all terms."""
+"""What every loss needs to know about the pictures to be fused, computed once for all terms."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ from ffmef.imaging.colour import merge_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 @dataclass(frozen=True)
 class Sources:
-    """The pictures of one scene as a loss sees them; constants, no gradient reaches them.
+    """The pictures of one scene as a loss sees them: constants, which no gradient reaches. :meth:`from_rgb` makes them.
 
     Attributes:
         rgb: (B, N, 3, H, W) in [0, 1].
         luminance: (B, N, H, W), Y / 255.
         chroma: (B, N, 2, H, W), Cb / 255 and Cr / 255, 128 / 255 for no colour.
         merged_chroma: (B, 2, H, W), the chroma of the fused picture (paper, eq. 1, or by shares) / 255.
-        truth: (B, 3, H, W) in [0, 1], what the fused picture should be, or None where nobody knows.
+        truth: (B, 3, H, W) in [0, 1], what the fused picture should be, or None if that is not known.
+
+    Example:
+        >>> import torch
+        >>> sources = Sources.from_rgb(torch.full((1, 2, 3, 4, 5), 0.5))
+        >>> sources.rgb.shape, sources.merged_chroma.shape
+        (torch.Size([1, 2, 3, 4, 5]), torch.Size([1, 2, 4, 5]))
     """
 
     rgb: Tensor

@@ -1,11 +1,15 @@
-"""The metrics on batches of tensors, on any device, differentiable where their formulas allow it.
+"""The metrics on batches of tensors, on any device, differentiable if their formulas allow it.
 
 Every function takes the sources ``a`` and ``b`` and the fused picture as (B, C, H, W) in grey levels 0..255, float32 or
-float64, and returns (B,) values: the mean over the channels, by the formula that the function of the same name in
-:mod:`ffmef.metrics` states. In float64 they equal it within the tolerance of ``docs/metrics.md``; in float32 to about
-1e-4, less where a picture is nearly flat. :data:`DIFFERENTIABLE` names those with a gradient in all three pictures; the
-others count grey levels or edges, want whole grey levels and have none. :data:`BY_TOOLKIT` names those that are
-computed on the CPU by :mod:`ffmef.metrics`, wherever the tensors are.
+float64, and returns (B,) values: the mean over the channels. The function of the same name in :mod:`ffmef.metrics`
+states the formula, the range and the source. In float64 the values equal that function's within the tolerance of
+``docs/metrics.md``; in float32 they agree to about 1e-4, and less if a picture is nearly flat. :data:`DIFFERENTIABLE`
+names the metrics with a gradient in all three pictures. The others count grey levels or edges, so they have no gradient
+and need whole grey levels. :data:`BY_TOOLKIT` names those that :mod:`ffmef.metrics` computes on the CPU, wherever the
+tensors are.
+
+Every function raises ValueError if the shapes differ or are not (B, C, H, W), if a side is too small for the metric's
+windows, and, if it counts grey levels, for values that are not whole numbers from 0 to 255.
 """
 
 from __future__ import annotations
@@ -150,7 +154,13 @@ def en(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ce(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Cross entropy, see :func:`ffmef.metrics.ce`."""
+    """Cross entropy, see :func:`ffmef.metrics.ce`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> ce(x, x, x).item()
+        0.0
+    """
     shares = [_histograms(_levels(x, n), 256) for x, n in zip(_checked(a, b, fused), ("a", "b", "fused"), strict=True)]
     shares = [counts / counts.sum(-1, keepdim=True) for counts in shares]
     total = fused.new_zeros(())
@@ -162,7 +172,13 @@ def ce(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def mi(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Mutual information, see :func:`ffmef.metrics.mi`."""
+    """Mutual information, see :func:`ffmef.metrics.mi`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> mi(x, x, x).item()
+        16.0
+    """
     a, b, fused = (_levels(x, n) for x, n in zip(_checked(a, b, fused), ("a", "b", "fused"), strict=True))
     total = fused.new_zeros(())
     for source in (a, b):
@@ -176,7 +192,13 @@ def mi(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ag(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Average gradient, see :func:`ffmef.metrics.ag`."""
+    """Average gradient, see :func:`ffmef.metrics.ag`.
+
+    Example:
+        >>> x = torch.arange(4.0).expand(1, 1, 4, 4)
+        >>> round(ag(x, x, x).item(), 4)
+        1.2571
+    """
     _, _, fused = _checked(a, b, fused)
     _least(fused, 2, "ag")
     dy, dx = torch.gradient(fused, dim=(-2, -1))
@@ -185,7 +207,13 @@ def ag(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ei(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Edge intensity, see :func:`ffmef.metrics.ei`."""
+    """Edge intensity, see :func:`ffmef.metrics.ei`.
+
+    Example:
+        >>> x = torch.arange(4.0).expand(1, 1, 4, 4)
+        >>> ei(x, x, x).item()
+        6.0
+    """
     _, _, fused = _checked(a, b, fused)
     dx, dy = _derivatives(fused, _SOBEL, "replicate")
     return _mean(_root(dx * dx + dy * dy))
@@ -206,7 +234,13 @@ def sd(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def sf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Spatial frequency, see :func:`ffmef.metrics.sf`."""
+    """Spatial frequency, see :func:`ffmef.metrics.sf`.
+
+    Example:
+        >>> x = torch.arange(4.0).expand(1, 1, 4, 4)
+        >>> round(sf(x, x, x).item(), 4)
+        0.866
+    """
     _, _, fused = _checked(a, b, fused)
     squares = _total(fused.diff(dim=-2) ** 2) + _total(fused.diff(dim=-1) ** 2)
     return _root(squares / _size(fused)).mean(1)
@@ -218,13 +252,25 @@ def _error(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def rmse(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Root of the summed squared error over the size, see :func:`ffmef.metrics.rmse`."""
+    """Root of the summed squared error over the size, see :func:`ffmef.metrics.rmse`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> rmse(x, x, x).item()
+        0.0
+    """
     a, b, fused = _checked(a, b, fused)
     return _error(a, b, fused).mean(1)
 
 
 def psnr(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """The toolkit's signal-to-noise ratio, see :func:`ffmef.metrics.psnr`."""
+    """The toolkit's signal-to-noise ratio, see :func:`ffmef.metrics.psnr`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> round(psnr(x, x, x + 1).item(), 2)
+        60.17
+    """
     a, b, fused = _checked(a, b, fused)
     return (20 * math.log10(255) - 10 * _error(a, b, fused).log10()).mean(1)
 
@@ -238,13 +284,25 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def cc(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Mean correlation, see :func:`ffmef.metrics.cc`."""
+    """Mean correlation, see :func:`ffmef.metrics.cc`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> cc(x, x, 2 * x).item()
+        1.0
+    """
     a, b, fused = _checked(a, b, fused)
     return ((_correlation(a, fused) + _correlation(b, fused)) / 2).mean(1)
 
 
 def scd(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Sum of the correlations of differences, see :func:`ffmef.metrics.scd`."""
+    """Sum of the correlations of differences, see :func:`ffmef.metrics.scd`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> round(scd(x, x.flip(-1), x + x.flip(-1)).item(), 4)
+        2.0
+    """
     a, b, fused = _checked(a, b, fused)
     return (_correlation(fused - b, a) + _correlation(fused - a, b)).mean(1)
 
@@ -262,7 +320,13 @@ def _angle(dx: Tensor, dy: Tensor) -> Tensor:
 
 
 def qabf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Edge preservation, see :func:`ffmef.metrics.qabf`."""
+    """Edge preservation, see :func:`ffmef.metrics.qabf`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> qabf(x, x, x).item() > qabf(x, x, x.mT).item()
+        True
+    """
     a, b, fused = _checked(a, b, fused)
     edges = [_derivatives(picture, _SOBEL, "constant") for picture in (a, b, fused)]
     strengths = [_root(dx * dx + dy * dy) for dx, dy in edges]
@@ -299,12 +363,24 @@ def _lost_and_added(a: Tensor, b: Tensor, fused: Tensor) -> tuple[Tensor, Tensor
 
 
 def n_abf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Edges that were added, see :func:`ffmef.metrics.n_abf`."""
+    """Edges that were added, see :func:`ffmef.metrics.n_abf`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> n_abf(x, x, x).item()
+        0.0
+    """
     return _lost_and_added(a, b, fused)[1]
 
 
 def l_abf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Edges that were lost, see :func:`ffmef.metrics.l_abf`."""
+    """Edges that were lost, see :func:`ffmef.metrics.l_abf`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> l_abf(x, x, x).item() < 1e-3
+        True
+    """
     return _lost_and_added(a, b, fused)[0]
 
 
@@ -312,7 +388,13 @@ def l_abf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Structural similarity with each source, summed, see :func:`ffmef.metrics.ssim`."""
+    """Structural similarity with each source, summed, see :func:`ffmef.metrics.ssim`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> round(ssim(x, x, x).item(), 4)
+        2.0
+    """
     a, b, fused = _checked(a, b, fused)
     _least(a, 11, "ssim")
     moments = _Moments(structural._GAUSSIAN, a=a, b=b, f=fused)
@@ -320,7 +402,13 @@ def ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def ms_ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Structural similarity at five scales with each source, summed, see :func:`ffmef.metrics.ms_ssim`."""
+    """Structural similarity at five scales with each source, summed, see :func:`ffmef.metrics.ms_ssim`.
+
+    Example:
+        >>> x = (torch.arange(176.0)[:, None] + torch.arange(176.0) % 80)[None, None]
+        >>> round(ms_ssim(x, x, x).item(), 4)
+        2.0
+    """
     pictures = _checked(a, b, fused)
     _least(a, 176, "ms_ssim")
     values = [fused.new_ones(()), fused.new_ones(())]
@@ -338,7 +426,13 @@ def ms_ssim(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def qw(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Structural similarity of edges, see :func:`ffmef.metrics.qw`."""
+    """Structural similarity of edges, see :func:`ffmef.metrics.qw`.
+
+    Example:
+        >>> x = torch.arange(256.0).view(1, 1, 16, 16)
+        >>> round(qw(x, x, x).item(), 4)
+        1.0
+    """
     edges = []
     for picture in _checked(a, b, fused):
         dx, dy = _derivatives(picture, _PREWITT, "constant")
@@ -368,6 +462,11 @@ def mef_ssim(sources: Tensor, fused: Tensor) -> Tensor:
     Args:
         sources: (B, N, C, H, W), two or more exposures in grey levels 0..255; constants, no gradient reaches them.
         fused: (B, C, H, W). Its gradient is that of luma without rounding.
+
+    Example:
+        >>> x = torch.arange(48.0 * 48).view(1, 1, 48, 48) % 256
+        >>> round(mef_ssim(torch.stack([x, x], 1), x).item(), 4)
+        1.0
     """
     return structural.mef_ssim(_luma(sources), _luma(fused))
 
@@ -435,7 +534,13 @@ def _vif_scales(pictures: dict[str, Tensor]):
 
 
 def vif(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Visual information fidelity for fusion, see :func:`ffmef.metrics.vif`."""
+    """Visual information fidelity for fusion, see :func:`ffmef.metrics.vif`.
+
+    Example:
+        >>> x = (torch.arange(176.0)[:, None] + torch.arange(176.0) % 80)[None, None]
+        >>> round(vif(x, x, x).item(), 4)
+        1.0
+    """
     a, b, fused = _checked(a, b, fused)
     _least(a, 41, "vif")
     noise, total = 0.005 * 255**2, fused.new_zeros(())
@@ -452,7 +557,13 @@ def vif(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
 
 
 def vifp(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
-    """Visual information fidelity with each source, summed, see :func:`ffmef.metrics.vifp`."""
+    """Visual information fidelity with each source, summed, see :func:`ffmef.metrics.vifp`.
+
+    Example:
+        >>> x = (torch.arange(176.0)[:, None] + torch.arange(176.0) % 80)[None, None]
+        >>> round(vifp(x, x, x).item(), 4)
+        2.0
+    """
     a, b, fused = _checked(a, b, fused)
     _least(a, 41, "vifp")
     kept, present = ([fused.new_zeros(()), fused.new_zeros(())] for _ in range(2))
@@ -483,7 +594,15 @@ def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return torch.tensor(values, dtype=torch.float64, device=fused.device)
 
     metric.__name__ = metric.__qualname__ = name.lower()
-    metric.__doc__ = f"Values of :func:`ffmef.metrics.{name.lower()}` for each of a batch, without gradient."
+    metric.__doc__ = f"Values of :func:`ffmef.metrics.{name.lower()}` for each picture of a batch, without gradient."
+    if name not in ("BRISQUE", "NIQE"):  # which need further packages
+        metric.__doc__ += f"""
+
+    Example:
+        >>> x = (torch.arange(176)[:, None] + torch.arange(176) % 80).repeat(2, 1, 1, 1).float()
+        >>> {name.lower()}(x, x, x).shape
+        torch.Size([2])
+    """
     return metric
 
 
