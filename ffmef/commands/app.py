@@ -10,8 +10,8 @@ from ffmef.errors import InputError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", default="8765", help="of the page (default: 8765)")
-    parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+    parser.add_argument("--port", default="8765", help="port of the page (default: 8765)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address without opening a browser")
 
 
 def run(args: argparse.Namespace) -> None:

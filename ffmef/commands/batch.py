@@ -19,21 +19,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "folders",
         nargs="+",
         metavar="FOLDER",
-        help="with the frames; sub-folders are searched too (vif: VI/ and IR/ or NAME_VI and NAME_IR)",
+        help="folders of frames, searched with their sub-folders (vif: VI/ and IR/, or NAME_VI and NAME_IR)",
     )
-    add("-o", "--output", required=True, metavar="OUT", help="folder of the results, NAME_fused.EXT; made if missing")
-    add("--extension", default="jpg", metavar="EXT", help="of the results: jpg (default), png, tif, webp, ...")
-    add("--count", metavar="N", help="a bracket is N files in the order of their names (default: grouped by EXIF)")
-    add("--pattern", metavar="REGEX", help="a bracket is files with the same first group, as '(.+)_(under|over)'")
-    add("--gap", default="3", metavar="SECONDS", help="most seconds between frames of a bracket (default: 3)")
+    add(
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="folder for the results, NAME_fused.EXT; created if missing",
+    )
+    add("--extension", default="jpg", metavar="EXT", help="format of the results: jpg (default), png, tif, webp, ...")
+    add("--count", metavar="N", help="take N files per bracket, in the order of their names (default: group by EXIF)")
+    add(
+        "--pattern",
+        metavar="REGEX",
+        help="group the files whose first regex group is the same, as in '(.+)_(under|over)'",
+    )
+    add("--gap", default="3", metavar="SECONDS", help="longest time between frames of a bracket (default: 3)")
     add("--dry-run", action="store_true", help="show the plan and write nothing")
     add("--overwrite", action="store_true", help="replace existing results; by default they are kept")
     add(
         "--jobs",
         metavar="J",
-        help="processes at a time (default: one per processor, as memory, also of the GPU, permits)",
+        help="processes at a time (default: one per processor, or fewer if memory, or the GPU's, is short)",
     )
-    add("--scheduler", metavar="ADDRESS", help="of a dask.distributed cluster that does the work (extra: cluster)")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="address of a dask.distributed cluster that does the work (extra: cluster)",
+    )
     add_fusion_arguments(parser)
 
 

@@ -13,25 +13,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATASET",
         help="folder of pairs, such as NAME/NAME_A.ext or VI/ and IR/, or a CSV table of files",
     )
-    add("-o", "--output", required=True, metavar="DIR", help="where the report goes; a second run goes on from there")
+    add("-o", "--output", required=True, metavar="DIR", help="folder for the report; a second run continues there")
     add("--task", default="mef", help="mef (default), mff or vif")
     add(
         "--fused", action="append", metavar="DIR",
-        help="fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder, or a folder of such "
-        "folders; may be repeated",
+        help="score these fused pictures: NAME_METHOD.ext, or NAME.ext in a folder named after the method, or a folder "
+        "of such folders; repeatable",
     )  # fmt: skip
     add("--weights", action="append", metavar="NAME|PATH", help="fuse with these; repeatable (default: the task's)")
     add(
-        "--metrics", metavar="NAME,NAME,...", help="such as QABF,MEF-SSIM, or all (default: those of the paper's table)"
+        "--metrics", metavar="NAME,NAME,...", help="such as QABF,MEF-SSIM; or all (default: those of the paper's table)"
     )
     add(
         "--save-as", default="lossless", metavar="HOW",
-        help="lossless (default), or source: under the source's extension, as published tables were made",
+        help="lossless (default), or source: with the source's extension, as for published tables",
     )  # fmt: skip
-    add("--faults", action="store_true", help="measure faults that scores do not see as well (mef; see ffmef.faults)")
+    add("--faults", action="store_true", help="also measure the faults that scores miss (mef; see ffmef.faults)")
     add("--jobs", type=int, default=1, metavar="J", help="processes at a time (default: 1)")
-    add("--scheduler", metavar="ADDRESS", help="of a dask.distributed cluster that scores (extra: cluster)")
-    add("--page-pixels", type=int, default=1024, metavar="P", help="longest side of pictures in the page (1024)")
+    add("--scheduler", metavar="ADDRESS", help="address of a dask.distributed cluster that scores (extra: cluster)")
+    add(
+        "--page-pixels",
+        type=int,
+        default=1024,
+        metavar="P",
+        help="longest side of pictures in the page (default: 1024)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,29 +12,39 @@ from ffmef.errors import InputError, printable
 from ffmef.models.registry import MODELS, TASKS
 
 FUSION_ARGUMENTS = ("weights", "model", "device")
-_FORMATS = "PNG, JPEG, TIFF, BMP, WebP or OpenEXR, by extension"
+_FORMATS = "PNG, JPEG, TIFF, BMP, WebP or OpenEXR file, by extension"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    exposures = "the exposures, in any order (mef), or foci (mff); - reads one from standard input"
+    exposures = "exposures (mef) or the frames of a focus stack (mff), in any order; - reads one from standard input"
     add("pictures", nargs="*", metavar="PICTURE", help=exposures)
     add("-o", "--output", required=True, metavar="FUSED", help=f"{_FORMATS}; - writes to standard output")
-    add("--infrared", metavar="PICTURE", help="for --task vif; scaled to the size of the visible picture")
-    add("--visible", metavar="PICTURE", help="for --task vif; the colours are taken from it")
     add(
-        "--reference", metavar="PICTURE", help="with --align: the frame that stays, or its number from 1 (best exposed)"
+        "--infrared",
+        metavar="PICTURE",
+        help="for --task vif: the infrared picture; scaled to the size of the visible one",
     )
-    add("--depth-map", metavar="FILE", help="for --task mff: write which frame was sharpest, from 0 (PNG or TIFF)")
-    add("--format", metavar="EXT", help="what -o - writes: png (default), jpg, tif, webp, bmp, exr")
+    add("--visible", metavar="PICTURE", help="for --task vif: the visible picture, which gives the colours")
+    add(
+        "--reference",
+        metavar="PICTURE",
+        help="with --align: the frame that stays, or its number, from 1 (default: the best exposed)",
+    )
+    add(
+        "--depth-map",
+        metavar="FILE",
+        help="for --task mff: write the number of the sharpest frame per pixel, from 0 (PNG or TIFF)",
+    )
+    add("--format", metavar="EXT", help="format of -o -: png (default), jpg, tif, webp, bmp, exr")
     add_fusion_arguments(parser)
-    parser.epilog = "Folders of brackets are fused by 'ffmef batch FOLDER... -o OUT'."
+    parser.epilog = "To fuse folders of brackets, use 'ffmef batch FOLDER... -o OUT'."
 
 
 def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what one picture and a batch of pictures have in common."""
     add = parser.add_argument
-    add("--task", default="mef", help="mef: exposures (default); mff: foci; vif: infrared and visible")
+    add("--task", default="mef", help="mef: exposures (default); mff: a focus stack; vif: infrared and visible")
     add(
         "--model",
         metavar="NAME",
@@ -53,21 +63,28 @@ def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
     add("--align", action="store_true", help="move hand-held frames onto one of them first")
     add("--crop", action="store_true", help="with --align: cut to what every frame covers")
     add(
-        "--brightness", metavar="EV", default="0", help="stops for the shadows, -4 to 4; white stays white (default: 0)"
+        "--brightness",
+        metavar="EV",
+        default="0",
+        help="stops by which to brighten shadows, -4 to 4; white stays white (default: 0)",
     )
-    add("--contrast", metavar="C", default="0", help="-1 to 4: detail counts 1 + C times (default: 0)")
-    add("--saturation", metavar="S", default="0", help="-1 (grey) to 4: colour counts 1 + S times (default: 0)")
+    add("--contrast", metavar="C", default="0", help="-1 to 4: detail is multiplied by 1 + C (default: 0)")
+    add("--saturation", metavar="S", default="0", help="-1 (grey) to 4: colour is multiplied by 1 + S (default: 0)")
     add(
         "--prefer",
         metavar="dark|bright|P",
         default="0",
-        help="exposures to favour; -4 (dark) to 4 (bright) (default: 0)",
+        help="exposures to favour, or a number from -4 (dark) to 4 (bright) (default: 0)",
     )
     add("--deghost", action="store_true", help="take what moved between exposures from the best exposed one")
-    add("--deghost-from", metavar="N", help="the same, from the exposure of this number, from 1")
+    add("--deghost-from", metavar="N", help="the same, but from exposure N, counted from 1")
     add("--stretch", action="store_true", help="use the whole range of 10- to 14-bit samples and of infrared")
-    add("--quality", metavar="Q", help="of JPEG, 1 to 100 (default: 95, full chroma), and WebP (default: lossless)")
-    add("--compression", metavar="L", default="3", help="of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
+    add(
+        "--quality",
+        metavar="Q",
+        help="quality of JPEG and WebP, 1 to 100 (default: JPEG 95 with full chroma, WebP lossless)",
+    )
+    add("--compression", metavar="L", default="3", help="compression of PNG and TIFF, 0 (TIFF: none) to 9 (default: 3)")
     add("--output-depth", metavar="BITS", help="8 or 16 bits per sample (default: that of the deepest picture)")
 
 

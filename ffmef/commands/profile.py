@@ -25,11 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="batch size (default: 1)")
     parser.add_argument("--images", type=int, default=2, metavar="N", help="images to fuse (default: 2)")
     parser.add_argument("--kernel-sizes", default="1,3,5", metavar="K,K,...", help="odd filter sizes (default: 1,3,5)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of images and filters (default: float32)")
-    parser.add_argument("--backward", action="store_true", help="also the gradients of filters and alphas")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="dtype of images and filters (default: float32)"
+    )
+    parser.add_argument("--backward", action="store_true", help="also compute the gradients of filters and alphas")
     parser.add_argument("--threads", type=int, default=1, metavar="T", help="CPU threads (default: 1)")
     parser.add_argument(
-        "--seconds", type=float, default=2.0, metavar="S", help="time to spend on a backend (default: 2)"
+        "--seconds", type=float, default=2.0, metavar="S", help="time to spend per backend (default: 2)"
     )
 
 

@@ -19,8 +19,8 @@ TIMED_SIZES = ((512, 512), (1080, 1920), (3000, 4000))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where to run (default: cuda)")
-    parser.add_argument("--backend", help="one backend instead of all that can run there")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the matrix and no timing")
+    parser.add_argument("--backend", help="check one backend instead of all that can run there")
+    parser.add_argument("--quick", action="store_true", help="check a tenth of the matrix, without timing")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,10 +18,10 @@ from ffmef.training.config import Config, default_of, resolve
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add one option for each setting, and those of the run itself."""
-    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--config", metavar="FILE", help="settings as TOML")
+    parser.add_argument("-o", "--output", required=True, metavar="RUN", help="folder for the run")
+    parser.add_argument("--config", metavar="FILE", help="settings in TOML")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in RUN")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     settings = parser.add_argument_group("settings")
     for f in dataclasses.fields(Config):
         default = default_of(f)

@@ -52,7 +52,7 @@ class Config:
     exclude: list[str] = field(default_factory=list, metadata={"help": "names of scenes to leave out"})
     validation: float = field(default=0.0, metadata={"help": "share of the scenes kept for validation"})
 
-    model: str = field(default="ffmef", metadata={"help": " or ".join(sorted(registry.MODELS))})
+    model: str = field(default="ffmef", metadata={"help": ", ".join(sorted(registry.MODELS))})
     model_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the model as JSON"})
     initial: str = field(default="", metadata={"help": "weights to start from; none: random"})
 
@@ -60,40 +60,52 @@ class Config:
     loss_options: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of the loss as JSON"})
 
     count: int = field(default=2, metadata={"help": "pictures per sample"})
-    largest_count: int = field(default=0, metadata={"help": "half of the samples have up to this many; 0: none"})
-    size: int = field(default=128, metadata={"help": "side of the samples in pixels"})
-    overlap: int = field(default=0, metadata={"help": "pixels; samples are cut twice, shifted by up to this many"})
-    mirror: int = field(
-        default=0, metadata={"help": "pixels; samples are fused again within so wide a mirrored border"}
+    largest_count: int = field(
+        default=0, metadata={"help": "if not 0, half of the samples have up to this many pictures"}
     )
-    consistency: float = field(default=0.0, metadata={"help": "weight of what a cut or a mirrored border changes"})
-    on_device: bool = field(default=False, metadata={"help": "samples of photographs are made by the training device"})
+    size: int = field(default=128, metadata={"help": "side of the samples in pixels"})
+    overlap: int = field(default=0, metadata={"help": "cut each sample twice, shifted by up to this many pixels"})
+    mirror: int = field(
+        default=0, metadata={"help": "fuse each sample again inside a mirrored border of this many pixels"}
+    )
+    consistency: float = field(
+        default=0.0, metadata={"help": "weight of the difference that the second cut or the border makes"}
+    )
+    on_device: bool = field(
+        default=False, metadata={"help": "make the samples from photographs on the training device"}
+    )
     recipe: str = field(default="whole", metadata={"help": "whole (paper), release or mixed crops"})
-    turns: bool = field(default=False, metadata={"help": "quarter turns besides flips"})
-    order: str = field(default="", metadata={"help": "luminance, given, reversed or random; by default the task's"})
+    turns: bool = field(default=False, metadata={"help": "quarter turns in addition to flips"})
+    order: str = field(default="", metadata={"help": "luminance, given, reversed or random; empty: the task's"})
     jitter: float = field(default=0.0, metadata={"help": "share of the samples exposed further than the bracket"})
-    glare: float = field(default=0.0, metadata={"help": "share of vif samples in which a lamp dazzles the visible one"})
+    glare: float = field(
+        default=0.0, metadata={"help": "share of vif samples in which a lamp dazzles the visible picture"}
+    )
     windows: float = field(default=0.3, metadata={"help": "share of synthetic brackets with a second, brighter scene"})
-    longest_side: int = field(default=640, metadata={"help": "pictures are kept in memory no larger than this"})
+    longest_side: int = field(default=640, metadata={"help": "longest side of the pictures kept in memory, in pixels"})
 
-    epochs: int = field(default=30, metadata={"help": "length of the run"})
-    minutes: float = field(default=0.0, metadata={"help": "length of the run, in place of epochs; 0: none"})
-    until: int = field(default=0, metadata={"help": "stop after this many epochs of the schedule; 0: at its end"})
-    samples_per_epoch: int = field(default=0, metadata={"help": "0: one per scene"})
-    batch_size: int = field(default=2, metadata={"help": "over all processes"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "of AdamW, at its highest"})
-    weight_decay: float = field(default=1e-2, metadata={"help": "of AdamW"})
+    epochs: int = field(default=30, metadata={"help": "length of the run in epochs"})
+    minutes: float = field(
+        default=0.0, metadata={"help": "length of the run in minutes instead of epochs; 0: by epochs"}
+    )
+    until: int = field(default=0, metadata={"help": "stop after this many epochs of the schedule; 0: run to its end"})
+    samples_per_epoch: int = field(default=0, metadata={"help": "samples per epoch; 0: one per scene"})
+    batch_size: int = field(default=2, metadata={"help": "samples per step, over all processes"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "highest learning rate of AdamW"})
+    weight_decay: float = field(default=1e-2, metadata={"help": "weight decay of AdamW"})
     schedule: str = field(default="constant", metadata={"help": "constant, cosine or step"})
     warmup: int = field(default=0, metadata={"help": "steps of linear warm-up"})
-    step_epochs: int = field(default=30, metadata={"help": "the step schedule halves the rate every this many epochs"})
+    step_epochs: int = field(default=30, metadata={"help": "epochs after which the step schedule halves the rate"})
     clip_norm: float = field(default=0.0, metadata={"help": "largest norm of the gradient; 0: no limit"})
     ema: float = field(default=0.0, metadata={"help": "decay of the moving average of the weights; 0: none"})
     precision: str = field(default="32-true", metadata={"help": "32-true, bf16-mixed or 16-mixed"})
 
-    seed: int = field(default=0, metadata={"help": "of everything random"})
-    deterministic: bool = field(default=False, metadata={"help": "refuse operations that differ from run to run"})
+    seed: int = field(default=0, metadata={"help": "seed of all random numbers"})
+    deterministic: bool = field(
+        default=False, metadata={"help": "reject operations whose results differ from run to run"}
+    )
     accelerator: str = field(default="auto", metadata={"help": "auto, cpu or cuda"})
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: as PyTorch chooses"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: PyTorch's choice"})
     workers: int = field(default=0, metadata={"help": "processes that prepare samples"})
     checkpoint_every: int = field(default=0, metadata={"help": "steps between checkpoints; 0: once per epoch"})
     sample_every: int = field(default=1, metadata={"help": "epochs between sample pictures and validations"})
