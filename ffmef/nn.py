@@ -20,10 +20,10 @@ def initial_alphas(
 ) -> Tensor:
     """Return the levels' weights at the start of training: 0.6, 0.3, 0.1 for three levels, as in the paper.
 
-    Other numbers of levels start in the same spirit: halving from level to level, with sum 1.
+    With other numbers of levels, the weights halve from level to level, and their sum is 1.
 
     Args:
-        levels: how many.
+        levels: how many, at least 1.
         device: of the result; None: torch's default device.
         dtype: of the result; None: torch's default dtype.
 
@@ -46,6 +46,11 @@ class AdaptiveFuse(nn.Module):
         backend: see :func:`ffmef.ops.adaptive_fuse`.
         device: of the parameter ``alphas``; None: torch's default device.
         dtype: of the parameter ``alphas``, any floating dtype, independent of the images'; None: torch's default dtype.
+
+    Raises:
+        ValueError: a kernel size is not odd or not within 1 to 31, there is none, the padding mode is unknown, or the
+            dtype is not floating. ``forward`` raises what :func:`ffmef.ops.adaptive_fuse` raises, and ValueError for
+            filters that do not fit ``kernel_sizes``.
 
     Attributes:
         alphas: (L,), the weights of the levels; starts as :func:`initial_alphas`.

@@ -12,7 +12,11 @@ class MEFSSIMLoss(nn.Module):
     """``1 - MEF-SSIM`` of the luminance (Ma, Zeng, Wang: IEEE TIP 2015); see :func:`ffmef.losses.mef_ssim`.
 
     Args:
-        scales: of the measure, 1 to 3; a scale needs 11 pixels a side.
+        scales: number of scales, 1 to 3; the coarsest needs sides of 11 pixels.
+
+    Raises:
+        ValueError: when called, for a fused picture of another shape than the sources', for pictures too small for the
+            scales, and for other numbers of scales.
 
     Example:
         >>> import torch

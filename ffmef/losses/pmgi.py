@@ -19,6 +19,9 @@ class PMGILoss(nn.Module):
         intensity_weight: :math:`\lambda`.
         gradient_weight: :math:`\mu`.
 
+    Raises:
+        ValueError: when called, for a fused picture of another shape than the sources'.
+
     Example:
         >>> import torch
         >>> sources = Sources.from_rgb(torch.zeros(1, 2, 3, 8, 8))

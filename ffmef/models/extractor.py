@@ -73,7 +73,10 @@ class HierarchicalRepresentationExtractor(Block):
         channels: c, even.
 
     Attributes:
-        recompute: keep nothing but the blocks' inputs for the backward pass, which computes the rest again.
+        recompute: keep only the blocks' inputs for the backward pass, which computes the rest again.
+
+    Raises:
+        ValueError: ``channels`` is odd or below 2.
     """
 
     def __init__(self, channels: int = 4) -> None:

@@ -43,18 +43,23 @@ class FFMEF(nn.Module):
             (1, 3, 5, 7).
         backend: how to compute:
 
-            - None: "fused" where it can, otherwise "eager".
-            - "fused": the whole network in one operator (:func:`ffmef.ops.ffmef_forward`); in evaluation mode without
-              gradients only, an error elsewhere. Runs no hooks of submodules.
-            - "eager": layer by layer by torch, the fusion by the fastest backend of :func:`ffmef.ops.adaptive_fuse`.
-            - "reference", "cpu", "triton" or "cuda": the same with this backend of the fusion.
-            - "native": for faster training on a CPU: layers by :func:`ffmef.ops.thin_convolution` and
-              :func:`ffmef.ops.norm_activation`; filters never exist (:func:`ffmef.ops.predict_and_fuse`). The result is
-              differentiable once. ``ffmef train`` uses it. The same as None where there is nothing to train.
+            - None: "fused" if it can run, otherwise "eager".
+            - "fused": the whole network in one operator (:func:`ffmef.ops.ffmef_forward`). It works only in evaluation
+              mode without gradients, raises an error otherwise, and runs no hooks of submodules.
+            - "eager": layer by layer in torch, with the fastest backend of :func:`ffmef.ops.adaptive_fuse`.
+            - "reference", "cpu", "triton" or "cuda": like "eager", with this backend of the fusion.
+            - "native": for faster training on a CPU, with :func:`ffmef.ops.thin_convolution` and
+              :func:`ffmef.ops.norm_activation`. Filters are never stored (:func:`ffmef.ops.predict_and_fuse`). The
+              result is differentiable once. ``ffmef train`` uses it. If there is nothing to train, it equals None.
             - "recompute": like "native", in a fraction of the memory: the backward pass recomputes activations
               instead of keeping them.
 
         engine, recompute: deprecated spellings of ``backend``.
+
+    Raises:
+        ValueError: ``kernel_sizes`` do not ascend or are not odd and at most 31, ``channels`` is odd, or ``backend`` is
+            unknown; when called, for luminance that is not (B, 2, H, W).
+        RuntimeError: when called, if ``backend`` is "fused" and cannot run; the message says why.
 
     Attributes:
         backend: may be changed at any time.

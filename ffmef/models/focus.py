@@ -58,7 +58,11 @@ class FocusNet(nn.Module):
 
     Args:
         channels: of the hidden layers.
-        backend: of no use; None.
+        backend: None; this model has no other.
+
+    Raises:
+        ValueError: ``channels`` is not 1 to 256; when called, for frames that are not (B, N, H, W) or (B, N, C, H, W)
+            with two or more frames.
 
     Attributes:
         takes_frames: :func:`ffmef.fuse` gives this model pictures, not their luminance.

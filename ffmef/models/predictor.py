@@ -44,11 +44,11 @@ class FilterHead(Block):
 
 
 class SpatialAdaptiveFilterPredictor(nn.Module):
-    """From the maps of all images at all levels to their filters.
+    """Predict the filters of all images from their maps, one level at a time.
 
     Args:
         channels: c of the maps.
-        kernel_sizes: the filters' side, a level.
+        kernel_sizes: the filters' side per level.
         images: N.
     """
 
