@@ -19,6 +19,11 @@ from ffmef.weight_files import stamp
 if TYPE_CHECKING:
     from ffmef.models import PyramidFFMEF
 
+
+class OutOfRange(InputError):
+    """Floating-point samples that do not lie in [0, 1], found by the native pass."""
+
+
 MOST_THREADS = 4096  # far more than processors have; far fewer than would exhaust the system
 
 try:
@@ -76,12 +81,20 @@ def fuse(
         validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; none where nothing
             is known.
         adjust: what is to be different.
+
+    Raises:
+        OutOfRange: floating-point samples do not lie in [0, 1].
     """
     dtype = images[0].dtype
     plain = np.float32 if dtype.kind == "f" else dtype
     changes = (adjust.brightness, adjust.contrast, adjust.saturation, adjust.prefer)
     plain_images = [image.astype(plain, copy=False) for image in images]
-    fused = network.fuse(plain_images, thread_count(threads), list(validity), changes)
+    try:
+        fused = network.fuse(plain_images, thread_count(threads), list(validity), changes)
+    except ValueError as error:
+        if "must lie in [0, 1]" not in str(error):
+            raise
+        raise OutOfRange(str(error)) from None
     return fused.astype(dtype, copy=False)
 
 

@@ -92,14 +92,22 @@ def fuse(
     [120, 120, 120]
     """
     listed = _listed(images, task)
-    images = _checked(listed)
+    images = _checked(listed, in_range=False)
     if not isinstance(adjust, Adjustments):
         raise InputError(f"adjust must be of type ffmef.adjust.Adjustments, got {type(adjust).__name__}")
     fuser = _fuser_of(task, len(images), weights, backend, model, device, engine)
     validity = _checked_validity(validity, images)
-    fused, _ = _fuse(
-        images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust, deghost=deghost
-    )
+    named = [(name, image) for (name, _), image in zip(listed, images, strict=True)]
+    seen = fuser.network is not None and images[0].dtype == np.float32 and validity is None and deghost is False
+    if not seen:
+        _check_range(named)
+    try:
+        fused, _ = _fuse(
+            images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust, deghost=deghost
+        )
+    except picture.OutOfRange:  # found while the samples were read anyway: to look at them before takes a tenth more
+        _check_range(named)
+        raise
     return fused.astype(listed[0][1].dtype, copy=False)  # in the byte order of the first picture
 
 
@@ -430,7 +438,7 @@ def _listed(images, task: str) -> list[tuple[str, np.ndarray]]:
     return [(f"images[{index}]", image) for index, image in enumerate(images)]
 
 
-def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+def _checked(named: list[tuple[str, np.ndarray]], *, in_range: bool = True) -> list[np.ndarray]:
     if len(named) < 2:
         raise InputError(f"images must hold at least 2 pictures, got {len(named)}")
     for name, image in named:
@@ -455,11 +463,17 @@ def _checked(named: list[tuple[str, np.ndarray]]) -> list[np.ndarray]:
             raise InputError(
                 f"{name} must have at least 2 pixels (the model takes statistics over the picture), got {_size(image)}"
             )
+    if in_range:
+        _check_range(named)
+    return [image for _, image in named]
+
+
+def _check_range(named: list[tuple[str, np.ndarray]]) -> None:
+    for name, image in named:
         if image.dtype.kind == "f":
             low, high = image.min(), image.max()
             if not (low >= 0 and high <= 1):  # also where they are not numbers
                 raise InputError(f"{name} must lie in [0, 1], got values from {low} to {high}")
-    return [image for _, image in named]
 
 
 def _checked_validity(validity, images: list[np.ndarray]) -> list[np.ndarray | None] | None:

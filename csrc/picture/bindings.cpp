@@ -48,7 +48,7 @@ class Network {
     const Exposures exposures{pictures, masks_of(validity, pictures)};
     std::vector<py::ssize_t> shape{pictures.height, pictures.width};
     if (pictures.coloured()) shape.push_back(3);
-    py::array out(images[0].dtype(), shape);
+    py::array out = result_of(images[0].dtype(), shape);
     void* data = out.mutable_data();
     hint_huge_pages(data, int64_t(out.nbytes()));
     const py::gil_scoped_release release;
@@ -59,6 +59,15 @@ class Network {
   }
 
  private:
+  // An array in memory that the next result may reuse.
+  static py::array result_of(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
+    py::ssize_t bytes = dtype.itemsize();
+    for (py::ssize_t size : shape) bytes *= size;
+    void* data = allocate(bytes);
+    const py::capsule owner(data, [](void* p) { release(p); });
+    return py::array(dtype, shape, data, owner);
+  }
+
   // The public function explains mistakes; these checks only keep memory safe.
   static Pictures pictures_of(const std::vector<py::array>& images, std::vector<py::array>& kept) {
     if (images.empty()) throw std::invalid_argument("images must hold at least one picture");

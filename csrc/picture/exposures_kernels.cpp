@@ -120,9 +120,12 @@ struct Run {
 };
 
 // How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
+// Ramps that samples from black to white cannot leave at one end have no bound there, and two that do not overlap are one.
 inline float recorded_colour(float y, float top, float bottom) {
-  return unit((232.0f - y) * (1.0f / 24)) * unit((y - 16.0f) * (1.0f / 32)) *
-         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24))) * (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
+  const float to_white = (232.0f - y) * (1.0f / 24), from_black = (y - 16.0f) * (1.0f / 32);
+  const float clear = 8.6f - top * (0.8f / 24), lit = 0.1f + bottom * (0.9f / 24);
+  const float middle = unit(to_white < from_black ? to_white : from_black);
+  return middle * (clear < 0.2f ? 0.2f : clear > 1.0f ? 1.0f : clear) * (lit < 1.0f ? lit : 1.0f);
 }
 
 // Sample type and what luminance on the scale 0..1 is of a grey sample.
@@ -398,7 +401,7 @@ template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int
 // --- two exposures in colour: sums stay in registers ------------------------------------------------------------------
 
 struct Sums {
-  FloatVec luminance, mass{}, blue{}, red{};
+  FloatVec luminance, mass{}, red{}, green{}, blue{};  // colours times mass
   // As in Run, but of luminance, not grey.
   FloatVec least = splat(255.0f / kSwing + 16.0f), most = splat(16.0f), top = splat(255.0f);
 };
@@ -408,25 +411,24 @@ inline FloatVec mixed(const float* upper, const float* lower, int64_t x, FloatVe
   return a + (load(lower + x) - a) * share;
 }
 
-// As add_colour.
+// As add_colour, but chroma is left to the end: what colours differ from their own grey by.
 template <class S>
 inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec below, FloatVec share) {
   const FloatVec r = samples.r * kToByte<S>, g = samples.g * kToByte<S>, b = samples.b * kToByte<S>;
   const FloatVec y = r * (255 * kRed) + (g * (255 * kGreen) + (b * (255 * kBlue) + 16.0f));
   sums.luminance += weight * (y * (1.0f / 255) - below);
-  const FloatVec cb = b * 0.439215f - (r * 0.148223f + g * 0.290992f);
-  const FloatVec cr = r * 0.439215f - (g * 0.367789f + b * 0.071426f);
   const FloatVec top = larger(larger(r, g), b), bottom = smaller(smaller(r, g), b);
-  const FloatVec recorded = unit(y * (-1.0f / 24) + 232.0f / 24) * unit(y * (1.0f / 32) - 0.5f) *
-                            (unit(top * (-1.0f / 24) + 10.5f) * 0.8f + 0.2f) *
-                            (unit(bottom * (1.0f / 24)) * 0.9f + 0.1f);
-  const FloatVec mass = share * (recorded + 0.02f);
+  const FloatVec middle = unit(smaller(y * (-1.0f / 24) + 232.0f / 24, y * (1.0f / 32) - 0.5f));
+  const FloatVec clear = smaller(larger(top * (-0.8f / 24) + 8.6f, splat(0.2f)), splat(1.0f));
+  const FloatVec lit = smaller(bottom * (0.9f / 24) + 0.1f, splat(1.0f));
+  const FloatVec mass = share * (middle * clear * lit + 0.02f);
   sums.least = smaller(sums.least, y);
   sums.most = larger(sums.most, y);
   sums.top = smaller(sums.top, top);
   sums.mass += mass;
-  sums.blue += mass * cb;
-  sums.red += mass * cr;
+  sums.red += mass * r;
+  sums.green += mass * g;
+  sums.blue += mass * b;
 }
 
 // As finish_colour. Divisions that change none of a vector's pixels are left out: most pixels lie between knee and toe,
@@ -447,8 +449,10 @@ template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLev
     share *= gain * level.saturation;
   }
   FloatVec grey = above * kSwing;
-  const FloatVec cb = sums.blue * share, cr = sums.red * share;
-  const FloatVec r = cr * 1.596027f, g = cb * -0.391762f - cr * 0.812969f, b = cb * 2.017230f, least = splat(1e-6f);
+  const FloatVec own =
+      sums.red * (kSwing * 255 * kRed) + (sums.green * (kSwing * 255 * kGreen) + sums.blue * (kSwing * 255 * kBlue));
+  const FloatVec r = (sums.red - own) * share, g = (sums.green - own) * share, b = (sums.blue - own) * share,
+                 least = splat(1e-6f);
   const FloatVec up = larger(larger(larger(r, g), b), least), down = larger(-smaller(smaller(r, g), b), least);
   FloatVec to_white = white + kSlack - grey;
   if (ADJUSTED) grey = smaller(grey, splat(255.0f)), to_white = larger(to_white, none);

@@ -43,6 +43,7 @@ struct Adjustments {
   double brightness = 0, contrast = 0, saturation = 0, prefer = 0;
 };
 // out: a picture of the same depth, with 3 channels if any picture has. The network has 3 bands.
+// Throws std::domain_error where floating-point samples do not lie in [0, 1].
 void fuse_exposures(const PredictNetwork&, const Exposures&, int octaves, const Adjustments&, void* out, Team&);
 
 }  // namespace ffmef

@@ -35,7 +35,7 @@ def read_bracket(
     - Raw files are developed with the white balance of the first of them.
     - Frames whose EXIF orientation tags differ are taken as stored, where that fits the pictures better.
     - For ``vif`` the infrared picture is scaled to the size of the visible one, where their shapes agree.
-    - ICC profiles that differ from the first colour picture's are converted to it.
+    - ICC profiles that differ from the first colour picture's are converted to it; damaged ones count as none.
     - Samples that use little of their range are stretched if ``stretch`` says so, by one factor for a bracket; floats
       are clipped to [0, 1]. Infrared deeper than 8 bits that uses less than a quarter of its range, and infrared
       beyond it, is always stretched: the 0.1 % and 99.9 % quantiles become black and white.
@@ -52,7 +52,7 @@ def read_bracket(
         The pictures and the remarks: what was guessed, changed or may surprise, a line each.
 
     Raises:
-        InputError: a file cannot be read, sizes differ, a profile is damaged.
+        InputError: a file cannot be read, sizes differ, profiles of more than 8 bit need a missing package.
     """
     names = [str(path) for path in paths]
     pictures = _read_all(paths, read)
@@ -219,17 +219,21 @@ def _convert_profiles(pictures: list[Picture], names: list[str], remarks: list[s
     coloured = [index for index, picture in enumerate(pictures) if picture.pixels.ndim == 3]
     if len({pictures[index].icc for index in coloured}) < 2:
         return pictures
-    first = coloured[0]
-    target, converted = pictures[first].icc, list(pictures)
+    first, converted = coloured[0], list(pictures)
+    damaged = {profile for profile in {pictures[index].icc for index in coloured} if metadata.is_damaged(profile)}
+    for index in coloured:
+        if pictures[index].icc in damaged:
+            converted[index] = replace(pictures[index], icc=None)
+            remarks.append(f"{names[index]}: its ICC profile is damaged and left out: sRGB is assumed")
+    target = converted[first].icc
     for index in coloured[1:]:
-        picture = pictures[index]
+        picture = converted[index]
         if picture.icc == target:
             continue
         try:
             pixels = metadata.convert_profile(picture.pixels, picture.icc, target)
         except InputError as error:
-            damaged = first if metadata.is_damaged(target) else index
-            raise InputError(f"{names[damaged]}: {error}") from None
+            raise InputError(f"{names[index]}: {error}") from None
         converted[index] = replace(picture, pixels=pixels, icc=target)
         profiles = f"{metadata.profile_name(picture.icc)} to {metadata.profile_name(target)}"
         remarks.append(f"{names[index]}: colours converted from {profiles}, the profile of {names[first]}")

@@ -398,12 +398,17 @@ def test_mixed_profiles_are_converted_to_the_first(tmp_path, sunset, dtype):
     np.testing.assert_allclose(pictures[1].pixels / float(scale), sunset[1], atol=2)
 
 
-def test_a_damaged_profile_is_named(tmp_path, sunset):
-    damaged = wide_profile()[:200]
-    for name, icc in (("a", None), ("b", damaged)):
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_damaged_profile_counts_as_none(tmp_path, sunset, order):
+    for name, icc in (("a", wide_profile()), ("b", wide_profile()[:200])):
         write_picture(tmp_path / f"{name}.png", Picture(sunset[0], icc=icc))
-    with pytest.raises(InputError, match="b.png: its ICC profile cannot be used"):
-        bracket.read_bracket([tmp_path / "a.png", tmp_path / "b.png"])
+    paths = [tmp_path / f"{name}.png" for name in order]
+    pictures, remarks = bracket.read_bracket(paths)
+    target = wide_profile() if order == "ab" else None
+    assert [picture.icc for picture in pictures] == [target, target]
+    expected = metadata.convert_profile(sunset[0], *((None, target) if order == "ab" else (wide_profile(), None)))
+    assert np.array_equal(pictures[1].pixels, expected) and np.array_equal(pictures[0].pixels, sunset[0])
+    assert sum("b.png: its ICC profile is damaged and left out: sRGB is assumed" in remark for remark in remarks) == 1
 
 
 def test_exif_of_the_result_has_no_thumbnail_and_no_orientation(tmp_path, sunset):

@@ -127,6 +127,37 @@ def test_grey_is_colour_with_equal_channels(dtype):
     assert np.abs(in_colour - fused[..., None].astype(float)).max() <= tolerance
 
 
+@pytest.mark.parametrize("value", [-0.01, 1.01, np.nan, np.inf])
+def test_floats_out_of_range_are_found_wherever_they_are(value):
+    images = pictures_of(37, 51, 3, dtype=np.float32)
+    for frame, place in ((0, (0, 0, 0)), (1, (36, 50, 2)), (1, (17, 33, 1))):
+        broken = [image.copy() for image in images]
+        broken[frame][place] = value
+        with pytest.raises(ffmef.InputError, match=rf"images\[{frame}\] must lie in \[0, 1\], got values from"):
+            ffmef.fuse(broken, threads=2)
+
+
+def test_memory_is_used_again_but_never_that_of_a_living_result():
+    script = (
+        "import numpy as np, ffmef, resource\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "images = [np.full((400, 401, 3), grey, np.uint8) for grey in (40, 90)]\n"
+        "others = [255 - image for image in images]\n"
+        "kept = ffmef.fuse(images, threads=2)\n"
+        "before = kept.copy()\n"
+        "for _ in range(5): ffmef.fuse(others, threads=2)\n"
+        "start = faults()\n"
+        "for _ in range(10): ffmef.fuse(others, threads=1)\n"
+        "print(np.array_equal(kept, before), (faults() - start) // 10)"
+    )
+    # A C library that gives all freed memory back at once.
+    given_back = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    alive, fresh = run(script, PYTHONPATH=":".join(sys.path), **given_back).split()
+    assert alive == "True"
+    if sys.platform == "linux":
+        assert int(fresh) < 50, "pages touched for the first time in each call"
+
+
 def test_grey_beside_colour():
     coloured, grey = pictures_of(33, 20, 3, count=1) + pictures_of(33, 20, count=1, seed=1)
     expected = ffmef.fuse([coloured, np.stack([grey] * 3, -1)])

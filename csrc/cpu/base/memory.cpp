@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 
 #if defined(__linux__)
@@ -27,15 +28,87 @@ class OutOfMemory final : public std::bad_alloc {
 
 void out_of_memory(int64_t bytes) { throw OutOfMemory(bytes); }
 
-void* allocate(int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  const int64_t whole = (bytes > 0 ? bytes + kLine - 1 : kLine) / kLine * kLine;
-  void* data = std::aligned_alloc(size_t(kLine), size_t(whole));
-  if (data == nullptr) out_of_memory(bytes);
-  return data;
+namespace {
+
+constexpr int64_t kLine = 64;
+
+// Blocks of middle size that no call uses at the moment, the last one given first.
+class KeptBlocks {
+ public:
+  static bool suits(int64_t bytes) { return bytes >= kLeast && bytes <= kMost; }
+
+  void* take(int64_t bytes) {
+    for (int i = count_ - 1; i >= 0; --i)
+      if (blocks_[i].bytes == bytes) {
+        void* data = blocks_[i].data;
+        remove(i);
+        return data;
+      }
+    return nullptr;
+  }
+  void give(void* data, int64_t bytes) {
+    while (count_ == kBlocks || total_ + bytes > kTotal) {
+      std::free(blocks_[0].data);
+      remove(0);
+    }
+    blocks_[count_++] = {data, bytes};
+    total_ += bytes;
+  }
+
+ private:
+  static constexpr int64_t kLeast = int64_t(1) << 15, kMost = int64_t(4) << 20, kTotal = int64_t(16) << 20;
+  static constexpr int kBlocks = 64;
+  struct Block {
+    void* data;
+    int64_t bytes;
+  };
+
+  void remove(int i) {
+    total_ -= blocks_[i].bytes;
+    --count_;
+    for (; i < count_; ++i) blocks_[i] = blocks_[i + 1];
+  }
+
+  Block blocks_[kBlocks];
+  int count_ = 0;
+  int64_t total_ = 0;
+};
+
+// Never destroyed: arrays and threads may outlive everything else in the process. Whoever finds the lock taken does
+// without kept blocks: a process forked meanwhile would wait forever.
+struct Keeper {
+  std::mutex mutex;
+  KeptBlocks blocks;
+};
+Keeper& keeper() {
+  static Keeper* const all = new Keeper;
+  return *all;
 }
 
-void release(void* data) { std::free(data); }
+}  // namespace
+
+// A line in front of the data holds their size.
+void* allocate(int64_t bytes) {
+  const int64_t whole = kLine + (bytes > 0 ? bytes + kLine - 1 : kLine) / kLine * kLine;
+  char* data = nullptr;
+  if (KeptBlocks::suits(whole))
+    if (const std::unique_lock lock(keeper().mutex, std::try_to_lock); lock.owns_lock())
+      data = static_cast<char*>(keeper().blocks.take(whole));
+  if (data == nullptr) data = static_cast<char*>(std::aligned_alloc(size_t(kLine), size_t(whole)));
+  if (data == nullptr) out_of_memory(bytes);
+  *reinterpret_cast<int64_t*>(data) = whole;
+  return data + kLine;
+}
+
+void release(void* given) {
+  if (given == nullptr) return;
+  char* data = static_cast<char*>(given) - kLine;
+  const int64_t whole = *reinterpret_cast<int64_t*>(data);
+  if (KeptBlocks::suits(whole))
+    if (const std::unique_lock lock(keeper().mutex, std::try_to_lock); lock.owns_lock())
+      return keeper().blocks.give(data, whole);
+  std::free(data);
+}
 
 void hint_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

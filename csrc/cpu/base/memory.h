@@ -11,6 +11,9 @@ namespace ffmef {
 [[noreturn]] void out_of_memory(int64_t bytes);
 
 // Undefined values from a cache line's boundary on, so that vectors at multiples of their length lie in one line.
+//
+// Up to 16 MB of released blocks of 32 kB to 4 MB are kept for the next call: the C library gives freed memory back to
+// the system when it sees fit, and to get a small picture's pages again takes a fifth of the time of fusing it.
 void* allocate(int64_t bytes);
 void release(void* data);
 

@@ -252,11 +252,14 @@ template <class F> void over_rows(ParallelRows parallel, int64_t rows, int64_t r
                [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); });
 }
 
-// Rows of all images, one after the other: threads meet once per layer, not once per image.
-struct ImageRow {
-  int64_t image, y;
-  ImageRow(int64_t row, int64_t height) : image(row / height), y(row % height) {}
-};
+// Rows of all images: threads meet once per layer, not once per image, and each keeps to the same rows of all of them
+// from layer to layer, so that what it reads mostly lies in its own cache. Calls body(image, begin, end).
+template <class F>
+void over_rows_of_images(ParallelRows parallel, int64_t count, int64_t rows, int64_t row_cost, const F& body) {
+  over_rows(parallel, rows, count * row_cost, [&](int64_t begin, int64_t end) {
+    for (int64_t n = 0; n < count; ++n) body(n, begin, end);
+  });
+}
 
 void rectify_row(float* row, const float* added, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -303,34 +306,35 @@ Maps maps_of(size_t count, int64_t height, int64_t width, int64_t channels) {
 Maps refine(const Repeating& conv, const Maps& in, ParallelRows parallel) {
   const int64_t height = in[0].height, width = in[0].width, channels = in[0].channels;
   Maps out = maps_of(in.size(), height, width, channels);
-  over_rows(parallel, int64_t(in.size()) * height, width * channels * channels * 6, [&](int64_t begin, int64_t end) {
-    // The last three rows that were transformed, and which they are.
-    const int64_t size = Repeating::kTransformed ? conv.transformed_size(width) : 0;
-    Buffer<float> transformed(3 * size);
-    int64_t held[3] = {-1, -1, -1};
-    for (int64_t i = begin; i < end; ++i) {
-      const ImageRow at(i, height);
-      const Map& map = in[at.image];
-      const float* rows[3];
-      for (int r = 0; r < 3; ++r) {
-        const int64_t last = height - 1, y = at.y - 1 + r < 0 ? 0 : at.y - 1 + r < last ? at.y - 1 + r : last;
-        if (!Repeating::kTransformed) {
-          rows[r] = map.row(y) - channels;
-          continue;
+  over_rows_of_images(
+      parallel, int64_t(in.size()), height, width * channels * channels * 6,
+      [&](int64_t image, int64_t begin, int64_t end) {
+        const Map& map = in[image];
+        // The last three rows that were transformed, and which they are.
+        const int64_t size = Repeating::kTransformed ? conv.transformed_size(width) : 0;
+        Buffer<float> transformed(3 * size);
+        int64_t held[3] = {-1, -1, -1};
+        for (int64_t i = begin; i < end; ++i) {
+          const float* rows[3];
+          for (int r = 0; r < 3; ++r) {
+            const int64_t last = height - 1, y = i - 1 + r < 0 ? 0 : i - 1 + r < last ? i - 1 + r : last;
+            if (!Repeating::kTransformed) {
+              rows[r] = map.row(y) - channels;
+              continue;
+            }
+            float* place = transformed.data + y % 3 * size;
+            rows[r] = place;
+            if (held[y % 3] == y) continue;
+            held[y % 3] = y;
+            conv.transform(map.row(y), width, place);
+          }
+          float* result = out[image].row(i);
+          if (Repeating::kTransformed)
+            conv.row(rows, width, result, map.row(i));
+          else
+            convolve(conv.plain, rows, channels, width, result, channels, Finish::rectify_add, map.row(i));
         }
-        float* place = transformed.data + y % 3 * size;
-        rows[r] = place;
-        if (held[y % 3] == at.image * height + y) continue;
-        held[y % 3] = at.image * height + y;
-        conv.transform(map.row(y), width, place);
-      }
-      float* result = out[at.image].row(at.y);
-      if (Repeating::kTransformed)
-        conv.row(rows, width, result, map.row(at.y));
-      else
-        convolve(conv.plain, rows, channels, width, result, channels, Finish::rectify_add, map.row(at.y));
-    }
-  });
+      });
   return out;
 }
 
@@ -338,24 +342,24 @@ Maps refine(const Repeating& conv, const Maps& in, ParallelRows parallel) {
 Maps shrink(const Packed& packed, const Maps& in, ParallelRows parallel) {
   const int64_t c = in[0].channels, width = in[0].width, height = half_of(in[0].height), across = half_of(width);
   Maps out = maps_of(in.size(), height, across, packed.outputs);
-  over_rows(parallel, int64_t(in.size()) * height, across * c * packed.outputs * 4, [&](int64_t begin, int64_t end) {
-    Row<float> upper(2 * across * c), lower(2 * across * c);
-    for (int64_t i = begin; i < end; ++i) {
-      const ImageRow at(i, height);
-      const Map& map = in[at.image];
-      const float* rows[2] = {map.row(2 * at.y), map.row(2 * at.y + 1 < map.height ? 2 * at.y + 1 : 2 * at.y)};
-      if (width % 2) {
-        float* copies[2] = {upper.data, lower.data};
-        for (int r = 0; r < 2; ++r) {
-          std::memcpy(copies[r], rows[r], size_t(width * c) * sizeof(float));
-          std::memcpy(copies[r] + width * c, rows[r] + (width - 1) * c, size_t(c) * sizeof(float));
-          rows[r] = copies[r];
-        }
-      }
-      convolve(packed, rows, 2 * c, across, out[at.image].row(at.y), packed.outputs, Finish::rectify);
-      out[at.image].repeat_ends(at.y);
-    }
-  });
+  over_rows_of_images(parallel, int64_t(in.size()), height, across * c * packed.outputs * 4,
+                      [&](int64_t image, int64_t begin, int64_t end) {
+                        const Map& map = in[image];
+                        Row<float> upper(2 * across * c), lower(2 * across * c);
+                        for (int64_t y = begin; y < end; ++y) {
+                          const float* rows[2] = {map.row(2 * y), map.row(2 * y + 1 < map.height ? 2 * y + 1 : 2 * y)};
+                          if (width % 2) {
+                            float* copies[2] = {upper.data, lower.data};
+                            for (int r = 0; r < 2; ++r) {
+                              std::memcpy(copies[r], rows[r], size_t(width * c) * sizeof(float));
+                              std::memcpy(copies[r] + width * c, rows[r] + (width - 1) * c, size_t(c) * sizeof(float));
+                              rows[r] = copies[r];
+                            }
+                          }
+                          convolve(packed, rows, 2 * c, across, out[image].row(y), packed.outputs, Finish::rectify);
+                          out[image].repeat_ends(y);
+                        }
+                      });
   return out;
 }
 
@@ -381,31 +385,31 @@ Maps enter(const Prepared& ready, const PredictNetwork& net, const float* half, 
   const Packed &stem = ready.stem, &step = ready.enter;
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs, padded = 4 * across;
   Maps out = maps_of(size_t(count), down, across, net.enter.outputs);
-  over_rows(parallel, count * down, across * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
-            [&](int64_t begin, int64_t end) {
-              Row<float> pixels(2 * padded), stem_rows(2 * (2 * across * channels + kChannelBlock));
-              float* stems[2] = {stem_rows.data, stem_rows.data + 2 * across * channels + kChannelBlock};
-              for (int64_t i = begin; i < end; ++i) {
-                const ImageRow at(i, down);
-                for (int s = 0; s < 2; ++s) {
-                  const float* rows[2];
-                  for (int r = 0; r < 2; ++r) {
-                    const int64_t y = 4 * at.y + 2 * s + r;
-                    rows[r] = half + (at.image * height + (y < height ? y : height - 1)) * width;
-                    if (padded == width) continue;
-                    float* copy = pixels.data + r * padded;
-                    std::memcpy(copy, rows[r], size_t(width) * sizeof(float));
-                    for (int64_t x = width; x < padded; ++x) copy[x] = rows[r][width - 1];
-                    rows[r] = copy;
-                  }
-                  convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
-                }
-                convolve(step, stems, 2 * channels, across, out[at.image].row(at.y), net.enter.outputs, Finish::plain);
-                const int64_t row = i * across;
-                add_statistics(net.statistics, cells.high + row, cells.low + row, cells.apart + at.y * across, across,
-                               out[at.image].row(at.y));
-              }
-            });
+  over_rows_of_images(parallel, count, down, across * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
+                      [&](int64_t image, int64_t begin, int64_t end) {
+                        Row<float> pixels(2 * padded), stem_rows(2 * (2 * across * channels + kChannelBlock));
+                        float* stems[2] = {stem_rows.data, stem_rows.data + 2 * across * channels + kChannelBlock};
+                        for (int64_t i = begin; i < end; ++i) {
+                          for (int s = 0; s < 2; ++s) {
+                            const float* rows[2];
+                            for (int r = 0; r < 2; ++r) {
+                              const int64_t y = 4 * i + 2 * s + r;
+                              rows[r] = half + (image * height + (y < height ? y : height - 1)) * width;
+                              if (padded == width) continue;
+                              float* copy = pixels.data + r * padded;
+                              std::memcpy(copy, rows[r], size_t(width) * sizeof(float));
+                              for (int64_t x = width; x < padded; ++x) copy[x] = rows[r][width - 1];
+                              rows[r] = copy;
+                            }
+                            convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
+                          }
+                          convolve(step, stems, 2 * channels, across, out[image].row(i), net.enter.outputs,
+                                   Finish::plain);
+                          const int64_t row = (image * down + i) * across;
+                          add_statistics(net.statistics, cells.high + row, cells.low + row, cells.apart + i * across,
+                                         across, out[image].row(i));
+                        }
+                      });
   return out;
 }
 
@@ -414,27 +418,26 @@ void raise(const Packed& packed, const Maps& coarse, Maps& skips, ParallelRows p
   const int64_t c = packed.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
   const int64_t height = skips[0].height, width = skips[0].width;
   Maps thin = maps_of(coarse.size(), below, across, c);
-  over_rows(parallel, int64_t(coarse.size()) * below, across * c * inputs, [&](int64_t begin, int64_t end) {
+  const int64_t count = int64_t(skips.size());
+  over_rows_of_images(parallel, count, below, across * c * inputs, [&](int64_t image, int64_t begin, int64_t end) {
     Row<float> row((across + 1) * c);
-    for (int64_t i = begin; i < end; ++i) {
-      const ImageRow at(i, below);
-      const float* rows[1] = {coarse[at.image].row(at.y)};
+    for (int64_t y = begin; y < end; ++y) {
+      const float* rows[1] = {coarse[image].row(y)};
       convolve(packed, rows, inputs, across, row.data, c, Finish::plain);
-      std::memcpy(thin[at.image].row(at.y), row.data, size_t(across * c) * sizeof(float));
+      std::memcpy(thin[image].row(y), row.data, size_t(across * c) * sizeof(float));
     }
   });
-  over_rows(parallel, int64_t(skips.size()) * height, width * c * 4, [&](int64_t begin, int64_t end) {
+  over_rows_of_images(parallel, count, height, width * c * 4, [&](int64_t image, int64_t begin, int64_t end) {
     Row<float> mixed((across + 2) * c);
-    for (int64_t i = begin; i < end; ++i) {
-      const ImageRow at(i, height);
-      const RowTap tap = tap_of(at.y, 2, below);
+    for (int64_t y = begin; y < end; ++y) {
+      const RowTap tap = tap_of(y, 2, below);
       const float share = float(tap.share);
-      const float *a = thin[at.image].row(tap.first), *b = thin[at.image].row(tap.second);
+      const float *a = thin[image].row(tap.first), *b = thin[image].row(tap.second);
       float* m = mixed.data + c;
       for (int64_t k = 0; k < across * c; ++k) m[k] = a[k] + (b[k] - a[k]) * share;
       std::memcpy(m - c, m, size_t(c) * sizeof(float));
       std::memcpy(m + across * c, m + (across - 1) * c, size_t(c) * sizeof(float));
-      float* out = skips[at.image].row(at.y);
+      float* out = skips[image].row(y);
       for (int64_t x = 0; x < width; ++x) {
         const float *near = m + x / 2 * c, *far = near + (x % 2 ? c : -c);
         for (int64_t k = 0; k < c; ++k) {
@@ -442,7 +445,7 @@ void raise(const Packed& packed, const Maps& coarse, Maps& skips, ParallelRows p
           out[x * c + k] = value > 0.0f ? value : 0.0f;
         }
       }
-      skips[at.image].repeat_ends(at.y);
+      skips[image].repeat_ends(y);
     }
   });
 }
@@ -450,16 +453,16 @@ void raise(const Packed& packed, const Maps& coarse, Maps& skips, ParallelRows p
 // Adds a 1x1 convolution of the map itself.
 void add_overall(const Packed& packed, Maps& maps, ParallelRows parallel) {
   const int64_t height = maps[0].height, width = maps[0].width, channels = maps[0].channels;
-  over_rows(parallel, int64_t(maps.size()) * height, width * channels * channels, [&](int64_t begin, int64_t end) {
-    Row<float> added((width + 1) * channels);
-    for (int64_t i = begin; i < end; ++i) {
-      const ImageRow at(i, height);
-      float* row = maps[at.image].row(at.y);
-      const float* rows[1] = {row};
-      convolve(packed, rows, channels, width, added.data, channels, Finish::plain);
-      for (int64_t k = 0; k < width * channels; ++k) row[k] += added[k];
-    }
-  });
+  over_rows_of_images(parallel, int64_t(maps.size()), height, width * channels * channels,
+                      [&](int64_t image, int64_t begin, int64_t end) {
+                        Row<float> added((width + 1) * channels);
+                        for (int64_t y = begin; y < end; ++y) {
+                          float* row = maps[image].row(y);
+                          const float* rows[1] = {row};
+                          convolve(packed, rows, channels, width, added.data, channels, Finish::plain);
+                          for (int64_t k = 0; k < width * channels; ++k) row[k] += added[k];
+                        }
+                      });
 }
 
 // The natural logarithm to about two units in the last place, for normal x > 0.
@@ -535,6 +538,14 @@ struct HeadRow {
     for (int64_t x = 0; x < width; ++x)
       for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
         const int64_t first = x * kChannelBlock + v;
+        if (count == 2) {
+          // The larger one's exponential is 1.
+          const FloatVec ahead = load(values + first) - load(values + first + line), none{};
+          const FloatVec less = exponential(ahead > none ? -ahead : ahead), scale = 1.0f / (less + 1.0f);
+          store_cell(first, gate[x], ahead < none ? less * scale : scale);
+          store_cell(first + line, gate[x], ahead > none ? less * scale : scale);
+          continue;
+        }
         FloatVec largest = load(values + first), total{};
         for (int64_t n = 1; n < count; ++n) {
           const FloatVec other = load(values + first + n * line);
@@ -547,13 +558,16 @@ struct HeadRow {
         }
         const FloatVec scale = 1.0f / total;
         for (int64_t n = 0; n < count; ++n) {
-          const int64_t place = first + n * line;
-          const FloatVec share = load(shares + place) * scale, gain = load(values + place + planes) * gate[x];
-          store(shares + place, share);
-          store(gains + place, gain);
-          store(weights + place, share * (1.0f + gain));
+          store_cell(first + n * line, gate[x], load(shares + first + n * line) * scale);
         }
       }
+  }
+
+  void store_cell(int64_t place, float gate, FloatVec share) {
+    const FloatVec gain = load(values + place + planes) * gate;
+    store(shares + place, share);
+    store(gains + place, gain);
+    store(weights + place, share * (1.0f + gain));
   }
 
   // One plane of an image from a row of cells' lanes.
