@@ -1,5 +1,5 @@
-// What fuse.cpp hands to the kernels of PyramidFFMEF (ffmef/models/pyramid.py), beside those of finest.h: what each exposure
-// has recorded, octaves, and the finest level with colour by shares and validity.
+// What fuse.cpp hands to the kernels of PyramidFFMEF (ffmef/models/pyramid.py), beside those of finest.h: what each
+// exposure has recorded, octaves, and the finest level with colour by shares and validity.
 #pragma once
 #include <cstdint>
 
@@ -7,11 +7,11 @@
 
 namespace ffmef {
 
-// How far each cell of a picture can be used; h x w cells of 4 x 4 pixels at half size.
+// How far each cell of a picture can be used. There are h x w cells of 4 x 4 pixels at half size.
 struct Statistics {
   float *high, *low;  // (count, h, w): means of how far luminance is from white and from black
   float* apart;       // (h, w): mean of the difference between the brightest and the darkest picture
-  float* validity;    // (count, h, w): means of the given validity; null where none is given
+  float* validity;    // (count, h, w): means of the given validity; null if none is given
 };
 
 // The finest level. All planes are contiguous; luminance is on the scale 0..1, studio swing.
@@ -19,8 +19,8 @@ struct ExposureLevel {
   Sample sample;
   int64_t count, height, width;
   const PictureView* pictures;
-  const uint8_t* const* validity;  // of each picture (height, width), null for all of it; null where none is given
-  bool coloured;                   // any picture is; then the result has 3 channels, else 1
+  const uint8_t* const* validity;  // of each picture (height, width), null for all of it; null if none is given
+  bool coloured;                   // whether any picture is; then the result has 3 channels, otherwise 1
   const float* half;               // (count, ceil(height / 2), ceil(width / 2)), luminance at half size
   const float* half_fused;         // the fused level of half size
   const float* weights;            // (count, cells_down, cells_across), of the finest band

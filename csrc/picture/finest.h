@@ -1,4 +1,4 @@
-// What fuse.cpp hands to the kernels of the finest level, which is where pictures, of any depth, come and go.
+// What fuse.cpp hands to the kernels of the finest level, which read and write pictures of any depth.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +6,7 @@
 
 namespace ffmef {
 
-// The samples of pictures; luminance is float, not to be converted or clipped, of one channel.
+// The samples of pictures. Luminance is float with one channel, and is neither converted nor clipped.
 enum class Sample { u8, u16, f32, luminance };
 
 // A picture (height, width, channels), contiguous, of 1 or 3 channels.

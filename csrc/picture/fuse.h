@@ -1,4 +1,4 @@
-// Pictures fused by PyramidFFMEF: predictor, pyramid and colour. Independent of torch and Python, which bind it.
+// Fuses pictures by PyramidFFMEF: predictor, pyramid and colour. Independent of torch and Python.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -22,21 +22,21 @@ struct Pictures {
   int64_t across() const { return (width + 1) / 2; }
 };
 
-// A layer's parameter: where its elements lie, and how many.
+// A layer's parameter: the address of its elements, and their number.
 struct Parameter {
   const float* data;
   int64_t size;
 };
 
-// The predictor whose weights and biases these are, in the order of the model's own parameters(). It points at them.
-// Throws std::invalid_argument where sizes or numbers do not fit.
+// Makes the predictor with these weights and biases, in the order of the model's own parameters(). It points to them.
+// Throws std::invalid_argument if sizes or numbers do not fit.
 PredictNetwork network_of(const std::vector<Parameter>& parameters, const std::vector<int64_t>& channels, int64_t stem,
                           int64_t bands);
 
 // PyramidFFMEF from pictures to a picture. Its result depends on the pictures alone, not on their order.
 struct Exposures {
   Pictures pictures;
-  std::vector<const uint8_t*> validity;  // (height, width) of each picture or null for all of it; empty where all are
+  std::vector<const uint8_t*> validity;  // (height, width) of each picture or null for all of it; empty if all are null
 };
 // The user's adjustments (ffmef/adjust.py); 0 changes nothing.
 struct Adjustments {

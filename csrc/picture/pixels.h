@@ -1,7 +1,7 @@
-// A vector of pixels from and to interleaved RGB of any depth. Only *_kernels.cpp files include it, like vec.h.
+// Converts a vector of pixels from and to interleaved RGB of any depth. Only *_kernels.cpp files include it (vec.h).
 //
-// With AVX-512 straight from memory, by two or three shuffles; elsewhere through the planes of samples.h, a run of pixels
-// at a time.
+// With AVX-512, it reads straight from memory, by two or three shuffles; otherwise through the planes of samples.h, a
+// run of pixels at a time.
 #pragma once
 #include "../cpu/base/vec.h"
 #include "samples.h"
@@ -10,7 +10,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// One vector instruction each; without AVX-512 the compiler finds them by itself.
+// One vector instruction each. Without AVX-512, the compiler finds the instructions itself.
 inline FloatVec larger(FloatVec a, FloatVec b) {
 #if defined(__AVX512F__)
   return (FloatVec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -25,7 +25,7 @@ inline FloatVec smaller(FloatVec a, FloatVec b) {
   return a < b ? a : b;
 #endif
 }
-// Whether numbers differ, or one is less, in any lane.
+// Whether numbers differ, or the first is less, in any lane.
 inline bool any_differ(FloatVec a, FloatVec b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ) != 0;
@@ -40,7 +40,7 @@ inline bool any_differ(FloatVec a, FloatVec b) {
 inline bool any_less(FloatVec a, FloatVec b) { return any_differ(larger(b, a), a); }
 inline FloatVec unit(FloatVec x) { return smaller(larger(x, FloatVec{}), splat(1.0f)); }
 
-// A sample from the scale 0..255, on which it lies but for rounding.
+// A sample from a value that is on the scale 0..255 apart from rounding.
 inline FloatVec scaled_sample(FloatVec x, uint8_t) { return x + 0.5f; }
 inline FloatVec scaled_sample(FloatVec x, uint16_t) { return x * 257.0f + 0.5f; }
 inline FloatVec scaled_sample(FloatVec x, float) { return unit(x * (1.0f / 255)); }
@@ -53,7 +53,7 @@ constexpr int64_t kLanes = lanes<float>;
 
 #if defined(__AVX512BW__)
 
-// Bytes of 16 pixels: 12 numbers of 32 bits to 4 in each 128 bits, then the three bytes of a pixel to 32 bits, and back.
+// Bytes of 16 pixels: 12 numbers of 32 bits to 4 per 128 bits, then the three bytes of a pixel to 32 bits, and back.
 inline __m512i spread(__m512i packed) {
   const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
   const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1));

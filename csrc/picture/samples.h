@@ -1,4 +1,4 @@
-// Interleaved samples of any depth to planes and back. Only *_kernels.cpp files include it, like vec.h.
+// Converts interleaved samples of any depth to planes and back. Only *_kernels.cpp files include it, like vec.h.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -8,8 +8,8 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// A vector of samples. Shuffles of 16- and 32-bit lanes of whole 64-byte vectors are one instruction each; those of bytes
-// are not.
+// A vector of samples. Shuffles of 16- and 32-bit lanes of whole 64-byte vectors are one instruction each; those of
+// bytes are not.
 #if defined(__AVX512BW__)
 constexpr int kWide = 64;
 #else
@@ -106,7 +106,7 @@ inline void to_sample(float x, float& out) {
 // Columns processed at a time, few enough for their rows to stay in the first-level cache.
 constexpr int64_t kColumns = 512;
 
-// A run of pixels of one picture as planes; a grey picture's three are one.
+// A run of pixels of one picture as planes; the three planes of a grey picture are the same one.
 template <class S> struct Planes {
   alignas(64) S stored[3][kColumns];
   const S *r, *g, *b;

@@ -11,7 +11,7 @@ namespace {  // kernel files, of which there is one object per instruction set, 
 
 enum class Pages { usual, large };
 
-// `n` values that are not initialised.
+// `n` uninitialised values.
 template <class T> class Buffer {
   static_assert(std::is_trivially_destructible_v<T> && alignof(T) <= 64);
 

@@ -1,4 +1,4 @@
-// What a thread threw, for the call that it worked for.
+// Keeps the first exception of a call's threads, for the call to rethrow.
 #pragma once
 #include <atomic>
 #include <exception>
@@ -8,7 +8,7 @@ namespace ffmef {
 
 class FirstError {
  public:
-  // Calls f and keeps what it throws, if nothing has been thrown before.
+  // Calls f and keeps its exception, unless there is an earlier one.
   template <class F> void guard(const F& f) noexcept {
     try {
       f();
@@ -17,7 +17,7 @@ class FirstError {
     }
   }
   bool thrown() const { return thrown_.load(std::memory_order_relaxed); }
-  // Throws what was kept. Only after all threads have ended or have been waited for.
+  // Rethrows the exception. Call it only after all threads have finished.
   void rethrow() {
     if (!thrown()) return;
     thrown_.store(false, std::memory_order_relaxed);

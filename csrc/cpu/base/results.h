@@ -1,24 +1,24 @@
 // Memory of large results, which the next results of their size reuse.
 //
-// A training step makes gradients of the same sizes as the step before, by then freed. Large blocks that went back to
-// the system would come back as fresh pages, and clearing those takes several times longer than computing what is
-// written into them.
+// A training step makes gradients of the same sizes as the previous step, whose gradients are free by then. If large
+// blocks went back to the system, they would return as fresh pages. Clearing those takes several times longer than
+// computing what is written into them.
 #pragma once
 #include <cstdint>
 #include <utility>
 
 namespace ffmef {
 
-// From here on results are blocks of their own.
+// Results of this size and more are separate blocks.
 constexpr int64_t kLargeResult = int64_t(2) << 20;
 
-// Owns memory from a large page's boundary on. Its end may come on any thread, also while the process ends.
+// Owns memory that begins at a large page. It may be destroyed on any thread, even while the process ends.
 struct ResultBlock {
   void* data = nullptr;
   int64_t bytes = 0;
-  bool repeated = false;  // results of this size were asked for before, lately: otherwise nothing is kept
+  bool repeated = false;  // results of this size were requested before, recently; otherwise nothing is kept
 
-  // At least `wanted` bytes; what they hold is undefined. Throws std::bad_alloc.
+  // At least `wanted` uninitialised bytes. Throws std::bad_alloc.
   explicit ResultBlock(int64_t wanted);
   ~ResultBlock();
   ResultBlock(ResultBlock&& other) noexcept

@@ -1,4 +1,4 @@
-// The element types of tensors, and a switch that names one inside a kernel file.
+// The element types of tensors, and a switch over them for kernel files.
 #pragma once
 
 namespace ffmef {

@@ -6,7 +6,7 @@ namespace ffmef {
 
 class Scratch {
  public:
-  // At least `bytes` from a large page's boundary on; what they hold is undefined. Throws std::bad_alloc.
+  // At least `bytes` of uninitialised memory that begins at a large page. Throws std::bad_alloc.
   explicit Scratch(int64_t bytes);
   ~Scratch();
   Scratch(const Scratch&) = delete;

@@ -1,9 +1,9 @@
-// Threads of one operator call that is a chain of short steps, each needing the whole result of the one before.
+// The threads of an operator call that is a chain of short steps, each of which needs the whole previous result.
 //
-// A parallel region of the runtime ends when its last thread does. With one region per step that costs microseconds on
-// an idle machine, but beside other programs a step waits milliseconds for a thread that the system has preempted. A
-// team is a single region: threads claim parts of a step, idle ones take over parts of others, and the caller never
-// waits for a thread that has claimed nothing.
+// A parallel region of the runtime ends when its last thread does. With one region per step, that costs microseconds on
+// an idle machine. On a busy one, a step waits milliseconds for a thread that the system has preempted. A team is a
+// single region: threads claim parts of a step, idle ones take over parts from others, and the caller never waits for a
+// thread that has claimed nothing.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -16,8 +16,8 @@ namespace ffmef {
 // Where a team's threads come from: torch (torch_crew.h) or a pool of our own (picture/pool.h).
 struct Crew {
   int threads;
-  // Calls job(context, 0) on the calling thread and job(context, t) for some or all other t < threads on others; returns
-  // when all that began have ended. Others may begin late, or never.
+  // Calls job(context, 0) on the calling thread, and job(context, t) for some or all other t < threads on others.
+  // Returns when all that have begun have ended. The others may begin late, or never.
   void (*run)(int threads, void* context, void (*job)(void* context, int thread));
 };
 
@@ -40,7 +40,7 @@ class Team {
   }
 
   // Calls f(begin, end) for parts of [0, items) that are multiples of `grain`. Neighbouring parts mostly go to one
-  // thread. Only body itself may call it. Throws what any part has thrown.
+  // thread. Only body itself may call it. Rethrows what a part throws.
   template <class F> void over(int64_t items, int64_t grain, const F& f) {
     grain = grain > 1 ? grain : 1;
     if (threads_ == 1 || items <= grain) {
@@ -66,9 +66,9 @@ class Team {
 
  private:
   static constexpr uint32_t kOver = UINT32_MAX;
-  static constexpr int kSpins = 20000;  // half a millisecond: waking a thread takes a good part of it
+  static constexpr int kSpins = 20000;  // half a millisecond, a good part of which it takes to wake a thread
 
-  // Parts [begin, end) that nobody has taken yet, in a cache line of their own.
+  // Parts [begin, end) that nobody has taken yet, alone in a cache line.
   struct alignas(128) Share {
     std::atomic<uint64_t> range{0};
   };
@@ -106,7 +106,7 @@ class Team {
     }
   }
 
-  // Claims parts until none are left: most of the own share at once, then less each time, then the ends of others' shares.
+  // Claims parts until none are left: most of its own share at once, then less each time, then the ends of others'.
   void work(int thread) {
     for (int t = 0; t < threads_; ++t) {
       const bool own = t == 0;

@@ -1,4 +1,4 @@
-// How the CPU bindings unpack tensors: dtypes, numbers, strides, and results to be filled.
+// Helpers of the CPU bindings to unpack tensors: dtypes, numbers, strides, and results to be filled.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -46,7 +46,7 @@ inline int64_t bytes_of(ScalarType type) {
   }
 }
 
-// The dtype that sums are kept in.
+// The dtype of sums.
 inline ScalarType wide_of(Scalar scalar) { return scalar == Scalar::f64 ? ScalarType::Double : ScalarType::Float; }
 
 // The elements of a contiguous float32 tensor with `dims` dimensions, or an error that names it.
@@ -78,7 +78,7 @@ inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes,
   if (bytes < kLargeResult) return torch::stable::new_empty(like, sizes, type);
   ResultBlock block(bytes);
   void* const data = block.data;
-  // The tensor's end is the block's: torch destroys what it was given to call.
+  // The block lives as long as the tensor: torch calls and then destroys the deleter.
   return torch::stable::from_blob(data, sizes, strides, like.device(), type,
                                   [owned = std::move(block)](void*) { (void)owned; });
 }

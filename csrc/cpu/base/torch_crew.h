@@ -7,7 +7,7 @@
 
 namespace ffmef {
 
-// f(begin, end) for parts of [0, items). What a part throws is thrown here: it must not pass torch's C interface.
+// f(begin, end) for parts of [0, items). Rethrows what a part throws, which must not cross torch's C interface.
 template <class F> void parallel_for(int64_t items, int64_t grain, const F& f) {
   FirstError error;
   torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {

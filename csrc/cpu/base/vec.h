@@ -36,7 +36,7 @@ typedef int32_t IntVec __attribute__((vector_size(FFMEF_VECTOR_BYTES), may_alias
 typedef uint32_t UIntVec __attribute__((vector_size(FFMEF_VECTOR_BYTES), may_alias));
 typedef uint16_t UShortVec __attribute__((vector_size(FFMEF_VECTOR_BYTES / 2), may_alias));
 
-// Storage type -> the type that sums are kept in, and its vector.
+// Storage type -> the type of sums, and its vector.
 template <class T> struct Accumulator {
   using type = float;
   using vec = FloatVec;
@@ -152,7 +152,7 @@ inline void store(Half* p, FloatVec v) {
 #endif
 }
 
-// The first n elements, then zeros: for the ends of rows, where a whole vector could reach beyond the tensor.
+// The first n elements, then zeros. For the ends of rows, where a whole vector could reach beyond the tensor.
 template <class T> inline Vec<T> load_part(const T* p, int64_t n) {
   T buffer[lanes<T>];
   std::memset(buffer, 0, sizeof buffer);

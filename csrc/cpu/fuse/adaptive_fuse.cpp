@@ -25,7 +25,7 @@ struct Call {
   AdaptiveFuseArgs args;
   bool any_coarse = false;
 
-  // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
+  // The public function explains mistakes. These checks only keep memory safe if somebody calls the dispatcher.
   Call(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
        const std::string& padding_mode) {
     STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
@@ -45,7 +45,7 @@ struct Call {
               f.size(1) == images.size(1) && fits(f.size(3), images.size(3)) && fits(f.size(4), images.size(4)),
           "filters[", l,
           "] must be (B, N, k*k, h, w) of the images' sizes or a coarser grid's; float64 with float64 images alone");
-      // What torch promotes the tensors to: two dtypes of half precision have float32 in common.
+      // The dtype to which torch promotes the tensors. Two half-precision dtypes promote to float32.
       if (scalar_of(f) != args.result) args.result = Scalar::f32;
       int size = 1;
       while (int64_t(size) * size < f.size(2)) size += 2;
