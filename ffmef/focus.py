@@ -14,7 +14,7 @@ Laplacian.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -217,16 +217,19 @@ def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndar
 
 def _squares(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
     """Return the squares of each band, averaged over the channels."""
+    import cv2
+
     channels = 1 if pixels.ndim == 2 else 3
     own = [np.zeros(shape, np.float32) for shape in shapes[:-1]]
     for channel in range(channels):
         rest = _plane(pixels, channel)
         for energy in own:
-            band, rest = _band(rest)
-            np.multiply(band, band, out=band)
-            energy += band
-            del band
-        del rest
+            half = cv2.pyrDown(rest)
+            for rows, band in _band(rest, half):
+                np.multiply(band, band, out=band)
+                energy[rows] += band
+            rest = half
+        rest = half = None  # no two channels at a time
     for energy in own:
         energy *= np.float32(1 / channels)
     return own
@@ -251,14 +254,19 @@ def _summed(own: list[np.ndarray], shapes: list[tuple[int, int]]) -> list[np.nda
     return [*own, np.ones(shapes[-1], np.float32) if finer is None else finer]
 
 
-def _band(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the band of a plane, and what is left, half as large."""
+def _band(plane: np.ndarray, half: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield rows and the band of a plane there: the plane less ``cv2.pyrUp`` of its half, the same to the bit.
+
+    Each row of that is made of three neighbours in the half at most.
+    """
     import cv2
 
-    half = cv2.pyrDown(plane)
-    band = cv2.pyrUp(half, dstsize=plane.shape[::-1])
-    np.subtract(plane, band, out=band)
-    return band, half
+    height, width = plane.shape
+    for rows in _strips(plane.shape):
+        bottom = min(rows.stop, height)
+        first, last = max(rows.start // 2 - 1, 0), min((bottom + 1) // 2 + 1, half.shape[0])
+        coarse = cv2.pyrUp(half[first:last], dstsize=(width, min(2 * last, height) - 2 * first))
+        yield rows, plane[rows] - coarse[rows.start - 2 * first : bottom - 2 * first]
 
 
 # Second pass: the weighted mean of each band
@@ -294,6 +302,8 @@ def _by_network(
 
 def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool = False) -> np.ndarray:
     """Return the frames' weighted mean; ``again`` reads each once more rather than keep it while it is weighed."""
+    import cv2
+
     channels = 3 if form.coloured else 1
     # Sums of grey levels and of weights must stay below 2**31.
     spare = MOST_FRAMES >> (len(frames) - 1).bit_length()
@@ -312,11 +322,13 @@ def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool =
         for channel, of_channel in enumerate(totals):
             rest = _plane(pixels, channel)
             for total, weight in zip(of_channel[:-1], weights[:-1], strict=True):
-                band, rest = _band(rest)
-                _add(total, weight, band, sum_steps)
-                del band
+                half = cv2.pyrDown(rest)
+                for rows, band in _band(rest, half):
+                    _add(total[rows], weight[rows], band, sum_steps)
+                rest = half
             _add(of_channel[-1], weights[-1], rest, sum_steps)
-        del pixels, weights, rest
+            rest = half = None
+        del pixels, weights
     picture = np.empty((*form.shape, 3) if form.coloured else form.shape, form.dtype)
     for channel in range(channels):
         plane = _collapsed(totals[channel], weight_totals)

@@ -29,6 +29,7 @@ NO_METHODS = (
     "out",
 )  # what NAME_fused.png is not made by
 SEPARATORS = "_- ."
+BRACKETS = "()[]"
 
 
 def find_pairs(dataset: Path) -> Found:
@@ -121,7 +122,9 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as spreadsheets write "Unicode text"
         text = content.decode("utf-16" if wide else "utf-8-sig")
         first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+        unquoted = re.sub(r'"[^"]*"', "", first)
+        delimiter = max(",;\t|", key=unquoted.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
         read = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except UnicodeDecodeError:
         raise InputError(f"DATASET {path} must be text in UTF-8: save it as such") from None
@@ -256,7 +259,7 @@ class _Names:
                 name = known.get(fold(stem[:place]))
                 if name:
                     method = stem[place + 1 :]
-                    return name, folder if method.casefold() in NO_METHODS else method
+                    return name, folder if method.strip(SEPARATORS + BRACKETS).casefold() in NO_METHODS else method
         return "", ""
 
     def _named_behind(self, stem: str, folder: str) -> tuple[str, str]:
@@ -267,7 +270,7 @@ class _Names:
                 name = known.get(fold(stem[place + 1 :]))
                 if name:
                     method = stem[:place]
-                    return name, folder if method.casefold() in NO_METHODS else method
+                    return name, folder if method.strip(SEPARATORS + BRACKETS).casefold() in NO_METHODS else method
         return "", ""
 
 

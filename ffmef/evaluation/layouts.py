@@ -15,6 +15,7 @@ LISTED = 6  # names in a message, before "and N more"
 CLOSE = 0.75  # least likeness of a file's name to its folder's where letters were mistaken
 DEPTH = 3  # folders that are gone down to find the pairs
 MOST_NUMBERED = 9  # frames of a scene that only numbers tell apart in one folder
+NUMBER = re.compile(r"(?:ev ?)?[-+]?\d+(?:\.\d+)?(?: ?ev)?$", re.IGNORECASE)  # behind a frame's name, or its exposure
 NO_SCENES = {
     "label", "labels", "gt", "groundtruth", "ground_truth", "reference", "fused", "fusion", "result", "results",
     "output", "outputs", "out",
@@ -93,11 +94,11 @@ def _scene_folders(folder: Path) -> Found:
         if not own:
             continue
         pair, reason, guess = _scene(scene, own)
+        if (guess or pair is None) and scene.name.casefold() in NO_SCENES:
+            found.remarks.append(f"{scene.name}/ was left out: it seems to hold no scene.")
+            continue
         if pair is None:
             found.failures.append(Failure(scene.name, "", reason))
-            continue
-        if guess and scene.name.casefold() in NO_SCENES:
-            found.remarks.append(f"{scene.name}/ was left out: it seems to hold no scene.")
             continue
         found.pairs.append(pair)
         if guess:
@@ -129,8 +130,8 @@ def _scene(folder: Path, own: list[Path]) -> tuple[Pair | None, str, bool]:
                 return None, f"{what} exists {len(doubles[role])} times: {listed(doubles[role])}", False
             if role not in members:
                 return None, f"{what} is missing, found {listed(names)}", False
-    numbered = {re.sub(r"\d+$", "", path.stem).casefold() for path in own}
-    if len(own) == 2 or (len(own) > 2 and len(numbered) == 1 and all(path.stem[-1].isdigit() for path in own)):
+    numbered = {NUMBER.sub("", path.stem).casefold() for path in own}
+    if len(own) == 2 or (len(own) > 2 and len(numbered) == 1 and all(NUMBER.search(path.stem) for path in own)):
         frames = sorted(own, key=_natural)
         return Pair(folder.name, frames[0], frames[1], tuple(frames[2:])), "", True
     expected = " or ".join(f"{folder.name}_{f.names()[0]}, {folder.name}_{f.names()[1]}" for f in roles.FAMILIES[:3])

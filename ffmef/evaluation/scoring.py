@@ -63,6 +63,8 @@ def _eight_bit(pixels: np.ndarray, path: str, notes: list[str]) -> np.ndarray:
 
 
 def _check_range(pixels: np.ndarray, path: str) -> None:
+    if pixels.dtype.kind == "f" and np.isnan(pixels).any():
+        raise InputError(f"{path}: samples must be numbers to be scored, got NaN")
     if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise InputError(f"{path}: floats must lie in 0 to 1 to be scored, got {pixels.min():g} to {pixels.max():g}")
 

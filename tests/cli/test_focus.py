@@ -219,7 +219,7 @@ def test_memory_does_not_grow_with_the_frames():
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] * 1.02
-    assert peaks[1] < 60 * 512 * 768
+    assert peaks[1] < 47 * 512 * 768
 
 
 def test_wrong_frames_are_named():

@@ -166,6 +166,10 @@ def test_brackets_and_guesses(tmp_path):
         ("s", "s_A.png", "s_B.png", "s_C.png"), ("t", "t_1.jpg", "t_2.jpg", "t_10.jpg"), ("u", "left.png", "right.png"),
     ]  # fmt: skip
     assert found.guessed == ["t", "u"] and "Guessed: the pictures of t, u" in found.remarks[-1]
+    names = ("s/s_EV-2.png", "s/s_EV0.png", "s/s_EV+1.5.png", "s2/x-1EV.png", "s2/x0EV.png", "s2/x+1EV.png")
+    found = make(tmp_path / "exposures", *names, "Label/1.png")
+    assert [len(pair.frames) for pair in found.pairs] == [3, 3] and not found.failures
+    assert found.remarks[0] == "Label/ was left out: it seems to hold no scene."
 
 
 def test_an_unclear_folder_lists_what_was_found_and_expected(tmp_path):
@@ -211,6 +215,12 @@ def test_a_table_names_the_files(tmp_path):
     found = table(tmp_path / "u.csv", "ir,vi\np/dark.png,p/light.png\nlost.png,p/more.png\n,p/more.png\n")
     assert files(found) == [("light", "light.png", "dark.png")]  # visible first, and its name
     assert [f.reason for f in found.failures] == [f"line 3: no file {tmp_path / 'lost.png'}", "line 4 names no ir"]
+    for text in ('"Source A", "Source B" , "Li, 2020"\n"p/dark.png" , "p/light.png", "p/ours.png"\n',
+                 'a|b|"Li, 2020"\np/dark.png|p/light.png|p/ours.png\n',
+                 'a;b;"Li, 2020"\np/dark.png;p/light.png; p/ours.png\n'):  # fmt: skip
+        found = table(tmp_path / "s.csv", text)
+        assert files(found) == [("dark", "dark.png", "light.png")]
+        assert found.fused == {"Li, 2020": {"dark": tmp_path / "p" / "ours.png"}}
     with pytest.raises(InputError, match=r"must have two columns of sources \(A and B, .*\), found name, first"):
         table(tmp_path / "v.csv", "name,first\n")
     with pytest.raises(InputError, match="must name each pair once, got light again in line 3"):
@@ -297,6 +307,7 @@ def test_fused_names_in_any_case(tmp_path):
     (["x_fused.png", "007_fused.png"], "f"),
     (["VIS_x.png", "7.png"], "f"),
     (["net_x.png", "net_007.png"], "net"),
+    (["x (fused).png", "007-[Result].tif"], "f"),
 ])  # fmt: skip
 def test_names_of_fused_pictures(tmp_path, names, methods):
     found = make(tmp_path / "d", "VIS/VIS_x.png", "IR/IR_x.png", "VIS/VIS_007.png", "IR/IR_007.png")
