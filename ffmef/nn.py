@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ffmef.ops import adaptive_fuse
+from ffmef.ops._backends import check_name
 from ffmef.ops.adaptive_fuse import MAX_FILTER_SIZE, PADDING_MODES
 from ffmef.ops.types import Backend, PaddingMode
 
@@ -79,7 +80,12 @@ class AdaptiveFuse(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(kernel_sizes, Iterable) or isinstance(kernel_sizes, (str, bytes)):
+            raise TypeError(f"kernel_sizes must be a sequence of integers, got {kernel_sizes!r}")
         self.kernel_sizes = tuple(kernel_sizes)
+        for index, size in enumerate(self.kernel_sizes):
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"kernel_sizes[{index}] must be an integer, got {size!r}")
         if not self.kernel_sizes:
             raise ValueError("kernel_sizes must have at least one side, got none")
         if any(size % 2 == 0 or not 1 <= size <= MAX_FILTER_SIZE for size in self.kernel_sizes):
@@ -88,6 +94,7 @@ class AdaptiveFuse(nn.Module):
             raise ValueError(f"padding_mode must be one of {', '.join(PADDING_MODES)}, got {padding_mode!r}")
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating one, got {str(dtype)[6:]}")
+        check_name(backend)
         self.padding_mode = padding_mode
         self.backend = backend
         self.alphas = nn.Parameter(torch.empty(len(self.kernel_sizes), device=device, dtype=dtype))

@@ -22,7 +22,7 @@ class Residual(Block):
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.normalise(self.norm, self.convolve(self.conv_1, x), SLOPE)
+        y = self.normalise(self.norm, self.convolve(self.conv_1, x), SLOPE, partly=True)
         return self.convolve(self.conv_2, y, SLOPE) + self.convolve(self.identity, x)
 
 

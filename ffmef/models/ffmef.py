@@ -231,6 +231,8 @@ class FFMEF(nn.Module):
 
     def forward(self, luminance: Tensor) -> Tensor:
         """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
+        if isinstance(luminance, torch.fx.Proxy):  # of which torch.fx knows nothing yet
+            return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)
         if luminance.dim() != 4 or luminance.shape[1] != IMAGES:
             raise ValueError(f"luminance must be (B, {IMAGES}, H, W), got shape {tuple(luminance.shape)}")
         if self.backend in (None, "fused", "native", "recompute"):

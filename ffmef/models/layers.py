@@ -27,12 +27,12 @@ class Block(nn.Module):
             return thin_convolution(x, kernel_of(conv), conv.bias, slope=slope)
         return activated(conv(x), slope)
 
-    def normalise(self, norm: nn.InstanceNorm2d, x: Tensor, slope: float) -> Tensor:
-        """Normalise the first channels, as many as ``norm`` has, and activate all."""
+    def normalise(self, norm: nn.InstanceNorm2d, x: Tensor, slope: float, *, partly: bool = False) -> Tensor:
+        """Normalise all channels, or partly the first ones, as many as ``norm`` has, and activate all."""
         if self.native:
             return norm_activation(x, norm.weight, norm.bias, slope=slope, eps=norm.eps)
         count = norm.num_features
-        normed = norm(x) if count == x.shape[1] else torch.cat([norm(x[:, :count]), x[:, count:]], dim=1)
+        normed = torch.cat([norm(x[:, :count]), x[:, count:]], dim=1) if partly else norm(x)
         return activated(normed, slope)
 
 

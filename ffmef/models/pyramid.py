@@ -335,9 +335,11 @@ class PyramidFFMEF(nn.Module):
         Compiled and exported graphs hold that operator with derivatives too, so that height and width are free.
         """
         if validity is None and not with_shares:
-            _check_luminance(luminance)
             parameters = list(self.parameters())
-            if self._is_one_operator(parameters, luminance):
+            in_fx = isinstance(luminance, torch.fx.Proxy)  # which knows no sizes: the operator checks them
+            if not in_fx:
+                _check_luminance(luminance)
+            if in_fx or self._is_one_operator(parameters, luminance):
                 return pyramid_luminance(luminance, parameters, self.channels, self.stem, self.octaves)
         fused, shares = self.fuse(luminance, validity)
         return (fused, shares) if with_shares else fused

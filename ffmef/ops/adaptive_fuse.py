@@ -6,7 +6,7 @@ each of images, filters and alphas, so two dispatcher operators, forward and bac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -23,6 +23,7 @@ from ffmef.ops.types import Backend, PaddingMode
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 MAX_FILTER_SIZE = 31
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_UNORDERED = (str, bytes, set, frozenset, Mapping)  # and texts
 _SIDES = {k * k: k for k in range(1, MAX_FILTER_SIZE + 1, 2)}
 
 
@@ -112,6 +113,8 @@ def as_list(name: str, levels: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors of all levels as the dispatcher takes them."""
     if isinstance(levels, Tensor):
         raise TypeError(f"{name} must be a sequence of tensors, one for each level, got one tensor")
+    if isinstance(levels, _UNORDERED):
+        raise TypeError(f"{name} must be a sequence of tensors, got {type(levels).__name__}")
     try:
         return list(levels)
     except TypeError:
@@ -125,23 +128,29 @@ def as_alphas(alphas: Tensor | Iterable[float | Tensor] | None, levels: int, lik
         return alphas
     if alphas is None:
         return torch.ones(levels, dtype=dtype, device=like.device)
-    if isinstance(alphas, (str, bytes, set, frozenset, dict)):
+    if isinstance(alphas, _UNORDERED):
         raise TypeError(f"{rule}, got {type(alphas).__name__}")
     try:
         values = list(alphas)
     except TypeError:
         raise TypeError(f"{rule}, got {type(alphas).__name__}") from None
-    if not any(isinstance(value, Tensor) for value in values):
-        try:
-            return torch.tensor(values, dtype=dtype, device=like.device)
-        except (TypeError, ValueError, OverflowError):
-            raise TypeError(f"{rule}, got {type(alphas).__name__}") from None
+    if any(isinstance(value, Tensor) for value in values):
+        return _stacked(values, dtype, like)
+    try:
+        return torch.tensor(values, dtype=dtype, device=like.device)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return _stacked(values, dtype, like)  # which names the value
+
+
+def _stacked(values: list[float | Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
     parts = []
     for index, value in enumerate(values):
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"alphas[{index}] must be one number, got a tensor of shape {tuple(value.shape)}")
         if isinstance(value, Tensor) and value.device != like.device:
             raise ValueError(f"alphas[{index}] must be on {like.device} like images, got {value.device}")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise TypeError(f"alphas[{index}] must be real, got {str(value.dtype)[6:]}")
         try:
             part = value if isinstance(value, Tensor) else torch.tensor(float(value), device=like.device)
         except (TypeError, ValueError, OverflowError):
@@ -183,14 +192,17 @@ def _validate(
     for index, level in enumerate(filters):
         name = f"filters[{index}]"
         if level.dim() != 5:
-            raise ValueError(f"{name} must be (B, N, k*k, H, W), got shape {tuple(level.shape)}")
+            advice = "; one filter per channel: move the channels into the batch" if level.dim() == 6 else ""
+            raise ValueError(f"{name} must be (B, N, k*k, H, W), got shape {tuple(level.shape)}{advice}")
         if level.shape[0] != batch:
             raise ValueError(f"{name} must have batch size {batch} like images, got {level.shape[0]}")
         if level.shape[1] != count:
             raise ValueError(f"{name} must have {count} images like images, got {level.shape[1]}")
         if not any(level.shape[2] == taps for taps in _SIDES):
+            fits = 0 < level.shape[2] < MAX_FILTER_SIZE**2
             raise ValueError(
                 f"{name} must have k*k taps with k odd and at most {MAX_FILTER_SIZE}, got {level.shape[2]}"
+                + ("; other shapes fit into such a square with taps of zero" if fits else "")
             )
         if not (_fits(level.shape[3], height) and _fits(level.shape[4], width)):
             raise ValueError(

@@ -187,7 +187,7 @@ def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> Non
 def _chunks(hidden: Tensor, channels: int):
     """Yield (first row, one past the last) of pieces whose responses fit in the allowance."""
     batch, count, maps, height, width = hidden.shape
-    if hidden.numel() == 0:  # torch's convolutions want channels
+    if batch * count * channels * height * width == 0:  # torch's convolutions want channels
         return
     rows = max(_CHUNK_VALUES // max(batch * count * (maps + 1) * channels * width, 1), 8)
     for top in range(0, height, rows):

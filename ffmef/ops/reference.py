@@ -176,7 +176,7 @@ def predict_and_fuse(
         padded = pad(images.to(wide), side // 2, padding_mode)
         kernels = torch.cat([w, b[:, None]], 1).to(wide).t().reshape(-1, 1, side, side)
         responses = F.conv2d(padded.flatten(0, 2).unsqueeze(1), kernels).unflatten(0, padded.shape[:3])
-        ones = torch.ones_like(h[:, :, :1], dtype=wide)
+        ones = h.new_ones((*h.shape[:2], 1, *h.shape[3:]), dtype=wide)
         total = total + alpha * (torch.cat([h.to(wide), ones], 2).unsqueeze(2) * responses).sum((1, 3))
     return total.to(images.dtype)
 

@@ -743,12 +743,30 @@ REFUSED = {
     "filters even": (
         lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 4, 4, 5)]),
         ValueError,
-        "filters[0] must have k*k taps with k odd and at most 31, got 4",
+        "filters[0] must have k*k taps with k odd and at most 31, got 4; "
+        "other shapes fit into such a square with taps of zero",
+    ),
+    "filters of channels": (
+        lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 1, 9, 4, 5)]),
+        ValueError,
+        "filters[0] must be (B, N, k*k, H, W), got shape (2, 2, 1, 9, 4, 5); "
+        "one filter per channel: move the channels into the batch",
+    ),
+    "filters without order": (
+        lambda: adaptive_fuse(IMAGES, set(FILTERS)),
+        TypeError,
+        "filters must be a sequence of tensors, got set",
+    ),
+    "filters by name": (
+        lambda: adaptive_fuse(IMAGES, {"fine": FILTERS[0]}),
+        TypeError,
+        "filters must be a sequence of tensors, got dict",
     ),
     "filters no square": (
         lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 8, 4, 5)]),
         ValueError,
-        "filters[0] must have k*k taps with k odd and at most 31, got 8",
+        "filters[0] must have k*k taps with k odd and at most 31, got 8; "
+        "other shapes fit into such a square with taps of zero",
     ),
     "filters no taps": (
         lambda: adaptive_fuse(IMAGES, [torch.ones(2, 2, 0, 4, 5)]),
@@ -828,7 +846,17 @@ REFUSED = {
     "alphas beyond": (
         lambda: adaptive_fuse(IMAGES, FILTERS, [1, 10**400]),
         TypeError,
-        "alphas must be a tensor or a sequence of numbers or tensors, got list",
+        "alphas[1] must be a number or a tensor, got int",
+    ),
+    "alphas complex": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, [1.0, 1j]),
+        TypeError,
+        "alphas[1] must be a number or a tensor, got complex",
+    ),
+    "alphas complex tensor": (
+        lambda: adaptive_fuse(IMAGES, FILTERS, [1.0, torch.ones((), dtype=torch.complex64)]),
+        TypeError,
+        "alphas[1] must be real, got complex64",
     ),
     "padding_mode": (
         lambda: adaptive_fuse(IMAGES, FILTERS, padding_mode="symmetric"),
@@ -919,3 +947,22 @@ def test_the_backward_operator_checks_the_gradient(grad):
         BACKWARD_OP(grad, IMAGES, FILTERS, torch.ones(2), "zeros", True, [1, 1], True)
     with pytest.raises(RuntimeError, match="need_filters must have one value for each level"):
         BACKWARD_OP(torch.ones(2, 1, 4, 5), IMAGES, FILTERS, torch.ones(2), "zeros", True, [1], True)
+
+
+@pytest.mark.parametrize("width", [192, 181])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_that_are_written_past_the_caches(dtype, width):
+    """Levels of more than 2 MB, with rows that begin and end inside cache lines and others that do not."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(1, 2, 2, 181, width, generator=generator, dtype=dtype)
+    filters = [torch.rand(1, 2, k * k, 181, width, generator=generator, dtype=dtype) for k in (3, 5)]
+    assert all(f.nbytes > 2 << 20 for f in filters)
+    grad = torch.rand(1, 2, 181, width, generator=generator, dtype=dtype)
+    leaves = [f.requires_grad_() for f in filters]
+
+    def gradients(backend):
+        out = adaptive_fuse(images, leaves, [0.5, 2.0], padding_mode="reflect", backend=backend)
+        return torch.autograd.grad(out, leaves, grad)
+
+    for found, expected in zip(gradients(None), gradients("reference"), strict=True):
+        torch.testing.assert_close(found, expected)

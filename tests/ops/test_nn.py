@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from ffmef.models import FFMEF, PyramidFFMEF
 from ffmef.nn import AdaptiveFuse, initial_alphas
 from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
 from ffmef.ops.adaptive_fuse import PADDING_MODES
@@ -88,6 +89,15 @@ def test_refusals():
         with pytest.raises(ValueError) as caught:
             AdaptiveFuse(sizes)
         assert str(caught.value) == message
+    for wrong, message in (
+        ({"kernel_sizes": 3}, "kernel_sizes must be a sequence of integers, got 3"),
+        ({"kernel_sizes": "3"}, "kernel_sizes must be a sequence of integers, got '3'"),
+        ({"kernel_sizes": (1, 3.0)}, "kernel_sizes[1] must be an integer, got 3.0"),
+        ({"backend": "gpu"}, "backend must be one of reference, cpu, triton, cuda or None, got 'gpu'"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as refused:
+            AdaptiveFuse(**wrong)
+        assert str(refused.value) == message
     with pytest.raises(ValueError) as caught:
         AdaptiveFuse(padding_mode="symmetric")
     assert str(caught.value) == f"padding_mode must be one of {', '.join(PADDING_MODES)}, got 'symmetric'"
@@ -148,6 +158,15 @@ def test_symbolic_traces_keep_operators_whole():
     assert torch.equal(traced(*tensors), AllOperators()(*tensors))
     calls = {node.target for node in traced.graph.nodes}
     assert {adaptive_fuse, predict_and_fuse, pyramid_fuse} <= calls
+
+
+def test_symbolic_traces_of_whole_networks_take_any_size():
+    network, pyramid = FFMEF(), PyramidFFMEF()
+    for part in (network.eval(), torch.nn.Sequential(network.train()), torch.nn.Sequential(pyramid)):
+        traced = torch.fx.symbolic_trace(part)
+        for size in ((1, 2, 16, 20), (2, 2, 17, 11)):
+            luminance = torch.rand(size)
+            torch.testing.assert_close(traced(luminance), part(luminance), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [(2,), ()])

@@ -75,6 +75,20 @@ def test_empty_batch():
     assert predict_and_fuse(*arguments).shape == (0, 1, 19, 7)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+@pytest.mark.parametrize("channels", [0, 1, 2])
+def test_without_channels_and_without_hidden_maps(channels, backend):
+    images, bias = torch.rand(2, 2, channels, 5, 6), torch.rand(9).requires_grad_()
+    hidden, weight = torch.rand(2, 2, 0, 5, 6), torch.rand(9, 0)
+    out = predict_and_fuse([hidden], [weight], [bias], images, backend=backend)
+    torch.testing.assert_close(out, adaptive_fuse(images, [bias.view(1, 1, 9, 1, 1).expand(2, 2, 9, 5, 6)]))
+    (gradient,) = torch.autograd.grad(out.sum(), bias)
+    assert bool((gradient > 0).all()) == (channels > 0)
+    maps = torch.rand(2, 2, 3, 5, 6).requires_grad_()
+    predict_and_fuse([maps], [torch.rand(9, 3)], [bias], images, backend=backend).sum().backward()
+    assert maps.grad.shape == maps.shape
+
+
 @pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "reflect"])
 def test_gradients_equal_those_of_the_two_steps(padding_mode, small_chunks):
     hidden, weight, bias, images, alphas = case()

@@ -154,15 +154,41 @@ inline void store(Half* p, FloatVec v) {
 
 // The first n elements, then zeros. For the ends of rows, where a whole vector could reach beyond the tensor.
 template <class T> inline Vec<T> load_part(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  if constexpr (sizeof(T) == 8) return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#endif
   T buffer[lanes<T>];
   std::memset(buffer, 0, sizeof buffer);
   std::memcpy(buffer, p, size_t(n) * sizeof(T));
   return load(buffer);
 }
 template <class T> inline void store_part(T* p, Vec<T> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  if constexpr (sizeof(T) == 8) return _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#endif
   T buffer[lanes<T>];
   store(buffer, v);
   std::memcpy(p, buffer, size_t(n) * sizeof(T));
+}
+
+// Past the caches, for results larger than they are: lines are not read before they are written, and what is cached
+// stays. p is aligned as a vector is; end_streams() comes before another thread reads.
+template <class T> inline void stream(T* p, Vec<T> v) {
+  static_assert(sizeof(T) == sizeof(Acc<T>), "half a line at a time is slower than store()");
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+inline void end_streams() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 // Minus zero, because adding +0 is not the identity (it turns -0 into 0), so the compiler would keep the addition.

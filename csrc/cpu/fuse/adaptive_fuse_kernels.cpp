@@ -5,6 +5,9 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
+// Gradients of so many bytes do not stay in caches until they are read.
+constexpr int64_t kStreamedBytes = int64_t(2) << 20;
+
 // gradient_j[x] = alpha * sum_c grad_c[x] * image_c[x + j]; returns sum_jx filter_j[x] * gradient_j[x] / alpha.
 template <class T, int K, bool kWrite, bool kSum>
 double tap_gradients(T* const* gradients, const T* const* filters, const Acc<T>* grad, int64_t grad_pitch,
@@ -28,6 +31,26 @@ double tap_gradients(T* const* gradients, const T* const* filters, const Acc<T>*
     }
   }
   return kSum ? sum_lanes(total) : 0;
+}
+
+// The same without the sum, past the caches: a tap's row at a time, from where it is aligned.
+template <class T> void stream_tap_gradients(T* const* gradients, const Acc<T>* grad, int64_t grad_pitch,
+                                             const Acc<T>* image, int64_t image_pitch, int64_t channels, Acc<T> alpha,
+                                             int size, int64_t n) {
+  constexpr int64_t kLanes = lanes<T>, kBytes = kLanes * int64_t(sizeof(T));
+  for (int j = 0; j < size; ++j) {
+    T* out = gradients[j];
+    auto gradient = [&](int64_t x) __attribute__((always_inline)) {
+      Vec<T> g = splat(T(0));
+      for (int64_t c = 0; c < channels; ++c)
+        g += load(grad + c * grad_pitch + x) * load(image + c * image_pitch + x + j);
+      return g * alpha;
+    };
+    int64_t x = least((kBytes - int64_t(reinterpret_cast<uintptr_t>(out) % kBytes)) % kBytes / int64_t(sizeof(T)), n);
+    if (x > 0) store_part(out, gradient(0), x);
+    for (; x + kLanes <= n; x += kLanes) stream(out + x, gradient(x));
+    if (x < n) store_part(out + x, gradient(x), n - x);
+  }
 }
 
 template <class T, bool kWrite, bool kSum>
@@ -59,15 +82,21 @@ template <class T, class A> double backward_level(const AdaptiveFuseArgs& args, 
   const auto kernel = gradient && sum ? tap_row_gradients<T, true, true>
                       : gradient      ? tap_row_gradients<T, true, false>
                                       : tap_row_gradients<T, false, true>;
+  const int64_t bytes = im.batch * im.count * size * size * im.height * im.width * int64_t(sizeof(T));
+  const bool past_caches = !sum && bytes >= kStreamedBytes;
   double total = 0;
   auto one_row = [&](int64_t n, int64_t y, int i, int64_t x, int64_t count, const T* const* filters) {
     T* gradients[kMaxFilterSize];
     for (int j = 0; gradient && j < size; ++j)
       gradients[j] =
           gradient + (((item.b * im.count + n) * size * size + i * size + j) * im.height + y) * im.width + item.x0 + x;
-    total += kernel(gradients, filters, grads + (y - item.y0) * im.channels * pitch + x, pitch,
-                    padded.row(item, n * im.channels, y + i - radius) + padded.radius - radius + x,
-                    padded.rows * padded.pitch, im.channels, alpha, size, count);
+    const A* grad_row = grads + (y - item.y0) * im.channels * pitch + x;
+    const A* image_row = padded.row(item, n * im.channels, y + i - radius) + padded.radius - radius + x;
+    const int64_t to_channel = padded.rows * padded.pitch;
+    if constexpr (sizeof(T) == sizeof(A))
+      if (past_caches)
+        return stream_tap_gradients(gradients, grad_row, pitch, image_row, to_channel, im.channels, alpha, size, count);
+    total += kernel(gradients, filters, grad_row, pitch, image_row, to_channel, im.channels, alpha, size, count);
   };
   for (int64_t n = 0; n < im.count; ++n) {
     if (sum && !in_rows(level)) {
@@ -123,6 +152,7 @@ template <class A> void backward_filters_typed(const AdaptiveFuseArgs& args, con
       if (sums) sums[l] = sum;
     }
   }
+  end_streams();
 }
 
 // --- one level of one tap: products of planes, read where they are
