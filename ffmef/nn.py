@@ -49,8 +49,9 @@ class AdaptiveFuse(nn.Module):
         dtype: of the parameter ``alphas``, any floating dtype, independent of the images'; None: torch's default dtype.
 
     Raises:
-        ValueError: a kernel size is not odd or not within 1 to 31, there is none, the padding mode is unknown, or the
-            dtype is not floating. ``forward`` raises what :func:`ffmef.ops.adaptive_fuse` raises, and ValueError for
+        TypeError: ``kernel_sizes`` is not a sequence of integers.
+        ValueError: a kernel size is not odd or not within 1 to 31, there is none, the padding mode or the backend is
+            unknown, or the dtype is not floating. ``forward`` raises what :func:`ffmef.ops.adaptive_fuse` raises, and ValueError for
             filters that do not fit ``kernel_sizes``.
 
     Attributes:
