@@ -51,8 +51,8 @@ class AdaptiveFuse(nn.Module):
     Raises:
         TypeError: ``kernel_sizes`` is not a sequence of integers.
         ValueError: a kernel size is not odd or not within 1 to 31, there is none, the padding mode or the backend is
-            unknown, or the dtype is not floating. ``forward`` raises what :func:`ffmef.ops.adaptive_fuse` raises, and ValueError for
-            filters that do not fit ``kernel_sizes``.
+            unknown, or the dtype is not floating. ``forward`` raises what :func:`ffmef.ops.adaptive_fuse` raises, and
+            ValueError for filters that do not fit ``kernel_sizes``.
 
     Attributes:
         alphas: (L,), the weights of the levels; starts as :func:`initial_alphas`.
