@@ -71,12 +71,11 @@ def missing_for_cuda(torch_cuda: str | None, nvcc: Path | None) -> str | None:
     if torch_cuda is None:
         return "this torch is built without CUDA"
     if nvcc is None:
-        return "no nvcc with its headers was found (set CUDA_HOME); Triton will serve"
+        return "no nvcc with its headers was found (set CUDA_HOME); ffmef falls back to Triton"
     release = re.search(r"release (\d+)", nvcc_answer(nvcc, "--version"))
     if release is None or release[1] != torch_cuda.split(".")[0]:
-        return (
-            f"{nvcc} is of CUDA {release[1] if release else 'unknown'}, torch of CUDA {torch_cuda}; Triton will serve"
-        )
+        version = release[1] if release else "unknown"
+        return f"{nvcc} is of CUDA {version}, torch of CUDA {torch_cuda}; ffmef falls back to Triton"
     return None
 
 
@@ -122,7 +121,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         reason = missing_for_native_build()
         if reason:
-            print(f"ffmef: native library not built ({reason}); the plain torch reference will serve", file=sys.stderr)
+            print(f"ffmef: native library not built ({reason}); ffmef falls back to plain PyTorch", file=sys.stderr)
             return
         target = Path(self.build_lib).resolve() / "ffmef"
         build_dir = Path(self.build_temp).resolve() / f"py{sys.version_info[0]}{sys.version_info[1]}"

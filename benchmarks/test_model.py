@@ -22,7 +22,7 @@ SIZES = {
     "12mp": (1, 3000, 4000),
     "24mp": (1, 4000, 6000),
 }
-EAGER_BYTES = 900  # a pixel, what the eager forms keep at their peak; a case that cannot fit is skipped
+EAGER_BYTES = 900  # per pixel, what the eager forms keep at their peak; a case that cannot fit is skipped
 BASELINE = "unfold"
 TOLERANCE = 1e-4  # absolute, on luminance in [0, 1]
 

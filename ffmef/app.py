@@ -1,6 +1,6 @@
 """A page on this machine: drop a bracket, compare, adjust, see how much each frame counts, save at full size and depth.
 
-NiceGUI serves it: it brings all its scripts and fonts along, so that nothing is fetched from or sent to the network.
+NiceGUI serves it. It brings all its scripts and fonts along, so nothing is fetched from or sent to the network.
 """
 
 from __future__ import annotations

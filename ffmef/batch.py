@@ -11,7 +11,7 @@ from ffmef import workers
 from ffmef.errors import InputError
 from ffmef.jobs import Options
 
-MEMORY_OF_A_JOB = 2 << 30  # bytes: five frames of 24 megapixels and the work on them; on a GPU a context of its own too
+MEMORY_OF_A_JOB = 2 << 30  # bytes: five frames of 24 megapixels and the work on them; on a GPU, its own context too
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def test_install_without_compilers_serves_by_the_reference(tmp_path):
     python, variables = _environment(tmp_path / "environment")
     done = _run(python, "setup.py", "bdist_wheel", "-d", tmp_path, cwd=sources, **variables)
     said = [line for line in (done.stdout + done.stderr).splitlines() if "native library not built" in line]
-    assert said == ["ffmef: native library not built (no C++ compiler was found); the plain torch reference will serve"]
+    assert said == ["ffmef: native library not built (no C++ compiler was found); ffmef falls back to plain PyTorch"]
     (wheel,) = tmp_path.glob("*.whl")
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
     _install(python, wheel, variables)
@@ -189,7 +189,7 @@ def test_import_is_quick_and_silent(tmp_path):
 
 
 def test_a_native_library_that_does_not_load_is_said_and_replaced(tmp_path):
-    """A library of another torch, or a damaged one: the reason is listed, and the reference serves."""
+    """A library of another torch, or a damaged one: the reason is listed, and ffmef falls back to the reference."""
     shutil.copytree(ROOT / "ffmef", tmp_path / "ffmef", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     (tmp_path / "ffmef" / "_cpu.so").write_bytes(b"no library")
     script = (

@@ -432,7 +432,7 @@ inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec
 }
 
 // As finish_colour. Divisions that change none of a vector's pixels are left out: most pixels lie between knee and toe,
-// and within the gamut. Luminance is compressed in units of its own; both scales of chroma have one denominator.
+// and within the gamut. Luminance is compressed in its own units; both scales of chroma have one denominator.
 template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level) {
   const FloatVec white = larger(sums.top, splat(kWhite)), knee = larger(sums.least, splat(kKnee / kSwing + 16.0f)),
                  toe = smaller(sums.most, splat(kToe / kSwing + 16.0f)), none{};

@@ -172,7 +172,7 @@ def _slanted(layer: np.ndarray, radii: np.ndarray, blur: Blur) -> np.ndarray:
 
 
 def _disc(picture: np.ndarray, radius: float) -> np.ndarray:
-    """Defocus by a disc, its edge as wide as a pixel."""
+    """Defocus by a disc whose edge is one pixel wide."""
     import cv2
 
     if radius < 0.3:

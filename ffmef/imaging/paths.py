@@ -86,7 +86,7 @@ def read_standard_input() -> bytes:
 
 
 def is_standard_output(path: str) -> bool:
-    """Return whether an output is what standard output leads to: ``-``, ``/dev/stdout`` and the like."""
+    """Return whether an output is standard output under any name, such as ``-`` or ``/dev/stdout``."""
     if path == STANDARD:
         return True
     try:

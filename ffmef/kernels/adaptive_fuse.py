@@ -282,7 +282,7 @@ def cells_gradient_kernel(
 
 @triton.jit
 def _places(own, i, size, RADIUS: tl.constexpr, PADDING: tl.constexpr):
-    """Return the i-th place where padding may show a pixel, and whether it does; place 0 is the pixel's own."""
+    """Return the i-th place where padding may show a pixel, and whether it does; place 0 is the pixel itself."""
     place = tl.where(i <= RADIUS, i - 1 - RADIUS, size + i - 1 - RADIUS) + 0 * own
     index, shown = _padded(place, size, PADDING)
     first = (i + 0 * own) == 0

@@ -161,7 +161,7 @@ def en(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
 
 def fmi(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
-    r"""Feature mutual information: what the edges around a pixel of a source tell about those of the fused picture.
+    r"""Feature mutual information: how much the edges around a source's pixel say about those of the fused picture.
 
     .. math:: \frac1{2N} \sum_{\text{windows}} \sum_{X \in \{A,B\}} \frac{2\,I(x;f)}{H(x)+H(f)}
 

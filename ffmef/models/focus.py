@@ -44,7 +44,7 @@ class FocusNet(nn.Module):
         z_{kl} = \operatorname{clamp}\Big(-8\, d_{kl} + \phi_l(f_{kl}), -30, 0\Big), \qquad
         d_{kl} = \log\frac{M_l + 1}{E_{kl} + 1}
 
-    :math:`\phi_l` is a network of its own for each band, applied to each pixel: two layers of ``channels`` and one that
+    :math:`\phi_l` is a separate network for each band, applied to each pixel: two layers of ``channels`` and one that
     also sees the features. Before training :math:`\phi` is constant, so the weights are those of the formula that is
     not learned. The features :math:`f_{kl}` are
 
@@ -240,7 +240,7 @@ def _filtered(maps: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
         places = places.remainder(turn)
         maps = maps.index_select(axis, torch.minimum(places, turn - places) if length > 1 else places * 0)
     kernel = _kernel(taps, maps).view((1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1))
-    # Each channel as a picture of its own: one filter for all.
+    # Each channel is a separate picture: one filter for all.
     return F.conv2d(maps.flatten(0, 1).unsqueeze(1), kernel).view(*maps.shape[:2], *_valid(maps, len(taps), axis))
 
 

@@ -10,7 +10,7 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
 def return_large_blocks() -> bool:
-    """Let glibc give each block of 4 MiB or more a mapping of its own; return whether this system has such a setting.
+    """Make glibc map each block of 4 MiB or more separately; return whether this system has such a setting.
 
     By itself it keeps freed maps of a picture in the heap, where smaller blocks cut them up: the process grows to
     several

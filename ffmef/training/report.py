@@ -37,7 +37,7 @@ class LossTable:
         files.write(self._path, text.getvalue())
 
     def plot(self, path: Path) -> None:
-        """Draw all losses over the epochs, each in a panel of its own."""
+        """Draw all losses over the epochs, each in its own panel."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

@@ -307,7 +307,7 @@ class Trainer:
             batch_sampler=self.batches,
             num_workers=self.config.workers,
             pin_memory=self.fabric.device.type == "cuda",
-            # A generator of its own: the loader must not draw from the random state that a checkpoint holds.
+            # Its own generator, because the loader must not draw from the random state that a checkpoint holds.
             generator=torch.Generator(),
         )
 
@@ -450,7 +450,7 @@ class Trainer:
         )
 
     def _sources(self, batch: Tensor) -> Sources:
-        # The infrared picture has no colour of its own, whatever its file says.
+        # Infrared has no colour, whatever its file says.
         chroma_from = 1 if self.config.task == "vif" else None
         if self.config.loss == "truth":
             return Sources.from_rgb(batch[:, :-1], chroma_from=chroma_from, truth=batch[:, -1])

@@ -113,7 +113,7 @@ def test_threads_do_not_change_the_bits():
 @needs_native
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_other_instruction_sets(isa):
-    """In a process of its own, because the set is chosen once."""
+    """In a separate process, because the set is chosen once."""
     code = "import sys; sys.path[:0] = ['tests/ops', 'tests/support']; import test_norm_activation as t; "
     code += "t.compare(t.arguments(2, 4, 3, 9, 37), 0.2)"
     environment = {**os.environ, "FFMEF_ISA": isa}

@@ -296,7 +296,7 @@ def test_native_second_derivatives_are_the_reference_s():
 @needs_native
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_native_on_other_instruction_sets(isa):
-    """In a process of its own, because the set is chosen once."""
+    """In a separate process, because the set is chosen once."""
     code = (
         "import sys; sys.path[:0] = ['tests/ops', 'tests/support']; import test_predict_and_fuse as t\n"
         "t.compare_native(t.case((1, 3, 5, 7), height=35, width=37))\n"
@@ -361,7 +361,7 @@ def test_recomputing_changes_no_gradient(monkeypatch, values):
 
 
 def test_recomputing_keeps_little():
-    """Count what the graph holds after the forward pass, in bytes a pixel."""
+    """Count what the graph holds after the forward pass, in bytes per pixel."""
     model = ffmef.models.FFMEF()
     luminance = torch.rand(1, 2, 40, 50)
     kept = []
@@ -401,7 +401,7 @@ print((memory("VmHWM:") - before) / (height * width))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_training_step_takes_at_most_half_of_the_memory():
-    """Peak of the process over a step, in bytes a pixel; freed memory goes back to the system at once."""
+    """Peak of the process over a step, in bytes per pixel; freed memory goes back to the system at once."""
     environment = {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         **os.environ,
@@ -413,5 +413,5 @@ def test_a_training_step_takes_at_most_half_of_the_memory():
         command = [sys.executable, "-c", PEAK, "276", "354", str(recompute)]
         run = subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
         peaks.append(float(run.stdout))
-    print(f"bytes a pixel: eager {peaks[0]:.0f}, recomputed {peaks[1]:.0f}")
+    print(f"bytes per pixel: eager {peaks[0]:.0f}, recomputed {peaks[1]:.0f}")
     assert peaks[1] <= peaks[0] / 2

@@ -124,7 +124,7 @@ def test_threads_do_not_change_the_bits():
 @needs_native
 @pytest.mark.parametrize("isa", ["portable", "avx2"])
 def test_other_instruction_sets(isa):
-    """In a process of its own, because the set is chosen once."""
+    """In a separate process, because the set is chosen once."""
     code = (
         "import sys; sys.path[:0] = ['tests/ops', 'tests/support']; import test_thin_convolution as t\n"
         "for size in (1, 3, 5, 7): t.compare(t.arguments(1, 3, 6, 5, 37, size), size)\n"

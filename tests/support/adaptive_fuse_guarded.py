@@ -1,6 +1,6 @@
 """Runs the operator with arguments that touch unreadable pages, or frees results under a checking allocator.
 
-A program of its own, because a mistake that it looks for ends the process: see test_adaptive_fuse.py.
+A separate program, because a mistake that it looks for ends the process: see test_adaptive_fuse.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Computes a fixed set of results and writes them to the file named first: see test_adaptive_fuse.py.
 
-A program of its own, because the instruction set is chosen once in a process (by the variable FFMEF_ISA).
+A separate program, because the instruction set is chosen once in a process (by the variable FFMEF_ISA).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def test_recomputing_takes_at_most_half_of_the_process_memory():
         command = [sys.executable, "-c", PEAK, kind]
         run = subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
         peaks.append(float(run.stdout))
-    print(f"bytes a pixel: eager {peaks[0]:.0f}, recomputed {peaks[1]:.0f}")
+    print(f"bytes per pixel: eager {peaks[0]:.0f}, recomputed {peaks[1]:.0f}")
     assert peaks[1] <= peaks[0] / 2
 
 

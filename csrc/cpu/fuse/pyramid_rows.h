@@ -88,7 +88,7 @@ template <class A> struct Expander {
   }
 };
 
-// The adjoint of expand_row: cells[0 .. n) from a row of `width` pixels, added with a factor of its own.
+// The adjoint of expand_row: cells[0 .. n) from a row of `width` pixels, added with its own factor.
 // `padded` has expanded_size(n, factor) elements.
 template <class A>
 inline void collect_row(A* cells, const A* row, int64_t width, int64_t n, int factor, A gain, A* padded) {
