@@ -1,12 +1,12 @@
 """The metrics on batches of tensors, on any device, differentiable if their formulas allow it.
 
-Every function takes the sources ``a`` and ``b`` and the fused picture as (B, C, H, W) in grey levels 0..255, float32 or
-float64, and returns (B,) values: the mean over the channels. The function of the same name in :mod:`ffmef.metrics`
-states the formula, the range and the source. In float64 the values equal that function's within the tolerance of
-``docs/metrics.md``; in float32 they agree to about 1e-4, and less if a picture is nearly flat. :data:`DIFFERENTIABLE`
-names the metrics with a gradient in all three pictures. The others count grey levels or edges, so they have no gradient
-and need whole grey levels. :data:`BY_TOOLKIT` names those that :mod:`ffmef.metrics` computes on the CPU, wherever the
-tensors are.
+Every function takes the sources ``a`` and ``b`` (:func:`mef_ssim` any number) and the fused picture as (B, C, H, W) in
+grey levels 0..255, float32 or float64, and returns (B,) values: the mean over the channels. The function of the same
+name in :mod:`ffmef.metrics` states the formula, the range and the source. In float64 the values equal that function's
+within the tolerance of ``docs/metrics.md``; in float32 they agree to about 1e-4, and less if a picture is nearly flat.
+:data:`DIFFERENTIABLE` names the metrics with a gradient in all three pictures. The others count grey levels or edges,
+so they have no gradient and need whole grey levels. :data:`BY_TOOLKIT` names those that :mod:`ffmef.metrics` computes
+on the CPU, wherever the tensors are.
 
 Every function raises ValueError if the shapes differ or are not (B, C, H, W), if a side is too small for the metric's
 windows, and, if it counts grey levels, for values that are not whole numbers from 0 to 255.
@@ -32,7 +32,7 @@ _VIF_FLOOR, _VIF_OFFSET = 1e-10, 1e-7
 
 
 def _checked(*pictures: Tensor) -> list[Tensor]:
-    names = ("a", "b", "fused")
+    names = (*(chr(ord("a") + i) for i in range(len(pictures) - 1)), "fused")
     for name, picture in zip(names, pictures, strict=True):
         if picture.dim() != 4:
             raise ValueError(f"{name} must be (B, C, H, W), got {tuple(picture.shape)}")
@@ -456,33 +456,45 @@ def _luma(picture: Tensor) -> Tensor:
     return (luma + ((luma + 0.5).floor() - luma).detach()).unsqueeze(-3)
 
 
-def mef_ssim(sources: Tensor, fused: Tensor) -> Tensor:
+def mef_ssim(sources: Tensor, fused: Tensor, *more: Tensor) -> Tensor:
     """Structural similarity for multi-exposure fusion, see :func:`ffmef.metrics.mef_ssim`.
 
     Args:
         sources: (B, N, C, H, W), two or more exposures in grey levels 0..255; constants, no gradient reaches them.
         fused: (B, C, H, W). Its gradient is that of luma without rounding.
+        more: the exposures may also stand one by one, each (B, C, H, W), with the fused picture last.
 
     Example:
         >>> x = torch.arange(48.0 * 48).view(1, 1, 48, 48) % 256
         >>> round(mef_ssim(torch.stack([x, x], 1), x).item(), 4)
         1.0
     """
+    sources, fused = _stacked(sources, fused, *more)
     return structural.mef_ssim(_luma(sources), _luma(fused))
 
 
-def mef_ssim_c(sources: Tensor, fused: Tensor) -> Tensor:
+def _stacked(sources: Tensor, fused: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sources (B, N, C, H, W) and the fused picture, of these two or of pictures one by one."""
+    if not more:
+        return sources, fused
+    *frames, last = _checked(sources, fused, *more)
+    return torch.stack(frames, 1), last
+
+
+def mef_ssim_c(sources: Tensor, fused: Tensor, *more: Tensor) -> Tensor:
     """Structural similarity of colour patches, see :func:`ffmef.metrics.mef_ssim_c`.
 
     Args:
         sources: (B, N, C, H, W), two or more exposures in grey levels 0..255.
         fused: (B, C, H, W).
+        more: as for :func:`mef_ssim`.
 
     Example:
         >>> picture = torch.arange(3 * 64.0).view(1, 3, 8, 8)
         >>> mef_ssim_c(torch.stack([picture, picture], 1), picture)
         tensor([1.])
     """
+    sources, fused = _stacked(sources, fused, *more)
     if sources.dim() != 5 or sources.shape[1] < 2:
         raise ValueError(f"sources must be (B, N, C, H, W) with N >= 2, got {tuple(sources.shape)}")
     if fused.shape != sources[:, 0].shape:

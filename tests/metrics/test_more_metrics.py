@@ -227,7 +227,10 @@ FUNCTIONS = [name for name in functional.__all__ if name.islower()]
 
 def call(name, a, b, fused):
     function = getattr(functional, name)
-    return function(torch.stack([a, b], 1), fused) if name.startswith("mef_ssim") else function(a, b, fused)
+    values = function(a, b, fused)
+    if name.startswith("mef_ssim"):  # takes any number of sources, together or one by one
+        assert torch.equal(values, function(torch.stack([a, b], 1), fused))
+    return values
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -301,3 +304,5 @@ def test_bad_tensors():
         functional.vif(a, b, fused)
     with pytest.raises(ValueError, match=r"sources must be \(B, N, C, H, W\)"):
         functional.mef_ssim_c(a, fused)
+    with pytest.raises(ValueError, match=r"c must have the shape of a"):
+        functional.mef_ssim(a, b, fused[..., :-1], fused)
