@@ -63,6 +63,7 @@ _PLAIN = {_BESIDE_LETTERS.sub("", name): name for name in METRICS}
 _PLAIN |= {
     "ENTROPY": "EN", "CROSSENTROPY": "CE", "MUTUALINFORMATION": "MI", "AVERAGEGRADIENT": "AG", "EDGEINTENSITY": "EI",
     "STD": "SD", "STDV": "SD", "STANDARDDEVIATION": "SD", "SPATIALFREQUENCY": "SF", "QNICE": "QNCIE",
+    "QMI": "NMI", "QTE": "TE", "TSALLISENTROPY": "TE", "QG": "QABF",  # as Liu et al. (TPAMI 2012) call them
 }  # fmt: skip
 
 

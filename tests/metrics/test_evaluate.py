@@ -317,6 +317,7 @@ def test_mistakes_are_named_in_one_line(bench, capsys, extra, message):
 
 
 def test_metric_names():
+    assert runner._metric_names(["Q_MI", "QTE,Q_G"]) == ["NMI", "TE", "QABF"]  # of Liu's toolbox
     assert runner._metric_names(["Q^{AB/F}, en;mef_ssim,", "MEF SSIM", "standard deviation", "ag QNICE"]) == [
         "QABF", "EN", "MEF_SSIM", "SD", "AG", "QNCIE",
     ]  # fmt: skip
