@@ -39,6 +39,7 @@ test-quick: $(VENV)/installed-tests
 lint: $(VENV)/installed-lint types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@! LC_ALL=C.UTF-8 grep -nE '.{121}' $(NATIVE)  # comments, which clang-format leaves alone
 	$(BIN)/clang-format --dry-run -Werror $(filter %.cpp %.h %.hpp %.cu %.cuh,$(NATIVE))
 
 types: $(VENV)/installed-lint
@@ -63,7 +64,8 @@ $(VENV)/installed-tests: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed-lint: $(VENV)/environment
-	$(PIP) install -q -c constraints.txt 'ruff>=0.14' 'clang-format>=20' 'mypy>=1.18' numpy safetensors pillow opencv-python-headless
+	$(PIP) install -q -c constraints.txt 'ruff>=0.14' 'clang-format>=20' 'mypy>=1.18' numpy safetensors pillow \
+		opencv-python-headless
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds ffmef against the oldest torch that pyproject.toml allows, in a virtual environment of its own, and runs the tests
-# that depend on torch's version: torch.compile, autocast, derivatives, and the Triton kernels with that torch's Triton.
+# Builds ffmef against the oldest torch that pyproject.toml allows, in a virtual environment of its own, and runs the
+# tests that depend on torch's version: torch.compile, autocast, derivatives, and the Triton kernels with its Triton.
 # scripts/check_oldest_torch.sh [FOLDER]     FOLDER holds the environment and the build; default: a temporary one.
 set -euo pipefail
 cd "$(dirname "$0")/.."

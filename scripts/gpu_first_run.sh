@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The first minutes on a GPU:  scripts/gpu_first_run.sh
 #
-# Builds the CUDA library if none is there, then checks everything (matrices against float64, sanitizers, tests), measures
-# everything (operators, networks, rivals, ncu), and prints all numbers once more at the end. Nothing outlasts its own limit
-# or the whole one; what fails is reported, and the rest goes on. scripts/gpu_first_run.py has the steps.
+# Builds the CUDA library if none is there, then checks everything (matrices against float64, sanitizers, tests),
+# measures everything (operators, networks, rivals, ncu), and prints all numbers once more at the end. Nothing outlasts
+# its own limit or the whole one; what fails is reported, and the rest goes on. scripts/gpu_first_run.py has the steps.
 #
 #   OUT      folder of results.jsonl, failures.txt, logs and logs.tgz (default /tmp/ffmef-gpu)
 #   LIMIT    seconds for everything (default 560)
@@ -12,8 +12,8 @@
 #   STEPS    steps to run instead of all, such as "facts operator"
 #   FFMEF_RUN_BACKENDS   "cuda" or "triton" instead of both
 #
-# A library built elsewhere can be carried: FFMEF_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
-# leaves ffmef/_cpu.so and ffmef/_cuda.so, which hold no Python and need the same torch or a later one.
+# A library built elsewhere can be carried:
+# FFMEF_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace leaves ffmef/_cpu.so and ffmef/_cuda.so, which hold no Python and need the same torch or a later one.
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:=/tmp/ffmef-gpu}" "${LIMIT:=560}" "${STEPS:=}"

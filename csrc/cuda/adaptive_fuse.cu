@@ -24,7 +24,7 @@ constexpr bool kUpToSm80 = false;
 #endif
 template <class T> constexpr int kShiftedRegisters = sizeof(T) == 8 ? 128 : kUpToSm80 ? 80 : 64;
 
-// ---- kernels ----------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
 template <class T, int V, int C>
 __global__ void __launch_bounds__(Tile<T, V>::kThreads,
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 
   cells_gradient<T, Index>(q, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
-// ---- choice of kernel ---------------------------------------------------------------------------------------------------
+// ---- choice of kernel -----------------------------------------------------------------------------------------------
 
 template <class T> Problem<T> make_problem(const ffmef_fusion& f, int first_level, int level_count) {
   Problem<T> p = {};
@@ -171,7 +171,7 @@ bool gradients_allow_vectors(const ffmef_fusion& f, const ffmef_fusion_gradients
   return true;
 }
 
-// ---- launches -------------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 template <class Shape> int64_t blocks_of(const ffmef_fusion& f, int64_t planes) {
   return divide_up(f.width, Shape::kWidth) * divide_up(f.height, Shape::kHeight) * planes;
@@ -353,7 +353,7 @@ template <class T> cudaError_t backward(const ffmef_fusion& f, const ffmef_fusio
   return cudaGetLastError();
 }
 
-// ---- calls with filters on coarser grids ----------------------------------------------------------------------------------
+// ---- calls with filters on coarser grids ----------------------------------------------------------------------------
 
 bool is_coarse(const ffmef_fusion& f, int level) {
   return f.filter_grids != nullptr && (f.filter_grids[level][0] != f.height || f.filter_grids[level][1] != f.width);
@@ -493,7 +493,7 @@ cudaError_t backward_coarse(const ffmef_fusion& f, const ffmef_fusion_gradients&
 }  // namespace
 }  // namespace ffmef::cuda
 
-// ---- C interface ------------------------------------------------------------------------------------------------------------
+// ---- C interface ----------------------------------------------------------------------------------------------------
 
 extern "C" int ffmef_cuda_adaptive_fuse(const ffmef_fusion* fusion, void* output, void* stream) {
   return ffmef::cuda::with_dtype(fusion->dtype, [&](auto zero) -> int {

@@ -337,7 +337,7 @@ template <class T> __device__ __forceinline__ void sum_level_partials(const Accu
   alphas_gradient[blockIdx.x] = static_cast<Accumulate<T>>(total);
 }
 
-// ---- gradient of the filters: alpha_l * g * shifted image ------------------------------------------------------------
+// ---- gradient of the filters: alpha_l * g * shifted image -----------------------------------------------------------
 
 template <int K, int V, int C, class T>
 __device__ __forceinline__ Accumulate<T> filters_gradient_level(const Accumulate<T>* tile, int plane, int pitch,
@@ -430,9 +430,9 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
   if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
 }
 
-// Rows of odd width begin anywhere, and a store that covers part of 32 bytes costs a read as well. So here each plane and
-// row has the tile shifted to the left, by less than 32 bytes, to where its 32 bytes begin. Nothing is summed over taps,
-// which makes this possible; what a shifted pixel needs comes from shared memory. For one channel.
+// Rows of odd width begin anywhere, and a store that covers part of 32 bytes costs a read as well. So here each plane
+// and row has the tile shifted to the left, by less than 32 bytes, to where its 32 bytes begin. Nothing is summed over
+// taps, which makes this possible; what a shifted pixel needs comes from shared memory. For one channel.
 template <class T> struct ShiftedTile : Tile<T, 1> {
   static constexpr int kLargestShift = 32 / static_cast<int>(sizeof(T));  // and 1 more than occurs
   static constexpr int kLeft = kHalo + kLargestShift;
@@ -445,8 +445,8 @@ template <class T> __device__ __forceinline__ int shift_of(const T* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) / sizeof(T) % ShiftedTile<T>::kLargestShift);
 }
 
-// All pointers are to the thread's own pixel, unshifted, `window` to what its first tap sees; `filters` and `target` may
-// be null.
+// All pointers are to the thread's own pixel, unshifted, `window` to what its first tap sees;
+// `filters` and `target` may be null.
 template <int K, class T> __device__ __forceinline__ Accumulate<T> shifted_filters_gradient_level(
     const Accumulate<T>* window, const Accumulate<T>* gradient, int column, int width, Accumulate<T> alpha, T* target,
     int target_stride, const T* filters, int tap_stride, int column_stride) {
@@ -581,7 +581,7 @@ template <class T> __device__ __forceinline__ void filters_gradient_direct(const
   if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
 }
 
-// ---- gradient of the images -------------------------------------------------------------------------------------------
+// ---- gradient of the images -----------------------------------------------------------------------------------------
 
 // A pixel is seen at its own place and, under replicate and reflect padding, at places outside the picture too.
 // Place 0 is its own; places 1 to 2R are those outside, of which `shows` tells whether they show the pixel.
@@ -600,13 +600,14 @@ struct Places {
   }
 };
 
-// Rows of a thread that computes the images' gradient: they share what they read of the output's gradient, and their taps
-// travel together. For one channel.
+// Rows of a thread that computes the images' gradient: they share what they read of the output's gradient, and their
+// taps travel together. For one channel.
 template <class T, class Index, int C> constexpr int kImagesGradientRows =
     C == 1 && sizeof(T) <= 4 && sizeof(Index) == 4 ? 2 : 1;
 
-// Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So nothing is asked
-// on the way, and a row of taps is loaded at once. For one channel; the sums are in the order of images_gradient_level.
+// Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So nothing is
+// asked on the way, and a row of taps is loaded at once. For one channel;
+// the sums are in the order of images_gradient_level.
 template <int K, int R, class Index, class T>
 __device__ __forceinline__ void images_gradient_inside(const Problem<T>& p, const LevelView<T>& level, const T* filters,
                                                        const T* gradient, const Position& at,

@@ -71,7 +71,8 @@ int side_of(int64_t taps, const char* name, size_t level) {
   return size;
 }
 
-// The widest dtype among images and filters, as torch promotes them: the kernels read one. (On the CPU they read several.)
+// The widest dtype among images and filters, as torch promotes them:
+// the kernels read one. (On the CPU they read several.)
 ScalarType common_type(const Tensor& images, const std::vector<Tensor>& filters) {
   ScalarType type = images.scalar_type();
   for (const Tensor& f : filters) {
@@ -267,7 +268,7 @@ Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vecto
   return output;
 }
 
-// ---- pyramid_fuse ------------------------------------------------------------------------------------------------------
+// ---- pyramid_fuse ---------------------------------------------------------------------------------------------------
 
 ffmef_pyramid pyramid_of(const Tensor& images, const Tensor& weights, const Tensor& base, int64_t scale) {
   STD_TORCH_CHECK(images.dim() == 5 && weights.dim() == 5 && base.dim() == 4,
@@ -346,7 +347,7 @@ std::vector<Tensor> pyramid_fuse_backward_cuda(const Tensor& grad, const Tensor&
   return {image_grad, weight_grad, base_grad};
 }
 
-// ---- the whole network -------------------------------------------------------------------------------------------------
+// ---- the whole network ----------------------------------------------------------------------------------------------
 
 Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& parameters, int64_t channels,
                           const std::vector<int64_t>& kernel_sizes) {
@@ -402,7 +403,7 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
   return output;
 }
 
-// ---- pyramid_exposures and pyramid_luminance ---------------------------------------------------------------------------
+// ---- pyramid_exposures and pyramid_luminance ------------------------------------------------------------------------
 
 // The arguments of PyramidFFMEF as the kernels take them; keeps pointers into the tensors.
 struct PicturesCall {

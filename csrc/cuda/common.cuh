@@ -20,8 +20,8 @@
 
 namespace ffmef::cuda {
 
-// For kernels that may be launched early: all that earlier launches wrote is there once this returns, and the next launch
-// may begin to take places.
+// For kernels that may be launched early: all that earlier launches wrote is there once this returns, and the next
+// launch may begin to take places.
 __device__ __forceinline__ void wait_for_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();

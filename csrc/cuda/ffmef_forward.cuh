@@ -97,7 +97,8 @@ struct PointWeights {
   }
 };
 
-// Reads a mixture's pixels. Bit i of StemSkips: mix i is with the stem. With Last, the last mix stops at its convolution.
+// Reads a mixture's pixels. Bit i of StemSkips: mix i is with the stem.
+// With Last, the last mix stops at its convolution.
 template <Base B, int Mixes, unsigned StemSkips, bool Last = false> struct MixtureReader {
   static constexpr int kKept = Mixes > 0 ? Mixes : 1;
   StemValues stem;
@@ -280,7 +281,8 @@ template <int Inputs> struct Identity {
   }
 };
 
-// One half of a mix's 1x1 convolution: of the values themselves, which its sums then replace, or of its skip, added to them.
+// One half of a mix's 1x1 convolution: of the values themselves,
+// which its sums then replace, or of its skip, added to them.
 template <bool OfValues> __device__ __forceinline__ void mix_in(const Frame& f, const Place& at, const PointMix& mix,
                                                                 float (&values)[kRows][kChannels]) {
   float weights[kChannels][kChannels], bias[kChannels];
@@ -440,8 +442,9 @@ __device__ __forceinline__ void features(const FeaturePass& p, Shared& shared) {
 
 // ---- heads ---------------------------------------------------------------------------------------------------------
 
-// sum_j I_j (sum_m w_jm h_m + b_j)  =  sum_m h_m (sum_j w_jm I_j) + sum_j b_j I_j, with alpha in w and b: the right-hand side
-// needs no filters. Hidden maps are computed four at a time; of k * k one is left, and goes with the bias.
+// sum_j I_j (sum_m w_jm h_m + b_j)  =  sum_m h_m (sum_j w_jm I_j) + sum_j b_j I_j, with alpha in w and b: the
+// right-hand side needs no filters. Hidden maps are computed four at a time;
+// of k * k one is left, and goes with the bias.
 struct HeadLevel {
   int size;
   const Pixel* features;

@@ -10,8 +10,8 @@
 extern "C" {
 #endif
 
-/* A network of 4 channels, float32. `parameters` are what the model's parameters() yields, in that order, each contiguous;
- * how they are cut into tensors does not matter as long as no layer's weight or bias is cut. */
+/* A network of 4 channels, float32. `parameters` are what the model's parameters() yields, in that order, each
+ * contiguous; how they are cut into tensors does not matter as long as no layer's weight or bias is cut. */
 typedef struct {
   int64_t batch, height, width; /* fewer than 2^31 pixels in a plane */
   const float* luminance;       /* (batch, 2, height, width), contiguous */

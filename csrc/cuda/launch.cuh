@@ -28,8 +28,8 @@ template <class Kernel, class Problem> cudaError_t launch(Kernel kernel, int64_t
   return cudaGetLastError();
 }
 
-// The same, but the kernel's blocks may take their places while the last ones of the launch before still run, from compute
-// capability 9.0 on. The kernel begins with wait_for_launch_before().
+// The same, but the kernel's blocks may take their places while the last ones of the launch before still run, from
+// compute capability 9.0 on. The kernel begins with wait_for_launch_before().
 template <class Kernel, class Problem> cudaError_t launch_early(Kernel kernel, int64_t blocks, int threads,
                                                                 size_t shared_bytes, cudaStream_t stream,
                                                                 const Problem& p) {

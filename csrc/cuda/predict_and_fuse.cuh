@@ -89,7 +89,8 @@ __host__ __device__ inline int64_t weights_elements(int size, int64_t maps, int 
   return ((maps + 1) * pitch + group - 1) / group * group;
 }
 
-// Maps on their way to a thread: `ask` for one, `close` after each, asked for or not, and `take` them in the same order.
+// Maps on their way to a thread: `ask` for one, `close` after each,
+// asked for or not, and `take` them in the same order.
 template <class T, int V, int R, int Ahead> struct MapsInRegisters {
   static constexpr int kAhead = Ahead;
   Accumulate<T> values[Ahead][R][V];

@@ -25,7 +25,7 @@ template <class Shape, class S> constexpr int kThreeBandsRegisters = std::is_sam
                                                                                                : 80;
 constexpr int kCellThreads = 256;
 
-// ---- kernels -----------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
 template <class Shape, bool Vectors, class S, class W>
 __global__ void __launch_bounds__(Shape::kThreads, resident_blocks(Shape::kThreads, kRegisters<S>))
@@ -74,10 +74,10 @@ template <class S, class W> __global__ void __launch_bounds__(kCellThreads, resi
   if (index < count) reduce(p, index, target);
 }
 
-// ---- problems ------------------------------------------------------------------------------------------------------------
+// ---- problems -------------------------------------------------------------------------------------------------------
 
-// A pyramid of more than three bands is two problems: `upper` has three bands and stands on the fused result of `lower`,
-// whose images are the upper one's level 3. Neither needs a plane of more than 1/64 of the pixels.
+// A pyramid of more than three bands is two problems: `upper` has three bands and stands on the fused result of
+// `lower`, whose images are the upper one's level 3. Neither needs a plane of more than 1/64 of the pixels.
 template <class T> struct Split {
   using A = Accumulate<T>;
   Problem<T, T> upper;
@@ -147,7 +147,7 @@ template <class S, class W> bool images_allow_vectors(const Problem<S, W>& p) {
   return allows_vectors<S>(p.images, p.width, p.image_strides, 4);
 }
 
-// ---- launches ------------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 template <class Shape, class S, class W> cudaError_t launch_fuse(Problem<S, W>& p, cudaStream_t stream) {
   const int64_t blocks = set_tiles<Shape>(p, static_cast<int64_t>(p.batch) * p.channels);
@@ -292,7 +292,7 @@ cudaError_t backward(const ffmef_pyramid& f, const ffmef_pyramid_gradients& g, v
 }  // namespace
 }  // namespace ffmef::cuda::pyramid
 
-// ---- C interface ------------------------------------------------------------------------------------------------------------
+// ---- C interface ----------------------------------------------------------------------------------------------------
 
 extern "C" int64_t ffmef_cuda_pyramid_fuse_workspace(const ffmef_pyramid* pyramid) {
   return ffmef::cuda::with_dtype(pyramid->dtype, [&](auto zero) -> int64_t {

@@ -8,8 +8,8 @@
 //   images_gradient   by gather
 //   reduce            the level that a fourth band starts from
 //
-// A tile of the finest level has a margin of eight pixels, from which its own part of levels 1 to 3 and one place around
-// it follow, whatever the tile's neighbours do. There are no atomics: one order of summation.
+// A tile of the finest level has a margin of eight pixels, from which its own part of levels 1 to 3 and one place
+// around it follow, whatever the tile's neighbours do. There are no atomics: one order of summation.
 #pragma once
 
 #include "../common/interpolation.h"
@@ -147,7 +147,7 @@ __device__ __forceinline__ void each_place_by_column(const Level<A>& level, cons
   }
 }
 
-// ---- interpolation between levels: a pixel takes 3/4 of the coarser one that it lies in and 1/4 of the next -----------
+// ---- interpolation between levels: a pixel takes 3/4 of the coarser one that it lies in and 1/4 of the next ---------
 
 __device__ __forceinline__ int clamped(int i, int size) { return i < 0 ? 0 : i < size ? i : size - 1; }
 
@@ -231,7 +231,7 @@ template <class A> __device__ __forceinline__ A share_of_mean(int row, int colum
   return (last_row ? A(1) : A(0.5)) * (last_column ? A(1) : A(0.5));
 }
 
-// ---- weights -----------------------------------------------------------------------------------------------------------
+// ---- weights --------------------------------------------------------------------------------------------------------
 
 // The cells of one batch element, band and image under one level.
 template <class W> struct Cells {
@@ -299,15 +299,15 @@ __device__ __forceinline__ void each_weight(const Cells<W>& cells, int row, int 
   }
 }
 
-// ---- patches of the finest level -------------------------------------------------------------------------------------------
+// ---- patches of the finest level ------------------------------------------------------------------------------------
 
 // Four neighbours in one access (two of 16 bytes for float64), or one by one.
 template <class S> struct alignas(sizeof(S) < 8 ? 4 * sizeof(S) : 16) Four {
   S values[kPatch];
 };
 
-// Reads a patch; places beyond the picture repeat its border. `Stepped` goes from row to row of a patch that begins inside
-// the picture, which takes fewer instructions and more registers.
+// Reads a patch; places beyond the picture repeat its border. `Stepped` goes from row to row of a patch that begins
+// inside the picture, which takes fewer instructions and more registers.
 template <bool Vectors, bool Stepped = false, class S>
 __device__ __forceinline__ void load_patch(const S* plane, int64_t row_stride, int64_t column_stride, int height,
                                            int width, int row, int column, Accumulate<S> (&values)[kPatch][kPatch]) {
@@ -448,7 +448,7 @@ __device__ __forceinline__ void load_pyramid(const Problem<S, W>& p, const Place
   __syncthreads();
 }
 
-// ---- forward, up to two bands: pyramid_fuse_three_bands.cuh has three -----------------------------------------------------
+// ---- forward, up to two bands: pyramid_fuse_three_bands.cuh has three -----------------------------------------------
 
 template <class Shape> constexpr int kFuseElements = 2 * Shape::kLevels;
 
@@ -499,7 +499,7 @@ __device__ __forceinline__ void fuse(const Problem<S, W>& p, Accumulate<S>* shar
                        own.column, total);
 }
 
-// ---- what both gradients start from ------------------------------------------------------------------------------------------
+// ---- what both gradients start from ---------------------------------------------------------------------------------
 
 // The gradient of the fused levels 0 to `bands` on the tile, and the places around it that the levels below need.
 template <class Shape, class S, class W>
@@ -529,7 +529,7 @@ __device__ __forceinline__ void read_patch(const Level<A>& level, const Patch& o
       values[i][j] = level.has(own.row + i, own.column + j) ? level.at(own.row + i, own.column + j) : A(0);
 }
 
-// ---- gradient of the weights ---------------------------------------------------------------------------------------------------
+// ---- gradient of the weights ----------------------------------------------------------------------------------------
 
 // A tile touches the cells first to first + cells_along(..) - 1 along an axis, the outermost of which may not exist.
 // `start` is the tile's first place on the level and `factor` the cell's size there.
@@ -676,7 +676,7 @@ __device__ __forceinline__ void sum_tiles(const Problem<S, W>& p, int64_t index,
     p.base_gradient[(static_cast<int64_t>(batch) * p.image_count + n) * grid + cell] = narrow<W>(sum);
 }
 
-// ---- gradient of the images --------------------------------------------------------------------------------------------------
+// ---- gradient of the images -----------------------------------------------------------------------------------------
 
 // Levels 0 to 3 of the gradient, and of its product with an image's weights.
 template <class Shape> constexpr int kImagesGradientElements = Shape::size(0) + Shape::kLevels + Shape::kNarrow;
@@ -709,8 +709,8 @@ __device__ __forceinline__ void images_gradient(const Problem<S, W>& p, Accumula
       });
     }
     __syncthreads();
-    // From the lowest level up, a level's product turns into the gradient of the images' level, less what the band above
-    // took of it by interpolation.
+    // From the lowest level up, a level's product turns into the gradient of the images' level, less what the band
+    // above took of it by interpolation.
     for (int l = p.bands; l >= 1; --l) {
       const Level<A> finer = narrow_level_of<Shape>(p, tile, products, l - 1),
                      level = narrow_level_of<Shape>(p, tile, products, l);
@@ -743,7 +743,7 @@ __device__ __forceinline__ void images_gradient(const Problem<S, W>& p, Accumula
   }
 }
 
-// ---- pyramids of more than three bands -----------------------------------------------------------------------------------------
+// ---- pyramids of more than three bands ------------------------------------------------------------------------------
 
 // One pixel of level 3 from the 8 x 8 pixels under it, halved three times: borders are repeated at every level.
 template <class S, class W>

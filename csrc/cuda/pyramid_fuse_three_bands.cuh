@@ -2,10 +2,11 @@
 // not the memory bound the general kernel.
 //
 // A patch of the finest level, 4 x 4 pixels, is 2 x 2 places of level 1 and one place of level 2; four patches are one
-// place of level 3. A thread computes all of that for its own patch, and for at most one of the patches around the tile.
-// No centre of a cell lies inside a patch, as cells have 8 pixels or more, so four cells serve it on every level. The
-// cells of a tile lie in shared memory with one more around them, where the grid's border is repeated. Where the tile
-// touches the picture's border, the places beyond it are filled with the border's. So nothing is clamped where it is read.
+// place of level 3. A thread computes all of that for its own patch, and for at most one of the patches around the
+// tile. No centre of a cell lies inside a patch, as cells have 8 pixels or more, so four cells serve it on every level.
+// The cells of a tile lie in shared memory with one more around them, where the grid's border is repeated. Where the
+// tile touches the picture's border, the places beyond it are filled with the border's.
+// So nothing is clamped where it is read.
 #pragma once
 
 #include "pyramid_fuse.cuh"

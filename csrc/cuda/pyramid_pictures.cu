@@ -14,7 +14,7 @@ constexpr int kLowestThreads = 1024;
 constexpr int64_t kLowestValues = 16384;  // of an octave's maps that one block computes in a few microseconds
 constexpr int64_t kTilesThatFill = 1024;  // with more, a thread computes two cells
 
-// ---- kernels -----------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 
 template <class D> __global__ void __launch_bounds__(kThreads, 4) enter_kernel(const __grid_constant__ Entering p) {
   FFMEF_DYNAMIC_SHARED(shared);
@@ -74,7 +74,7 @@ template <class D, bool Vectors> __global__ void __launch_bounds__(kThreads, 2)
   finish<D, Vectors>(p, *reinterpret_cast<FinishingShared*>(shared));
 }
 
-// ---- layers ------------------------------------------------------------------------------------------------------------
+// ---- layers ---------------------------------------------------------------------------------------------------------
 
 // The layers in the order of the model's parameters, which begin with the prior.
 struct Layers {
@@ -136,7 +136,7 @@ struct Layers {
   int parameters_ = 1;
 };
 
-// ---- maps --------------------------------------------------------------------------------------------------------------
+// ---- maps -----------------------------------------------------------------------------------------------------------
 
 Size half_of(Size size) { return {(size.height + 1) / 2, (size.width + 1) / 2}; }
 
@@ -213,7 +213,7 @@ struct Maps {
   int64_t count_;
 };
 
-// ---- launches ------------------------------------------------------------------------------------------------------------
+// ---- launches -------------------------------------------------------------------------------------------------------
 
 // Launches one kernel after another until one is refused.
 struct Launches {

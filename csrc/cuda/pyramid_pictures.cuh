@@ -1,7 +1,8 @@
-// Kernels of PyramidFFMEF (ffmef/models/pyramid.py) from pictures to a picture. Bodies are device functions over a problem
-// of their own; pyramid_pictures.cu wraps them into kernels and launches them.
+// Kernels of PyramidFFMEF (ffmef/models/pyramid.py) from pictures to a picture. Bodies are device functions over a
+// problem of their own; pyramid_pictures.cu wraps them into kernels and launches them.
 //
-//   enter     pictures -> levels 1 to 3 of luminance, what each cell has recorded, the finest grid's maps; packs weights
+//   enter     pictures -> levels 1 to 3 of luminance, what each cell has recorded, the finest grid's maps; packs
+//             weights
 //   arrange   the order of the exposures, which depends on their samples alone
 //   meet      joins the images of the finest grid, and goes down to the next
 //   refine    a 3x3 convolution of a grid with what follows it: the step down, or a 1x1 convolution
@@ -10,8 +11,8 @@
 //   descend, blend, blend_lowest  the base over octaves
 //   finish    bands, base, chroma, gamut and rounding: a tile's fused levels live in shared memory
 //
-// Maps have their channels last. What `enter` writes is in the order in which the exposures were given, everything after
-// `arrange` in the order that it found, so that sums do not depend on the order given. There are no atomics.
+// Maps have their channels last. What `enter` writes is in the order in which the exposures were given, everything
+// after `arrange` in the order that it found, so that sums do not depend on the order given. There are no atomics.
 #pragma once
 
 #include "../common/interpolation.h"
@@ -67,7 +68,7 @@ __device__ __forceinline__ float unit(float x) { return x < 0.0f ? 0.0f : x > 1.
 __device__ __forceinline__ float rectified(float x) { return x > 0.0f ? x : 0.0f; }
 __device__ __forceinline__ float mix(float a, float b, float share) { return a + (b - a) * share; }
 
-// ---- samples ---------------------------------------------------------------------------------------------------------
+// ---- samples --------------------------------------------------------------------------------------------------------
 
 // Luminance on the scale 0..1 of RGB on the scale 0..255.
 constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
@@ -120,7 +121,7 @@ __device__ __forceinline__ void hash_four(Hash& hash, float a, float b, float c,
   }
 }
 
-// ---- enter -----------------------------------------------------------------------------------------------------------
+// ---- enter ----------------------------------------------------------------------------------------------------------
 
 constexpr int kMostLayers = 4 * FFMEF_MOST_GRIDS;
 
@@ -333,7 +334,7 @@ template <class D> __device__ __forceinline__ void enter(const Entering& p, Ente
   }
 }
 
-// ---- arrange ---------------------------------------------------------------------------------------------------------
+// ---- arrange --------------------------------------------------------------------------------------------------------
 
 struct Arranging {
   const Hash *hashes, *sums;  // (count, blocks)
@@ -386,7 +387,7 @@ __device__ __forceinline__ void arrange(const Arranging& p, ArrangingShared& s) 
       p.count > 1 ? p.prefer * (2.0f * static_cast<float>(rank) / static_cast<float>(p.count - 1) - 1.0f) : 0.0f;
 }
 
-// ---- layers of the grids -----------------------------------------------------------------------------------------------
+// ---- layers of the grids --------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float4 load_four(const float* source) { return *reinterpret_cast<const float4*>(source); }
 __device__ __forceinline__ void store_four(float* target, const float (&v)[4]) {
@@ -452,7 +453,7 @@ template <int C> __device__ __forceinline__ void step_down(const float* tile, in
   }
 }
 
-// ---- meet --------------------------------------------------------------------------------------------------------------
+// ---- meet -----------------------------------------------------------------------------------------------------------
 
 struct Meeting {
   const float *maps, *apart;  // of `enter`
@@ -541,7 +542,7 @@ __device__ __forceinline__ void meet(const Meeting& p, MeetingShared& s) {
   }
 }
 
-// ---- refine --------------------------------------------------------------------------------------------------------------
+// ---- refine ---------------------------------------------------------------------------------------------------------
 
 struct Refining {
   const float* in;    // (count, size, channels)
@@ -659,7 +660,7 @@ template <int C, int R, Next Kind> __device__ __forceinline__ void refine(const 
   }
 }
 
-// ---- coarsest --------------------------------------------------------------------------------------------------------------
+// ---- coarsest -------------------------------------------------------------------------------------------------------
 
 struct Coarsest {
   float* maps;  // (count, size, C); written over
@@ -730,7 +731,7 @@ template <int C> __device__ __forceinline__ void coarsest(const Coarsest& p, Coa
   }
 }
 
-// ---- share -------------------------------------------------------------------------------------------------------------------
+// ---- share ----------------------------------------------------------------------------------------------------------
 
 struct Sharing {
   const float* planes;  // (count, cells, 2 * kPlanes): logits, gains
@@ -785,10 +786,10 @@ __device__ __forceinline__ void share(const Sharing& p, int64_t index) {
   }
 }
 
-// ---- octaves -----------------------------------------------------------------------------------------------------------------
+// ---- octaves --------------------------------------------------------------------------------------------------------
 
-// Maps of each exposure on one octave, (count, size) each, and the fused octave. Shares and gains are those of the octaves
-// from here on; those of the fine ones follow where another fine one has its weights from them.
+// Maps of each exposure on one octave, (count, size) each, and the fused octave. Shares and gains are those of the
+// octaves from here on; those of the fine ones follow where another fine one has its weights from them.
 enum { kPictures, kShares, kGains, kFineShares, kFineGains, kMostMaps };
 struct Octave {
   float* maps[kMostMaps];
@@ -898,7 +899,7 @@ __device__ __forceinline__ void blend_lowest(const Octaves& p, int first, int th
   }
 }
 
-// ---- finish ------------------------------------------------------------------------------------------------------------------
+// ---- finish ---------------------------------------------------------------------------------------------------------
 
 struct Finishing {
   Exposures exposures;

@@ -1,8 +1,8 @@
 // Convolutions of maps with four channels, and the tiles of pixels that they read from shared memory.
 //
-// A map is [plane][row][column] of four channels, so that a pixel is one 16-byte access whatever the width. A warp works
-// on 32 columns of 8 rows and a thread on one of these columns: a pixel read from shared memory serves every output of up
-// to k rows, and a weight, read by all threads from the same place, serves 8 pixels.
+// A map is [plane][row][column] of four channels, so that a pixel is one 16-byte access whatever the width. A warp
+// works on 32 columns of 8 rows and a thread on one of these columns: a pixel read from shared memory serves every
+// output of up to k rows, and a weight, read by all threads from the same place, serves 8 pixels.
 #pragma once
 
 #include "common.cuh"
@@ -66,8 +66,8 @@ struct Place {
 template <int Halo> constexpr int kPitch = kColumns + 2 * Halo;
 template <int Halo> constexpr int kTilePixels = kPitch<Halo> * (kTileRows + 2 * Halo);
 
-// Fills shared memory with read(pixel, keep) around the block's tile, zero outside the image; `keep` is true for the pixels
-// that are the tile's own. Reads of several pixels are under way at once.
+// Fills shared memory with read(pixel, keep) around the block's tile, zero outside the image; `keep` is true for the
+// pixels that are the tile's own. Reads of several pixels are under way at once.
 template <int Halo, int Unroll, class Value, class Read>
 __device__ __forceinline__ void fill_tile(const Frame& f, const Place& at, Value* tile, const Read& read) {
   constexpr unsigned kCount = kTilePixels<Halo>;

@@ -20,7 +20,7 @@ constexpr float kSlack = 1e-3f;      // by which channels may pass it, so that r
 constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
 constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
 
-// --- statistics of cells ----------------------------------------------------------------------------------------------
+// --- statistics of cells ---------------------------------------------------------------------------------------------
 
 // Sums of `rows` rows, by column, with the last column repeated until there are whole cells -> means of cells.
 void means_of_cells(float* columns, int64_t width, int64_t cells, int side, int rows, float* out) {
@@ -78,7 +78,7 @@ void statistics(const float* half, const uint8_t* const* validity, int64_t count
   }
 }
 
-// --- octaves ----------------------------------------------------------------------------------------------------------
+// --- octaves ---------------------------------------------------------------------------------------------------------
 
 void shrink(const float* in, int64_t height, int64_t width, float* out, int64_t begin, int64_t end) {
   const int64_t across = half_of(width);
@@ -95,7 +95,7 @@ void shrink(const float* in, int64_t height, int64_t width, float* out, int64_t 
   }
 }
 
-// --- the finest level -------------------------------------------------------------------------------------------------
+// --- the finest level ------------------------------------------------------------------------------------------------
 
 // Chroma of one exposure on a run of pixels, and what it counts: its mass.
 struct Chroma {
@@ -120,7 +120,8 @@ struct Run {
 };
 
 // How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
-// Ramps that samples from black to white cannot leave at one end have no bound there, and two that do not overlap are one.
+// Ramps that samples from black to white cannot leave at one end have no bound there,
+// and two that do not overlap are one.
 inline float recorded_colour(float y, float top, float bottom) {
   const float to_white = (232.0f - y) * (1.0f / 24), from_black = (y - 16.0f) * (1.0f / 32);
   const float clear = 8.6f - top * (0.8f / 24), lit = 0.1f + bottom * (0.9f / 24);
@@ -398,7 +399,7 @@ template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int
   }
 }
 
-// --- two exposures in colour: sums stay in registers ------------------------------------------------------------------
+// --- two exposures in colour: sums stay in registers -----------------------------------------------------------------
 
 struct Sums {
   FloatVec luminance, mass{}, red{}, green{}, blue{};  // colours times mass

@@ -16,8 +16,8 @@ struct PictureView {
 };
 
 struct FinestKernels {
-  // Rows [begin, end) of half: the mean luminance of 2 x 2 pixels, an odd border repeated. Whether all samples that were
-  // read are valid: floating-point ones of pictures lie in [0, 1].
+  // Rows [begin, end) of half: the mean luminance of 2 x 2 pixels, an odd border repeated. Whether all samples that
+  // were read are valid: floating-point ones of pictures lie in [0, 1].
   bool (*halve)(Sample, PictureView, int64_t height, int64_t width, float* half, int64_t begin, int64_t end);
 };
 

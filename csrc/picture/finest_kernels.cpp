@@ -56,7 +56,8 @@ struct RowSums {
   }
 };
 
-// Means of 2 x 2 of two rows of interleaved pixels, as far as 32 pixels at a time go. Returns how many pixels that were.
+// Means of 2 x 2 of two rows of interleaved pixels, as far as 32 pixels at a time go.
+// Returns how many pixels that were.
 int64_t halve_interleaved(const uint8_t* upper, const uint8_t* lower, int64_t n, float* out) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));

@@ -76,8 +76,8 @@ class Pool {
   int workers_ = 0, next_ = 0, threads_ = 0, inside_ = 0;
 };
 
-// Never destroyed: its threads wait on it until the process ends. Nor are those of a parent process, which a fork leaves
-// behind without their threads, perhaps in the middle of a call.
+// Never destroyed: its threads wait on it until the process ends. Nor are those of a parent process, which a fork
+// leaves behind without their threads, perhaps in the middle of a call.
 Pool& pool() {
 #if defined(__unix__) || defined(__APPLE__)
   static std::mutex mutex;

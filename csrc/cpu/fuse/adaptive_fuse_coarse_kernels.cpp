@@ -63,7 +63,8 @@ template <class T, int K> void add_taps_between(Acc<T>* sum, const Acc<T>* upper
   }
 }
 
-// sums[j][x] += sum over rows of share * grad[x] * image[x + j], whole vectors; rows are grad_pitch and image_pitch apart.
+// sums[j][x] += sum over rows of share * grad[x] * image[x + j], whole vectors;
+// rows are grad_pitch and image_pitch apart.
 template <class T, int K> void reduce_taps(Acc<T>* sums, int64_t pitch, const Acc<T>* shares, int64_t rows,
                                            const Acc<T>* grad, int64_t grad_pitch, const Acc<T>* image,
                                            int64_t image_pitch, int size, int64_t n) {

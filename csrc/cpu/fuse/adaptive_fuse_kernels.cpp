@@ -60,7 +60,8 @@ double tap_row_gradients(T* const* gradients, const T* const* filters, const Acc
   switch (size) {
 #define FFMEF_CASE(K) \
   case K:             \
-    return tap_gradients<T, K, kWrite, kSum>(gradients, filters, grad, grad_pitch, image, image_pitch, channels, alpha, size, n);
+    return tap_gradients<T, K, kWrite, kSum>(gradients, filters, grad, grad_pitch, image, image_pitch, channels, \
+                                             alpha, size, n);
     FFMEF_CASE(1)
     FFMEF_CASE(3)
     FFMEF_CASE(5)

@@ -1,4 +1,5 @@
-// What the kernels of adaptive_fuse share, row by row: the cut into items, padded image rows, products with rows of taps.
+// What the kernels of adaptive_fuse share, row by row: the cut into items,
+// padded image rows, products with rows of taps.
 //
 // The filters are far larger than anything else (k*k values per pixel and image), so every kernel reads or writes each
 // filter value exactly once, a row of one tap at a time, and keeps the rest (padded image rows, sums) in cache.
@@ -326,8 +327,8 @@ template <class T> void turn_taps(T* out, int64_t pitch, const LevelView& level,
     for (int64_t i = 0; i < count; ++i) out[t * pitch + i] = in[t * to_next + i * across];
 }
 
-// Calls work(i, x, count, filters) for every row i of taps at image row y and columns [x0, x0 + width), in order of i at
-// each column; filters[j] is the row of tap i * k + j from column x0 + x on.
+// Calls work(i, x, count, filters) for every row i of taps at image row y and columns [x0, x0 + width), in order of i
+// at each column; filters[j] is the row of tap i * k + j from column x0 + x on.
 template <class T, class Work> void over_tap_rows(const LevelView& level, int64_t b, int64_t n, int64_t y, int64_t x0,
                                                   int64_t width, T* scratch, const Work& work) {
   const int size = level.size;
@@ -358,8 +359,8 @@ inline int64_t turned_values(const AdaptiveFuseArgs& args) {
   return values;
 }
 
-// All taps of all levels and images at kTurnedColumns columns, made into rows before any is used. Filters split from one
-// convolution share cache lines: pixel by pixel each line is read once, and memory is asked for evenly.
+// All taps of all levels and images at kTurnedColumns columns, made into rows before any is used. Filters split from
+// one convolution share cache lines: pixel by pixel each line is read once, and memory is asked for evenly.
 template <class A> struct TurnedLevels {
   static constexpr int64_t kMostValues = 64 * 1024;  // otherwise levels are turned one by one
   const AdaptiveFuseArgs& args;
@@ -448,7 +449,8 @@ template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const L
   }
 }
 
-// totals += alpha * sums in rows [y0, y1) of an item, columns [first, first + count); writes the sums to responses, too.
+// totals += alpha * sums in rows [y0, y1) of an item, columns [first,
+// first + count); writes the sums to responses, too.
 template <class A> void add_response(const AdaptiveFuseArgs& args, int l, const Item& item, int64_t y0, int64_t y1,
                                      int64_t first, int64_t count, int64_t columns, const A* sums, A* totals,
                                      A* responses) {

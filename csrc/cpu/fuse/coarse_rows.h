@@ -1,5 +1,5 @@
-// Rows of planes that are given on a coarser grid: interpolated to full resolution where they are used, and the adjoint.
-// Only *_kernels.cpp files include it, like vec.h.
+// Rows of planes that are given on a coarser grid: interpolated to full resolution where they are used, and the
+// adjoint. Only *_kernels.cpp files include it, like vec.h.
 #pragma once
 #include "../../common/interpolation.h"
 #include "../base/buffer.h"

@@ -1,4 +1,5 @@
-// Binds predict_and_fuse's CPU kernels to torch: checks what memory safety needs, allocates, spreads bands over threads.
+// Binds predict_and_fuse's CPU kernels to torch: checks what memory safety needs,
+// allocates, spreads bands over threads.
 #include "predict_and_fuse.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,8 +1,8 @@
 // The coarse predictor of PyramidFFMEF (ffmef/models/pyramid.py): maps with channels last, a block of channels in the
 // vectors' lanes, several cells in registers.
 //
-// With channels last the taps of a convolution that lie in one row are one run of memory, so every layer (2x2 with stride
-// 2, 3x3, 1x1) is the same loop over runs.
+// With channels last the taps of a convolution that lie in one row are one run of memory, so every layer (2x2 with
+// stride 2, 3x3, 1x1) is the same loop over runs.
 #include "pyramid_predict.h"
 
 #include <memory>
@@ -98,8 +98,8 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
   convolve_rest<kCells - 1>(cells - x, conv, runs, step, out, out_step, finish, own);
 }
 
-// A 3x3 convolution of as many outputs as inputs. Four neighbours of a row are found together from six transformed values
-// (Winograd's F(4, 3), along rows alone): half of the multiplications, and errors of a few roundings more.
+// A 3x3 convolution of as many outputs as inputs. Four neighbours of a row are found together from six transformed
+// values (Winograd's F(4, 3), along rows alone): half of the multiplications, and errors of a few roundings more.
 struct Repeating {
   static constexpr int kTogether = 4, kValues = 6;
   // More vectors to a block than this leave no registers for the sums of a group.
@@ -485,8 +485,9 @@ inline FloatVec logarithm(FloatVec x) {
   return (p * m * square - n * 2.12194440e-4f - square * 0.5f + m) + n * 0.693359375f;
 }
 
-// One row of cells of the head's results, all images: lanes are planes, logits in the first half of those that are used,
-// gains in the second. Shares, gains and what images count by them have the planes of the logits in the same lanes.
+// One row of cells of the head's results, all images: lanes are planes, logits in the first half of those that are
+// used, gains in the second. Shares, gains and what images count by them have the planes of the logits in the same
+// lanes.
 struct HeadRow {
   const int64_t count, width, line;
   const int planes;

@@ -17,8 +17,8 @@ constexpr int64_t kPitchUnit = 16;
 // Columns around a tile that are recomputed: at least the radius of two successive convolutions (1 + 3).
 constexpr int64_t kHalo = 16;
 
-// One image cut into items: bands of rows of a tile of columns, tile after tile, each from top to bottom. Statistics are
-// taken for each item. The cut depends on the image's size alone, so they do not depend on the number of threads.
+// One image cut into items: bands of rows of a tile of columns, tile after tile, each from top to bottom. Statistics
+// are taken for each item. The cut depends on the image's size alone, so they do not depend on the number of threads.
 // A thread continues from item to neighbouring item without recomputing rows, so bands may be as narrow as an even
 // division needs.
 struct Geometry {

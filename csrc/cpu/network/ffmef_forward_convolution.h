@@ -1,5 +1,5 @@
-// Direct convolution of planar rows: pixels in the vector's lanes, a block of outputs times several vectors in registers.
-// Included by kernel files only; internal linkage for the reason given in vec.h.
+// Direct convolution of planar rows: pixels in the vector's lanes, a block of outputs times several vectors in
+// registers. Included by kernel files only; internal linkage for the reason given in vec.h.
 #pragma once
 #include "../base/vec.h"
 #include "ffmef_forward.h"

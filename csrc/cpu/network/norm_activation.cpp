@@ -1,4 +1,5 @@
-// Binds norm_activation's CPU kernels to torch: checks what memory safety needs, allocates, spreads planes over threads.
+// Binds norm_activation's CPU kernels to torch: checks what memory safety needs,
+// allocates, spreads planes over threads.
 #include "norm_activation.h"
 
 #include <torch/csrc/stable/library.h>

@@ -13,8 +13,8 @@ namespace {
 constexpr int kLanes = lanes<float>;
 constexpr int kAhead = 4;  // vectors along a row
 
-// Planes with a border of zeros, a whole vector at the sides: rows begin where vectors do, so that loads of them and of the
-// middle taps meet one cache line each, and none is cut at the end.
+// Planes with a border of zeros, a whole vector at the sides: rows begin where vectors do, so that loads of them and of
+// the middle taps meet one cache line each, and none is cut at the end.
 struct Padded {
   int64_t left, stride, plane;
   Padded(int64_t height, int64_t width, int border)

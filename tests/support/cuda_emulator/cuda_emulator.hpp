@@ -10,7 +10,8 @@
 // every CUDA block, filled with NaN). With -fsanitize=thread: missing barriers, and blocks that write the same place,
 // as data races: two threads are ordered only by the barriers that both of them pass, two blocks by nothing.
 // Atomics order threads as they do on a GPU whose threads fence before and after (is_last in norm_activation.cuh).
-// Not covered: textures, other atomics than atomicAdd, missing fences, cp.async, tensor cores, cooperative groups, warp operations on part of a warp.
+// Not covered: textures, other atomics than atomicAdd, missing fences, cp.async, tensor cores,
+// cooperative groups, warp operations on part of a warp.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -46,8 +47,8 @@ namespace emulator {
 
 enum class State { kReady, kAtBarrier, kAtWarpOperation, kFinished };
 
-// A copy to shared memory that has been asked for and is carried out when it is waited for, and not before: a thread that
-// waits for too little finds what was there before.
+// A copy to shared memory that has been asked for and is carried out when it is waited for, and not before: a thread
+// that waits for too little finds what was there before.
 constexpr unsigned kMostLateCopies = 64;
 struct LateCopy {
   void* target;

@@ -1,6 +1,7 @@
 // Runs cases of pyramid_pictures through its C interface in the emulator.
 //
-// pyramid_pictures_driver CASES RESULTS reads and writes int64 and raw elements as test_pyramid_pictures_cuda.py has them.
+// pyramid_pictures_driver CASES RESULTS reads and writes int64 and raw elements as test_pyramid_pictures_cuda.py has
+// them.
 #include "tensors.hpp"
 
 #include "../../../csrc/cuda/pyramid_pictures.cu"

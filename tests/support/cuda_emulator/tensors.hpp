@@ -1,7 +1,7 @@
-// What drivers of emulated kernels share: tensors read from a file, each in memory of its own in which all that is not the
-// tensor is NaN: the space between its elements and, unless the address sanitizer watches, a red zone on both sides. The
-// red zones of what kernels write hold a finite sentinel instead: what is read outside an input is NaN, and a NaN stored
-// over a NaN would go unseen.
+// What drivers of emulated kernels share: tensors read from a file, each in memory of its own in which all that is not
+// the tensor is NaN: the space between its elements and, unless the address sanitizer watches, a red zone on both
+// sides. The red zones of what kernels write hold a finite sentinel instead: what is read outside an input is NaN, and
+// a NaN stored over a NaN would go unseen.
 #pragma once
 
 #include "cuda_emulator.hpp"
