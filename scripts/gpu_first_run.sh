@@ -13,7 +13,8 @@
 #   FFMEF_RUN_BACKENDS   "cuda" or "triton" instead of both
 #
 # A library built elsewhere can be carried:
-# FFMEF_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace leaves ffmef/_cpu.so and ffmef/_cuda.so, which hold no Python and need the same torch or a later one.
+# FFMEF_BUILD_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace
+# leaves ffmef/_cpu.so and ffmef/_cuda.so, which hold no Python and need the same torch or a later one.
 set -u
 cd "$(dirname "$0")/.."
 : "${OUT:=/tmp/ffmef-gpu}" "${LIMIT:=560}" "${STEPS:=}"

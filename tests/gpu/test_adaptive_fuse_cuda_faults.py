@@ -161,6 +161,7 @@ MUTANTS = [
         "const A near_share = A(1) - at.across;",
         "const A near_share = at.across;",
         file=COARSE,
+        count=2,
     ),
     Mutant("a pixel too few of a cell", "y < down.last; ++y", "y < down.last - 1; ++y", file=COARSE),
     Mutant(
