@@ -157,10 +157,18 @@ MUTANTS = [
     ),
     Mutant("cells taken as pixels", "return {down.first * level.row,", "return {row * level.row,", file=COARSE),
     Mutant(
+        "the right cell's share for the left, gradient of the images",
+        "const A near_share = A(1) - at.across;",
+        "const A near_share = at.across;",
+        file=COARSE,
+        count=2,
+    ),
+    Mutant(
         "the right cell's share for the left",
         "const A near_share = A(1) - at.across;",
         "const A near_share = at.across;",
         file=COARSE,
+        nth=1,
         count=2,
     ),
     Mutant("a pixel too few of a cell", "y < down.last; ++y", "y < down.last - 1; ++y", file=COARSE),

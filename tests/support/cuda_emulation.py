@@ -108,9 +108,10 @@ def why_failed(run: Callable, error_of: Callable, program: Path, cases: list) ->
         found = run(program, cases)
     except Failed as failure:
         return str(failure)
-    errors = {case.name: error_of(case, result) for case, result in zip(cases, found, strict=True)}
+    # Two cases may share a name, when they ask for different gradients.
+    errors = [(case.name, error_of(case, result)) for case, result in zip(cases, found, strict=True)]
     # An error that is no number is one, too.
-    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors.items() if not error <= 1), "")
+    return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors if not error <= 1), "")
 
 
 def why_failed_either_way(run: Callable, worst: Callable, program: Path, forward: list, backward: list) -> str:
