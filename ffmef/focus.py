@@ -229,7 +229,7 @@ def _squares(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarr
                 np.multiply(band, band, out=band)
                 energy[rows] += band
             rest = half
-        rest = half = None  # no two channels at a time
+        rest = half = np.empty(0)  # no two channels at a time
     for energy in own:
         energy *= np.float32(1 / channels)
     return own
@@ -327,7 +327,7 @@ def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool =
                     _add(total[rows], weight[rows], band, sum_steps)
                 rest = half
             _add(of_channel[-1], weights[-1], rest, sum_steps)
-            rest = half = None
+            rest = half = np.empty(0)  # freed
         del pixels, weights
     picture = np.empty((*form.shape, 3) if form.coloured else form.shape, form.dtype)
     for channel in range(channels):
