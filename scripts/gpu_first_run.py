@@ -722,9 +722,14 @@ def step_table() -> None:
 
 
 if __name__ == "__main__":
+    known = [name.removeprefix("step_") for name in globals() if name.startswith("step_")]
+    named = sys.argv[1].split(",") if len(sys.argv) > 1 else []
+    if not named or not set(named) <= set(known):
+        print(f"usage: gpu_first_run.py STEP[,STEP...] [ARGUMENTS], steps: {', '.join(known)}", file=sys.stderr)
+        sys.exit(2)
     OUT.mkdir(parents=True, exist_ok=True)
     failed = []
-    for name in sys.argv[1].split(","):
+    for name in named:
         step = globals()[f"step_{name}"]
         if not attempt(name, lambda step=step: (step(*sys.argv[2:]), True)):
             failed.append(name)

@@ -8,6 +8,7 @@ with the oldest that torch brings along (scripts/check_oldest_torch.sh does) and
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import re
 import subprocess
@@ -110,19 +111,24 @@ def compile_kernel(name: str, architecture: int) -> dict[str, int]:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="end with status 1 if a kernel keeps anything on the stack"
+    )
+    parser.add_argument("architectures", nargs="*", type=int, metavar="ARCHITECTURE", help="such as 90 (default: all)")
+    args = parser.parse_args()
     import triton
 
     print(f"triton {triton.__version__}")
-    numbers = [argument for argument in sys.argv[1:] if argument != "--check"]
     stacks = 0
-    for architecture in map(int, numbers or ARCHITECTURES):
+    for architecture in args.architectures or ARCHITECTURES:
         for name in KERNELS | PYRAMID_KERNELS:
             usage = compile_kernel(name, architecture)
             stacks += usage["stack"] > 0
             print(f"sm_{architecture:<4} {name:<37} " + "  ".join(f"{key} {value}" for key, value in usage.items()))
     if stacks:
         print(f"{stacks} kernels use the stack")
-    return 1 if stacks and "--check" in sys.argv else 0
+    return 1 if stacks and args.check else 0
 
 
 if __name__ == "__main__":

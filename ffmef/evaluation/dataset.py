@@ -45,7 +45,10 @@ def find_pairs(dataset: Path) -> Found:
         raise InputError(f"DATASET must be a folder or a table (CSV) of pairs: {roles.EXPECTED}; got {dataset}")
     found = layouts.find(dataset)
     if len(found.pairs) == len(found.guessed):
-        below = [(path.relative_to(dataset), own) for path, own in layouts.find_below(dataset)]
+        below = layouts.find_below(dataset)
+        if not below and not found.pairs:
+            below = layouts.find_below(dataset, guesses=True)
+        below = [(path.relative_to(dataset), own) for path, own in below]
         if len(below) > 1:
             counts = ", ".join(f"{path} ({len(own.pairs)} pairs)" for path, own in below)
             raise InputError(f"DATASET must be one set of pairs, {dataset} holds several: {counts}")

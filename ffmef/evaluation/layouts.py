@@ -69,16 +69,16 @@ def _are_roles(scenes: Found) -> bool:
     return False
 
 
-def find_below(folder: Path, depth: int = DEPTH) -> list[tuple[Path, Found]]:
+def find_below(folder: Path, depth: int = DEPTH, *, guesses: bool = False) -> list[tuple[Path, Found]]:
     """Return the folders below that have a layout, of the first depth that has any.
 
-    Only the one for sources is returned where one is named so.
+    Only the one for sources is returned where one is named so. Layouts that are guessed count with ``guesses`` alone.
     """
     own = folders(folder)
     below = [(path, find(path)) for path in own]
-    below = [(path, found) for path, found in below if found.pairs and not found.guessed]
+    below = [(path, found) for path, found in below if found.pairs and (guesses or not found.guessed)]
     if not below and depth > 1:
-        below = [entry for path in own for entry in find_below(path, depth - 1)]
+        below = [entry for path in own for entry in find_below(path, depth - 1, guesses=guesses)]
     sources = [entry for entry in below if entry[0].name.casefold() in SOURCE_FOLDERS]
     return sources if len(sources) == 1 else below
 

@@ -170,6 +170,10 @@ def test_brackets_and_guesses(tmp_path):
     found = make(tmp_path / "exposures", *names, "Label/1.png")
     assert [len(pair.frames) for pair in found.pairs] == [3, 3] and not found.failures
     assert found.remarks[0] == "Label/ was left out: it seems to hold no scene."
+    names = ("set/one/a1.png", "set/one/a2.png", "set/one/a3.png", "set/two/left.png", "set/two/right.png")
+    found = make(tmp_path / "deep", *names)
+    assert found.guessed == ["one", "two"] and [len(pair.frames) for pair in found.pairs] == [3, 2]
+    assert found.remarks[0] == "The pairs were found in set/." and "Guessed" in found.remarks[-1]
 
 
 def test_an_unclear_folder_lists_what_was_found_and_expected(tmp_path):
