@@ -34,6 +34,9 @@ def make_room(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
         visible: V, (H, W), float32 in [0, 1], Y / 255.
         infrared: I, likewise.
 
+    Raises:
+        ValueError: the pictures differ in size and the visible one has white parts; the error is NumPy's.
+
     Example:
         >>> lamp, person = np.full((64, 64), 0.92, np.float32), np.full((64, 64), 0.2, np.float32)
         >>> person[20:40, 30:36] = 0.6

@@ -1,4 +1,4 @@
-"""The networks that predict filters, and their weights."""
+"""The fusion networks and their weights."""
 
 from __future__ import annotations
 

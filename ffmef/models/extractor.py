@@ -1,4 +1,4 @@
-"""HRE: the extractor of hierarchical representations, everything at full resolution."""
+"""HRE: the extractor of hierarchical representations, all at full resolution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLOPE = 0.2
 
 
 class Residual(Block):
-    """Two 3x3 convolutions, half of the channels instance-normalised between them, beside a 1x1 of the input."""
+    """Two 3x3 convolutions, half the channels instance-normalised between them, plus a 1x1 convolution of the input."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -67,13 +67,13 @@ class Mix(nn.Module):
 class HierarchicalRepresentationExtractor(Block):
     """From one luminance image (B, 1, H, W) to three maps (B, c, H, W): bottom, up2 and up1, deep to shallow.
 
-    Instance norms use the statistics of the whole image, also when fusing.
+    Instance norms use the statistics of the whole image, in evaluation mode too.
 
     Args:
         channels: c, even.
 
     Attributes:
-        recompute: keep only the blocks' inputs for the backward pass, which computes the rest again.
+        recompute: keep only the blocks' inputs for the backward pass, which recomputes the rest.
 
     Raises:
         ValueError: ``channels`` is odd or below 2.

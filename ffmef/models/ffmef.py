@@ -23,11 +23,11 @@ from ffmef.ops.types import Backend
 
 IMAGES = 2
 
-# What each way to compute does; operator backends compute layer by layer too.
+# Ways to compute the model; with an operator's backend it computes layer by layer too.
 WAYS = ("fused", "native", "recompute", "eager")
 BACKENDS = (*WAYS, *OPERATOR_BACKENDS)
 
-# Values of hidden maps that exist at a time where memory is to be saved.
+# The most values of hidden maps that exist at once where memory is to be saved.
 _HIDDEN_VALUES = 1 << 22
 
 
@@ -50,8 +50,8 @@ class FFMEF(nn.Module):
             - "reference", "cpu", "triton" or "cuda": like "eager", with this backend of the fusion.
             - "native": for faster training on a CPU, with :func:`ffmef.ops.thin_convolution` and
               :func:`ffmef.ops.norm_activation`. Filters are never stored (:func:`ffmef.ops.predict_and_fuse`). The
-              result is differentiable once. ``ffmef train`` uses it. If there is nothing to train, it equals None.
-            - "recompute": like "native", in a fraction of the memory: the backward pass recomputes activations
+              result is differentiable once. ``ffmef train`` uses it. Without gradients it is the same as None.
+            - "recompute": like "native" in a fraction of the memory: the backward pass recomputes activations
               instead of keeping them.
 
         engine, recompute: deprecated spellings of ``backend``.
@@ -120,7 +120,7 @@ class FFMEF(nn.Module):
             if isinstance(module, Block):
                 module.native = value in ("native", "recompute")
 
-    # The spelling of version 0.1, for one release.
+    # The spelling of version 0.1, kept for one release.
 
     @property
     def engine(self) -> str:
@@ -129,7 +129,7 @@ class FFMEF(nn.Module):
 
     @engine.setter
     def engine(self, value: str) -> None:
-        _warn("engine", 4)  # the assignment passes nn.Module.__setattr__
+        _warn("engine", 4)  # the assignment goes through nn.Module.__setattr__
         self._set_engine(value)
 
     def _set_engine(self, value: str) -> None:
@@ -208,7 +208,7 @@ class FFMEF(nn.Module):
         """(B, 2, H, W) -> (B, H, W), a few rows of hidden maps at a time, forwards and backwards."""
 
         def level_rows(index: int, maps: Tensor, top: int, bottom: int) -> Tensor:
-            # The rows around that the head's two convolutions and the filters need; at a border there are none.
+            # The surrounding rows that the head's two convolutions and the filters need; none beyond a border.
             reach = 1 + self.kernel_sizes[index] // 2
             first, last = max(top - reach, 0), min(bottom + reach, luminance.shape[2])
             head = self.predictor.each_head()[index]
@@ -231,7 +231,7 @@ class FFMEF(nn.Module):
 
     def forward(self, luminance: Tensor) -> Tensor:
         """Fuse luminance (B, 2, H, W) in [0, 1], the darker exposure first, to (B, 1, H, W), unclamped."""
-        if isinstance(luminance, torch.fx.Proxy):  # of which torch.fx knows nothing yet
+        if isinstance(luminance, torch.fx.Proxy):  # torch.fx does not know its shape yet
             return self.fuse(luminance, self.predict_filters(luminance)).unsqueeze(1)
         if luminance.dim() != 4 or luminance.shape[1] != IMAGES:
             raise ValueError(f"luminance must be (B, {IMAGES}, H, W), got shape {tuple(luminance.shape)}")
@@ -242,7 +242,7 @@ class FFMEF(nn.Module):
                 return operator("ffmef_forward")(luminance, parameters, self.channels, list(self.kernel_sizes))
             if self.backend == "fused":
                 raise RuntimeError(f"backend 'fused' cannot run here: {reason}")
-        if luminance.shape[0] == 0:  # which torch's InstanceNorm does not take
+        if luminance.shape[0] == 0:  # torch's InstanceNorm refuses an empty batch
             return luminance.sum(1, keepdim=True)
         if self.backend == "recompute" and torch.is_grad_enabled():
             return self._fuse_without_filters(luminance).unsqueeze(1)

@@ -1,6 +1,6 @@
-"""FocusNet: predicted weights for the bands of a focus stack's frames, of any number and in any order.
+"""FocusNet: predicted weights for the bands of a focus stack of any number of frames in any order.
 
-The definition of the model, as plain torch; :mod:`ffmef.focus` computes the same by NumPy, one frame at a time.
+The definition of the model in plain torch; :mod:`ffmef.focus` computes the same with NumPy, one frame at a time.
 Shapes: B stacks, N frames, C channels, H x W pixels; maps of one band are (B * N, 1, h, w).
 """
 
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from ffmef import focus
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
-_START = -3.0  # of the logits, away from the upper end of what is predicted
+_START = -3.0  # of the logits, away from the upper limit of the clamp
 _NARROW = (1 / 4, 2 / 4, 1 / 4)
 
 
 class Measured(NamedTuple):
-    """What is known of the frames in one band before any weight is predicted.
+    """What is known about the frames in one band before any weight is predicted.
 
     Attributes:
         logs: (B * N, 8, h, w), logarithms of the frame's own energies, see :class:`FocusNet`.
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
 
 
 class FocusNet(nn.Module):
-    r"""Focus stacks fused band by band with weights that small networks predict from the energies of all frames.
+    r"""Fuses focus stacks band by band with weights that small networks predict from the energies of all frames.
 
     With :math:`L_l x_k` the bands of the Laplacian pyramid of frame :math:`x_k` in grey levels 0..255, six of them and
     what is left, :math:`S_{kl}` and :math:`E_{kl}` as in :func:`ffmef.focus.fuse` and :math:`M_l = \max_k E_{kl}`,
@@ -45,8 +45,8 @@ class FocusNet(nn.Module):
         d_{kl} = \log\frac{M_l + 1}{E_{kl} + 1}
 
     :math:`\phi_l` is a separate network for each band, applied to each pixel: two layers of ``channels`` and one that
-    also sees the features. Before training :math:`\phi` is constant, so the weights are those of the formula that is
-    not learned. The features :math:`f_{kl}` are
+    also sees the features. Before training :math:`\phi` is constant, so the weights are those of the formula without
+    learning. The features :math:`f_{kl}` are
 
     - logarithms of energies of the frame: of E + 1, and of the following plus 1/4: S; the squared band in windows of
       3 pixels and of about 16; S of the two next finer bands, by ``pyrDown``, and of the two next coarser ones,
@@ -54,7 +54,7 @@ class FocusNet(nn.Module):
     - :math:`d_{kl}`, and that of the next finer band and of the two next coarser ones;
     - how far the mean over the frames and the least of log(E + 1) lie below the greatest.
 
-    Nothing depends on the order of the frames, or on what is far away.
+    Nothing depends on the order of the frames or on distant pixels.
 
     Args:
         channels: of the hidden layers.
@@ -65,7 +65,7 @@ class FocusNet(nn.Module):
             with two or more frames.
 
     Attributes:
-        takes_frames: :func:`ffmef.fuse` gives this model pictures, not their luminance.
+        takes_frames: tells :func:`ffmef.fuse` to pass this model pictures, not their luminance.
 
     Example:
         >>> import torch
@@ -116,7 +116,7 @@ class FocusNet(nn.Module):
         fused: Tensor | None = None
         for level in range(len(bands), -1, -1):
             band = bands[level] if level < len(bands) else rest
-            # What is left is always weighed by the last network, however few bands a small picture has.
+            # The last network always weighs what is left, however few bands a small picture has.
             weights = self._logits(features[level], level if level < len(bands) else focus.BANDS)
             weights = weights.unflatten(0, (batch, count)).softmax(1)
             total = (weights * band.unflatten(0, (batch, count))).sum(1)
@@ -162,7 +162,7 @@ def pyramid(pictures: Tensor) -> tuple[list[Tensor], Tensor]:
 
 
 def measure(bands: list[Tensor], rest: Tensor) -> list[Measured]:
-    """Return the energies of each band of each frame, and for what is left those of the coarsest band."""
+    """Return the energies of every band of every frame; what is left takes those of the coarsest band."""
     squares = [band.square().mean(1, keepdim=True) for band in bands]
     own = [blur(square, _gaussian(focus.WINDOW)) for square in squares]
     narrow = [blur(square, _NARROW) for square in squares]
@@ -240,12 +240,12 @@ def _filtered(maps: Tensor, taps: tuple[float, ...], axis: int) -> Tensor:
         places = places.remainder(turn)
         maps = maps.index_select(axis, torch.minimum(places, turn - places) if length > 1 else places * 0)
     kernel = _kernel(taps, maps).view((1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1))
-    # Each channel is a separate picture: one filter for all.
+    # Every channel counts as a separate picture, so one filter does for all.
     return F.conv2d(maps.flatten(0, 1).unsqueeze(1), kernel).view(*maps.shape[:2], *_valid(maps, len(taps), axis))
 
 
 def _kernel(taps: tuple[float, ...], maps: Tensor) -> Tensor:
-    """Return taps beside maps. A GPU must not be waited for in each filter, so they are copied to it once."""
+    """Return taps on the maps' device. They are copied to a GPU once, lest every filter wait for it."""
     if type(maps) is not Tensor or torch.compiler.is_compiling():
         return maps.new_tensor(taps)
     return _kept(taps, maps.dtype, maps.device)

@@ -1,4 +1,4 @@
-"""Convolutions and norms of FFMEF's blocks, by torch's operators or by the native ones for training."""
+"""Convolutions and norms of FFMEF's blocks, by torch's operators or the native ones for training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from ffmef.ops.norm_activation import norm_activation
 from ffmef.ops.thin_convolution import SIZES, activated, thin_convolution
 
-MOST_CHANNELS = 64  # beyond, the library's blocked convolutions win
+MOST_CHANNELS = 64  # beyond this, the library's blocked convolutions are faster
 
 
 class Block(nn.Module):
-    """A part of FFMEF; its layers hold the weights, its methods compute them.
+    """A part of FFMEF: its layers hold the weights, its methods compute.
 
     Attributes:
-        native: compute by :func:`ffmef.ops.thin_convolution` and :func:`ffmef.ops.norm_activation`, which are
+        native: compute with :func:`ffmef.ops.thin_convolution` and :func:`ffmef.ops.norm_activation`, which are
             differentiable once and run no hooks of the layers. The values are the same up to rounding.
     """
 
@@ -28,7 +28,7 @@ class Block(nn.Module):
         return activated(conv(x), slope)
 
     def normalise(self, norm: nn.InstanceNorm2d, x: Tensor, slope: float, *, partly: bool = False) -> Tensor:
-        """Normalise all channels, or partly the first ones, as many as ``norm`` has, and activate all."""
+        """Normalise all channels, or with ``partly`` only the first ones, as many as ``norm`` has, and activate all."""
         if self.native:
             return norm_activation(x, norm.weight, norm.bias, slope=slope, eps=norm.eps)
         count = norm.num_features
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 def is_thin(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    """Return whether a layer is a convolution of few channels, stride 1 and zeros around that keeps the size."""
+    """Return whether a layer is a convolution with few channels, stride 1 and zero padding that keeps the size."""
     size = conv.kernel_size[0]
     return (
         conv.kernel_size == (size, size)
@@ -51,5 +51,5 @@ def is_thin(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
 
 
 def kernel_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
-    """Return the weight (O, I, k, k) of the same convolution, transposed or not."""
+    """Return the weight (O, I, k, k) of the plain convolution that equals this layer, transposed or not."""
     return conv.weight.flip(2, 3).transpose(0, 1) if isinstance(conv, nn.ConvTranspose2d) else conv.weight

@@ -12,7 +12,7 @@ from ffmef.models.layers import Block
 
 
 class Attention(Block):
-    """One weight in (0, 1) for each of the images at every pixel, from the maps of both."""
+    """One weight in (0, 1) per image and pixel, from the maps of both images."""
 
     def __init__(self, channels: int, images: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class FilterHead(Block):
         self.project = nn.Conv2d(taps, taps, 1)
 
     def hidden(self, attended: Tensor) -> Tensor:
-        """Everything before the last, linear 1x1 convolution, which a fused engine merges with the filtering."""
+        """Return the maps before the last 1x1 convolution, which is linear: fused kernels merge it with filtering."""
         return self.convolve(self.expand, self.convolve(self.conv, attended, 0.0), 0.0)
 
     def forward(self, attended: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """PyramidFFMEF: shares and gains predicted on a coarse grid, applied band by band, for any number of exposures.
 
-The definition of the model, as plain torch; the native library computes the same. Shapes: B pictures to make, N
+The definition of the model in plain torch; the native library computes the same. Shapes: B fused pictures, N
 exposures, H x W pixels, h x w = ceil(H / 8) x ceil(W / 8) cells.
 """
 
@@ -21,15 +21,15 @@ from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
 from ffmef.ops.types import Backend
 
 SCALE = 8
-# Written to weights files. The first had no octaves, the second one plane for all, the third shrank all of them.
+# Written to weight files. The first had no octaves, the second one plane for all, the third shrank all of them.
 DESIGN = 4
-FINE_OCTAVES = 2  # so many octaves, the finest, have a plane of their own and are shrunk
-PRIOR = 0.15  # what the logarithm of validity weighs before training
-GATE = 0.04  # the difference of exposures at which gains act by half
+FINE_OCTAVES = 2  # how many of the finest octaves have a separate plane and are shrunk
+PRIOR = 0.15  # the weight of validity's logarithm before training
+GATE = 0.04  # the difference between exposures at which gains act by half
 KNEE, TOE, WHITE = 218.0, 24.0, 252.0  # of :func:`into_range`, on 0..255
-SLACK = 1e-3  # by which channels may pass W, so that roundings do not: a picture fused with itself stays to the bit
+SLACK = 1e-3  # by which channels may pass W: rounding then keeps every bit of a picture fused with itself
 _OF_BYTE = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}  # samples for each step of 8 bit
-FLOOR = 0.02  # of validity, so that a picture is made where no exposure is valid
+FLOOR = 0.02  # of validity: weights stay defined where no exposure is valid
 
 
 def halve(pictures: Tensor) -> Tensor:
@@ -40,7 +40,8 @@ def halve(pictures: Tensor) -> Tensor:
 def shrink(maps: Tensor) -> Tensor:
     """Return maps of half size by the filter [1 3 3 1] / 8 along both sides, h x w -> ceil(h / 2) x ceil(w / 2).
 
-    The two middle taps are the cells that become one; borders are repeated, an odd one before that as well.
+    The two middle taps fall on the cells that become one. Odd sides are first made even by repeating the border, which
+    is then repeated for the outer taps too.
     """
     height, width = maps.shape[-2:]
     maps = F.pad(maps, (1, 1 + width % 2, 1, 1 + height % 2), mode="replicate")
@@ -61,12 +62,12 @@ def spread(maps: Tensor, step: int) -> Tensor:
 
 
 def next_octave(maps: Tensor, octave: int) -> Tensor:
-    """Return maps of octave number ``octave`` >= 1 from those of the one before: the fine ones are halved in size."""
+    """Return maps of octave number ``octave`` >= 1 from those of the octave before; the fine ones halve in size."""
     return shrink(maps) if octave <= FINE_OCTAVES else spread(maps, 2 ** (octave - FINE_OCTAVES - 1))
 
 
 def validity_of(luminance: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how far Y / 255 is from white and from black, ``high`` and ``low``: 0 where nothing is recorded."""
+    """Return ``high`` and ``low``, how far Y / 255 is from white and from black: 0 where nothing is recorded."""
     return ((0.915 - luminance) / 0.06).clamp(0, 1), ((luminance - 0.065) / 0.05).clamp(0, 1)
 
 
@@ -83,7 +84,7 @@ def _up(maps: Tensor, like: Tensor, factor: float = 2.0) -> Tensor:
 
 
 class Meet(nn.Module):
-    """Adds to every image's map a 1x1 convolution of the mean and maximum over all images: order cannot matter."""
+    """Adds a 1x1 convolution of the mean and maximum over all images to each image's map: order cannot matter."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -97,10 +98,10 @@ class Meet(nn.Module):
 
 
 class CoarsePredictor(nn.Module):
-    """From pictures of half size to maps per image and cell: a small U-Net over grids of 1/8, 1/16, ... size.
+    """From pictures at half size to maps per image and cell: a small U-Net over grids of 1/8, 1/16, ... size.
 
-    All weights are shared by the images, which meet through mean and maximum only. There are no normalisation layers
-    and no statistics over the whole picture, so that what is far away does not matter; borders are repeated.
+    All images share the weights and meet only through mean and maximum. There are no normalisation layers and no
+    statistics over the whole picture, so distant pixels do not matter; borders are repeated.
 
     Args:
         planes: maps per image to predict.
@@ -157,7 +158,7 @@ class PyramidFFMEF(nn.Module):
 
     z and q are what the head predicts; :math:`h_n, l_n` are the means over the cell of :func:`validity_of` the
     luminance at half size, :math:`v_n` the mean of the given ``validity`` (no less than 1e-6), d the mean of the
-    difference between the brightest and the darkest image: a picture fused with itself is unchanged.
+    difference between the brightest and the darkest image, so a picture fused with itself is unchanged.
 
     - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
     - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and octaves :math:`P_1 \dots P_D` below it, with D = ``octaves``
@@ -181,12 +182,16 @@ class PyramidFFMEF(nn.Module):
         channels: of the predictor's grids of 1/8, 1/16, ... size.
         stem: of the predictor at 1/4 size.
         octaves: D, below the grid of 1/8 size.
-        design: of the weights file; only 4 is known.
+        design: of the weight file; only 4 is known.
         backend: of :func:`ffmef.ops.pyramid_fuse`.
 
     Attributes:
         octaves: may be changed at any time: with more octaves the whole picture tends to one brightness.
         backend: may be changed at any time.
+
+    Raises:
+        ValueError: ``bands``, ``octaves``, ``channels`` or ``stem`` is out of range, or ``design`` is not 4; when
+            called, for luminance that is not (B, N, H, W) with N >= 2.
 
     Example:
         >>> import torch
@@ -223,7 +228,7 @@ class PyramidFFMEF(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Starts near the plain mean of the images.
+        # Start near the plain mean of the images.
         nn.init.normal_(self.predictor.head.weight, std=0.002)
 
     def config(self) -> dict:
@@ -243,8 +248,8 @@ class PyramidFFMEF(nn.Module):
 
         Args:
             half: (B, N, ceil(H / 2), ceil(W / 2)), luminance in [0, 1] at half size.
-            validity: (B, N, h, w), the part of each cell that may be used; None: all.
-            preference: (B, N), added to the logits; None: 0.
+            validity: (B, N, h, w), the part of each cell that may be used; None means all of it.
+            preference: (B, N), added to the logits; None means 0.
         """
         batch, count = half.shape[:2]
         half = _to_multiple(half, SCALE // 2)
@@ -264,7 +269,7 @@ class PyramidFFMEF(nn.Module):
     def fuse(
         self, luminance: Tensor, validity: Tensor | None = None, adjust: Adjustments = NEUTRAL
     ) -> tuple[Tensor, Tensor]:
-        """Return fused luminance (B, 1, H, W), unclamped, and the shares of the base (B, N, h, w), which colour takes.
+        """Return fused luminance (B, 1, H, W), unclamped, and the base's shares (B, N, h, w), which colour uses.
 
         Args:
             luminance: (B, N, H, W) in [0, 1], N >= 2 in any order.
@@ -306,7 +311,7 @@ class PyramidFFMEF(nn.Module):
             shares: (B, 3, N, h, w), of the base, of the fine and of further octaves.
             weights: of the band of P_0.
             gains: (B, 2, N, h, w), of the fine and of further octaves.
-            contrast: 1 more is what the octaves' bands are multiplied by.
+            contrast: the octaves' bands are multiplied by one more than this.
         """
         if not self.octaves:
             return (shares[:, 0] * coarse).sum(1, keepdim=True)
@@ -331,12 +336,12 @@ class PyramidFFMEF(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the fused luminance that :meth:`fuse` returns first, or both with ``with_shares``.
 
-        In one native operator where derivatives are not asked for; then N exposures in any order give the same bits.
-        Compiled and exported graphs hold that operator with derivatives too, so that height and width are free.
+        One native operator computes it where no derivatives are asked for; its bits do not depend on the order of the
+        exposures. Compiled and exported graphs hold that operator with derivatives too: height and width stay free.
         """
         if validity is None and not with_shares:
             parameters = list(self.parameters())
-            in_fx = isinstance(luminance, torch.fx.Proxy)  # which knows no sizes: the operator checks them
+            in_fx = isinstance(luminance, torch.fx.Proxy)  # it has no sizes, so the operator checks them
             if not in_fx:
                 _check_luminance(luminance)
             if in_fx or self._is_one_operator(parameters, luminance):
@@ -363,8 +368,8 @@ class PyramidFFMEF(nn.Module):
         return why_not(operator, backend, **given, **sizes)
 
     def _is_one_operator(self, parameters: Sequence[Tensor], luminance: Tensor) -> bool:
-        """Return whether ``pyramid_luminance`` is to stand for the model: at once or, with derivatives, in a graph."""
-        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ffmef.onnx writes it
+        """Return whether ``pyramid_luminance`` is to replace the model: at once or, with derivatives, in a graph."""
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # ffmef.onnx writes the graph itself
             return True
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
         name = "pyramid_luminance" if in_graph else "pyramid_exposures"
@@ -374,18 +379,19 @@ class PyramidFFMEF(nn.Module):
     def fuse_rgb(
         self, pictures: Sequence[Tensor], validity: Sequence[Tensor] | None = None, adjust: Adjustments = NEUTRAL
     ) -> Tensor:
-        """Fuse pictures (H, W, 3) of one size, at least 2, to one of them; the order cannot matter.
+        """Fuse two or more pictures (H, W, 3) of one size into one; the order cannot matter.
 
-        :meth:`fuse`, :func:`to_rgb`, rounded. One native operator on the CPU for uint8, and on a GPU for every dtype.
+        Computes :meth:`fuse`, then :func:`to_rgb`, and rounds. One native operator does so on the CPU for uint8, and on
+        a GPU for every dtype.
 
         Args:
             pictures: (H, W, 3) each; uint8, uint16 or float32 in [0, 1].
             validity: (H, W) for each, how far its pixels may be used: in [0, 1], in steps of 1/255, or uint8, the
                 number of such steps; None: as far as they are recorded.
-            adjust: what is to be different.
+            adjust: brightness, saturation, contrast and preference.
 
         Raises:
-            ValueError: fewer pictures, or another dtype.
+            ValueError: there are fewer than two pictures, or the dtype is another.
         """
         if len(pictures) < 2:
             raise ValueError(f"pictures must be at least 2, got {len(pictures)}")
@@ -401,8 +407,8 @@ class PyramidFFMEF(nn.Module):
         if native and (dtype == torch.uint8 or device.type == "cuda"):
             return pyramid_exposures(pictures, steps or [], parameters, self.channels, self.stem, self.octaves, adjust)
 
-        # Sums of floating point depend on their order: the darkest comes first, and equal sums are equal pictures' or
-        # are told apart by their samples.
+        # Floating-point sums depend on their order, so the darkest picture comes first. Pictures of equal sums are
+        # ordered by their samples, unless they are equal.
         wide = torch.float64 if dtype.is_floating_point else torch.int64
         sums = torch.stack([picture.to(wide).sum() for picture in pictures]).tolist()
 
@@ -421,11 +427,11 @@ class PyramidFFMEF(nn.Module):
         return out[0].permute(1, 2, 0).contiguous()
 
     def adopt(self, state: dict[str, Tensor], design: int) -> None:
-        """Take over weights of an earlier design, to train on from them.
+        """Take over weights of an earlier design, to continue training from them.
 
-        The third has the same parameters. Of the second, the fine octaves begin as all octaves. Of the first, the trunk
-        is taken: all octaves begin as the base, the cells' statistics without effect, and the layer that saw the
-        picture's mean sees the cell.
+        The third design has the same parameters. From the second, the fine octaves start with the plane of all octaves.
+        From the first, only the trunk is taken: all octaves start with the base's plane, the cells' statistics start
+        without effect, and the layer that saw the picture's mean sees the cell.
 
         Raises:
             RuntimeError: names or shapes do not fit.
@@ -461,9 +467,10 @@ def to_rgb(
     *,
     ycbcr: Tensor | None = None,
 ) -> Tensor:
-    """Return RGB (B, 3, H, W) on 0..255, not rounded, of what :meth:`PyramidFFMEF.fuse` returns.
+    """Return RGB (B, 3, H, W) on 0..255, not rounded, from what :meth:`PyramidFFMEF.fuse` returns.
 
-    Luminance by :func:`into_range`, chroma by :func:`merge_chroma`, :func:`adjust_colour`, RGB by :func:`into_gamut`.
+    :func:`into_range` gives luminance and :func:`merge_chroma` chroma; then come :func:`adjust_colour` and
+    :func:`into_gamut`.
 
     Args:
         fused: (B, 1, H, W) in [0, 1], or beyond.
@@ -484,7 +491,7 @@ def into_range(
 ) -> tuple[Tensor, Tensor]:
     r"""Compress fused luminance near white and black as far as some exposure shows more there.
 
-    Bands add up to more than any exposure holds. Cut off, they would be flat white or black where the darkest or the
+    Fused bands can reach beyond every exposure. Clipping would leave flat white or black where the darkest or the
     brightest exposure has texture. With :math:`g = 1.164383\,(Y - 16)`, of the exposures :math:`g_n` and of the fused
     luminance g,
 
@@ -494,8 +501,8 @@ def into_range(
         g' &= k + \frac{(W - k)(g - k)}{(W - k) + (g - k)} \ (g > k), \qquad
         g' = t - \frac{t\,(t - g)}{t + (t - g)} \ (g < t), \qquad g' = g \text{ else}
 
-    White is reached where every exposure is white, black where every exposure is black. A picture fused with itself
-    stays as it is. An exposure that may be used by v only counts as :math:`255 - v\,(255 - x)` in minima and as
+    The result reaches white where every exposure is white and black where every exposure is black. A picture fused with
+    itself is unchanged. An exposure of validity v counts as :math:`255 - v\,(255 - x)` in minima and as
     :math:`v\,x` in the maximum.
 
     Args:
@@ -541,8 +548,9 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
 
     [x] is x clamped to [0, 1]; C is Cb - 128 and Cr - 128; s are the shares of the base. A channel near white or black
     has lost its part of the colour: a candle's deep orange, brightened, would turn pink. The second line trusts an
-    exposure less the further its colour is from that of all others: what one exposure alone shows does not win, unless
-    the others must not be used. With two exposures both distances are equal, so it changes nothing and is left out.
+    exposure less the further its colour is from that of all others: a colour that only one exposure shows does not win,
+    unless the others may not be used. With two exposures both distances are equal; the line changes nothing and is left
+    out.
 
     Args:
         rgb: (B, N, 3, H, W) on 0..255.
@@ -552,6 +560,9 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
 
     Returns:
         (B, 2, H, W), Cb and Cr on 0..255, 128 for no colour.
+
+    Raises:
+        RuntimeError: the shapes do not fit; the error is torch's.
 
     Example:
         >>> import torch
@@ -588,21 +599,21 @@ def _check_luminance(luminance: Tensor) -> None:
 
 
 def _ranks(luminance: Tensor) -> Tensor:
-    """Return (B, N) in even steps from -1 for the darkest mean luminance to 1 for the brightest."""
+    """Return ranks (B, N) in even steps from -1 for the darkest mean luminance to 1 for the brightest."""
     order = luminance.mean((2, 3)).argsort(dim=1, stable=True).argsort(dim=1)
     return 2 * order.to(luminance.dtype) / (luminance.shape[1] - 1) - 1
 
 
 def into_gamut(ycbcr: Tensor, white: Tensor | float = 255.0) -> Tensor:
-    """Return RGB on 0..255 of Y, Cb and Cr (B, 3, H, W): what lies outside is brought in towards grey, hue kept.
+    """Return RGB on 0..255 from Y, Cb and Cr (B, 3, H, W): colours outside move towards grey and keep their hue.
 
     With g = 1.164383 (Y - 16) clamped to 0..255 and t, b the largest and smallest of R, G and B, chroma is multiplied
-    by the smallest of 1, (W - g) / (t - g) where t > W, and g / (g - b) where b < 0; by 0 where g > W. W is taken as
-    0.001 more: floating point cannot tell what just reaches it from what passes it.
+    by the smallest of 1, (W - g) / (t - g) where t > W, and g / (g - b) where b < 0; by 0 where g > W. W is raised by
+    0.001: rounding may push a value that just reaches it beyond.
 
     Args:
         ycbcr: on 0..255.
-        white: W, what channels may reach, (B, 1, H, W).
+        white: W, the most that channels may reach, (B, 1, H, W).
     """
     rgb = ycbcr_to_rgb(ycbcr)
     grey = luminance_to_grey(ycbcr[:, :1]).clamp(0, 255)

@@ -1,4 +1,4 @@
-"""What the rest of the package knows about each model: the one list that the command line, pipeline and trainer ask.
+"""What the rest of the package knows about each model: one list for the command line, pipeline and trainer.
 
 A new model is a class that fits :class:`FusionModel` and one entry of :data:`MODELS`. Importing this module does not
 import torch.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 TASKS = ("mef", "mff", "vif")
-ROLES = ("infrared", "visible")  # of the pictures of vif, in the order of the arguments
+ROLES = ("infrared", "visible")  # of the pictures for vif, in the order of the arguments
 
 
 class FusionModel(Protocol):
@@ -38,10 +38,10 @@ class FusionModel(Protocol):
 
 @dataclass(frozen=True)
 class Spec:
-    """The facts about one model.
+    """What is known about one model.
 
     Attributes:
-        name: what ``--model`` and the settings of training call it.
+        name: its name for ``--model`` and the training settings.
         architecture: the class in :mod:`ffmef.models`; weight files name it.
         summary: one line for ``--help``.
         weights: the bundled weights by task.
@@ -100,7 +100,7 @@ class Spec:
 
 _OPERATOR_BACKENDS = ("reference", "cpu", "triton", "cuda")
 
-# By task, the first that can do what is asked for is the default.
+# The default for a task is the first model that can do what is asked for.
 MODELS: dict[str, Spec] = {
     spec.name: spec
     for spec in (

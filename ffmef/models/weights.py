@@ -75,12 +75,12 @@ def _translate(key: str) -> str | None:
 
 
 def _from_authors(state: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Return the authors' checkpoint under our names; operation counters that their profiler left are dropped."""
+    """Return the authors' checkpoint under our names, without the operation counters that their profiler left."""
     translated: dict[str, Tensor] = {}
     for key, value in state.items():
         if key.split(".")[-1] in ("total_ops", "total_params") or re.fullmatch(r"alpha[123]", key):
             continue
-        name = _translate(key) or key  # what is unknown keeps its name, for the error of the strict check
+        name = _translate(key) or key  # an unknown key keeps its name for the strict check's error
         if name in translated:
             raise InputError(f"{source} names {_printable(name)} twice")
         translated[name] = value
@@ -118,7 +118,7 @@ def _check_fit(expected: dict[str, Tensor], state: dict[str, Tensor], architectu
 def _build(
     build: Callable[..., nn.Module], name: str, config: dict, state: dict[str, Tensor], source: Path
 ) -> nn.Module:
-    """Return a model with the weights of ``state``, or raise what does not fit."""
+    """Return a model with the weights of ``state``, or raise an error that says what does not fit."""
     try:
         # Build on the meta device first: a forged header must not make us allocate more than the file holds.
         with torch.device("meta"):
@@ -149,7 +149,7 @@ def save(model: nn.Module, path: str | Path, **facts: str) -> None:
 def serialise(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
     """Return a safetensors file; equal tensors and facts give equal bytes.
 
-    The library writes the facts in an order that changes from process to process.
+    The safetensors library's own order of the facts changes from process to process.
 
     Example:
         >>> data = serialise({"w": torch.zeros(2)}, {"task": "mef", "loss": "gif"})
@@ -206,9 +206,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _earlier_design(header: Mapping[str, str]) -> int | None:
-    """Return the number of the design that a file's facts name if PyramidFFMEF has had another since, else None.
+    """Return the design number that a file's facts name if it is an earlier one of PyramidFFMEF, else None.
 
-    Files of the first design name none.
+    Files of the first design name no number.
     """
     name = header.get("architecture")
     try:
@@ -222,9 +222,10 @@ def _earlier_design(header: Mapping[str, str]) -> int | None:
 
 
 def earlier_design(name_or_path: str | Path) -> tuple[dict[str, Tensor], int] | None:
-    """Return the tensors of a weight file of one of PyramidFFMEF's earlier designs and its number, or None.
+    """Return the tensors and design number of a weight file of an earlier PyramidFFMEF design, or None.
 
-    Nothing fuses with them any more; training may go on from them, by :meth:`ffmef.models.PyramidFFMEF.adopt`.
+    Nothing fuses with such weights any more, but :meth:`ffmef.models.PyramidFFMEF.adopt` lets training continue from
+    them.
 
     Raises:
         InputError: nothing has that name, or a value is not finite.
@@ -236,7 +237,7 @@ def earlier_design(name_or_path: str | Path) -> tuple[dict[str, Tensor], int] | 
     path = find(name_or_path)
     try:
         header, state = _read_safetensors(path)
-    except InputError:  # the authors' file, or one that load() complains of
+    except InputError:  # the authors' file, or one that load() will refuse
         return None
     design = _earlier_design(header)
     if design is None:
@@ -275,7 +276,7 @@ def _load_authors(path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever damaged bytes lead to; torch's own words invite to load without protection
+    except Exception:  # whatever damaged bytes lead to; torch's message suggests loading unsafely
         raise InputError(
             f"{path} is not a weight file: neither safetensors nor a checkpoint of tensors alone"
         ) from None

@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 class _Finder(MetaPathFinder):
-    """Finds one module as anybody would, once, and calls ``run`` after it."""
+    """Finds one module the usual way, once, and calls ``run`` after the import."""
 
     def __init__(self, module: str, run: Callable[[], None]) -> None:
         self.module, self.run = module, run
@@ -34,7 +34,7 @@ class _Finder(MetaPathFinder):
 
 
 def after_import(module: str, run: Callable[[], None]) -> None:
-    """Call ``run`` when ``module`` is imported, at once if it is already."""
+    """Call ``run`` when ``module`` is imported, or at once if it already is."""
     if module in sys.modules:
         run()
     else:

@@ -1,6 +1,6 @@
-"""Which backends have kernels of an operator, why one of them cannot run given tensors, and what a call falls back to.
+"""Which backends have kernels for an operator, why a backend cannot run given tensors, and what a call falls back to.
 
-Each operator's file declares its kernels once, by :func:`declare`. Everybody else asks :func:`why_not`.
+Each operator's file declares its kernels once, with :func:`declare`. All other code asks :func:`why_not`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 
 @dataclass(frozen=True)
 class Kernels:
-    """What the kernels of one operator on one backend need beyond what the operator itself does.
+    """What the kernels of one operator on one backend need beyond the rules of the operator itself.
 
     Attributes:
-        entry: an operator of the native library that they need; a library built before it existed lacks it.
+        entry: the operator of the native library that they need; a library built before it existed lacks it.
         float32: tensors must be float32.
-        autocast: they may run while autocast is on.
-        derivatives: there are any; otherwise nothing may ask for them.
-        sizes: from numbers of the call, by name, to the reason why no kernel is made for them, or None.
+        autocast: the kernels may run while autocast is on.
+        derivatives: the kernels have derivatives; otherwise nothing may ask for any.
+        sizes: a function of the call's sizes, by name, that returns why no kernel exists for them, or None.
         limits: ``sizes`` in words.
         size_names: the arguments of ``sizes``.
-        stale: whether the native library lacks ``entry``. :func:`declare` finds out both.
+        stale: whether the native library lacks ``entry``. :func:`declare` sets this and ``size_names``.
     """
 
     entry: str | None = None
@@ -52,7 +52,7 @@ _declared: dict[str, dict[str, Kernels]] = {}
 
 
 def declare(operator: str, **kernels: Kernels) -> None:
-    """Say which backends have kernels of an operator: ``declare("norm_activation", cpu=Kernels(float32=True))``."""
+    """Say which backends have kernels for an operator: ``declare("norm_activation", cpu=Kernels(float32=True))``."""
 
     def complete(one: Kernels) -> Kernels:
         names = () if one.sizes is None else tuple(inspect.signature(one.sizes).parameters)
@@ -68,13 +68,13 @@ def declared() -> dict[str, dict[str, Kernels]]:
 
 
 def why_not(operator: str, backend: str, **arguments: Any) -> str | None:
-    """Return why a backend cannot run an operator here, on these arguments and now, or None.
+    """Return why a backend cannot run an operator here and now on these arguments, or None.
 
     Args:
         operator: its name in ``torch.ops.ffmef``.
         backend: "reference", "cpu", "triton" or "cuda".
-        arguments: of the call, by name: tensors, lists of tensors, and what :attr:`Kernels.sizes` asks for. Without
-            any, the answer is about this machine alone.
+        arguments: the call's arguments, by name: tensors, lists of tensors, and what :attr:`Kernels.sizes` asks for.
+            Without any, the answer is about this machine alone.
 
     Example:
         >>> import torch, ffmef
@@ -103,7 +103,7 @@ def why_not(operator: str, backend: str, **arguments: Any) -> str | None:
 
 def _unsuited(kernels: Kernels, backend: str, tensors: list[tuple[str, Tensor]]) -> str | None:
     """Return why kernels that this machine has cannot run the tensors now, or None."""
-    right = None  # a network has 145 parameters, and all are asked about at every call
+    right = None  # a network has 145 parameters, and every call asks about all of them
     for name, tensor in tensors:
         device = tensor.device
         if device != right:

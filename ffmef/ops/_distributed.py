@@ -3,8 +3,8 @@
 Each process runs the operator on its shards. Over the batch and the channels they are independent; over the images the
 result is a sum, ``Partial``. Windows and interpolation reach beyond a shard of rows or columns: that is refused.
 
-Arguments are brought to one sharding, which costs nothing for replicated ones. Gradients have the placements of their
-tensors.
+All arguments are redistributed to one sharding, which costs nothing for replicated ones. Each gradient has the
+placement of its tensor.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _backward(spec: LinearOperator, op, grad, flat: Sequence[Tensor], ends, opti
 
 
 def _layout(shape: Sequence[int]) -> dict[str, Any]:
-    """Return the global shape and the strides of a contiguous tensor, which uneven shards do not tell."""
+    """Return the global shape and the strides of a contiguous tensor: uneven shards do not reveal them."""
     stride, strides = 1, []
     for size in reversed(shape):
         strides.append(stride)
@@ -115,7 +115,7 @@ def _numbered(spec: LinearOperator, ends) -> list[tuple[int, str]]:
 
 
 def _mesh(spec: LinearOperator, flat: Sequence[Tensor], ends):
-    """Return the mesh of all DTensors; plain tensors are taken where every process needs the whole."""
+    """Return the mesh of all DTensors; plain tensors are allowed where every process needs the whole tensor."""
     from torch.distributed.tensor import DTensor
 
     mesh = None
@@ -158,7 +158,7 @@ def _chosen_axes(spec: LinearOperator, mesh, flat: Sequence[Tensor], ends) -> li
 
 
 def _locals(spec: LinearOperator, mesh, chosen, flat: Sequence[Tensor], ends) -> list[Tensor]:
-    """Return each tensor's shard of the chosen sharding."""
+    """Return each tensor's shard under the chosen sharding."""
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     local = []

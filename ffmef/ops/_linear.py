@@ -1,8 +1,9 @@
 """Registers operators that are linear in each of their tensors: all that torch asks of an operator, written once.
 
-Such an operator needs two kernels, forward and backward (the gradients of all tensors). What follows from linearity is
-here: derivatives of every order in both modes, vmap and all of torch.func, shapes, autocast, and the plain torch
-fallback. All of it is registered with the dispatcher, so that it holds for compiled, exported and traced graphs too.
+Such an operator needs two kernels, forward and backward (the gradients of all tensors). Everything that follows from
+linearity is here: derivatives of every order in both modes, vmap and all of torch.func, shapes, autocast, and the plain
+torch fallback. All of it is registered with the dispatcher and therefore works in compiled, exported and traced graphs
+too.
 
 With T = <grad, forward(x_1, ..., x_n)>, linear in each x, the derivative of T along a change d of x_i is T with d in
 place of x_i. Forward is the gradient of T in grad and backward its gradients in the x, so every derivative below is
@@ -28,7 +29,7 @@ from ffmef.ops.library import define, fallback, implement, library, operator
 
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_LEGACY_LEVELS = 64  # of the vmap that torch.autograd's is_grads_batched still uses
+_LEGACY_LEVELS = 64  # of the vmap that is_grads_batched of torch.autograd still uses
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class LinearOperator:
         vanishing: group number to arguments that must be zero when the group is exchanged: biases beside a product.
         axes: arguments to their dimensions of batch, images and channels; without a batch they are shared.
         promote: what autocast does to the tensors; flat list to flat list.
-        keep: ``(run, flat, options) -> (result, extra)`` or None: a forward pass that keeps what makes gradients cheap.
-        from_kept: ``(grad, extra, flat) -> {position: gradient}`` of those that ``keep`` has made cheap.
+        keep: ``(run, flat, options) -> (result, extra)`` or None: a forward pass that also keeps what makes gradients
+            cheap.
+        from_kept: ``(grad, extra, flat) -> {position: gradient}`` for the gradients that ``keep`` has made cheap.
         flops: ``(shapes of the tensor arguments) -> int``, multiplications and additions of the forward pass.
     """
 
@@ -226,14 +228,14 @@ def _sample_shape(dim: int | None, tensor: Tensor) -> list[int]:
 
 
 def _slices(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Return what each sample's call gets."""
+    """Return the arguments of each sample's call."""
     columns = [[t] * size if d is None else t.unbind(d) for t, d in zip(tensors, dims, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 # --- autograd functions ----------------------------------------------------------------------------------------------
 #
-# Each operator has two: one that torch.func understands, and a plain one for everything else, whose call costs less.
+# Each operator has two: one that torch.func understands, and a plain one, which is cheaper to call, for all else.
 
 
 class _ForwardRules:
@@ -305,8 +307,8 @@ def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Func
         @staticmethod
         def forward(ctx, ends, options, *flat):
             kept = None
-            # Whatever watches the dispatcher (tracers, counters) sees one operator; derivatives of both modes at once
-            # need it too, and tensors of other types: sharded ones.
+            # Whatever watches the dispatcher (tracers, counters) must see one operator; derivatives in both modes at
+            # once and other tensor types, such as sharded ones, need that too.
             seen = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0
             if spec.keep is not None and not seen and all(type(t) in _PLAIN_TYPES for t in flat):
                 with torch._C._AutoDispatchBelowAutograd():
@@ -444,9 +446,9 @@ def _register_transforms(name: str, op, plain: type[Function], functional: type[
 
 
 def _legacy_vmap(functional: type[Function], rest: Sequence, tensors: Sequence[Tensor], gives_list: bool):
-    """Map over the innermost level of torch.autograd's own vmap, which knows no rules of extensions."""
+    """Map over the innermost level of torch.autograd's own vmap, which ignores the vmap rules of extensions."""
     for level in reversed(range(1, _LEGACY_LEVELS)):
-        # A tensor that is not mapped at this level gets a new axis of the size given: none.
+        # A tensor that is not mapped at this level gets a new axis of the given size, 0.
         fronts = [torch._remove_batch_dim(t, level, 0, 0) for t in tensors]
         size = max(front.shape[0] for front in fronts)
         if size > 0:
@@ -530,7 +532,7 @@ _flop_formulas: dict = {}
 
 
 def _count_flops(spec: LinearOperator, flops: Callable, op, backward_op) -> None:
-    """Keep what a call costs for torch.utils.flop_counter; needed gradients cost a forward pass each."""
+    """Keep the cost of a call for torch.utils.flop_counter; each gradient that is needed costs a forward pass."""
 
     def forward(*shapes, **_):
         return flops(*shapes[: spec.count])
@@ -545,7 +547,7 @@ def _count_flops(spec: LinearOperator, flops: Callable, op, backward_op) -> None
 
 
 def _tell_flop_counters() -> None:
-    """Give the formulas to an active counter: doing so at import would import triton, which takes half a second."""
+    """Give the formulas to an active counter. Doing so at import would import triton, which takes half a second."""
     module = sys.modules.get("torch.utils.flop_counter")
     if module is None:
         return
@@ -567,15 +569,15 @@ def register(
     kernels: Mapping[str, tuple[Callable | None, Callable]],
     triton: tuple[Callable, Callable],
 ) -> None:
-    """Define the operator and its form that always runs Triton, with everything that torch asks of them.
+    """Define the operator and its variant that always runs Triton, with everything that torch asks of them.
 
     Args:
         spec: the operator.
         reference: the forward pass in plain torch, which runs on devices without a kernel and says so once.
         reference_backward: its gradients, nested as the arguments are.
-        kernels: by dispatch key, "CPU" or "CUDA": forward and backward, where no compiled library has them (None
+        kernels: forward and backward by dispatch key, "CPU" or "CUDA", where the compiled library lacks them (None
             for a forward pass that it has).
-        triton: forward and backward of Triton.
+        triton: forward and backward in Triton.
     """
     define(spec.name + spec.forward_schema)
     define(f"{spec.name}_backward{spec.backward_schema}")

@@ -1,4 +1,4 @@
-"""Tells torch's ONNX exporter of the operators when it is imported, at no cost before."""
+"""Tells torch's ONNX exporter about the operators when it is imported, at no cost before."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _register() -> None:
         from ffmef import onnx
 
         onnx.register()
-    except Exception as error:  # the exporter's insides may change; it works without us
+    except Exception as error:  # the exporter's internals may change; it works without our translations
         logging.getLogger(__name__).warning(
             "torch.onnx does not know ffmef's operators (%s): "
             "give it custom_translation_table=ffmef.onnx.translation_table()",

@@ -46,8 +46,8 @@ def adaptive_fuse(
     equals unfolding each image, multiplying and summing, without the k*k copies.
 
     Filters of a level may be given on a coarser grid, (B, N, k*k, h, w) with h <= H and w <= W: :math:`f_l` is then
-    what ``F.interpolate(filters, (H, W), mode="bilinear", align_corners=False)`` returns, interpolated row by row
-    inside the kernels without ever existing at full resolution. The grid spans the image; where h divides H and w
+    what ``F.interpolate(filters, (H, W), mode="bilinear", align_corners=False)`` returns. The kernels interpolate row
+    by row, and full-resolution filters never exist. The grid spans the image; where h divides H and w
     divides W, a cell is a block of pixels as in :func:`ffmef.ops.pyramid_fuse`.
 
     Args:
@@ -56,8 +56,8 @@ def adaptive_fuse(
             level independently; k odd, 1 to 31, taps in row-major order. Each may have a dtype other than the images'
             (float64 only if all are). Strides are free; a convolution's channels_last gives the same bits, more slowly.
             Filters are not normalised.
-        alphas: (L,) weights of the levels, a tensor of any floating dtype, or numbers or tensors of one element each
-            (an ``nn.ParameterList``, say); None means ones.
+        alphas: (L,) weights of the levels: a tensor of any floating dtype, or numbers or one-element tensors (an
+            ``nn.ParameterList``, say); None means ones.
         padding_mode: what lies outside an image: "zeros", "replicate" (its nearest pixel), "reflect" (mirrored without
             repeating the border) or "circular" (the opposite side). Filters may be larger than the image: reflection
             then bounces and circular padding wraps repeatedly.
@@ -66,8 +66,8 @@ def adaptive_fuse(
 
     Returns:
         (B, C, H, W), or (B, H, W) for images without channels; contiguous, in the widest dtype among images and
-        filters. Values are read as they are, products and sums are kept in float32 (float64 for float64), and rounded
-        once at the end, as each gradient is to the dtype of its tensor.
+        filters. Values are read as they are; products and sums are kept in float32 (float64 for float64) and rounded
+        once at the end. Each gradient is likewise rounded once, to the dtype of its tensor.
 
     Raises:
         TypeError: an argument is not a tensor, or its dtype is not one of the four.
@@ -77,11 +77,11 @@ def adaptive_fuse(
     Note:
         Differentiable to any order in images, filters and alphas, in reverse and forward mode, under ``torch.vmap``
         and all of ``torch.func``. Results and gradients are deterministic and do not depend on the number of threads;
-        those of coarse filters gather what every pixel gives to a cell. Autocast casts nothing: bfloat16 filters
-        with float32 images are read without conversion.
+        gradients of coarse filters gather each cell's contributions from all pixels. Autocast casts nothing: bfloat16
+        filters with float32 images are read without conversion.
 
     Example:
-        A filter with a single one in its left tap moves the image to the right:
+        A filter whose only non-zero tap, a one, is the left one moves the image to the right:
 
         >>> import torch
         >>> from ffmef.ops import adaptive_fuse
@@ -231,11 +231,11 @@ def _fits(cells: int, pixels: int) -> bool:
     return cells <= pixels and (cells >= 1 or pixels == 0)
 
 
-# --- what the dispatcher is told -----------------------------------------------------------------------------------
+# --- registration with the dispatcher --------------------------------------------------------------------------------
 
 
 def _promoted(tensors: list[Tensor]) -> list[Tensor]:
-    """Cast what autocast brings together to one dtype, where the kernels cannot read it as it is."""
+    """Cast tensors that autocast mixes to one dtype, where the kernels cannot read them as they are."""
     return promote_all(tensors) if any(t.dtype == torch.float64 for t in tensors) else tensors
 
 

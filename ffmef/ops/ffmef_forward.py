@@ -18,7 +18,7 @@ KERNEL_SIZES = ((1,), (1, 3), (3, 5), (1, 3, 5), (1, 3, 5, 7))
 
 
 def no_kernel(channels: int, kernel_sizes: Sequence[int]) -> str | None:
-    """Return why no kernel is made for this architecture, or None.
+    """Return why no kernel exists for this architecture, or None.
 
     Example:
         >>> no_kernel(4, (1, 3, 5)) is None
@@ -57,7 +57,7 @@ declare("ffmef_forward", cpu=_kernels, triton=_kernels, cuda=_cuda_kernels)
 
 
 def backend_of(device: torch.device, channels: int = CUDA_CHANNELS) -> str:
-    """Return the backend that computes where the tensors are; on GPUs that is "triton" where "cuda" cannot."""
+    """Return the backend that computes where the tensors are; on GPUs that is "triton" where "cuda" cannot run."""
     if device.type != "cuda":
         return "cpu"
     return "cuda" if channels == CUDA_CHANNELS and _has_cuda() else "triton"
@@ -75,26 +75,27 @@ def ffmef_forward(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Fuse two luminance images by the FFMEF network, without its filters or k*k maps ever reaching memory.
+    """Fuse two luminance images with the FFMEF network; its filters and k*k maps never reach memory.
 
-    The same as :class:`ffmef.models.FFMEF` in evaluation mode (CVPR workshops 2023, section 3), which calls this
+    Equal to :class:`ffmef.models.FFMEF` in evaluation mode (CVPR workshops 2023, section 3), which calls this
     operator automatically where it can.
 
     Args:
         luminance: (B, 2, H, W) in [0, 1], float32, on the CPU or a GPU, any strides; the darker exposure first.
-        parameters: what ``model.parameters()`` yields, in that order; float32.
+        parameters: those of ``model.parameters()``, in that order; float32.
         channels: c of the network: 4, 8 or 16.
         kernel_sizes: one of the filter sets of the paper's table 2.
-        backend: "cpu", "cuda" (of 4 channels) or "triton"; None takes the best that the tensors' device has.
+        backend: "cpu", "cuda" (4 channels only) or "triton"; None selects the best on the tensors' device.
 
     Returns:
         (B, 1, H, W), unclamped. The bits are the same from run to run and do not depend on the number of threads;
-        they do depend on the instruction set, or on the GPU and the backend there.
+        on CPUs they depend on the instruction set, on GPUs on the model of GPU and the backend.
 
     Raises:
         ValueError: shapes or the architecture are not supported; the message names the argument, the rule and the
             value.
-        RuntimeError: the tensors cannot be run here (backend, device, dtype, gradients), or the parameters do not fit.
+        RuntimeError: the operator cannot run on these tensors here (backend, device, dtype, gradients), or the
+            parameters do not fit.
 
     Example:
         >>> import torch, ffmef

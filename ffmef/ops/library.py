@@ -1,4 +1,4 @@
-"""The dispatcher's namespace ``ffmef``: schemas from the native library, or the same ones from here without it."""
+"""The dispatcher's namespace ``ffmef``: schemas from the native library, or without it the same ones from here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _AUTOCASTS = frozenset(kind for kind in _KINDS if torch.amp.is_autocast_availabl
 
 
 def define(schema: str) -> None:
-    """Define an operator that the native library defines too, when it has one: ``name(arguments) -> results``."""
+    """Define an operator unless the native library already does: ``name(arguments) -> results``."""
     if _loader.cpu_missing is not None:
         library.define(schema, tags=torch.Tag.pt2_compliant_tag)
 
@@ -64,14 +64,14 @@ def autograd_inside():
 
 
 def refuse_derivatives(name: str, instead: str) -> None:
-    """Let derivatives of ``ffmef::name`` be errors, in forward mode too, where torch would give zeros."""
+    """Make derivatives of ``ffmef::name`` errors, in forward mode too, where torch would return zeros."""
     op = operator(name)
 
     class Refusal(torch.autograd.Function):
         @staticmethod
         def forward(ctx, run, *tensors):
             result = run()
-            return tuple(result) if isinstance(result, list) else result  # autograd knows no lists
+            return tuple(result) if isinstance(result, list) else result  # autograd does not take lists
 
         @staticmethod
         def backward(ctx, *grads):

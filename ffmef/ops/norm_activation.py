@@ -1,4 +1,4 @@
-"""InstanceNorm and activation in one operator, forward and backward, for training on the CPU."""
+"""Instance norm and activation in one operator, forward and backward, for training on the CPU."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
     Args:
         input: (B, C, H, W).
         weight, bias: (M,), M at most C.
-        slope: 1 leaves the values as they are, 0 is ReLU, numbers between are leaky.
+        slope: 1 leaves the values as they are, 0 is ReLU, and numbers between give a leaky ReLU.
         eps: added to the variance.
 
     Returns:
-        (B, C, H, W), differentiable once in all three. Neither it nor its gradients depend on the number of threads.
+        (B, C, H, W), differentiable once in all three tensors. Neither the result nor its gradients depend on the
+        number of threads.
 
     Raises:
-        ValueError: the shapes do not fit, ``slope`` is not in [0, 1], or there is one pixel alone.
+        ValueError: the shapes do not fit, ``slope`` is not in [0, 1], or there is only one pixel.
 
     Example:
         >>> import torch

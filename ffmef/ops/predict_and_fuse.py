@@ -1,7 +1,7 @@
 """The last 1x1 convolution of a prediction head and F-Fusion in one step, without the filters between them.
 
-Both are linear, so the filters can be summed away: what remains is a convolution of the images with one output per
-hidden map, which the backward pass recomputes instead of storing it. On the CPU, native kernels compute both
+Both are linear, so the filters can be summed away. What remains is a convolution of the images with one output per
+hidden map, which the backward pass recomputes rather than stores. On the CPU, native kernels compute both
 directions; on GPUs, one kernel computes the forward pass. Everywhere else torch computes, a few rows at a time.
 """
 
@@ -26,7 +26,7 @@ from ffmef.ops.types import Backend, PaddingMode
 
 NATIVE_SIZES = (1, 3, 5, 7)
 
-# Values of all hidden maps' responses that exist at a time.
+# The most values of hidden maps' responses that exist at once.
 _CHUNK_VALUES = 1 << 20
 
 
@@ -41,7 +41,7 @@ def predict_and_fuse(
     padding_mode: PaddingMode = "zeros",
     backend: Backend | None = None,
 ) -> Tensor:
-    r"""Predict filters from hidden maps by a 1x1 convolution and fuse the images with them, without storing filters.
+    r"""Predict filters from hidden maps by a 1x1 convolution and fuse images with them, storing no filters.
 
     .. math::
         out[b,c,y,x] = \sum_l \alpha_l \sum_n \sum_j \Big(\sum_i w_l[j,i]\, h_l[b,n,i,y,x] + b_l[j]\Big)\,
@@ -109,7 +109,7 @@ def predict_and_fuse(
 
 
 def _no_kernel(sides: Iterable[int], channels: int) -> str | None:
-    """Return why no native kernel is made for levels of these sides, or None."""
+    """Return why no native kernel exists for levels of these sides, or None."""
     if channels != 1:
         return f"images must have one channel, got {channels}"
     other = [side for side in sides if side not in NATIVE_SIZES]
@@ -181,13 +181,13 @@ def _check(hidden, weight, bias, images, images_5d, alphas, padding_mode) -> Non
                 )
 
 
-# --- kernels made of torch's convolutions and the native ones of a level -------------------------------------------
+# --- kernels from torch's convolutions and the native ones for a level --------------------------------------------
 
 
 def _chunks(hidden: Tensor, channels: int):
     """Yield (first row, one past the last) of pieces whose responses fit in the allowance."""
     batch, count, maps, height, width = hidden.shape
-    if batch * count * channels * height * width == 0:  # torch's convolutions want channels
+    if batch * count * channels * height * width == 0:  # torch's convolutions need channels
         return
     rows = max(_CHUNK_VALUES // max(batch * count * (maps + 1) * channels * width, 1), 8)
     for top in range(0, height, rows):
@@ -247,7 +247,7 @@ def _backward(
         hidden_grad: Tensor | None = None
         kernel_grad: Any = None  # None where nothing asks for it
         if _is_native(h, w, images):
-            # One pass for all, where alpha's gradient can be had from the gradient times alpha.
+            # One pass gives all gradients where alpha's follows from the gradient times alpha.
             from_scaled = abs(float(alpha)) > 1e-12 and need_hidden[l]
             arguments = _native_arguments(h, w, b, padded)
             if need_hidden[l] or from_scaled:
@@ -265,7 +265,7 @@ def _backward(
         scale = 1.0 if from_scaled else alpha
         weight_grads.append((kernel_grad[:, :-1] * scale).contiguous() if need_weight[l] else w.new_empty(0))
         bias_grads.append(kernel_grad[:, -1] * scale if need_bias[l] else b.new_empty(0))
-        if need_alphas:  # linear in weight and bias together, so their gradients times themselves add up to it
+        if need_alphas:  # linear in weight and bias together: the sum of each times its gradient
             total = (kernel_grad[:, :-1] * w).sum() + (kernel_grad[:, -1] * b).sum()
             alpha_grads.append(total / alpha if from_scaled else total)
         if need_images:
@@ -317,7 +317,7 @@ def _image_gradient(grad, hidden, weight, bias, images: Tensor, padding_mode: st
     return pad_adjoint(padded_grad, radius, padding_mode)
 
 
-# --- what the dispatcher is told -----------------------------------------------------------------------------------
+# --- registration with the dispatcher --------------------------------------------------------------------------------
 
 
 def _flops(hidden, weight, bias, images, alphas) -> int:
@@ -340,8 +340,8 @@ _OPERATOR = LinearOperator(
     promote=lambda flat: [*promote_all(flat[:-1]), flat[-1]],
     flops=_flops,
 )
-# On GPUs the backward pass alone is left to torch: its convolutions have the batch or the maps as channels, for which
-# there are tuned kernels, and an application waits for the forward pass only.
+# On GPUs only the backward pass is left to torch: its convolutions have the batch or the maps as channels, for which
+# there are tuned kernels, and applications run the forward pass alone.
 _triton = triton_kernel("predict_and_fuse", "forward"), _backward
 _gpu_forward = None if _loader.cuda_missing is None else _triton[0] if has_triton() else _forward
 register(

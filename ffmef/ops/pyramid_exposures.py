@@ -1,8 +1,8 @@
-"""PyramidFFMEF in one operator: pictures to a picture on the CPU or a GPU, luminance to luminance anywhere.
+"""PyramidFFMEF as one operator: pictures to a picture on the CPU or a GPU, luminance to luminance anywhere.
 
 Graphs of torch.compile and torch.export hold ``pyramid_luminance`` instead of the network's own operators, because its
-chain of halved sizes takes torch minutes to reason about where height and width are free. Native kernels compute it
-where they can; derivatives, and other devices, run the model's definition in plain torch.
+chain of halved sizes takes torch minutes to reason about when height and width are free. Native kernels compute it
+where they can; derivatives and other devices run the model's definition in plain torch.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ def pyramid_exposures(
     octaves: int,
     adjust: Adjustments = NEUTRAL,
 ) -> Tensor:
-    """Fuse RGB pictures as ``PyramidFFMEF.fuse_rgb`` does; the same bits for any order of the pictures.
+    """Fuse RGB pictures as ``PyramidFFMEF.fuse_rgb`` does; the bits do not depend on the order of the pictures.
 
     Args:
         pictures: N tensors (H, W, 3), uint8, of one size, on the CPU; or on a GPU, where uint16 and float32 in [0, 1]
             work as well.
-        validity: N tensors (H, W), uint8, 255 for what may be used; or none.
-        parameters: of the model, in the order of its own ``parameters()``, float32.
+        validity: N tensors (H, W), uint8, 255 where a pixel may be used; or an empty list.
+        parameters: of the model, in the order of its ``parameters()``, float32.
         channels: of the predictor, multiples of 16.
         stem: of the predictor, at most 16.
         octaves: of the model.
-        adjust: what is to be different.
+        adjust: brightness, saturation, contrast and preference.
 
     Returns:
         (H, W, 3), of the pictures' dtype.
@@ -103,7 +103,7 @@ def pyramid_luminance(
 
     Args:
         luminance: (B, N, H, W), float32, on the CPU or a GPU.
-        parameters: as for :func:`pyramid_exposures`, like what follows.
+        parameters: as for :func:`pyramid_exposures`, like the arguments that follow.
         channels: of the predictor.
         stem: of the predictor.
         octaves: of the model.
@@ -171,7 +171,7 @@ def _backward(grad, luminance, parameters, channels, stem, octaves, need_luminan
 
 
 def _tangent(tensors: Sequence[Tensor], tangents: Sequence[Tensor | None], sizes) -> Tensor:
-    """Return the forward derivative: that of the reverse one, which is linear in the gradient."""
+    """Return the forward-mode derivative: the derivative of reverse mode, which is linear in the gradient."""
     with autograd_inside(), torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
         out = _defined(leaves[0], leaves[1:], *sizes)
@@ -224,7 +224,7 @@ def _no_gradient(ctx, grad):
 implement("pyramid_luminance", _defined, "CompositeExplicitAutograd")
 implement("pyramid_luminance_backward", _backward, "CompositeExplicitAutograd")
 implement("pyramid_luminance", _autograd, "Autograd", with_keyset=True)
-for _key in ("FuncTorchDynamicLayerFrontMode", "Batched"):  # the definition's own operators know all of torch.func
+for _key in ("FuncTorchDynamicLayerFrontMode", "Batched"):  # the definition's operators support all of torch.func
     implement("pyramid_luminance", _defined, _key)
 refuse_derivatives("pyramid_luminance_backward", "differentiate a PyramidFFMEF itself, neither compiled nor exported")
 torch.library.register_autograd("ffmef::pyramid_exposures", _no_gradient, lib=library)

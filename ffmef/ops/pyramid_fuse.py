@@ -1,4 +1,4 @@
-"""Fusion on a Laplacian pyramid with weights that are given on a coarse grid only.
+"""Fusion on a Laplacian pyramid with weights given on a coarse grid.
 
 The function here documents and validates; kernels are in ``csrc/`` and ``ffmef/kernels/``. The operator is linear in
 the images, and in weights and base together, so two dispatcher operators, forward and backward, give derivatives of
@@ -27,7 +27,7 @@ MAX_SCALE = 64
 def pyramid_fuse(
     images: Tensor, weights: Tensor, base: Tensor, *, scale: int = 8, backend: Backend | None = None
 ) -> Tensor:
-    r"""Fuse images band by band on their Laplacian pyramids, with weights that are interpolated from a coarse grid.
+    r"""Fuse images band by band on their Laplacian pyramids, with weights interpolated from a coarse grid.
 
     .. math::
         out_L = \sum_n U_{s/2^L}(base_n) \, G_{L,n}, \qquad
@@ -35,17 +35,18 @@ def pyramid_fuse(
 
     :math:`G_{0,n}` is image n, :math:`G_{l+1}` the means of 2 x 2 pixels of :math:`G_l` (an odd border is repeated),
     and :math:`U_r` bilinear interpolation between pixel centres to an r times finer grid, constant beyond the outermost
-    centres and cropped to the finer level's size. With one cell's weights this is a filter spanned by a delta and tents
-    of 2, 4, ... :math:`2^L` pixels, instead of F-Fusion's 1x1, 3x3 and 5x5 (FFMEF, CVPR workshops 2023, eq. 4).
+    centres and cropped to the finer level's size. Where the weights are constant this is a filter spanned by a delta
+    and tents of 2, 4, ... :math:`2^L` pixels, instead of F-Fusion's 1x1, 3x3 and 5x5 (FFMEF, CVPR workshops 2023,
+    equation 4).
 
     Weights are not normalised. A base that sums to one over the images on the coarse grid does so at every pixel.
 
     Args:
         images: (B, N, C, H, W) or (B, N, H, W); float64, float32, float16 or bfloat16, any size, any strides.
-        weights: (B, L, N, h, w) of the images' dtype and device with h = ceil(H / scale) and w = ceil(W / scale); a
-            weight for every band, finest first, image and cell. L may be 0.
+        weights: (B, L, N, h, w) of the images' dtype and device with h = ceil(H / scale) and w = ceil(W / scale): one
+            weight per band (finest first), image and cell. L may be 0.
         base: (B, N, h, w), like ``weights``, for the lowest level.
-        scale: pixels of the images along a side of a cell, a power of two from :math:`2^L` to 64.
+        scale: pixels along a side of a cell, a power of two from :math:`2^L` to 64.
         backend: "reference", "cpu", "triton" or "cuda"; None selects the fastest that can run the tensors, see
             :func:`ffmef.ops.backends`.
 
@@ -119,7 +120,7 @@ def _validate(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> tupl
     return images, weights, base
 
 
-# --- what the dispatcher is told -----------------------------------------------------------------------------------
+# --- registration with the dispatcher --------------------------------------------------------------------------------
 
 
 def _flops(images: Sequence[int], weights: Sequence[int], base: Sequence[int]) -> int:

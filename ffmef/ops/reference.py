@@ -1,4 +1,4 @@
-"""The operators in plain torch: slow, obvious, differentiable to any order; the oracle of every other backend."""
+"""The operators in plain torch: slow, obvious, differentiable to any order; the oracle for every other backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 def padded_index(size: int, radius: int, padding_mode: str, device: torch.device) -> Tensor:
-    """Return for each of ``size + 2 * radius`` padded positions the position that it reads, -1 for a zero."""
+    """Return the position that each of ``size + 2 * radius`` padded positions reads, -1 for a zero."""
     position = torch.arange(-radius, size + radius, device=device)
     if padding_mode == "zeros":
         return torch.where((position < 0) | (position >= size), -1, position)
@@ -37,7 +37,7 @@ def pad(images: Tensor, radius: int, padding_mode: str) -> Tensor:
 
 
 def pad_adjoint(grad: Tensor, radius: int, padding_mode: str) -> Tensor:
-    """Return what (..., H + 2 * radius, W + 2 * radius) gives back to the pixels that padding showed."""
+    """Return the adjoint of :func:`pad`: (..., H + 2 * radius, W + 2 * radius) summed onto the pixels padding read."""
     for dim in (-2, -1):
         size = grad.shape[dim] - 2 * radius
         index = padded_index(size, radius, padding_mode, grad.device)
@@ -63,7 +63,7 @@ def _side(filters: Tensor) -> int:
 
 
 def cells_of_pixels(size: int, fine_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each pixel of a fine axis the two cells of a coarse one that it lies between, and the second's share.
+    """Return the two cells of a coarse axis that each pixel of a fine one lies between, and the second's share.
 
     The coarse axis spans the fine one; beyond the outermost cell centres both cells are the outermost.
     """
@@ -168,7 +168,7 @@ def adaptive_fuse_backward(
 def predict_and_fuse(
     hidden: list[Tensor], weight: list[Tensor], bias: list[Tensor], images: Tensor, alphas: Tensor, padding_mode: str
 ) -> Tensor:
-    """Return adaptive_fuse with filters predicted from hidden maps (B, N, M, H, W) by 1x1 convolutions, not stored."""
+    """Return adaptive_fuse with filters that 1x1 convolutions predict from hidden maps (B, N, M, H, W)."""
     wide = accumulator(images.dtype)
     total = torch.zeros_like(images[:, 0], dtype=wide)
     for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(wide).unbind(), strict=True):
@@ -184,7 +184,7 @@ def predict_and_fuse(
 def halve(images: Tensor) -> Tensor:
     """Return the means of 2 x 2 pixels: (..., H, W) -> (..., ceil(H / 2), ceil(W / 2)), an odd border repeated."""
     height, width = images.shape[-2:]
-    if images.numel() == 0:  # which torch's pooling and interpolation do not take
+    if images.numel() == 0:  # torch's pooling and interpolation refuse empty tensors
         return images[..., ::2, ::2]
     flat = images.reshape(1, -1, height, width)
     return F.avg_pool2d(F.pad(flat, (0, width % 2, 0, height % 2), mode="replicate"), 2).unflatten(

@@ -1,4 +1,4 @@
-"""Convolution of few channels, forward and backward, for training on the CPU."""
+"""Convolution with few channels, forward and backward, for training on the CPU."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ declare(
 
 
 def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, slope: float = 1.0) -> Tensor:
-    r"""Convolve pictures of few channels, stride 1, borders of zeros, sizes kept, and activate the result.
+    r"""Convolve pictures of few channels with stride 1 and zero padding that keeps their size, then activate.
 
     .. math:: z[b,o,y,x] = bias[o] + \sum_{i,u,v} weight[o,i,u,v] \; input[b,i,y+u-r,x+v-r], \qquad r = (k-1)/2
     .. math:: out = z \text{ where } z > 0, \quad slope \cdot z \text{ elsewhere}
 
-    The same as ``leaky_relu(conv2d(input, weight, bias, padding=k // 2), slope)`` of ``torch.nn.functional``, to
-    which it falls back where the native kernels cannot run. With 4 to 25 channels, as in FFMEF, a library's blocked
-    convolutions mostly move data; here pixels lie in the vector's lanes and nothing is rearranged.
+    Equal to ``leaky_relu(conv2d(input, weight, bias, padding=k // 2), slope)`` of ``torch.nn.functional``, to which it
+    falls back where the native kernels cannot run. With 4 to 25 channels, as in FFMEF, a library's blocked convolutions
+    mostly move data; here vector lanes hold neighbouring pixels, and nothing is rearranged.
 
     Args:
         input: (B, I, H, W).
         weight: (O, I, k, k), k odd.
         bias: (O,) or None.
-        slope: 1 leaves the sums as they are, 0 is ReLU, numbers between are leaky.
+        slope: 1 leaves the sums as they are, 0 is ReLU, and numbers between give a leaky ReLU.
 
     Returns:
-        (B, O, H, W), differentiable once in all three. Neither it nor its gradients depend on the number of threads.
+        (B, O, H, W), differentiable once in all three tensors. Neither the result nor its gradients depend on the
+        number of threads.
 
     Raises:
         ValueError: the shapes do not fit, or ``slope`` is not in [0, 1].
@@ -68,7 +69,7 @@ def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
 
 def activated(x: Tensor, slope: float) -> Tensor:
-    """Return torch's activation of this slope: none, ReLU or leaky."""
+    """Apply torch's activation of this slope: none, ReLU or leaky ReLU."""
     if slope == 1:
         return x
     return F.relu(x) if slope == 0 else F.leaky_relu(x, slope)
@@ -103,7 +104,7 @@ class _ThinConvolution(torch.autograd.Function):
     def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
         input, weight = input.contiguous(), weight.contiguous()
         out = operator("thin_convolution")(input, weight, None if bias is None else bias.contiguous(), slope)
-        # A value behind the activation tells the slope at it.
+        # The sign of an activated value tells the slope there.
         ctx.save_for_backward(input, weight, *([] if slope == 1 else [out]))
         ctx.slope = slope
         return out

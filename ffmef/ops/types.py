@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-# In the order of csrc/common/padding.h: their places are the kernels' numbers.
+# In the order of csrc/common/padding.h: the kernels know each mode by its position.
 PaddingMode: TypeAlias = Literal["zeros", "replicate", "reflect", "circular"]
 """What lies outside an image, see :func:`ffmef.ops.adaptive_fuse`."""
 
