@@ -1,4 +1,4 @@
-// Facts about the build for `ffmef info`: no tensors pass here.
+// Facts about the build for `ffmef info`; it handles no tensors.
 #include <pybind11/pybind11.h>
 
 #include "cpu/base/isa.h"

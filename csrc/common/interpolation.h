@@ -1,5 +1,5 @@
 // Bilinear interpolation between cell centres, one axis at a time, and its adjoint: shared by host and device code.
-// Positions are integers in units of half pixels, so that long grids do not exceed a float's precision.
+// Positions are integers in half pixels, because long grids would exceed a float's precision.
 #pragma once
 #include <cstdint>
 
@@ -7,8 +7,8 @@
 
 namespace ffmef {
 
-// A coarse axis under a fine one: `cells` cells are as long as `pixels` pixels, and both axes start at the same edge.
-// Int needs room for 2 * pixels * (size + 1) and 2 * cells * (fine size).
+// A coarse axis under a fine one: `cells` cells are as long as `pixels` pixels. Both axes start at the same edge. Int
+// needs room for 2 * pixels * (size + 1) and 2 * cells * (fine size).
 template <class Int = int64_t> struct Interpolation {
   Int size;           // of the coarse axis
   Int cells, pixels;  // cells <= pixels
@@ -19,13 +19,13 @@ template <class Int> static inline FFMEF_HOST_DEVICE Interpolation<Int> with_cel
   return {size, 1, factor};
 }
 
-// A coarse axis that spans the fine one, as F.interpolate(..., size, align_corners=False) has it.
+// A coarse axis that spans the fine one, as in F.interpolate(..., size, align_corners=False).
 template <class Int> static inline FFMEF_HOST_DEVICE Interpolation<Int> spanning(Int size, Int fine_size) {
   return {size, size, fine_size};
 }
 
-// A pixel's value: (1 - share) * first + share * second. Beyond the outermost centres, and on a cell's own centre,
-// both are one cell and the share is zero.
+// A pixel's value is (1 - share) * first + share * second. Beyond the outermost centres, and at a cell's centre, both
+// are the same cell and the share is zero.
 template <class Int, class Real> struct Tap {
   Int first, second;
   Real share;
@@ -41,7 +41,7 @@ static inline FFMEF_HOST_DEVICE Tap<Int, Real> tap_of(const Interpolation<Int>& 
   return {first, rest == 0 ? first : first + 1, Real(rest) / Real(unit)};
 }
 
-// The same for cells of 2^shift pixels, without a division: GPUs have no instruction for it.
+// The same for cells of 2^shift pixels, without integer division: GPUs have no instruction for it.
 template <class Real, class Int>
 static inline FFMEF_HOST_DEVICE Tap<Int, Real> tap_of_power(Int size, int shift, Int pixel) {
   const Int place = 2 * pixel + 1 - (Int(1) << shift), unit = Int(2) << shift;
@@ -64,7 +64,7 @@ static inline FFMEF_HOST_DEVICE Span<Int> span_of(const Interpolation<Int>& axis
   return {first, cell == axis.size - 1 || last > fine_size ? fine_size : last};
 }
 
-// The share of a cell in a pixel: a tent over the cell's centre, exact before one rounding.
+// The share of a cell in a pixel: a tent over the cell's centre, computed exactly, then rounded once.
 template <class Real, class Int>
 static inline FFMEF_HOST_DEVICE Real share_of(const Interpolation<Int>& axis, Int cell, Int pixel) {
   const Int unit = 2 * axis.pixels, last = unit * (axis.size - 1);

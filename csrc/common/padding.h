@@ -15,7 +15,7 @@ namespace ffmef {
 enum class Padding : int { zeros, replicate, reflect, circular };
 constexpr const char* kPaddingNames[] = {"zeros", "replicate", "reflect", "circular"};
 
-// The mode of this name, or false where there is none.
+// Finds the mode of this name, or returns false if there is none.
 static inline bool find_padding(const char* name, Padding& mode) {
   int number = 0;
   for (const char* known : kPaddingNames) {
@@ -28,7 +28,7 @@ static inline bool find_padding(const char* name, Padding& mode) {
   return false;
 }
 
-// Largest filter side, so largest halo is kMaxFilterSize / 2.
+// Largest filter side. The largest halo is therefore kMaxFilterSize / 2.
 constexpr int kMaxFilterSize = 31;
 
 // The image coordinate that a padded coordinate reads, or -1 for a zero.

@@ -1,4 +1,4 @@
-// Memory for the duration of a call, or of a part of it.
+// Memory for the duration of a call or part of one.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -7,7 +7,7 @@
 #include "memory.h"
 
 namespace ffmef {
-namespace {  // kernel files, of which there is one object per instruction set, must share no code
+namespace {  // kernel files are compiled once per instruction set and must share no code
 
 enum class Pages { usual, large };
 

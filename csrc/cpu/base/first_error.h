@@ -1,4 +1,4 @@
-// Keeps the first exception of a call's threads, for the call to rethrow.
+// Keeps the first exception that a call's threads throw, for the call to rethrow.
 #pragma once
 #include <atomic>
 #include <exception>
@@ -8,7 +8,7 @@ namespace ffmef {
 
 class FirstError {
  public:
-  // Calls f and keeps its exception, unless there is an earlier one.
+  // Calls f and keeps its exception unless an earlier one is kept.
   template <class F> void guard(const F& f) noexcept {
     try {
       f();

@@ -32,7 +32,7 @@ Isa active_isa() {
     const char* wish = std::getenv("FFMEF_ISA");
     if (wish == nullptr) return best;
     if (std::strcmp(wish, "portable") == 0) return Isa::portable;
-    // Only ever lower: a set that the machine lacks would end in an illegal instruction.
+    // Only lower the set: one that the machine lacks would raise an illegal instruction.
     if (std::strcmp(wish, "avx2") == 0 && best == Isa::avx512) return Isa::avx2;
     return best;
   }();

@@ -32,7 +32,7 @@ namespace {
 
 constexpr int64_t kLine = 64;
 
-// Blocks of middle size that no call uses at the moment, the last one given first.
+// Medium-sized blocks that no call uses at the moment. The most recent is reused first.
 class KeptBlocks {
  public:
   static bool suits(int64_t bytes) { return bytes >= kLeast && bytes <= kMost; }
@@ -74,8 +74,8 @@ class KeptBlocks {
   int64_t total_ = 0;
 };
 
-// Never destroyed: arrays and threads may outlive everything else in the process. Whoever finds the lock taken does
-// without kept blocks: a process forked meanwhile would wait forever.
+// Never destroyed: arrays and threads may outlive everything else in the process. A thread that finds the lock taken
+// does without kept blocks: waiting would never end in a process forked while the lock was held.
 struct Keeper {
   std::mutex mutex;
   KeptBlocks blocks;
@@ -87,7 +87,7 @@ Keeper& keeper() {
 
 }  // namespace
 
-// A line in front of the data holds their size.
+// The cache line before the data holds their size.
 void* allocate(int64_t bytes) {
   const int64_t whole = kLine + (bytes > 0 ? bytes + kLine - 1 : kLine) / kLine * kLine;
   char* data = nullptr;
@@ -126,7 +126,7 @@ void hint_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
 
 void* map_large(int64_t bytes) {
-  // More than wanted, so that a large page's boundary is inside; what lies outside it is given back at once.
+  // Maps more than wanted, to be sure of a large page's boundary inside, and gives the excess back at once.
   const int64_t mapped = bytes + kLargePage;
   void* at = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) out_of_memory(bytes);
@@ -134,7 +134,7 @@ void* map_large(int64_t bytes) {
   const int64_t before = -reinterpret_cast<intptr_t>(begin) & (kLargePage - 1);
   if (before > 0) unmap_large(begin, before);
   if (before < kLargePage) unmap_large(begin + before + bytes, kLargePage - before);
-  (void)madvise(begin + before, size_t(bytes), MADV_HUGEPAGE);  // a refusal costs time only
+  (void)madvise(begin + before, size_t(bytes), MADV_HUGEPAGE);  // a refusal only costs time
   return begin + before;
 }
 

@@ -1,31 +1,31 @@
 // The one owner of native memory.
 //
-// If memory runs out, an allocation throws std::bad_alloc, in kernels too. Threads hand it to the call that they work
-// for (first_error.h), which ends with an error. Nothing aborts.
+// If memory runs out, an allocation throws std::bad_alloc, in kernels too. Threads pass it to the call that they work
+// for (first_error.h). The call ends with an error, and the process goes on.
 #pragma once
 #include <cstdint>
 
 namespace ffmef {
 
-// Throws std::bad_alloc, which says how much was wanted.
+// Throws a std::bad_alloc that says how much was wanted.
 [[noreturn]] void out_of_memory(int64_t bytes);
 
-// Uninitialised values that begin at a cache line, so a vector at a multiple of its length lies in one line.
+// Uninitialised values that begin at a cache line, so a vector at a multiple of its length lies within one.
 //
-// Up to 16 MB of released blocks of 32 kB to 4 MB are kept for the next call. The C library gives freed memory back to
-// the system when it sees fit, and getting a small picture's pages again takes a fifth of the time of fusing it.
+// Keeps up to 16 MB of released blocks of 32 kB to 4 MB for the next call. The C library may return freed memory to the
+// system. Getting a small picture's pages again takes a fifth of the time of fusing it.
 void* allocate(int64_t bytes);
 void release(void* data);
 
-// Asks for huge pages under a large, fresh allocation. Touching a gradient of 100 MB for the first time in pages of
-// 4 kB costs several times more than computing it. Only a hint: if it is refused, nothing changes.
+// Asks for huge pages under a large, fresh allocation. In pages of 4 kB, touching a gradient of 100 MB for the first
+// time costs several times more than computing it. This is only a hint: a refusal changes nothing.
 void hint_huge_pages(void* data, int64_t bytes);
 
 // Whole blocks of large pages, for memory that is kept from call to call.
 //
 // The system clears a page when it is first touched, and in a virtual machine the host often has to find the page
-// first: for large pictures that took as long as the computation. So such blocks are kept, but marked as free: the
-// system takes their pages back whenever it needs them.
+// first. For large pictures that took as long as the computation. Such blocks are therefore kept but marked as free,
+// and the system takes their pages back whenever it needs them.
 constexpr int64_t kLargePage = int64_t(2) << 20;
 inline int64_t whole_large_pages(int64_t bytes) { return (bytes + kLargePage - 1) / kLargePage * kLargePage; }
 

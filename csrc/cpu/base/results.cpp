@@ -8,11 +8,11 @@
 namespace ffmef {
 namespace {
 
-// The blocks that no tensor has at the moment, and the sizes lately asked for. Both are short: a step of training asks
-// for a few sizes, again and again.
+// The blocks that no tensor uses at the moment, and the sizes requested recently. Both lists are short: training steps
+// request the same few sizes again and again.
 class Kept {
  public:
-  // Gives the block memory if there is some of its size.
+  // Gives the block kept memory of its size, if there is any.
   void take(ResultBlock& block) {
     block.repeated = asked_lately(block.bytes);
     ++turn_;
@@ -23,7 +23,7 @@ class Kept {
         drop(slot);
   }
 
-  // Whether the block's memory is kept.
+  // Returns whether the block's memory was kept.
   bool give(const ResultBlock& block) {
     if (!block.repeated || block.bytes > most_to_lend()) return false;
     int64_t total = block.bytes;
@@ -41,11 +41,11 @@ class Kept {
 
  private:
   static constexpr int kSlots = 64, kSizes = 32;
-  static constexpr int64_t kPatience = 256;  // results that are made before a block that fits none is given back
+  static constexpr int64_t kPatience = 256;  // results made before an unused block goes back to the system
 
   struct Slot {
     void* data = nullptr;
-    int64_t bytes = 0, turn = 0;  // when it was given
+    int64_t bytes = 0, turn = 0;  // when it was given back
   };
 
   bool asked_lately(int64_t bytes) {
@@ -83,7 +83,8 @@ Kept& kept() {
 
 }  // namespace
 
-// Whoever finds the lock taken does without kept blocks: a process forked meanwhile would wait forever.
+// A thread that finds the lock taken does without kept blocks: waiting would never end in a process forked while the
+// lock was held.
 
 ResultBlock::ResultBlock(int64_t wanted) : bytes(whole_large_pages(wanted)) {
   if (const std::unique_lock lock(mutex, std::try_to_lock); lock.owns_lock()) kept().take(*this);

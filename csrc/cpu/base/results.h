@@ -1,8 +1,8 @@
-// Memory of large results, which the next results of their size reuse.
+// Memory of large results, which later results of the same size reuse.
 //
 // A training step makes gradients of the same sizes as the previous step, whose gradients are free by then. If large
 // blocks went back to the system, they would return as fresh pages. Clearing those takes several times longer than
-// computing what is written into them.
+// computing their contents.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -16,7 +16,7 @@ constexpr int64_t kLargeResult = int64_t(2) << 20;
 struct ResultBlock {
   void* data = nullptr;
   int64_t bytes = 0;
-  bool repeated = false;  // results of this size were requested before, recently; otherwise nothing is kept
+  bool repeated = false;  // results of this size were requested recently; otherwise nothing is kept
 
   // At least `wanted` uninitialised bytes. Throws std::bad_alloc.
   explicit ResultBlock(int64_t wanted);

@@ -15,7 +15,7 @@ struct Block {
 
 // The one block that no call uses at the moment, or null.
 std::atomic<Block*> kept{nullptr};
-// What the call before asked for: a process that fuses one picture, or each larger than the last, keeps nothing.
+// What the previous call requested. A process that fuses one picture, or ever larger ones, keeps nothing.
 std::atomic<int64_t> wanted_before{0};
 
 }  // namespace
@@ -40,7 +40,7 @@ Scratch::~Scratch() {
     if (Block* block = new (std::nothrow) Block{data_, bytes_}) {
       block = kept.exchange(block, std::memory_order_acq_rel);
       if (block == nullptr) return;
-      // Another call has left one at the same time.
+      // Another call left its block at the same time.
       data_ = block->data;
       bytes_ = block->bytes;
       delete block;

@@ -1,4 +1,4 @@
-// Scratch memory of a whole call, in large pages, that the next call may reuse. A single call leaves nothing behind.
+// Scratch memory for a whole call, in large pages. The next call may reuse it; a single call leaves nothing behind.
 #pragma once
 #include <cstdint>
 

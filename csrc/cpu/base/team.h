@@ -1,9 +1,9 @@
-// The threads of an operator call that is a chain of short steps, each of which needs the whole previous result.
+// The threads of an operator call that is a chain of short steps. Each step needs the whole result of the previous one.
 //
 // A parallel region of the runtime ends when its last thread does. With one region per step, that costs microseconds on
-// an idle machine. On a busy one, a step waits milliseconds for a thread that the system has preempted. A team is a
-// single region: threads claim parts of a step, idle ones take over parts from others, and the caller never waits for a
-// thread that has claimed nothing.
+// an idle machine. On a busy one, a step may wait milliseconds for a preempted thread. A team is a single region:
+// threads claim parts of a step, idle threads take over parts from others, and the caller never waits for a thread that
+// has claimed nothing.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -16,8 +16,8 @@ namespace ffmef {
 // Where a team's threads come from: torch (torch_crew.h) or a pool of our own (picture/pool.h).
 struct Crew {
   int threads;
-  // Calls job(context, 0) on the calling thread, and job(context, t) for some or all other t < threads on others.
-  // Returns when all that have begun have ended. The others may begin late, or never.
+  // Calls job(context, 0) on the calling thread, and job(context, t) on other threads for some or all other t <
+  // threads. Returns when all jobs that began have ended. Jobs on other threads may begin late or never.
   void (*run)(int threads, void* context, void (*job)(void* context, int thread));
 };
 
@@ -39,7 +39,7 @@ class Team {
     });
   }
 
-  // Calls f(begin, end) for parts of [0, items) that are multiples of `grain`. Neighbouring parts mostly go to one
+  // Calls f(begin, end) for parts of [0, items) that are multiples of `grain`. Neighbouring parts mostly go to the same
   // thread. Only body itself may call it. Rethrows what a part throws.
   template <class F> void over(int64_t items, int64_t grain, const F& f) {
     grain = grain > 1 ? grain : 1;
@@ -66,9 +66,9 @@ class Team {
 
  private:
   static constexpr uint32_t kOver = UINT32_MAX;
-  static constexpr int kSpins = 20000;  // half a millisecond, a good part of which it takes to wake a thread
+  static constexpr int kSpins = 20000;  // half a millisecond: waking a thread takes a good part of that
 
-  // Parts [begin, end) that nobody has taken yet, alone in a cache line.
+  // Parts [begin, end) that no thread has claimed yet, alone in a cache line.
   struct alignas(128) Share {
     std::atomic<uint64_t> range{0};
   };
@@ -106,7 +106,7 @@ class Team {
     }
   }
 
-  // Claims parts until none are left: most of its own share at once, then less each time, then the ends of others'.
+  // Claims parts until none are left: first most of its own share, then ever smaller pieces, then the ends of others'.
   void work(int thread) {
     for (int t = 0; t < threads_; ++t) {
       const bool own = t == 0;

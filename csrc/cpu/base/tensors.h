@@ -1,4 +1,4 @@
-// Helpers of the CPU bindings to unpack tensors: dtypes, numbers, strides, and results to be filled.
+// Helpers for the CPU bindings to unpack tensors: dtypes, numbers, strides, and results to fill.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

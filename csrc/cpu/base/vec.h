@@ -1,6 +1,6 @@
-// One vector of floats or doubles in the width of the instruction set that this file is compiled for.
-// Only *_kernels.cpp files include it: everything here has internal linkage, because the same names are compiled
-// with different instructions and must never be merged by the linker.
+// One vector of floats or doubles, as wide as the instruction set that this file is compiled for allows. Only
+// *_kernels.cpp files include it. Everything here has internal linkage: the same names are compiled with different
+// instructions, and the linker must never merge them.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -67,7 +67,7 @@ inline float to_acc(Half x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
 #else
-  // Shift the exponent by multiplying, which is right for subnormals too; infinities and NaN keep their top exponent.
+  // Multiplication shifts the exponent, which is right for subnormals too. Infinities and NaN keep their top exponent.
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, rest = uint32_t(x.bits & 0x7fffu) << 13;
   if (rest >= 0x0f800000u) return bits_to_float(sign | 0x70000000u | rest);
   return bits_to_float(sign | float_to_bits(bits_to_float(rest) * bits_to_float(0x77800000u)));
@@ -152,7 +152,7 @@ inline void store(Half* p, FloatVec v) {
 #endif
 }
 
-// The first n elements, then zeros. For the ends of rows, where a whole vector could reach beyond the tensor.
+// The first n elements, then zeros: at the end of a row a whole vector could reach beyond the tensor.
 template <class T> inline Vec<T> load_part(const T* p, int64_t n) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
@@ -173,8 +173,8 @@ template <class T> inline void store_part(T* p, Vec<T> v, int64_t n) {
   std::memcpy(p, buffer, size_t(n) * sizeof(T));
 }
 
-// Past the caches, for results larger than they are: lines are not read before they are written, and what is cached
-// stays. p is aligned as a vector is; end_streams() comes before another thread reads.
+// Writes past the caches, for results that exceed them: lines are not read before they are written, and what is cached
+// stays. p must be aligned to a vector. Call end_streams() before another thread reads.
 template <class T> inline void stream(T* p, Vec<T> v) {
   static_assert(sizeof(T) == sizeof(Acc<T>), "half a line at a time is slower than store()");
 #if defined(__AVX512F__)
@@ -191,7 +191,7 @@ inline void end_streams() {
 #endif
 }
 
-// Minus zero, because adding +0 is not the identity (it turns -0 into 0), so the compiler would keep the addition.
+// Minus zero: adding +0 turns -0 into 0, so the compiler would have to keep the addition.
 inline FloatVec splat(float x) { return x - FloatVec{}; }
 inline DoubleVec splat(double x) { return x - DoubleVec{}; }
 
@@ -200,7 +200,7 @@ inline FloatVec exponential(FloatVec x) {
   const FloatVec limit = splat(87.0f);
   x = x > limit ? limit : x;
   x = x < -limit ? -limit : x;
-  // 2^n exp(r), |r| <= ln(2) / 2; adding and taking away 1.5 * 2^23 rounds to a whole number.
+  // 2^n exp(r), |r| <= ln(2) / 2; adding and subtracting 1.5 * 2^23 rounds to a whole number.
   const FloatVec shifter = splat(12582912.0f);
   const FloatVec shifted = x * 1.44269504f + shifter;
   const FloatVec n = shifted - shifter;
