@@ -16,8 +16,8 @@ namespace ffmef {
 // Where a team's threads come from: torch (torch_crew.h) or a pool of our own (picture/pool.h).
 struct Crew {
   int threads;
-  // Calls job(context, 0) on the calling thread, and job(context, t) on other threads for some or all other t <
-  // threads. Returns when all jobs that began have ended. Jobs on other threads may begin late or never.
+  // Calls job(context, 0) on the calling thread, and job(context, t) on others for some or all t from 1 to threads - 1.
+  // Returns when all jobs that began have ended. Jobs on other threads may begin late or never.
   void (*run)(int threads, void* context, void (*job)(void* context, int thread));
 };
 

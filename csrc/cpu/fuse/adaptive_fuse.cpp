@@ -19,13 +19,13 @@ Padding padding_of(const std::string& name) {
   return mode;
 }
 
-// The arguments as the kernels take them; keeps nothing but pointers, so it lives no longer than the tensors.
+// The arguments as the kernels take them. Keeps only pointers, so it must not outlive the tensors.
 struct Call {
   std::vector<LevelView> levels;
   AdaptiveFuseArgs args;
   bool any_coarse = false;
 
-  // The public function explains mistakes. These checks only keep memory safe if somebody calls the dispatcher.
+  // The public function explains mistakes. These checks only keep memory safe when the dispatcher is called directly.
   Call(const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
        const std::string& padding_mode) {
     STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");

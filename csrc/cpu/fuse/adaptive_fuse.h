@@ -33,7 +33,8 @@ struct GradView {
   int64_t stride[4];
 };
 
-// Images and each level have dtypes of their own, all float64 or none; the result and its gradient have `result`.
+// The images and each level have their own dtypes, all float64 or none. The result and its gradient have dtype
+// `result`.
 struct AdaptiveFuseArgs {
   Scalar result;
   Padding padding;
@@ -43,10 +44,10 @@ struct AdaptiveFuseArgs {
 };
 
 struct AdaptiveFuseKernels {
-  // The work is cut into items (a band of rows of one batch element, or of one tile of columns of it), each
-  // computed by one thread alone, so results do not depend on the number of threads.
+  // The work is cut into items: bands of rows of a batch element, or of a tile of its columns. One thread computes each
+  // item, so results do not depend on the number of threads.
   int64_t (*forward_items)(const AdaptiveFuseArgs&);
-  // responses (levels, B, C, H, W): what each level adds before its alpha, in the dtype of sums; or null.
+  // responses (levels, B, C, H, W): what each level adds, before alpha, in the dtype of sums; or null.
   void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin, int64_t end);
 
   // filter_grads[l] is contiguous or null; alpha_sums is [item][level] or null. Coarse levels are left out.
@@ -59,10 +60,10 @@ struct AdaptiveFuseKernels {
 
 FFMEF_DECLARE_KERNELS(AdaptiveFuseKernels, adaptive_fuse_kernels)
 
-// For calls in which some level is coarse; the gradients of the other levels' filters are the kernels' above.
+// For calls in which some level is coarse. The kernels above give the gradients of the other levels' filters.
 struct AdaptiveFuseCoarseKernels {
   void (*forward)(const AdaptiveFuseArgs&, void* out, void* responses, int64_t begin,
-                  int64_t end);  // its items are the kernels' above
+                  int64_t end);  // items as for the kernels above
 
   // One coarse level's filters; items are bands of its rows, alpha_sums is [item] or null.
   int64_t (*filter_items)(const AdaptiveFuseArgs&, int level);

@@ -1,6 +1,6 @@
 // The operator with filters on a coarser grid than the images, alone or beside levels at full resolution.
 //
-// Such filters are small. Their rows are interpolated where they are used, and at most two rows of cells are kept.
+// Such filters are small. Their rows are interpolated where they are used, and only two rows of cells are kept.
 #include <memory>
 #include <vector>
 
@@ -11,7 +11,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// One coarse row of cells of one tap, from column x0 of the image on, to columns [x0, x1) at sums' precision.
+// Expands one row of cells of one tap to the image's columns [x0, x1), in the precision of sums.
 template <class A> void expand_cells(A* out, const LevelView& level, const CoarseColumns<A>& columns, A* cells,
                                      int64_t b, int64_t n, int64_t tap, int64_t row, int64_t x0, int64_t x1) {
   const int64_t first = columns.begin(x0), count = columns.end(x1) - first;
@@ -20,8 +20,8 @@ template <class A> void expand_cells(A* out, const LevelView& level, const Coars
   columns.expand(out, cells, x0, x1);
 }
 
-// The two rows of cells around the image row in turn, expanded to its columns, for the k taps of one row of a filter.
-// Image rows come in order, so that each row of cells is expanded once for all image rows around it.
+// The two rows of cells around the current image row, expanded to its columns, for the k taps of one row of a filter.
+// Image rows come in order, so each row of cells is expanded only once.
 template <class T> struct ExpandedTaps {
   using A = Acc<T>;
   const LevelView& level;
@@ -84,7 +84,7 @@ template <class T, int K> void reduce_taps(Acc<T>* sums, int64_t pitch, const Ac
   }
 }
 
-// The sizes with code of their own; CALL names one as K.
+// The sizes that have their own code. CALL refers to the size as K.
 #define FFMEF_BY_SIZE(size, CALL)         \
   switch (size) {                         \
     case 1: { constexpr int K = 1; CALL; break; } \
@@ -94,7 +94,7 @@ template <class T, int K> void reduce_taps(Acc<T>* sums, int64_t pitch, const Ac
     default: { constexpr int K = 0; CALL; break; } \
   }
 
-// What a coarse level adds to sums of image rows [y0, y1) of an item, all channels; sums of a row are row_values apart.
+// Adds a coarse level to the sums of image rows [y0, y1) of an item, all channels. Rows of sums are row_values apart.
 template <class T> void add_coarse_level(const AdaptiveFuseArgs& args, const LevelView& level,
                                          ExpandedTaps<T>& expanded, const PaddedRows<T>& padded, const Item& item,
                                          int64_t y0, int64_t y1, Acc<T>* sums, int64_t row_values, int64_t columns) {
@@ -120,7 +120,7 @@ template <class T> void add_coarse_level(const AdaptiveFuseArgs& args, const Lev
     }
 }
 
-// What each coarse level of a call keeps between rows; null for the others.
+// What each coarse level of a call keeps between rows; null for other levels.
 template <class T> struct CoarseLevels {
   static constexpr bool kAny = true;
   struct Level {
@@ -144,8 +144,8 @@ template <class T> struct CoarseLevels {
   }
 };
 
-// Sums over image rows and columns of grad * image are the gradient of a coarse filter value, the adjoint of its
-// interpolation: every item gathers them for a band of rows of cells of one image.
+// The gradient of a coarse filter value is the adjoint of its interpolation: a weighted sum of grad * image over rows
+// and columns. Each item gathers these sums for a band of rows of cells of one image.
 constexpr int64_t kCoarseColumns = 512;  // image columns at a time
 constexpr int64_t kCoarseRows = 32;      // image rows at a time
 
@@ -213,7 +213,7 @@ template <class A> void backward_coarse_filters_typed(const AdaptiveFuseArgs& ar
     for (int64_t cell = first_cell; cell < last_cell; ++cell)
       for (int tap = 0; tap < taps; ++tap) {
         const A* values = cells.data + ((cell - first_cell) * taps + tap) * (level.width + 1);
-        // Interpolation is linear: what its adjoint sums, against the cells, is the sum over all pixels.
+        // Interpolation is linear, so the adjoint's sums times the cells give the sum over all pixels.
         if (alpha_sums) {
           load_stored(row.data, level.data, level.scalar, tap_offset(level, b, n, tap, cell, 0), level.stride[4],
                       level.width);
@@ -229,7 +229,7 @@ template <class A> void backward_coarse_filters_typed(const AdaptiveFuseArgs& ar
   }
 }
 
-// Rows of coarse filters at an image row: cells mixed down, then along the row.
+// Rows of coarse filters at an image row: cells are interpolated vertically, then along the row.
 template <class T> struct CoarseRows {
   static constexpr bool kAny = true;
   using A = Acc<T>;

@@ -1,11 +1,11 @@
-// Spatially varying filtering of several images by several levels, and its gradients, with filters at full resolution.
+// Spatially varying filtering of several images at several levels, and its gradients, with full-resolution filters.
 #include "adaptive_fuse_rows.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// Gradients of so many bytes do not stay in caches until they are read.
+// Gradients of this many bytes do not stay cached until they are read.
 constexpr int64_t kStreamedBytes = int64_t(2) << 20;
 
 // gradient_j[x] = alpha * sum_c grad_c[x] * image_c[x + j]; returns sum_jx filter_j[x] * gradient_j[x] / alpha.
@@ -33,7 +33,7 @@ double tap_gradients(T* const* gradients, const T* const* filters, const Acc<T>*
   return kSum ? sum_lanes(total) : 0;
 }
 
-// The same without the sum, past the caches: a tap's row at a time, from where it is aligned.
+// The same without the sum, written past the caches: one tap's row at a time, from its first aligned address.
 template <class T> void stream_tap_gradients(T* const* gradients, const Acc<T>* grad, int64_t grad_pitch,
                                              const Acc<T>* image, int64_t image_pitch, int64_t channels, Acc<T> alpha,
                                              int size, int64_t n) {
@@ -73,7 +73,7 @@ double tap_row_gradients(T* const* gradients, const T* const* filters, const Acc
   }
 }
 
-// One level's filters at rows [item.y0, item.y1), and what its sum adds to alpha's gradient.
+// Gradients of one level's filters at rows [item.y0, item.y1). Returns what the item adds to alpha's gradient.
 template <class T, class A> double backward_level(const AdaptiveFuseArgs& args, const LevelView& level,
                                                   const PaddedRows<A>& padded, const Item& item, const A* grads,
                                                   int64_t pitch, T* gradient, bool sum, T* scratch) {
@@ -139,7 +139,7 @@ template <class A> void backward_filters_typed(const AdaptiveFuseArgs& args, con
         load_stored(row, grad.data, args.result,
                     item.b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] + item.x0 * grad.stride[3],
                     grad.stride[3], width);
-        // Lanes past the row's end multiply whatever lies there: zeros keep the sums right.
+        // Lanes past the row's end multiply whatever lies there, so zeros keep the sums right.
         for (int64_t x = width; x < pitch; ++x) row[x] = A(0);
       }
     for (int l = 0; l < args.level_count; ++l) {
@@ -165,7 +165,8 @@ bool is_one_point(const AdaptiveFuseArgs& args) {
   return level.size == 1 && level.scalar == args.result && in_rows(level);
 }
 
-// out[x] = alpha * sum_i filter_i[x] * image_i[x], in the order of forward_typed. N = 0: known at run time only.
+// out[x] = alpha * sum_i filter_i[x] * image_i[x], in the order of forward_typed. N = 0: the count is known only at run
+// time.
 template <class T, int N> void fuse_points(T* out, Acc<T>* sums, const T* filter, int64_t filter_step, const T* image,
                                            int64_t image_step, int64_t count, Acc<T> alpha, int64_t n) {
   const int64_t images = N ? N : count;
@@ -192,7 +193,7 @@ void forward_points(const AdaptiveFuseArgs& args, T* out, Acc<T>* responses, int
   const ImagesView& im = args.images;
   const LevelView& level = args.levels[0];
   const Tiling tiling = tiling_of<Acc<T>>(args);
-  // Where rows follow each other in every tensor, those of an item are one.
+  // If rows are contiguous in every tensor, an item's rows form a single long one.
   const bool joined = tiling.tiles == 1 && im.stride[3] == im.width && level.stride[3] == im.width;
   const auto fuse = im.count == 2 ? fuse_points<T, 2> : fuse_points<T, 0>;
   for (int64_t index = begin; index < end; ++index) {

@@ -1,10 +1,9 @@
-// What the kernels of adaptive_fuse share, row by row: the cut into items,
-// padded image rows, products with rows of taps.
+// What the kernels of adaptive_fuse share: the division into items, padded image rows, products with rows of taps.
 //
 // The filters are far larger than anything else (k*k values per pixel and image), so every kernel reads or writes each
-// filter value exactly once, a row of one tap at a time, and keeps the rest (padded image rows, sums) in cache.
-// Only *_kernels.cpp files include it, like vec.h; calls with and without coarse levels are compiled apart, so that the
-// loops of the one are laid out as if the other did not exist.
+// filter value exactly once, a row of one tap at a time, and keeps the rest (padded image rows, sums) in cache. As with
+// vec.h, only *_kernels.cpp files include this header. Calls with and without coarse levels are compiled separately,
+// because the loops of one would otherwise change the code layout of the other.
 #pragma once
 #include "../base/buffer.h"
 #include "../base/vec.h"
@@ -15,14 +14,14 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int64_t kBandRows = 16;
-// Elements ahead of the read: the hardware does not prefetch so many streams at once.
+// Elements to prefetch ahead of the read: the hardware does not follow so many streams at once.
 constexpr int64_t kPrefetch = 256;
-// Rows that one tap is applied to before the next, so that its plane is read in long runs.
+// Rows to which one tap is applied before the next, so that its plane is read in long runs.
 constexpr int64_t kStripRows = 16;
 constexpr int64_t kTileColumns = 1024;
 constexpr int64_t kImageBufferBytes = 512 * 1024;
 
-// Lanes of a and b together, numbered in turn.
+// Picks lanes of a and b by index; b's lanes are numbered after a's.
 template <class V> inline V pick_of_two(V a, V b, V index) {
 #if defined(__clang__)
   V out;
@@ -44,7 +43,7 @@ int largest_radius(const AdaptiveFuseArgs& args) {
   return radius;
 }
 
-// How the output is cut into items: bands of rows, tiles of columns narrow enough for their image rows to stay cached.
+// How the output is cut into items: bands of rows, and tiles of columns narrow enough to keep their image rows cached.
 struct Tiling {
   int64_t columns, tiles, bands;
 };
@@ -79,7 +78,7 @@ inline Item item_at(const AdaptiveFuseArgs& args, const Tiling& t, int64_t index
   return item;
 }
 
-// n elements, any stride, to sums' precision.
+// Loads n elements, at any stride, in the precision of sums.
 template <class T> void load_row(Acc<T>* out, const T* row, int64_t stride, int64_t n) {
   int64_t x = 0;
   if (stride == 1)
@@ -103,7 +102,7 @@ template <class T> void load_row(Acc<T>* out, const T* row, int64_t stride, int6
 template <class T> inline T* at(void* data, int64_t offset) { return static_cast<T*>(data) + offset; }
 template <class T> inline const T* at(const void* data, int64_t offset) { return static_cast<const T*>(data) + offset; }
 
-// n elements of a tensor from `offset` on.
+// The same for a tensor, from element `offset` on.
 template <class A>
 void load_stored(A* out, const void* data, Scalar scalar, int64_t offset, int64_t stride, int64_t n) {
   FFMEF_STORED_AS(A, scalar, load_row(out, at<T>(data, offset), stride, n))
@@ -128,10 +127,10 @@ template <> struct BitsOf<8> {
   typedef uint64_t type __attribute__((may_alias));
 };
 
-// Sixteen bytes of values, and of so many taps at once are turned.
+// Taps that turn_block transposes at once.
 template <class Bits> constexpr int kTurned = sizeof(Bits) == 2 ? 8 : 4;
 
-// out[t * pitch + x] = in[x * stride + t] for four taps of as many pixels as it returns, or eight of both in 16 bits.
+// out[t * pitch + x] = in[x * stride + t] for kTurned taps. Returns the number of pixels.
 template <class Bits> inline int turn_block(Bits* out, int64_t pitch, const Bits* in, int64_t stride) {
   constexpr int kSide = kTurned<Bits>;
   typedef Bits Side __attribute__((vector_size(kSide * sizeof(Bits)), may_alias));
@@ -167,7 +166,7 @@ template <class Bits> inline int turn_block(Bits* out, int64_t pitch, const Bits
     low = Side{0, 4, 1, 5};
     high = Side{2, 6, 3, 7};
   }
-  // Each round puts values of rows half the rows apart beside each other.
+  // Each round interleaves every row of the first half with its counterpart in the second.
 #pragma GCC unroll 3
   for (int round = 1; round < kSide; round *= 2) {
     Side next[kSide];
@@ -182,16 +181,16 @@ template <class Bits> inline int turn_block(Bits* out, int64_t pitch, const Bits
   return kSide;
 }
 
-// Pixels that turn_block turns at once.
+// Pixels that turn_block transposes at once.
 template <class Bits> constexpr int64_t kTurnedPixels =
     sizeof(Bits) == 4 && FFMEF_VECTOR_BYTES == 64 ? 16 : kTurned<Bits>;
 
-// out[t][x] = in[x][t], rows of `out` pitch apart and those of `in` stride apart: filters of a convolution in
-// channels_last, whose taps are neighbours.
+// out[t][x] = in[x][t], with rows of `out` pitch apart and those of `in` stride apart. For a convolution's filters in
+// channels_last, whose taps are adjacent in memory.
 template <class Bits>
 void transpose_taps(Bits* out, int64_t pitch, const Bits* in, int64_t stride, int64_t taps, int64_t n) {
   constexpr int64_t kPixels = kTurnedPixels<Bits>;
-  // So far ahead that memory answers in time: pixels are too far apart for the hardware to foresee.
+  // Prefetches far enough ahead for memory to answer in time: pixels are too far apart for the hardware prefetcher.
   constexpr int64_t kLine = 64, kAhead = 8192;
   const int64_t ahead = most(kAhead / (most(stride, 1) * int64_t(sizeof(Bits))), kPixels) * stride;
   int64_t x = 0;
@@ -213,8 +212,8 @@ void transpose_taps(Bits* out, int64_t pitch, const Bits* in, int64_t stride, in
     for (int64_t t = 0; t < taps; ++t) out[t * pitch + x] = in[t];
 }
 
-// Row y of one plane at sums' precision, columns [x0 - radius, x1 + radius), padding resolved, and zeros up to pitch:
-// vectors at the right end read past the halo; their lanes are dropped, but must not be NaN traps.
+// Row y of one plane in the precision of sums: columns [x0 - radius, x1 + radius) with padding resolved, then zeros up
+// to pitch. Vectors at the right end read past the halo. Their lanes are dropped but must not trap on NaN.
 template <class T> void fill_row_typed(Acc<T>* out, const T* plane, const ImagesView& im, Padding padding, int64_t y,
                                        int64_t x0, int64_t x1, int64_t radius, int64_t pitch) {
   const int64_t sy = padded_index(y, im.height, padding);
@@ -236,7 +235,7 @@ template <class T> void fill_row_typed(Acc<T>* out, const T* plane, const Images
   for (int64_t x = x1 - x0 + 2 * radius; x < pitch; ++x) out[x] = Acc<T>(0);
 }
 
-// The same of the plane at `offset` of the images.
+// The same for the plane at `offset` in the images.
 template <class A> void fill_row(A* out, const ImagesView& im, int64_t offset, Padding padding, int64_t y, int64_t x0,
                                  int64_t x1, int64_t radius, int64_t pitch) {
   FFMEF_STORED_AS(A, im.scalar, fill_row_typed(out, at<T>(im.data, offset), im, padding, y, x0, x1, radius, pitch))
@@ -246,7 +245,7 @@ inline int64_t plane_of(const ImagesView& im, int64_t b, int64_t n, int64_t c) {
   return b * im.stride[0] + n * im.stride[1] + c * im.stride[2];
 }
 
-// The padded image rows of one item, all images and channels, at sums' precision.
+// The padded image rows of one item, for all images and channels, in the precision of sums.
 template <class A> struct PaddedRows {
   int64_t radius, pitch, rows;
   Buffer<A> buffer;
@@ -258,7 +257,7 @@ template <class A> struct PaddedRows {
         rows(kBandRows + 2 * radius),
         buffer(args.images.count * args.images.channels * rows * pitch) {}
 
-  // Row y (of the image, from y0 - radius on) so that element [x - x0] is column x - radius.
+  // Row y of the image (from y0 - radius on). Its element [x - x0] is column x - radius.
   const A* row(const Item& item, int64_t plane, int64_t y) const {
     return buffer.data + (plane * rows + (y - item.y0 + radius)) * pitch;
   }
@@ -274,7 +273,7 @@ template <class A> struct PaddedRows {
   }
 };
 
-// sum[x] += sum_j filter_j[x] * image[x + j], one row of k taps at a time. K = 0: the size is known at run time only.
+// sum[x] += sum_j filter_j[x] * image[x + j], one row of k taps at a time. K = 0: the size is known only at run time.
 template <class T, int K>
 void add_taps(Acc<T>* sum, const T* const* filters, const Acc<T>* image, int size, int64_t n) {
   const int k = K ? K : size;
@@ -311,10 +310,10 @@ inline int64_t tap_offset(const LevelView& level, int64_t b, int64_t n, int64_t 
 // Whether rows of taps can be read where they are.
 inline bool in_rows(const LevelView& level) { return level.stride[4] == 1; }
 
-// Columns of filters that are not in rows, made into rows at a time: few enough for the first cache.
+// Columns of filters rearranged into rows at a time: few enough for the first-level cache.
 constexpr int64_t kTurnedColumns = 64;
 
-// Rows of so many taps from the first on, made of filters that are not: `out` has one row after the other, pitch apart.
+// Rearranges `taps` taps, from `first` on, into rows of `out`, which are pitch apart.
 template <class T> void turn_taps(T* out, int64_t pitch, const LevelView& level, int64_t b, int64_t n, int64_t first,
                                   int64_t taps, int64_t y, int64_t x, int64_t count) {
   const T* in = at<T>(level.data, tap_offset(level, b, n, first, y, x));
@@ -328,7 +327,7 @@ template <class T> void turn_taps(T* out, int64_t pitch, const LevelView& level,
 }
 
 // Calls work(i, x, count, filters) for every row i of taps at image row y and columns [x0, x0 + width), in order of i
-// at each column; filters[j] is the row of tap i * k + j from column x0 + x on.
+// at each column. filters[j] is the row of tap i * k + j from column x0 + x on.
 template <class T, class Work> void over_tap_rows(const LevelView& level, int64_t b, int64_t n, int64_t y, int64_t x0,
                                                   int64_t width, T* scratch, const Work& work) {
   const int size = level.size;
@@ -350,7 +349,7 @@ template <class T, class Work> void over_tap_rows(const LevelView& level, int64_
   }
 }
 
-// Room to turn the taps of the largest level that is not in rows.
+// Elements needed to rearrange the taps of the largest level that is not in rows.
 inline int64_t turned_values(const AdaptiveFuseArgs& args) {
   int64_t values = 0;
   for (int l = 0; l < args.level_count; ++l)
@@ -359,10 +358,10 @@ inline int64_t turned_values(const AdaptiveFuseArgs& args) {
   return values;
 }
 
-// All taps of all levels and images at kTurnedColumns columns, made into rows before any is used. Filters split from
-// one convolution share cache lines: pixel by pixel each line is read once, and memory is asked for evenly.
+// All taps of all levels and images at kTurnedColumns columns, rearranged into rows before any is used. Filters split
+// from one convolution share cache lines. Going pixel by pixel reads each line once and loads memory evenly.
 template <class A> struct TurnedLevels {
-  static constexpr int64_t kMostValues = 64 * 1024;  // otherwise levels are turned one by one
+  static constexpr int64_t kMostValues = 64 * 1024;  // beyond this, levels are rearranged one by one
   const AdaptiveFuseArgs& args;
   int64_t values = 0;
   Buffer<A> rows;
@@ -407,8 +406,8 @@ struct NoCoarseLevels {
   NoCoarseLevels(const AdaptiveFuseArgs&, int64_t) {}
 };
 
-// What a level at full resolution adds to sums of image rows [y0, y1) and of `width` columns of an item from its column
-// `first` on, all channels.
+// Adds a full-resolution level to the sums of image rows [y0, y1) of an item, all channels. Covers `width` columns from
+// the item's column `first` on.
 template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const LevelView& level,
                                            const PaddedRows<A>& padded, const Item& item, int64_t y0, int64_t y1,
                                            int64_t first, int64_t width, A* sums, int64_t row_values, int64_t columns,
@@ -438,7 +437,7 @@ template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const L
             [&](int i, int64_t x, int64_t count, const T* const* filters) { add_row(n, y, i, x, count, filters); });
       continue;
     }
-    // Rows inside taps, so that each tap's plane is read in runs that the hardware prefetches.
+    // Rows are the inner loop, so each tap's plane is read in runs that the hardware prefetches.
     for (int i = 0; i < size; ++i)
       for (int64_t y = y0; y < y1; ++y) {
         const T* filters[kMaxFilterSize];
@@ -449,8 +448,8 @@ template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const L
   }
 }
 
-// totals += alpha * sums in rows [y0, y1) of an item, columns [first,
-// first + count); writes the sums to responses, too.
+// totals += alpha * sums in rows [y0, y1) and columns [first, first + count) of an item. Also writes the sums to
+// responses.
 template <class A> void add_response(const AdaptiveFuseArgs& args, int l, const Item& item, int64_t y0, int64_t y1,
                                      int64_t first, int64_t count, int64_t columns, const A* sums, A* totals,
                                      A* responses) {
@@ -467,14 +466,14 @@ template <class A> void add_response(const AdaptiveFuseArgs& args, int l, const 
     }
 }
 
-// Coarse adds what levels on a coarser grid give to sums: NoCoarseLevels for calls without any.
+// Coarse adds levels on a coarser grid to the sums; it is NoCoarseLevels for calls without any.
 template <class Coarse, class A>
 void forward_typed(const AdaptiveFuseArgs& args, void* out, A* responses, int64_t begin, int64_t end) {
   const ImagesView& im = args.images;
   const Tiling tiling = tiling_of<A>(args);
   PaddedRows<A> padded(args, tiling);
   const int64_t turned = turned_values(args);
-  // Taps that are neighbours share cache lines with other levels' and images': one row at a time keeps them cached.
+  // Adjacent taps share cache lines with those of other levels and images: one row at a time keeps them cached.
   const int64_t strip_rows = turned > 0 ? 1 : kStripRows;
   const int64_t row_values = im.channels * tiling.columns, strip_values = strip_rows * row_values;
   Buffer<A> sums(strip_values), totals(strip_values), scratch(turned);
@@ -484,7 +483,7 @@ void forward_typed(const AdaptiveFuseArgs& args, void* out, A* responses, int64_
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
     padded.fill(args, item);
-    // Columns, too, that share cache lines are done with all levels before the next.
+    // Columns share cache lines too, so all levels finish one part of the columns before the next.
     const int64_t part = turned > 0 && !Coarse::kAny ? kTurnedColumns : width;
     for (int64_t y0 = item.y0; y0 < item.y1; y0 += strip_rows) {
       const int64_t y1 = least(y0 + strip_rows, item.y1);
@@ -513,7 +512,8 @@ void forward_typed(const AdaptiveFuseArgs& args, void* out, A* responses, int64_
   }
 }
 
-// padded[u] += sum_j grad[u - j] * filter_j[u - j]: what the outputs of one row give back to the padded row they read.
+// padded[u] += sum_j grad[u - j] * filter_j[u - j]: the gradient that one row of outputs passes back to the padded row
+// it read.
 template <class T, int K>
 void gather_taps(Acc<T>* padded, const Acc<T>* grad, const T* const* filters, int size, int64_t n) {
   const int k = K ? K : size;
@@ -544,7 +544,7 @@ void gather_tap_row(Acc<T>* padded, const Acc<T>* grad, const T* const* filters,
   }
 }
 
-// Coarse makes rows of filters that are given on a coarser grid.
+// Coarse expands filters on a coarser grid to rows.
 template <class Coarse, class A> void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad,
                                                             void* image_grad, int64_t begin, int64_t end) {
   const ImagesView& im = args.images;
@@ -556,7 +556,7 @@ template <class Coarse, class A> void backward_images_typed(const AdaptiveFuseAr
     const int64_t band = index % bands, n = index / bands % im.count, b = index / bands / im.count;
     for (int64_t p = band * kBandRows; p < least((band + 1) * kBandRows, im.height); ++p) {
       std::memset(total.data, 0, size_t(im.channels * im.width) * sizeof(A));
-      // Every padded row that reads image row p; away from the borders that is p alone.
+      // Every padded row that reads image row p. Away from the borders that is only p.
       const bool inside = p > radius && p < im.height - 1 - radius;
       for (int64_t r = inside ? p : -radius; r < (inside ? p + 1 : im.height + radius); ++r) {
         if (padded_index(r, im.height, args.padding) != p) continue;

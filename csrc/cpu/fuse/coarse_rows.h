@@ -1,5 +1,5 @@
-// Rows of planes that are given on a coarser grid: interpolated to full resolution where they are used, and the
-// adjoint. Only *_kernels.cpp files include it, like vec.h.
+// Rows of planes on a coarser grid: interpolation to full resolution where they are used, and its adjoint. As with
+// vec.h, only *_kernels.cpp files include this header.
 #pragma once
 #include "../../common/interpolation.h"
 #include "../base/buffer.h"
@@ -30,7 +30,7 @@ template <class V, class I> inline V pick(V values, I index) {
 #endif
 }
 
-// For every column of an image, the cells that it lies between, ready for whole vectors.
+// For every column of an image, the cells between which it lies, padded for whole vectors.
 template <class T> struct CoarseColumns {
   using A = Acc<T>;
   using Index = typename IndexOf<A>::type;
@@ -39,10 +39,10 @@ template <class T> struct CoarseColumns {
   int64_t cells, width;
   Buffer<Index> first;  // the left cell
   Buffer<Index>
-      offset;  // the left cell, counted from that of the vector's first column (vectors start at multiples of lanes)
-  Buffer<A> share;  // of the cell to the right of it
+      offset;  // the left cell, relative to that of the vector's first column (vectors start at multiples of lanes)
+  Buffer<A> share;  // of the right cell
 
-  // Cells that interpolation reads past the last, at most.
+  // The most cells that interpolation reads past the last.
   static constexpr int64_t kSlack = 2 * lanes<T> + 2;
 
   CoarseColumns(int64_t cells_, int64_t width_)
@@ -60,17 +60,18 @@ template <class T> struct CoarseColumns {
     }
   }
 
-  // The cells that columns [x0, x1) lie between: [begin, end).
+  // The cells [begin, end) between which columns [x0, x1) lie.
   int64_t begin(int64_t x0) const { return first.data[x0]; }
   int64_t end(int64_t x1) const { return first.data[x1 - 1] + 2 < cells ? first.data[x1 - 1] + 2 : cells; }
 
-  // Makes a row of n cells readable by `expand`: the last repeated, numbers behind it. It has room for n + kSlack.
+  // Closes a row of n cells for `expand`: repeats the last, then adds zeros. The row has room for n + kSlack.
   static void close(A* row, int64_t n) {
     row[n] = row[n - 1];
     for (int64_t i = n + 1; i < n + kSlack; ++i) row[i] = A(0);
   }
 
-  // out[0 .. x1 - x0) and up to a vector more; row[0] is cell begin(x0), closed; x0 is a multiple of lanes.
+  // Writes out[0 .. x1 - x0) and up to a vector more. row[0] is cell begin(x0) of a closed row; x0 is a multiple of
+  // lanes.
   void expand(A* out, const A* row, int64_t x0, int64_t x1) const {
     const A* from = row - begin(x0);
     for (int64_t x = x0; x < x1; x += lanes<T>) {
@@ -82,7 +83,7 @@ template <class T> struct CoarseColumns {
     }
   }
 
-  // The adjoint: to[0 .. cells] += what row[0 .. x1 - x0) gives to each cell; the last of them collects zeros.
+  // The adjoint: to[0 .. cells] += what row[0 .. x1 - x0) contributes to each cell. The extra element collects zeros.
   void collect(A* to, const A* row, int64_t x0, int64_t x1) const {
     for (int64_t x = x0; x < x1;) {
       const Index cell = first.data[x];

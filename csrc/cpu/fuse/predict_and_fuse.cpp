@@ -1,5 +1,5 @@
-// Binds predict_and_fuse's CPU kernels to torch: checks what memory safety needs,
-// allocates, spreads bands over threads.
+// Binds predict_and_fuse's CPU kernels to torch: checks what memory safety needs, allocates, spreads bands over
+// threads.
 #include "predict_and_fuse.h"
 
 #include <torch/csrc/stable/library.h>
@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> predict_and_fuse_level_backward_cpu(const Tensor& gra
                   "grad must have the batch, height and width of hidden");
   Tensor hidden_grad = need_hidden ? result_like(hidden, {a.batch, a.images, a.maps, a.height, a.width})
                                    : torch::stable::new_empty(hidden, {0});
-  // One sum for each band, added in their order: the result does not depend on the number of threads.
+  // One sum per band, added in order, so the result does not depend on the number of threads.
   Tensor kernel_grad = need_kernels ? torch::stable::new_empty(hidden, {a.items(), a.maps + 1, a.size, a.size})
                                     : torch::stable::new_empty(hidden, {0});
   if (grad.numel() == 0) return {hidden_grad, kernel_grad};

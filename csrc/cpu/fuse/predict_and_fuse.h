@@ -1,4 +1,4 @@
-// What the binding of predict_and_fuse hands to its CPU kernels: one level, images of one channel, padded already.
+// What the binding of predict_and_fuse hands to its CPU kernels: one level, images of one channel, already padded.
 #pragma once
 #include <cstdint>
 
@@ -12,7 +12,7 @@ constexpr int kMaxPredictedSize = 7;
 // kernel i. Everything is contiguous float32.
 struct PredictAndFuseArgs {
   const float* hidden;   // (B, N, M, H, W)
-  const float* kernels;  // (M + 1, k, k); the last one's map is 1 everywhere
+  const float* kernels;  // (M + 1, k, k); the last kernel's map is 1 everywhere
   const float* padded;   // (B, N, H + k - 1, W + k - 1)
   int64_t batch, images, maps, height, width;
   int size;  // k, odd
@@ -30,7 +30,7 @@ struct PredictAndFuseKernels {
   // out (B, H, W). Items [begin, end).
   void (*forward)(const PredictAndFuseArgs&, float* out, float* scratch, int64_t begin, int64_t end);
 
-  // grad (B, H, W); hidden_grad (B, N, M, H, W) or null; kernel_grad (items, M + 1, k, k) or null, each item's share.
+  // grad (B, H, W); hidden_grad (B, N, M, H, W) or null; kernel_grad (items, M + 1, k, k), one share per item, or null.
   void (*backward)(const PredictAndFuseArgs&, const float* grad, float* hidden_grad, float* kernel_grad, float* scratch,
                    int64_t begin, int64_t end);
 };

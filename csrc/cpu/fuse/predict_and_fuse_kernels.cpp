@@ -1,4 +1,4 @@
-// Prediction and fusion without filters: each hidden map times its response of the image, responses in registers only.
+// Prediction and fusion without filters: each hidden map times its response to the image. Responses stay in registers.
 #include "predict_and_fuse.h"
 
 #include <cstring>
@@ -13,7 +13,7 @@ namespace {
 constexpr int kLanes = lanes<float>;
 constexpr int kAhead = 4;  // vectors along a row
 
-// A band of one padded image, rows apart by whole vectors, so that none is cut and what lies behind a row is zero.
+// A band of one padded image. Rows are whole vectors apart, so no load is cut short and zeros follow each row.
 struct Band {
   const float* rows;
   int64_t stride;
@@ -22,7 +22,7 @@ struct Band {
 int64_t band_stride(const PredictAndFuseArgs& a) { return round_up(a.width + a.size - 1) + kLanes; }
 int64_t band_floats(const PredictAndFuseArgs& a) { return (a.kBandRows + a.size - 1) * band_stride(a); }
 
-// Rows whose products with grad wait for the kernels' gradient: few enough for the first cache.
+// Rows whose products with grad are kept for the kernels' gradient: few enough for the first-level cache.
 int64_t rows_at_a_time(const PredictAndFuseArgs& a) {
   const int64_t rows = 1024 / (a.width + 1);
   return rows < 1 ? 1 : rows > 8 ? 8 : rows;
@@ -48,7 +48,7 @@ template <int OUT, int V> struct Responses {
   FloatVec at[OUT][V];
 };
 
-// The responses of OUT kernels at V vectors; `rows` is the pixel under the first tap.
+// The responses of OUT kernels at V vectors. `rows` points at the pixel under the first tap.
 template <int K, int OUT, int V>
 inline __attribute__((always_inline)) Responses<OUT, V> responses(const float* rows, int64_t stride,
                                                                   const float* kernels) {
@@ -78,7 +78,7 @@ inline void store_upto(float* p, FloatVec v, int64_t count) {
   count < kLanes ? store_part<float>(p, v, count) : store(p, v);
 }
 
-// Calls work.template operator()<V>(x, count) along a row; the last vector has `count` pixels, all others all.
+// Calls work.template operator()<V>(x, count) along a row. The last vector holds `count` pixels; all others are full.
 template <class Work> inline __attribute__((always_inline)) void along(int64_t width, const Work& work) {
   int64_t x = 0;
   for (; x + kAhead * kLanes <= width; x += kAhead * kLanes) work.template operator()<kAhead>(x, kLanes);
@@ -115,7 +115,7 @@ void forward_band(const PredictAndFuseArgs& a, int64_t b, int64_t top, int64_t r
   }
 }
 
-// hidden_grad = grad * response, and received = grad * hidden for the kernels' gradient, of OUT maps and some rows.
+// For OUT maps and some rows: hidden_grad = grad * response, and received = grad * hidden for the kernels' gradient.
 template <int K, int OUT> void backward_rows(const PredictAndFuseArgs& a, const Band& band, int64_t y, int64_t rows,
                                              const float* grad, const float* hidden, const float* kernels,
                                              float* hidden_grad, float* received) {

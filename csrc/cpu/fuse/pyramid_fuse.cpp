@@ -11,7 +11,7 @@
 namespace ffmef {
 namespace {
 
-// Rows that are worth a thread of their own: some tens of thousands of pixels.
+// Rows that justify a separate thread: some tens of thousands of pixels.
 int64_t grain_of(int64_t width) { return 1 + (1 << 15) / (width + 1); }
 
 template <class F> void parallel_rows(int64_t rows, int64_t width, const F& f) {
@@ -30,10 +30,10 @@ struct Call {
   int64_t batch, count, channels, height, width, bands, down, across;
   int scale;
   std::vector<int64_t> heights, widths;
-  std::vector<Buffer<char>> coarse;            // the pyramids' levels above the first, all images in a row
+  std::vector<Buffer<char>> coarse;            // the pyramids' coarser levels, with the images one after another
   std::vector<std::vector<PlaneView>> planes;  // by level and image
 
-  // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
+  // The public function explains mistakes. These checks only keep memory safe when the dispatcher is called directly.
   Call(const Tensor& images_, const Tensor& weights_, const Tensor& base_, int64_t scale_)
       : scalar(scalar_of(images_)),
         wide(wide_of(scalar)),
@@ -78,7 +78,7 @@ struct Call {
     return static_cast<const char*>(weights.data_ptr()) + (b * bands + level) * count * down * across * item;
   }
 
-  // The view of a picture (.., H, W) of the images' dtype at an offset.
+  // Views a picture (.., H, W) of the images' dtype at an offset.
   PlaneView stored_view(const Tensor& tensor, int64_t offset) const {
     const int64_t bytes = bytes_of(scalar);
     const int64_t d = tensor.dim();
@@ -151,7 +151,7 @@ std::vector<Tensor> pyramid_fuse_backward_cpu(const Tensor& grad, const Tensor& 
   Tensor image_grad = need_images
                           ? result_like(images, {call.batch, call.count, call.channels, call.height, call.width})
                           : torch::stable::new_empty(images, {0});
-  // Sums over channels are kept wide until the end.
+  // Sums over channels keep the wide dtype until the end.
   Tensor weight_grad = torch::stable::new_zeros(call.weights, {call.batch, bands, call.count, call.down, call.across});
   Tensor base_grad = torch::stable::new_zeros(call.base, {call.batch, call.count, call.down, call.across});
   const int64_t bytes = bytes_of(call.scalar);

@@ -10,20 +10,20 @@ namespace ffmef {
 // Largest factor between a level of the pyramid and the grid of weights.
 constexpr int kMaxExpansion = 64;
 
-// A picture of any strides, in the images' dtype or (stored = false) in that of sums.
+// A picture with any strides, in the images' dtype or (stored = false) in the dtype of sums.
 struct PlaneView {
   const void* data;
   int64_t row_stride, column_stride;
   bool stored;
 };
 
-// One level of the pyramids of one batch element and channel. Everything but `fine` and `grad` is contiguous and in
-// the dtype of sums: float for float, float16 and bfloat16, else double.
+// One level of the pyramids of one batch element and channel. Everything except `fine` and `grad` is contiguous and in
+// the dtype of sums: float for float, float16 and bfloat16, otherwise double.
 struct PyramidLevel {
   Scalar scalar;
   int64_t count;             // images
   int64_t height, width;     // of this level
-  const PlaneView* fine;     // a plane for each image
+  const PlaneView* fine;     // one plane per image
   const void* coarse;        // (count, ceil(height / 2), ceil(width / 2)), or null at the lowest level
   const void* coarse_fused;  // the fused level below, or null at the lowest level
   const void* weights;       // (count, cells_down, cells_across)
@@ -35,19 +35,19 @@ struct PyramidLevel {
 struct PyramidFuseKernels {
   // Rows [begin, end) of the result; one thread computes each, so results do not depend on the number of threads.
 
-  // coarse (contiguous, of sums' dtype) = means of 2 x 2 pixels of fine (height, width); rows are those of coarse.
+  // coarse (contiguous, in the dtype of sums) = means of 2 x 2 pixels of fine (height, width). Rows refer to coarse.
   void (*halve)(Scalar, const PlaneView& fine, int64_t height, int64_t width, void* coarse, int64_t begin, int64_t end);
 
-  // The fused level, in the images' dtype (stored) or in that of sums.
+  // The fused level, in the images' dtype (stored) or in the dtype of sums.
   void (*fuse)(const PyramidLevel&, void* out, bool stored, int64_t begin, int64_t end);
 
-  // coarse (height, width) = adjoint of expansion by 2 applied to sum over images of scale[n] * fine[n], where scale
-  // is expanded weights, or 1 where level.weights is null (then count is 1). Rows are those of coarse.
+  // coarse (height, width) = adjoint of the expansion by 2, applied to the sum over images of scale[n] * fine[n]. scale
+  // holds the expanded weights. If level.weights is null, count is 1 and scale is 1. Rows refer to coarse.
   void (*expand_adjoint)(const PyramidLevel& level, int64_t image, void* coarse, int64_t height, int64_t width,
                          int64_t begin, int64_t end);
 
-  // Gradient of one level's weights, (count, cells_down, cells_across), from grad and the level's bands; added to what
-  // is there. Rows are rows of cells.
+  // Adds the gradient of one level's weights, (count, cells_down, cells_across), from grad and the level's bands. Rows
+  // are rows of cells.
   void (*weights_gradient)(const PyramidLevel&, void* out, int64_t begin, int64_t end);
 
   // Gradient of image n at this level: weights * grad - above + spread(below). `above` (the adjoint expansion of the

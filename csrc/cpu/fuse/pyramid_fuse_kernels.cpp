@@ -1,4 +1,4 @@
-// Laplacian pyramids fused band by band with weights from a coarse grid, and the gradients, row by row.
+// Fuses Laplacian pyramids band by band with weights from a coarse grid, and computes the gradients, row by row.
 //
 // Nothing is stored at full resolution: rows of weights, of the level below and of gradients are computed where used.
 #include "pyramid_rows.h"
@@ -7,7 +7,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// A row in sums' precision: where it lies, or a copy.
+// A row in the precision of sums: in place if it is stored that way, otherwise a copy.
 template <class T> const Acc<T>* read_row(const PlaneView& plane, int64_t y, int64_t width, Acc<T>* copy) {
   using A = Acc<T>;
   if (!plane.stored || std::is_same_v<T, A>) {
@@ -149,7 +149,7 @@ template <class T> void image_gradient_typed(const PyramidLevel& level, int64_t 
       for (int64_t x = 0; x < width; ++x) s[x] -= row[x];
     }
     if (below != nullptr) {
-      // An odd border was read twice when the level was halved.
+      // Halving the level read an odd border twice.
       const A* row = static_cast<const A*>(below) + y / 2 * across;
       const A quarter = y == level.height - 1 && level.height % 2 ? A(0.5) : A(0.25);
       for (int64_t x = 0; x < width; ++x) s[x] += quarter * row[x / 2];

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kExposureBands = 3, kMostOctaves = 16;
 
-// Contiguous pictures of one size; the public function explains mistakes.
+// Contiguous pictures of one size. The public function explains mistakes.
 struct Unpacked {
   std::vector<Tensor> kept;
   Pictures pictures;

@@ -8,7 +8,7 @@
 namespace ffmef {
 
 constexpr int kMaxGrids = 8;
-// Channels of every grid are a multiple of it; the stem has at most as many.
+// The channels of every grid are a multiple of this; the stem has at most this many.
 constexpr int kChannelBlock = 16;
 
 // Weights as torch keeps them, (outputs, inputs, size, size) and (outputs,); contiguous float32.
@@ -23,7 +23,7 @@ struct PredictNetwork {
   PredictConv stem, enter, meet, statistics;
   PredictConv down[kMaxGrids], encode[kMaxGrids], up[kMaxGrids], decode[kMaxGrids];  // grids - 1 of each
   PredictConv overall, meet_coarsest, head;
-  const float* prior;                    // of the bands, the base, the fine octaves and the others
+  const float* prior;                    // for the bands, the base, the fine octaves and the others
   std::shared_ptr<const void> prepared;  // weights as the kernels read them
 };
 
@@ -35,9 +35,9 @@ struct PredictCells {
   const float* preference;  // (count), added to the logits, or null
 };
 
-constexpr int kFurtherPlanes = 3;  // beyond the bands': of the base, the fine octaves and the others
+constexpr int kFurtherPlanes = 3;  // besides the bands' planes: base, fine octaves and other octaves
 
-// Maps (count, h, w) of h = ceil(height / 4) rows.
+// Maps (count, h, w) with h = ceil(height / 4) rows.
 struct PredictMaps {
   float *weights, *base;  // (bands, count, h, w) and (count, h, w): share (1 + gain)
   float* shares;          // of the base
@@ -52,7 +52,7 @@ struct ParallelRows {
 };
 
 struct PyramidPredictKernels {
-  // Arranges a network's weights for `predict`, once for many calls; `forget` gives them back.
+  // Arranges a network's weights for `predict`, once for many calls. `forget` releases them.
   const void* (*prepare)(const PredictNetwork&);
   void (*forget)(const void*);
   // half: (count, height, width).

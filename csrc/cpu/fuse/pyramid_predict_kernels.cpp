@@ -1,8 +1,8 @@
-// The coarse predictor of PyramidFFMEF (ffmef/models/pyramid.py): maps with channels last, a block of channels in the
-// vectors' lanes, several cells in registers.
+// The coarse predictor of PyramidFFMEF (ffmef/models/pyramid.py): maps have channels last, a block of channels fills
+// the vectors' lanes, and several cells stay in registers.
 //
-// With channels last the taps of a convolution that lie in one row are one run of memory, so every layer (2x2 with
-// stride 2, 3x3, 1x1) is the same loop over runs.
+// With channels last, the taps in one row of a convolution form one run of memory, so every layer (2x2 with stride 2,
+// 3x3, 1x1) is the same loop over runs.
 #include "pyramid_predict.h"
 
 #include <memory>
@@ -18,9 +18,9 @@ namespace {
 constexpr int kVectors = kChannelBlock / lanes<float>;  // of one block
 constexpr int kCells = kVectors >= 8 ? 1 : 8 / kVectors;
 
-enum class Finish { plain, rectify, rectify_add };  // y, max(y, 0), max(y, 0) + the layer's own input
+enum class Finish { plain, rectify, rectify_add };  // y, max(y, 0), max(y, 0) + the layer's input
 
-// A convolution's weights by block of outputs, run and place in the run.
+// A convolution's weights, ordered by block of outputs, run and place in the run.
 struct Packed {
   int runs, length, outputs;
   std::vector<float> weights, bias;
@@ -72,7 +72,7 @@ template <int CELLS> inline void convolve_cells(const Packed& conv, const float*
   }
 }
 
-// The last cells of a row, fewer than kCells, at the same time: a single cell would wait for its own sums.
+// Computes the last cells of a row, fewer than kCells, together: a single cell would wait for its own sums.
 template <int CELLS> inline void convolve_rest(int64_t cells, const Packed& conv, const float* const* runs,
                                                int64_t step, float* out, int64_t out_step, Finish finish,
                                                const float* own) {
@@ -82,8 +82,8 @@ template <int CELLS> inline void convolve_rest(int64_t cells, const Packed& conv
   }
 }
 
-// `cells` outputs along a row. A last block of channels that is not full writes zeros into the next cell, which is
-// written after it; `out` has room for one block more.
+// Computes `cells` outputs along a row. A partial last block of channels writes zeros into the next cell, which is
+// written afterwards. `out` has room for one more block.
 void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_t cells, float* out, int64_t out_step,
               Finish finish, const float* own = nullptr) {
   const float* runs[4] = {};
@@ -98,11 +98,11 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
   convolve_rest<kCells - 1>(cells - x, conv, runs, step, out, out_step, finish, own);
 }
 
-// A 3x3 convolution of as many outputs as inputs. Four neighbours of a row are found together from six transformed
-// values (Winograd's F(4, 3), along rows alone): half of the multiplications, and errors of a few roundings more.
+// A 3x3 convolution with as many outputs as inputs. Four neighbours in a row are computed together from six transformed
+// values (Winograd's F(4, 3), along rows only). This halves the multiplications and adds a few rounding errors.
 struct Repeating {
   static constexpr int kTogether = 4, kValues = 6;
-  // More vectors to a block than this leave no registers for the sums of a group.
+  // More vectors per block would leave no registers for the sums of a group.
   static constexpr bool kTransformed = kVectors <= 2;
   static constexpr int kGroups = kVectors == 1 ? 4 : 1;  // at a time
 
@@ -129,7 +129,7 @@ struct Repeating {
   static int64_t groups_of(int64_t width) { return (width + kTogether - 1) / kTogether; }
   int64_t transformed_size(int64_t width) const { return groups_of(width) * kValues * channels; }
 
-  // A row with a border of one cell; beyond it, its last cell is repeated.
+  // Transforms a row with a border of one cell. Beyond the border its last cell is repeated.
   void transform(const float* row, int64_t width, float* out) const {
     for (int64_t x = 0; x < width; x += kTogether)
       for (int v = 0; v < channels; v += lanes<float>, out += lanes<float>) {
@@ -144,8 +144,8 @@ struct Repeating {
       }
   }
 
-  // Groups from `first` on: rectified, and the layer's own input added. CHANNELS are known where they are few, so that
-  // places need no registers; 0 for any number.
+  // Computes groups from `first` on: rectifies them and adds the layer's input. CHANNELS is fixed if there are few,
+  // because addresses then need no registers; 0 stands for any number.
   template <int GROUPS, int CHANNELS>
   void multiply(const float* const* rows, int64_t first, int64_t width, float* out, const float* own) const {
     const int64_t channels = CHANNELS > 0 ? CHANNELS : this->channels;
@@ -202,7 +202,7 @@ struct Repeating {
   }
 };
 
-// A network's weights as they are read.
+// A network's weights in the order in which the kernels read them.
 struct Prepared {
   Packed stem, enter, meet, overall, meet_coarsest, head;
   std::vector<Packed> down, up;
@@ -224,7 +224,7 @@ struct Prepared {
   }
 };
 
-// A map (height, width, channels) with a border of one zero cell around it.
+// A map (height, width, channels) with a border of one zero cell.
 struct Map {
   int64_t height = 0, width = 0, channels = 0;
   Buffer<float> data;
@@ -245,15 +245,15 @@ struct Map {
   }
 };
 
-using Maps = std::vector<Map>;  // one for each image, of one size
+using Maps = std::vector<Map>;  // one per image, all of one size
 
 template <class F> void over_rows(ParallelRows parallel, int64_t rows, int64_t row_cost, const F& body) {
   parallel.run(parallel.threads, rows, row_cost, const_cast<F*>(&body),
                [](void* f, int64_t begin, int64_t end) { (*static_cast<const F*>(f))(begin, end); });
 }
 
-// Rows of all images: threads meet once per layer, not once per image, and each keeps to the same rows of all of them
-// from layer to layer, so that what it reads mostly lies in its own cache. Calls body(image, begin, end).
+// Calls body(image, begin, end) for rows of all images. Threads synchronise once per layer, not once per image. Each
+// keeps the same rows of all images from layer to layer, so what it reads is mostly in its own cache.
 template <class F>
 void over_rows_of_images(ParallelRows parallel, int64_t count, int64_t rows, int64_t row_cost, const F& body) {
   over_rows(parallel, rows, count * row_cost, [&](int64_t begin, int64_t end) {
@@ -268,7 +268,7 @@ void rectify_row(float* row, const float* added, int64_t n) {
   }
 }
 
-// Every image's map plus a 1x1 convolution of their mean and maximum, rectified.
+// Adds to every image's map a 1x1 convolution of the maps' mean and maximum, and rectifies the sum.
 void meet(const Packed& packed, Maps& maps, ParallelRows parallel) {
   const int64_t width = maps[0].width, channels = maps[0].channels;
   over_rows(parallel, maps[0].height, width * channels * (2 * channels + 8), [&](int64_t begin, int64_t end) {
@@ -302,7 +302,7 @@ Maps maps_of(size_t count, int64_t height, int64_t width, int64_t channels) {
   return maps;
 }
 
-// relu(3x3(x)) + x into other maps; borders are repeated.
+// Returns relu(3x3(x)) + x in new maps. Borders are repeated.
 Maps refine(const Repeating& conv, const Maps& in, ParallelRows parallel) {
   const int64_t height = in[0].height, width = in[0].width, channels = in[0].channels;
   Maps out = maps_of(in.size(), height, width, channels);
@@ -310,7 +310,7 @@ Maps refine(const Repeating& conv, const Maps& in, ParallelRows parallel) {
       parallel, int64_t(in.size()), height, width * channels * channels * 6,
       [&](int64_t image, int64_t begin, int64_t end) {
         const Map& map = in[image];
-        // The last three rows that were transformed, and which they are.
+        // The last three transformed rows, and their numbers.
         const int64_t size = Repeating::kTransformed ? conv.transformed_size(width) : 0;
         Buffer<float> transformed(3 * size);
         int64_t held[3] = {-1, -1, -1};
@@ -338,7 +338,7 @@ Maps refine(const Repeating& conv, const Maps& in, ParallelRows parallel) {
   return out;
 }
 
-// relu of a 2x2 convolution with stride 2; an odd border is repeated, and so are the ends of the result.
+// relu of a 2x2 convolution with stride 2. An odd border is repeated, and so are the ends of the result's rows.
 Maps shrink(const Packed& packed, const Maps& in, ParallelRows parallel) {
   const int64_t c = in[0].channels, width = in[0].width, height = half_of(in[0].height), across = half_of(width);
   Maps out = maps_of(in.size(), height, across, packed.outputs);
@@ -413,7 +413,7 @@ Maps enter(const Prepared& ready, const PredictNetwork& net, const float* half, 
   return out;
 }
 
-// relu(bilinear(1x1(coarse)) + skip), in the skips' places.
+// relu(bilinear(1x1(coarse)) + skip), written over the skips.
 void raise(const Packed& packed, const Maps& coarse, Maps& skips, ParallelRows parallel) {
   const int64_t c = packed.outputs, below = coarse[0].height, across = coarse[0].width, inputs = coarse[0].channels;
   const int64_t height = skips[0].height, width = skips[0].width;
@@ -485,9 +485,8 @@ inline FloatVec logarithm(FloatVec x) {
   return (p * m * square - n * 2.12194440e-4f - square * 0.5f + m) + n * 0.693359375f;
 }
 
-// One row of cells of the head's results, all images: lanes are planes, logits in the first half of those that are
-// used, gains in the second. Shares, gains and what images count by them have the planes of the logits in the same
-// lanes.
+// One row of cells of the head's results, for all images. Lanes are planes: logits in the first half of the lanes in
+// use, gains in the second. Shares, gains and the resulting weights keep each plane in the lane of its logit.
 struct HeadRow {
   const int64_t count, width, line;
   const int planes;
@@ -504,12 +503,12 @@ struct HeadRow {
         weights(count_ * line),
         recorded(width_ + lanes<float>),
         usable(width_ + lanes<float>) {
-    // Behind the cells, where gains are read from lanes that nobody uses.
+    // Zeros after the cells, because gains are also read for lanes that are not in use.
     for (int64_t n = 0; n < count; ++n)
       std::memset(values.data + n * line + width * kChannelBlock, 0, 2 * kChannelBlock * sizeof(float));
   }
 
-  // What an exposure has recorded, and whether it may be used at all, makes it likelier.
+  // Adds to an exposure's logits what it has recorded, how far it is usable, and its preference.
   void add_prior(const float* prior, const PredictCells& cells, int64_t y, int64_t height) {
     float weighed[kChannelBlock] = {}, all[kChannelBlock] = {};
     for (int p = 0; p < planes; ++p) weighed[p] = prior[p], all[p] = 1.0f;
@@ -534,13 +533,13 @@ struct HeadRow {
     }
   }
 
-  // Softmax over the images, and gains as far as the gate of a cell is open.
+  // Softmax over the images, and gains scaled by the gate of each cell.
   void weigh(const float* gate) {
     for (int64_t x = 0; x < width; ++x)
       for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
         const int64_t first = x * kChannelBlock + v;
         if (count == 2) {
-          // The larger one's exponential is 1.
+          // The exponential of the larger logit is 1.
           const FloatVec ahead = load(values + first) - load(values + first + line), none{};
           const FloatVec less = exponential(ahead > none ? -ahead : ahead), scale = 1.0f / (less + 1.0f);
           store_cell(first, gate[x], ahead < none ? less * scale : scale);
@@ -571,7 +570,7 @@ struct HeadRow {
     store(weights + place, share * (1.0f + gain));
   }
 
-  // One plane of an image from a row of cells' lanes.
+  // Extracts one plane of an image from the lanes of a row of cells.
   void take(const Row<float>& from, int64_t n, int plane, float* __restrict out) const {
     const float* __restrict in = from.data + n * line + plane;
     for (int64_t x = 0; x < width; ++x) out[x] = in[x * kChannelBlock];
@@ -593,7 +592,7 @@ void finish(const Packed& head, const PredictNetwork& net, const Maps& maps, con
         convolve(head, in, maps[n].channels, width, row.values.data + n * row.line, kChannelBlock, Finish::plain);
       }
       row.add_prior(net.prior, cells, y, height);
-      // Gains act where exposures differ, so that a picture fused with itself stays as it is.
+      // Gains act only where exposures differ: a picture fused with itself must not change.
       for (int64_t x = 0; x < width; ++x) gate[x] = cells.apart[y * width + x] / (cells.apart[y * width + x] + 0.04f);
       row.weigh(gate.data());
       for (int64_t n = 0; n < count; ++n) {

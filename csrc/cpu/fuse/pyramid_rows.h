@@ -1,5 +1,5 @@
-// Rows of Laplacian pyramids: interpolation to finer grids and its adjoint, in sums' precision.
-// Only *_kernels.cpp files include it, like vec.h.
+// Rows of Laplacian pyramids: interpolation to finer grids and its adjoint, in the precision of sums. As with vec.h,
+// only *_kernels.cpp files include this header.
 #pragma once
 #include <type_traits>
 
@@ -16,7 +16,7 @@ template <class A> using Row = Buffer<A>;
 
 inline int64_t half_of(int64_t size) { return (size + 1) / 2; }
 
-// Rows of a grid `factor` times finer; the border holds beyond the outermost centres.
+// Rows of a grid `factor` times finer. Beyond the outermost centres, the border value holds.
 using RowTap = Tap<int64_t, double>;
 
 inline RowTap tap_of(int64_t fine, int factor, int64_t size) {
@@ -53,7 +53,7 @@ template <int R, class A> inline void expand_row_by(A* __restrict out, const A* 
   }
 }
 
-// R = 2 is half of the work at full resolution; whole vectors of pairs.
+// R = 2 is half of the work at full resolution, so it has a loop that compiles to whole vectors of pairs.
 template <class A> inline void expand_row_by_2(A* __restrict out, const A* __restrict row, int64_t n) {
   for (int64_t j = 0; j <= n; ++j) {
     const A a = row[j - 1], b = row[j];
@@ -77,7 +77,7 @@ template <class A> inline const A* expand_row(A* out, const A* row, int64_t n, i
 
 inline int64_t expanded_size(int64_t n, int factor) { return (n + 1) * factor; }
 
-// Row y of a plane (rows x n, contiguous) expanded: two rows mixed, then along the row.
+// Expands row y of a plane (rows x n, contiguous): interpolates between two rows, then along the row.
 template <class A> struct Expander {
   Row<A> mixed, fine;
   Expander(int64_t n, int factor) : mixed(n + 2), fine(expanded_size(n, factor)) {}
@@ -88,8 +88,8 @@ template <class A> struct Expander {
   }
 };
 
-// The adjoint of expand_row: cells[0 .. n) from a row of `width` pixels, added with its own factor.
-// `padded` has expanded_size(n, factor) elements.
+// The adjoint of expand_row: adds a row of `width` pixels, times a factor, to cells[0 .. n). `padded` has
+// expanded_size(n, factor) elements.
 template <class A>
 inline void collect_row(A* cells, const A* row, int64_t width, int64_t n, int factor, A gain, A* padded) {
   if (factor == 1) {
@@ -100,7 +100,7 @@ inline void collect_row(A* cells, const A* row, int64_t width, int64_t n, int fa
   for (int64_t i = 0; i < margin; ++i) padded[i] = A(0);
   std::memcpy(padded + margin, row, size_t(width) * sizeof(A));
   for (int64_t i = margin + width; i < size; ++i) padded[i] = A(0);
-  A carried = A(0);  // the part of the segment before that belongs to this cell
+  A carried = A(0);  // the part of the previous segment that belongs to this cell
   for (int64_t j = 0; j <= n; ++j) {
     A low = A(0), high = A(0);
     for (int k = 0; k < factor; ++k) {
