@@ -1,5 +1,5 @@
-// Splits outputs and rows for kernels that hold several outputs at several vectors of pixels in registers.
-// Included by kernel files only; internal linkage for the reason given in vec.h.
+// Splits outputs and rows for kernels that hold several outputs at several vectors of pixels in registers. Only kernel
+// files include this header; it has internal linkage for the reason given in vec.h.
 #pragma once
 #include <cstdint>
 
@@ -9,8 +9,8 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// Calls work.template operator()<OUT>(o) for blocks of outputs that share the loaded pixels: blocks of five if that
-// divides the count (the 25 taps of a 5 x 5 kernel), otherwise blocks of four, then single outputs.
+// Calls work.template operator()<OUT>(o) for blocks of outputs that share the loaded pixels: blocks of five if five
+// divides the count (as for the 25 taps of a 5 x 5 kernel), otherwise blocks of four, then single outputs.
 template <class Work> inline void in_blocks(int64_t count, const Work& work) {
   int64_t o = 0;
   if (count % 5 == 0)

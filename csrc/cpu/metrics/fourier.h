@@ -1,5 +1,5 @@
-// Inverse Fourier transforms of several sequences at once, of any length, in float or double.
-// Only *_kernels.cpp files include it, like vec.h.
+// Inverse Fourier transforms of several sequences at once, of any length, in float or double. As with vec.h, only
+// *_kernels.cpp files include this header.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// One element of as many sequences as a register holds.
+// One element from each of as many sequences as a register holds.
 template <class T> struct Complex {
   Vec<T> re, im;
 };
@@ -46,15 +46,15 @@ inline int64_t next_radix(int64_t length) {
   return length;
 }
 
-// How a prime radix is evaluated: directly where convolution is 0, else by a circular convolution of that length.
+// How a prime radix is evaluated: directly if convolution is 0, otherwise by a circular convolution of that length.
 struct Evaluation {
   int64_t convolution;
-  double cost;  // multiply-adds an output, near enough to choose by
+  double cost;  // multiply-adds per output, roughly: only for choosing
 };
 inline double transform_cost(int64_t length);
 
-// Rader: apart from its first element, a transform of prime length is a circular convolution of one less, or of
-// anything from twice as long on, with zeros between.
+// Rader's method: apart from its first element, a transform of prime length is a circular convolution whose length is
+// one less. Zeros inserted in between allow any length from about twice that on.
 inline Evaluation evaluation(int64_t radix) {
   Evaluation best{0, double(radix + 4)};
   if (radix <= 13) return best;
@@ -85,8 +85,8 @@ inline double transform_cost(int64_t length) {
 }
 
 // Self-sorting passes (Stockham): a pass of radix p reads x[i + m (j + p k)] and writes y[i + m (k + l q)], with l the
-// product of the radices before it and m the rest. Factors 4 and 2 are written out; odd ones are evaluated directly
-// with the symmetry of cosine and sine, or by a convolution where that is less work.
+// product of the radices before it and m the rest. Factors 4 and 2 are written out; odd ones are evaluated directly,
+// using the symmetry of cosine and sine, or by a convolution if that is less work.
 template <class T> class InverseTransform {
  public:
   explicit InverseTransform(int64_t length) : length_(length), scratch_(size_t(length)) {
@@ -116,7 +116,7 @@ template <class T> class InverseTransform {
     if (result != data) std::copy(result, result + length_, data);
   }
 
-  // The same to one of two places: to the first one, if the number of passes is odd. `from` may be the second one.
+  // The same, with the result in one of two places: the first if the number of passes is odd. `from` may be the second.
   Complex<T>* run(const Complex<T>* from, Complex<T>* to, Complex<T>* other) {
     if (passes_.empty()) other[0] = from[0];
     for (const Pass& pass : passes_) {
@@ -154,7 +154,7 @@ template <class T> class InverseTransform {
   struct Convolution {
     std::vector<int64_t> powers;  // of a generator g of the numbers modulo the prime
     InverseTransform transform;
-    std::vector<T> response;  // transform of the rotations in the order of the powers, over the length
+    std::vector<T> response;  // transform of the rotations in the order of the powers, divided by the length
     std::vector<C> values, others;
 
     Convolution(int64_t prime, int64_t length) : transform(length), values(size_t(length)), others(size_t(length)) {
@@ -260,7 +260,7 @@ template <class T> class InverseTransform {
           total = {total.re + sums[j - 1].re, total.im + sums[j - 1].im};
         }
         y[i + m * k] = total;
-        // In groups of nearly equal size: one output alone would load as much as a group.
+        // Groups have nearly equal sizes, because a single output would load as much as a group.
         int64_t q = 1, groups = (half + kOutputs - 1) / kOutputs;
         for (; groups > 0; --groups) {
           const int64_t group = (half + 1 - q + groups - 1) / groups;
@@ -279,14 +279,14 @@ template <class T> class InverseTransform {
       }
   }
 
-  // As many outputs at once as the registers hold, so that each sum is loaded once for all of them.
+  // Computes as many outputs at once as the registers hold: each sum is then loaded once for all of them.
 #if defined(__AVX512F__)
   static constexpr int kOutputs = 5;
 #else
   static constexpr int kOutputs = 2;
 #endif
 
-  // Outputs q to q + count - 1 and their mirror images; half is known_half unless that is 0.
+  // Outputs q to q + count - 1 and their mirror images. half is known_half unless that is 0.
   template <int count, int known_half> static void outputs(const Pass& p, int64_t i, int64_t k, int64_t q,
                                                            const C& first, const C* sums, const C* differences, C* y) {
     const int64_t m = p.rest, l = p.before, half = known_half ? known_half : p.radix / 2;
@@ -329,7 +329,7 @@ template <class T> class InverseTransform {
         for (int64_t t = 0; t < length; ++t) put(values[t], C(values[t]), &c.response[size_t(2 * t)]);
         values[0].re += first.re;  // reaches every output
         values[0].im += first.im;
-        // Again, which leaves the elements in the reverse order of the forward transform.
+        // A second inverse transform leaves the elements in the reverse order of a forward one.
         if (c.transform.run(values, others, values) == others) std::swap(values, others);
         for (int64_t v = 0; v < count; ++v) {
           const int64_t q = c.powers[size_t((count - v) % count)];

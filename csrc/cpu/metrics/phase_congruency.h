@@ -13,8 +13,8 @@ constexpr int64_t phase_congruency_tiles(int64_t width) { return width / 2 / kPh
 
 struct PhaseCongruencyArgs {
   int64_t height, width;
-  // [table][mirrored][tile][H][kPhaseCongruencyTile]: radial factor of the smallest scale, what it is multiplied with
-  // from scale to scale besides decay, and angle, of the frequencies x = 0, 1, ... or mirrored W - x.
+  // [table][mirrored][tile][H][kPhaseCongruencyTile]: for the frequencies x = 0, 1, ... or, mirrored, W - x, the radial
+  // factor of the smallest scale, its ratio from scale to scale (apart from decay), and the angle.
   const double* tables;
   const double* decay;  // [scales]
   double angular_deviation;
@@ -24,12 +24,13 @@ struct PhaseCongruencyArgs {
 
 constexpr int kMostScales = 8;
 
-// In units of grey levels. Where the threshold of noise is above this, float computes the same maps: its rounding
-// (about 1e-5) stays below the threshold and is cut off. A picture that is flat by more than half has no noise to tell.
+// In grey levels. If the noise threshold is above this, float computes the same maps: its rounding (about 1e-5) stays
+// below the threshold and is cut off. A picture that is more than half flat gives no estimate of noise.
 constexpr double kLeastThreshold = 1e-2;
 
 struct PhaseCongruencyKernels {
-  // Of one picture, [H][W]; maps is [3][H][W]: phase congruency, maximum moment, minimum moment. False: rounding shows.
+  // For one picture, [H][W]. maps is [3][H][W]: phase congruency, maximum moment, minimum moment. Returns false if
+  // rounding would show.
   bool (*in_float)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
   bool (*in_double)(const PhaseCongruencyArgs&, const uint8_t* levels, float* maps);
 };

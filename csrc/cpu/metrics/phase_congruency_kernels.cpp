@@ -1,9 +1,10 @@
 // Phase congruency and its moments from the spectrum of one channel.
 //
-// Spectrum and tables lie in tiles of kTile columns, so that they are read in order. A picture's spectrum is kept up to
-// the middle column; a column beyond is the conjugate mirror image of one before. For each orientation the filtered
-// spectra of all scales go through the columns, are kept in bands of rows with the values of a column side by side, and
-// go through the rows; a band's energy is summed while it is in cache.
+// The spectrum and the tables are stored in tiles of kTile columns, so that they are read in order. A picture's
+// spectrum is kept up to the middle column: each later column is the conjugate mirror image of an earlier one. For each
+// orientation, the filtered spectra of all scales are transformed along the columns, kept in bands of rows with the
+// values of a column side by side, and transformed along the rows. A band's energy is summed while the band is in
+// cache.
 #include "phase_congruency.h"
 
 #include <algorithm>
@@ -40,7 +41,7 @@ template <class T> struct Format;
 template <> struct Format<double> {
   using Integers = LongVec;
   using Sum = HalfFloatVec;                               // sums over the orientations are kept in float
-  static constexpr double to_whole = 6755399441055744.0;  // adding it rounds to whole numbers
+  static constexpr double to_whole = 6755399441055744.0;  // adding this rounds to whole numbers
   static constexpr double ln2_high = 6.93147180369123816490e-01, ln2_low = 1.90821492927058770002e-10;
   static constexpr int terms = 13, mantissa = 52, bias = 1023;
 };
@@ -52,7 +53,7 @@ template <> struct Format<float> {
   static constexpr int terms = 7, mantissa = 23, bias = 127;
 };
 
-// exp where neither it nor its inverse overflows: 2^k times a polynomial of the rest, to about the last place.
+// exp, to about the last place, if neither it nor its inverse overflows: 2^k times a polynomial of the remainder.
 template <class T> Vec<T> exponential(Vec<T> v) {
   using F = Format<T>;
   using Integers = typename F::Integers;
@@ -64,13 +65,13 @@ template <class T> Vec<T> exponential(Vec<T> v) {
       1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0};
   Vec<T> sum{};
   for (int i = F::terms; i >= 0; --i) sum = sum * r + T(kInverseFactorials[i]);
-  // The low bits of shifted hold k; the constant's own low bits are zero.
+  // The low bits of shifted hold k, because the constant's low bits are zero.
   using Integer = std::remove_reference_t<decltype(Integers{}[0])>;
   const Integers exponent = ((Integers)shifted << F::mantissa) + (Integer(F::bias) << F::mantissa);
   return sum * (Vec<T>)exponent;
 }
 
-// Numbers of a table as T.
+// Loads numbers of a table as T.
 inline DoubleVec load_as(const double* from, DoubleVec) { return load(from); }
 inline FloatVec load_as(const double* from, FloatVec) {
   const HalfFloatVec low = __builtin_convertvector(load(from), HalfFloatVec);
@@ -123,13 +124,13 @@ template <class T> struct Work {
     for (int s = 0; s < std::max(2, a.scales); ++s) filtered.emplace_back(bands * width, Pages::large);
   }
 
-  // What a band holds once its energy is known takes the place of the transforms that it came from.
+  // Once a band's energy is known, its results overwrite the transforms that they came from.
   V& energy(int64_t at) { return filtered[0][at].re; }
   V& spread(int64_t at) { return filtered[0][at].im; }
   V& amplitude(int64_t at) { return filtered[1][at].re; }
   V& smallest(int64_t at) { return filtered[1][at].im; }  // squared amplitude of the smallest scale
 
-  // The spectrum of a picture, in double: of two bands of rows as the parts of a complex number, then of the columns.
+  // The spectrum of a picture, in double: first the rows, two bands as the parts of complex numbers, then the columns.
   void transform_picture(const uint8_t* levels) {
     constexpr int64_t n = lanes<double>;
     const int64_t pairs = (height + 2 * n - 1) / (2 * n);
@@ -208,13 +209,13 @@ template <class T> struct Work {
       }
   }
 
-  // From columns side by side, from x0 on in steps of 1 or -1, to rows side by side.
+  // Transposes columns side by side, starting at x0 in steps of 1 or -1, to rows side by side.
   void turn(const Complex<T>* from, int64_t x0, int64_t step, int64_t first, int64_t last, Buffer<Complex<T>>& result) {
     for (int64_t band = 0; band < bands; ++band) {
       const int64_t y0 = band * kLanes, used = std::min(kLanes, height - y0);
       V re[kLanes], im[kLanes];
       for (int64_t y = 0; y < kLanes; ++y) {
-        const Complex<T>& row = from[y0 + std::min(y, used - 1)];  // beyond the picture: anything finite
+        const Complex<T>& row = from[y0 + std::min(y, used - 1)];  // beyond the picture: any finite value
         re[y] = row.re;
         im[y] = row.im;
       }
@@ -225,10 +226,10 @@ template <class T> struct Work {
     }
   }
 
-  // Local energy, spread of frequencies and amplitude of one band.
+  // Computes the local energy, frequency spread and amplitude of one band.
   void sum_band(int64_t band) {
     const T scaling = T(1.0 / (double(height) * double(width)));
-    // Transformed in another place, so that what was read need not be written back to memory.
+    // Transforms out of place, so that the input need not be written back to memory.
     const Complex<T>* transformed[kMostScales];
     for (int s = 0; s < args.scales; ++s) {
       Complex<T>*shared = row.data(), *own = &row[size_t((s + 1) * width)];
@@ -263,8 +264,8 @@ template <class T> struct Work {
     }
   }
 
-  // The median of the squared amplitudes of the smallest scale; even counts take the mean of the middle two. A sample
-  // tells about where it is, so that all but a few numbers need only be counted.
+  // The median of the squared amplitudes at the smallest scale; for even counts, the mean of the middle two. A sample
+  // narrows it down, so that all but a few numbers need only be counted.
   double median_of_smallest() {
     const int64_t total = height * width, upper = total / 2, vectors = bands * width;
     const int64_t step = std::max(int64_t(1), vectors / 8192);
@@ -299,7 +300,7 @@ template <class T> struct Work {
           }
         }
       }
-      if (all || (below < upper && upper < below + count)) break;  // with the number before the middle one
+      if (all || (below < upper && upper < below + count)) break;  // both middle numbers are in range
     }
     const auto place = middle.begin() + std::ptrdiff_t(upper - below);
     std::nth_element(middle.begin(), place, middle.begin() + count);
@@ -307,7 +308,7 @@ template <class T> struct Work {
     return (double(*std::max_element(middle.begin(), place)) + double(*place)) / 2;
   }
 
-  // Appends the numbers from low to high, and counts those below.
+  // Appends the numbers between low and high, and counts those below.
   static void select(V v, T low, T high, T* to, int64_t& below, int64_t& count) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == sizeof(float)) {
@@ -329,7 +330,7 @@ template <class T> struct Work {
 
   static void add(Sum& sum, V value) { sum += __builtin_convertvector(value, Sum); }
 
-  // False if the threshold of noise is too low for the rounding of T.
+  // Returns false if the noise threshold is too low for the rounding of T.
   bool add_orientation(int orientation) {
     const double angle = kTau / 2 * orientation / args.orientations;
     transform_columns(angle);

@@ -9,7 +9,7 @@ namespace ffmef {
 struct SpectralFilterArgs {
   int64_t count, height, width;
   const double* planes;    // [P][H][W]
-  const double* response;  // [H][W / 2 + 1], of the frequencies; real, its mirror image beyond
+  const double* response;  // [H][W / 2 + 1], by frequency; real, and mirrored beyond
 };
 
 struct SpectralFilterKernels {

@@ -1,5 +1,6 @@
-// Filters planes in the Fourier domain, two at a time as the parts of a complex number: a real response keeps them
-// apart. Rows are transformed in bands of as many as a register holds, and then columns, there and back at once.
+// Filters planes in the Fourier domain, two at a time as the parts of complex numbers: a real response keeps them
+// apart. Rows are transformed in bands of as many as a register holds. Columns are then transformed, filtered and
+// transformed back in one pass.
 #include "spectral_filter.h"
 
 #include <algorithm>
@@ -33,11 +34,11 @@ struct Work {
         values(bands * a.width, Pages::large),
         column(size_t(bands * kLanes)) {}
 
-  // The second of a pair may be missing.
+  // The second plane of a pair may be missing.
   void run(const double* first, const double* second, double* first_result, double* second_result) {
     for (int64_t band = 0; band < bands; ++band) {
       Value* row = &values[band * width];
-      // Exchanged parts make the inverse transform the forward one, with exchanged parts.
+      // With real and imaginary parts exchanged on both sides, the inverse transform is the forward one.
       read(first, band, row, &Value::im);
       read(second, band, row, &Value::re);
       rows.run(row);

@@ -9,7 +9,7 @@ namespace ffmef {
 struct WindowMomentsArgs {
   int64_t height, width;          // of the maps; windows lie inside them
   const double* maps;             // [M][H][W]
-  const double* taps;             // [size], odd and symmetric, of a window in both directions
+  const double* taps;             // [size], odd and symmetric: the window's taps in both directions
   const int64_t *first, *second;  // [pairs], maps
   int64_t count, pairs, size;     // maps, pairs, taps
 };

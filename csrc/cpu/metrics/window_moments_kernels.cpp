@@ -11,8 +11,8 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int64_t kLanes = lanes<double>;
-constexpr int64_t kRows = 48;  // at once, so that they stay in cache
-constexpr int kVectors = 4;    // sums at once, so that none waits for the one before
+constexpr int64_t kRows = 48;  // at a time, few enough to stay in cache
+constexpr int kVectors = 4;    // sums at a time, so that none waits for the previous one
 
 inline DoubleVec fused(DoubleVec a, double b, DoubleVec sum) {
 #if defined(__AVX512F__)
@@ -31,7 +31,7 @@ template <class Term> void each_column(int64_t count, double* to, const Term& te
   constexpr int64_t kBlock = kVectors * kLanes;
   int64_t x = 0;
   for (; x < count && count >= kBlock; x += kBlock) {
-    x = std::min(x, count - kBlock);  // the last block may repeat some of the one before
+    x = std::min(x, count - kBlock);  // the last block may repeat part of the previous one
     DoubleVec sums[kVectors];
     term(x, sums, [](const double* from, int v) { return load(from + v * kLanes); });
     for (int v = 0; v < kVectors; ++v) store(to + x + v * kLanes, sums[v]);
@@ -44,8 +44,8 @@ template <class Term> void each_column(int64_t count, double* to, const Term& te
   }
 }
 
-// Order and rounding of the sums are OpenCV's, to the last bit: where a channel is constant they decide on QC and QY,
-// and those medians were compared with the toolkit's. Rows are fused, columns are not.
+// The order and rounding of the sums match OpenCV's to the last bit. In constant channels they decide QC and QY, whose
+// medians were compared with the toolkit's. Rows use fused multiply-adds, columns do not.
 void weigh_row(const double* from, const double* taps, int64_t size, double* to, int64_t count) {
   each_column(count, to, [&](int64_t x, DoubleVec* sums, const auto& part) {
     for (int v = 0; v < kVectors; ++v) sums[v] = part(from + x, v) * taps[0];

@@ -1,4 +1,4 @@
-// The whole-network operator: memory, the order of the passes, and threads. Arithmetic is in the kernels.
+// The whole-network operator: memory, the order of the passes, and threads. The kernels do the arithmetic.
 #include "ffmef_forward.h"
 
 #include <torch/csrc/stable/library.h>
@@ -47,10 +47,10 @@ const FfmefForwardKernels& kernels_for(int64_t channels) {
   return FFMEF_KERNELS(ffmef_forward_kernels_16);
 }
 
-// Maps come and go in slots of `floats` each; a slot that was given back is reused.
+// Hands out maps in slots of `floats` each. A slot that is given back is reused.
 class MapPool {
  public:
-  // Seven of the extractor, and three that wait for the other image.
+  // Seven for the extractor, and three that wait for the other image.
   static constexpr int kSlots = 10;
 
   MapPool(float* data, int64_t floats) {
@@ -72,7 +72,7 @@ struct ExtractedMaps {
   float *bottom, *up2, *up1;
 };
 
-// The extractor, pass after pass, for one image.
+// Runs the extractor for one image, pass by pass.
 class Extractor {
  public:
   Extractor(const Network& network, const FfmefForwardKernels& kernels, int channels, const ImageView& image,

@@ -1,8 +1,8 @@
 // What the whole-network operator hands to its kernels: geometry, weights in the kernels' layout, and passes.
 //
-// InstanceNorm needs the statistics of the whole image, so the network is a chain of passes with a barrier after each:
-// a pass does everything between two norms and leaves one map that is not normalised yet, with its moments.
-// docs/engine.md has the picture.
+// InstanceNorm needs the statistics of the whole image, so the network is a chain of passes with a barrier after each.
+// A pass does everything between two norms and leaves one map that is not yet normalised, with its moments.
+// docs/engine.md has a diagram.
 #pragma once
 #include <cstdint>
 
@@ -17,24 +17,24 @@ constexpr int64_t kPitchUnit = 16;
 // Columns around a tile that are recomputed: at least the radius of two successive convolutions (1 + 3).
 constexpr int64_t kHalo = 16;
 
-// One image cut into items: bands of rows of a tile of columns, tile after tile, each from top to bottom. Statistics
-// are taken for each item. The cut depends on the image's size alone, so they do not depend on the number of threads.
-// A thread continues from item to neighbouring item without recomputing rows, so bands may be as narrow as an even
-// division needs.
+// One image cut into items: bands of rows within tiles of columns, tile by tile, each from top to bottom. Statistics
+// are taken per item. The cut depends only on the image's size, so the statistics do not depend on the number of
+// threads. A thread goes on to the item below without recomputing rows, so bands may be as narrow as an even division
+// needs.
 struct Geometry {
   int64_t height, width, pitch;
   int64_t tile_columns, tiles, band_rows, bands;
   int64_t items() const { return tiles * bands; }
 };
 
-// A map is [row][channel][pitch]: what one output row needs lies together.
-// A convolution's weights are [block of outputs][input][tap, row-major][output of the block].
+// A map is [row][channel][pitch]: what one output row needs is close together. A convolution's weights are [block of
+// outputs][input][tap, row-major][output of the block].
 struct Convolution {
   const float* weights;
   const float* bias;
 };
 
-// How many outputs of a convolution are summed at the same time.
+// How many outputs of a convolution are summed at once.
 constexpr int output_block(int outputs) {
   return outputs <= 4       ? outputs
          : outputs % 8 == 0 ? 8
@@ -67,7 +67,7 @@ struct PointMixWeights {
 struct ResidualWeights {
   Convolution identity, conv_1, conv_2;
   Affine norm;                 // of the first half of conv_1's outputs
-  float gain_body, gain_skip;  // of the mix around it, in the two that merge
+  float gain_body, gain_skip;  // of the mix around the block, in the two merging blocks
 };
 
 struct StepWeights {
@@ -78,7 +78,7 @@ struct StepWeights {
 struct HeadWeights {
   Convolution squeeze, excite;  // attention
   Convolution conv, expand;
-  Convolution responses;  // project and alpha, as a convolution of luminance to one response for each hidden map
+  Convolution responses;  // project and alpha, as a convolution of luminance to one response per hidden map
   Convolution offset;     // project's bias and alpha, as a convolution of luminance to one value
 };
 
@@ -96,15 +96,15 @@ struct PointMix {
   const Norm* norm;
 };
 
-// A map that is cheap to compute at every pixel and so is never stored before it has to be.
+// A map that is cheap to compute per pixel, so it is stored only when it must be.
 struct Mixture {
   const float* base;  // a map; null: the stem of luminance
-  const Norm* norm;   // base is normalised and rectified first; null: taken as it is
+  const Norm* norm;   // base is normalised and rectified first; null: base is used as it is
   int mixes;
   PointMix mix[2];
 };
 
-// Moments of the convolution inside the mixture's last mix, from which its norm follows.
+// Computes the moments of the convolution inside the mixture's last mix. Its norm follows from them.
 struct PointPass {
   Mixture mixture;
 };
@@ -141,7 +141,7 @@ struct HeadPass {
   const float* maps[kImages];
   const HeadWeights* weights;
   float* out;  // [row][width]
-  bool add;    // to what out holds
+  bool add;    // to the contents of out
 };
 
 // Items [begin, end); moments are [item][channel].

@@ -1,5 +1,5 @@
 // Direct convolution of planar rows: pixels in the vector's lanes, a block of outputs times several vectors in
-// registers. Included by kernel files only; internal linkage for the reason given in vec.h.
+// registers. Only kernel files include this header; it has internal linkage for the reason given in vec.h.
 #pragma once
 #include "../base/vec.h"
 #include "ffmef_forward.h"
@@ -17,13 +17,13 @@ constexpr int kRegisters = 16;
 #endif
 constexpr int kLanes = lanes<float>;
 
-// Sums of `outputs` x vectors, one input vector for each column block, one weight.
+// The vectors per output for which registers hold all sums, one input per vector and one weight.
 constexpr int vectors_for(int outputs) {
   const int v = (kRegisters - 1) / (outputs + 1);
   return v < 1 ? 1 : v > 6 ? 6 : v;
 }
 
-// b where either is NaN, so that a broken image shows instead of turning into zeros.
+// Returns b if either is NaN: a broken image then shows instead of turning into zeros.
 FFMEF_INLINE FloatVec maximum(FloatVec a, FloatVec b) { return a > b ? a : b; }
 FFMEF_INLINE FloatVec rectify(FloatVec x) { return maximum(FloatVec{}, x); }
 FFMEF_INLINE FloatVec leaky(FloatVec x) { return maximum(x, x * 0.2f); }
@@ -32,8 +32,8 @@ template <int OUT, int V> struct Sums {
   FloatVec at[OUT][V];
 };
 
-// A KxK convolution at V vectors from column x on; rows[dy] is input 0 of the row that tap row dy reads, `plane` the
-// distance between inputs, weights those of one block of OUT outputs.
+// A KxK convolution at V vectors from column x on. rows[dy] is input 0 of the row that tap row dy reads, `plane` is the
+// distance between inputs, and the weights are those of one block of OUT outputs.
 template <int K, int OUT, int V> FFMEF_INLINE Sums<OUT, V> convolve(const float* const* rows, int64_t x, int inputs,
                                                                     int64_t plane, const float* weights,
                                                                     const float* bias) {
@@ -62,14 +62,15 @@ template <int K, int OUT, int V> FFMEF_INLINE Sums<OUT, V> convolve(const float*
   return sums;
 }
 
-// Calls block.template operator()<V>(x) along [begin, end), as wide as it goes. Both are multiples of a vector.
+// Calls block.template operator()<V>(x) along [begin, end), with the largest V that fits. Both ends are multiples of a
+// vector.
 template <int V, class Block> FFMEF_INLINE void along_row(int64_t begin, int64_t end, const Block& block) {
   int64_t x = begin;
   for (; x + V * kLanes <= end; x += V * kLanes) block.template operator()<V>(x);
   if constexpr (V > 1) along_row<V / 2>(x, end, block);
 }
 
-// outputs[o] at one vector of pixels: a 1x1 convolution of values that are in registers.
+// outputs[o] at one vector of pixels: a 1x1 convolution of values in registers.
 template <int IN, int OUT>
 FFMEF_INLINE void convolve_point(FloatVec* outputs, const FloatVec* inputs, const Convolution& conv) {
   constexpr int kBlock = output_block(OUT);

@@ -1,4 +1,4 @@
-// The passes of the whole network: every row is read, normalised, activated and mixed on its way into a small ring of
+// The passes of the whole network: each row is read, normalised, activated and mixed on its way into a small ring of
 // rows, convolved from there, and written once.
 #include "ffmef_forward.h"
 #include "ffmef_forward_convolution.h"
@@ -35,7 +35,7 @@ template <int C> FFMEF_INLINE Pixels<C> normalised(Pixels<C> p, const Norm& norm
   return p;
 }
 
-// A map at one vector of pixels of row y, or the stem of luminance where the map is null.
+// A map at one vector of pixels of row y, or the stem of luminance if the map is null.
 template <int C> FFMEF_INLINE Pixels<C> map_pixels(const ImageView& image, const float* map, int64_t y, int64_t x) {
   const Geometry& g = image.geometry;
   if (map != nullptr) return load_pixels<C>(map_row(map, g, y, C) + x, g.pitch);
@@ -59,7 +59,7 @@ FFMEF_INLINE Pixels<C> mix_body(const PointMixWeights& weights, const Pixels<C>&
   return z;
 }
 
-// The mixture at one vector of pixels; kLast stops inside the last mix, before its norm.
+// The mixture at one vector of pixels. kLast stops inside the last mix, before its norm.
 template <int C, bool kLast>
 FFMEF_INLINE Pixels<C> mixture_pixels(const ImageView& image, const Mixture& mixture, int64_t y, int64_t x) {
   Pixels<C> p = map_pixels<C>(image, mixture.base, y, x);
@@ -75,15 +75,15 @@ FFMEF_INLINE Pixels<C> mixture_pixels(const ImageView& image, const Mixture& mix
   return p;
 }
 
-// Columns [left, right) of C planes from a map to a ring.
+// Copies columns [left, right) of C planes from a map to a ring.
 template <int C>
 void copy_row(float* to, int64_t to_plane, const float* from, int64_t from_plane, int64_t left, int64_t right) {
   for (int c = 0; c < C; ++c)
     std::memcpy(to + c * to_plane + left, from + c * from_plane + left, size_t(right - left) * sizeof(float));
 }
 
-// Rows of maps that are needed soon. A convolution prefetches them while it computes, because the short loops that
-// read and write maps cannot hide memory latency themselves.
+// Rows of maps that are needed soon. A convolution prefetches them while it computes, because the short loops that read
+// and write maps cannot hide memory latency.
 struct Upcoming {
   const float* rows[8];
   int count = 0;
@@ -189,7 +189,7 @@ void entry_pass(const ImageView& image, const EntryPass& pass, Moments* moments,
   entry_items<C, false>(image, pass, moments, begin, end);
 }
 
-// conv_1's row as conv_2 takes it: half of the channels normalised, all of them leaky.
+// Prepares conv_1's row for conv_2: normalises half of the channels and applies the leaky activation to all.
 template <int C>
 void activate_row(const Ring& ring, const ImageView& image, const ResidualPass& pass, const Tile& tile, int64_t y) {
   if (ring.outside(y)) return ring.clear(y);
@@ -208,7 +208,7 @@ void activate_row(const Ring& ring, const ImageView& image, const ResidualPass& 
   ring.close(y);
 }
 
-// leaky(conv_2) + identity of the block's inputs, and the mix around a merging block.
+// leaky(conv_2) + identity(inputs of the block), then the mix around a merging block.
 template <int C> void residual_row(float* to, int64_t to_plane, const Ring& activated, const ImageView& image,
                                    const ResidualPass& pass, const Tile& tile, int64_t y, const Upcoming& upcoming) {
   constexpr int kBlock = output_block(C);
@@ -261,7 +261,7 @@ void residual_items(const ImageView& image, const ResidualPass& pass, Moments* m
   const Geometry& g = image.geometry;
   constexpr int kInputs = kTail == Tail::entry ? 2 * C : C;
   constexpr int kSummed = kTail == Tail::entry ? C / 2 : C;
-  // Rows of the result beyond the item that a convolution behind it needs.
+  // Rows of the result beyond the item that the next convolution needs.
   constexpr int kReach = kTail == Tail::step || kTail == Tail::entry ? 1 : 0;
   Ring activated(g, 3, C), results(g, 3, kInputs), scratch(g, 1, C);
   for (int64_t item = begin, last; item < end; item = last) {
@@ -369,8 +369,8 @@ void hidden_row(const Ring& hidden, const Ring& attended, const Convolution& con
   hidden.close(y);
 }
 
-// totals += sum_i relu(expand_i(hidden)) * responses_i(luminance) + offset(luminance): filters and their k*k hidden
-// maps live in registers only.
+// totals += sum_i relu(expand_i(hidden)) * responses_i(luminance) + offset(luminance): the filters and their k*k hidden
+// maps exist only in registers.
 template <int C, int K> void predict_and_fuse_row(float* totals, const Ring& hidden, const Ring& luminance,
                                                   const HeadWeights& w, const Tile& tile, int64_t y) {
   constexpr int kTaps = K * K, kBlock = output_block(kTaps);

@@ -5,7 +5,7 @@
 
 namespace ffmef {
 
-// Walks along the parameters; everything it hands out stays alive in the network.
+// Walks along the parameters. The network keeps everything it hands out alive.
 struct NetworkReader {
   Network& network;
   const float* at;
@@ -39,7 +39,7 @@ struct NetworkReader {
     const float* packed = pack(weights, outputs, inputs, size * size);
     return {packed, plain(outputs)};
   }
-  // torch's [input][output][taps] of a transposed convolution, as the convolution that it is at stride 1
+  // torch's [input][output][taps] of a transposed convolution, as the equivalent convolution at stride 1
   Convolution transposed(int channels, int size) {
     const int taps = size * size;
     std::vector<float> turned(size_t(channels) * channels * taps);

@@ -25,7 +25,7 @@ struct Network {
   friend struct NetworkReader;
 };
 
-// The norm of `channels` channels from the moments of all items, merged in their order.
+// The norm of `channels` channels from the moments of all items, merged in order.
 Norm norm_of(const Affine& affine, const Moments* moments, int64_t items, int channels);
 
 }  // namespace ffmef

@@ -1,5 +1,5 @@
-// Rows in flight: rings of the last few rows of a tile, and moments accumulated row by row.
-// Included by kernel files only; internal linkage for the reason given in vec.h.
+// Rows in flight: rings of the last few rows of a tile, and moments accumulated row by row. Only kernel files include
+// this header; it has internal linkage for the reason given in vec.h.
 #pragma once
 #include "../base/buffer.h"
 #include "ffmef_forward_convolution.h"
@@ -11,14 +11,14 @@ namespace {
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Columns of one row: the item's own, or recomputed ones of its neighbour.
+// Columns of one row: the item's own, or its neighbour's, which are recomputed.
 struct Span {
   int64_t begin, end;
   bool own;
 };
 
-// The rows and columns of items that lie below each other, processed from top to bottom without recomputing rows;
-// [left, right) also holds columns of the neighbours that its convolutions need.
+// The rows and columns of vertically adjacent items, processed from top to bottom without recomputing rows. [left,
+// right) also includes the neighbours' columns that the convolutions need.
 struct Tile {
   int64_t x0, x1, y0, y1, left, right;
 
@@ -45,7 +45,7 @@ inline Tile tile_at(const Geometry& g, int64_t item, int64_t last) {
   return t;
 }
 
-// The last `depth` rows of a few planes over one tile and its halo. What lies outside the image is zero.
+// The last `depth` rows of a few planes over one tile and its halo. Everything outside the image is zero.
 class Ring {
  public:
   const int64_t plane;
@@ -60,14 +60,14 @@ class Ring {
 
   void start(const Tile& tile) { tile_ = tile; }
 
-  // Plane 0 of row y, so that [x] is column x of the image.
+  // Plane 0 of row y. Its element [x] is column x of the image.
   float* row(int64_t y) const {
     return data_ + kHalo + ((y % depth_ + depth_) % depth_) * planes_ * plane + kHalo - tile_.x0;
   }
 
   bool outside(int64_t y) const { return y < 0 || y >= geometry_.height; }
   void clear(int64_t y) const { std::memset(row(y) + tile_.x0 - kHalo, 0, size_t(planes_ * plane) * sizeof(float)); }
-  // Zeros beside a row that was filled over [left, right).
+  // Writes zeros beside a row that was filled over [left, right).
   void close(int64_t y) const {
     float* at = row(y);
     const bool first = tile_.x0 == 0, last = geometry_.width < tile_.x1 + kHalo;
@@ -85,8 +85,8 @@ class Ring {
   Tile tile_{};
 };
 
-// Moments of N planes of rows of one item. Deviations are taken from a pivot, the mean of the item's first row, so that
-// float32 squares of one row are exact enough; rows are summed in float64.
+// Moments of N planes of rows of one item. Deviations are taken from a pivot, the mean of the item's first row. This
+// keeps float32 squares of one row exact enough; rows are summed in float64.
 template <int N> class MomentSums {
  public:
   void add(const float* row, int64_t plane, int64_t x0, int64_t x1) {
@@ -146,7 +146,7 @@ template <int N> class MomentSums {
   DoubleVec sum_[N], squares_[N];
 };
 
-// Moments of every item of a tile, row after row from top to bottom.
+// Accumulates the moments of every item in a tile, row by row from top to bottom.
 template <int N> class TileMoments {
  public:
   TileMoments(const Geometry& g, const Tile& tile, Moments* moments)

@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> norm_activation_backward_cpu(const Tensor& grad, cons
   STD_TORCH_CHECK(statistics.size(0) == a.batch && statistics.size(1) == a.normed && statistics.size(2) == 2,
                   "statistics must be (", a.batch, ", ", a.normed, ", 2)");
   Tensor input_grad = result_like(input, {a.batch, a.channels, input.size(2), input.size(3)});
-  // One sum for each picture, added in their order: the result does not depend on the number of threads.
+  // One sum per picture, added in order, so the result does not depend on the number of threads.
   Tensor affine_grad = torch::stable::new_zeros(input, {a.batch, a.normed, 2});
   if (a.pixels == 0) return {input_grad, affine_grad};
   float *to = static_cast<float*>(input_grad.data_ptr()), *shares = static_cast<float*>(affine_grad.data_ptr());

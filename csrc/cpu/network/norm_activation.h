@@ -6,7 +6,7 @@
 
 namespace ffmef {
 
-// InstanceNorm of the first `normed` channels, then an activation of all: x where positive, slope * x elsewhere.
+// InstanceNorm of the first `normed` channels, then an activation of all channels: x if positive, otherwise slope * x.
 struct NormActivationArgs {
   const float* input;          // (B, channels, pixels)
   const float *weight, *bias;  // (normed)
@@ -16,10 +16,11 @@ struct NormActivationArgs {
 };
 
 struct NormActivationKernels {
-  // out (B, channels, pixels); statistics (B, normed, 2), mean and one over the deviation. Planes [begin, end).
+  // out (B, channels, pixels); statistics (B, normed, 2), mean and reciprocal deviation. Planes [begin, end).
   void (*forward)(const NormActivationArgs&, float eps, float* out, float* statistics, int64_t begin, int64_t end);
 
-  // input_grad (B, channels, pixels); affine_grad (B, normed, 2), one element's share of weight's and bias'.
+  // input_grad (B, channels, pixels); affine_grad (B, normed, 2), each element's share of the gradients of weight and
+  // bias.
   void (*backward)(const NormActivationArgs&, const float* grad, const float* statistics, float* input_grad,
                    float* affine_grad, int64_t begin, int64_t end);
 };

@@ -10,7 +10,7 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int kLanes = lanes<float>;
-constexpr int64_t kPart = 256 * kLanes;  // values that are summed in float32, before their sum is in float64
+constexpr int64_t kPart = 256 * kLanes;  // values that are summed in float32 before the sum goes on in float64
 
 inline FloatVec activated(FloatVec x, float slope) { return x > 0.0f ? x : x * slope; }
 
@@ -40,7 +40,7 @@ inline __attribute__((always_inline)) void sum_plane(int64_t pixels, double& fir
   }
 }
 
-// Lanes below `count`, zero beyond.
+// Keeps lanes below `count` and zeroes the rest.
 inline FloatVec within(FloatVec v, int64_t count) {
   if (count >= kLanes) return v;
   IntVec index;
@@ -66,7 +66,7 @@ void forward(const NormActivationArgs& a, float eps, float* out, float* statisti
                   rest += d;
                   total += d * d;
                 });
-      // The rounding error that the float32 mean left is corrected here.
+      // Corrects the rounding error that the float32 mean left.
       const double rest = sum / double(a.pixels), variance = squares / double(a.pixels) - rest * rest;
       const double inverse = 1 / std::sqrt(variance + double(eps));
       statistics[(b * a.normed + c) * 2] = float(mean + rest);

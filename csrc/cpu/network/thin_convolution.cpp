@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> thin_convolution_backward_cpu(const Tensor& g
   const bool computed = grad.numel() > 0 && input.numel() > 0;
   Tensor input_grad = need_input && computed ? result_like(input, {a.batch, a.inputs, a.height, a.width})
                                              : wanted(need_input, {a.batch, a.inputs, a.height, a.width});
-  // One sum for each batch element, added in their order: the result does not depend on the number of threads.
+  // One sum per batch element, added in order, so the result does not depend on the number of threads.
   Tensor weight_grad = wanted(need_weight, {a.batch, a.outputs, a.inputs, a.size, a.size});
   Tensor bias_grad = wanted(need_weight, {a.batch, a.outputs});
   if (!computed) return {input_grad, weight_grad, bias_grad};

@@ -23,9 +23,9 @@ struct ThinConvolutionKernels {
   void (*forward)(const ThinConvolutionArgs&, const float* input, const float* weight, const float* bias, float* out,
                   float* scratch, int64_t begin, int64_t end);
 
-  // grad and out (B, outputs, H, W), out null where slope is 1; turned (inputs, outputs, k, k) is the weight of the
+  // grad and out (B, outputs, H, W), with out null if slope is 1. turned (inputs, outputs, k, k) is the weight of the
   // adjoint. input_grad (B, inputs, H, W) or null; weight_grad (B, outputs, inputs, k, k) and bias_grad (B, outputs) or
-  // null both, one element's share each, so that threads never meet.
+  // both null. Both hold one share per element, so threads never write to the same place.
   void (*backward)(const ThinConvolutionArgs&, const float* grad, const float* input, const float* turned,
                    const float* out, float* input_grad, float* weight_grad, float* bias_grad, float* scratch,
                    int64_t begin, int64_t end);

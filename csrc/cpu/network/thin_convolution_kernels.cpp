@@ -1,4 +1,4 @@
-// Direct convolution of few channels: pixels in the vector's lanes, a block of outputs in registers, no column matrix.
+// Direct convolution of few channels: pixels in the vector's lanes, a block of outputs in registers, no im2col matrix.
 #include "thin_convolution.h"
 
 #include <cstring>
@@ -13,15 +13,15 @@ namespace {
 constexpr int kLanes = lanes<float>;
 constexpr int kAhead = 4;  // vectors along a row
 
-// Planes with a border of zeros, a whole vector at the sides: rows begin where vectors do, so that loads of them and of
-// the middle taps meet one cache line each, and none is cut at the end.
+// Planes with a border of zeros, one whole vector wide at the sides. Rows begin at vector boundaries, so each load of a
+// row or of the middle taps touches one cache line, and no load is cut short at the end.
 struct Padded {
   int64_t left, stride, plane;
   Padded(int64_t height, int64_t width, int border)
       : left(border > 0 ? kLanes : 0), stride(left + round_up(width) + left), plane((height + 2 * border) * stride) {}
 };
 
-// The activation's slope follows from its result: the result is positive where the argument was.
+// The activation's slope follows from its result, which is positive where the argument was.
 inline FloatVec activated(FloatVec x, float slope) { return x > 0.0f ? x : x * slope; }
 void slope_row(float* to, const float* grad, const float* out, float slope, int64_t width) {
   int64_t x = 0;
@@ -32,7 +32,7 @@ void slope_row(float* to, const float* grad, const float* out, float slope, int6
   for (; x < width; ++x) to[x] = out[x] > 0 ? grad[x] : grad[x] * slope;
 }
 
-// Copies planes into a border of zeros, times the activation's slope where `out` is given.
+// Copies planes into a border of zeros, multiplied by the activation's slope if `out` is given.
 void pad(const float* from, const float* out, float slope, float* to, int64_t planes, int64_t height, int64_t width,
          int border, const Padded& size) {
   for (int64_t c = 0; c < planes; ++c, to += size.plane) {
@@ -57,7 +57,7 @@ int64_t scratch(const ThinConvolutionArgs& a) {
   return (a.inputs + a.outputs) * Padded(a.height, a.width, a.size / 2).plane;
 }
 
-// OUT outputs at V vectors of one row, the first of which may reach `count` pixels only.
+// OUT outputs at V vectors of one row. A single vector may cover only `count` pixels.
 template <int OUT, int V> void tile(const float* rows, const Padded& size, int64_t inputs, int k, const float* weight,
                                     const float* bias, float slope, float* out, int64_t out_plane, int64_t count) {
   FloatVec sums[OUT][V];
@@ -106,7 +106,7 @@ void convolve(const float* padded, const Padded& size, int64_t inputs, int64_t o
   });
 }
 
-// A 1x1 convolution does not depend on rows, so a picture is one long row if that ends on a whole vector.
+// A 1x1 convolution does not depend on rows, so a picture becomes one long row if that ends on a whole vector.
 ThinConvolutionArgs without_rows(ThinConvolutionArgs a) {
   if (a.size != 1 || a.height * a.width % kLanes != 0) return a;
   a.width *= a.height;
@@ -114,7 +114,7 @@ ThinConvolutionArgs without_rows(ThinConvolutionArgs a) {
   return a;
 }
 
-// Planes as `convolve` reads them: in their border of zeros, or as they are where that is enough.
+// Planes as `convolve` reads them: within a border of zeros, or as they are if that is enough.
 struct Planes {
   const float* data;
   Padded size;
@@ -173,7 +173,7 @@ void weight_grad_of(const ThinConvolutionArgs& a, const Planes& input, const Pla
   });
 }
 
-// The same for k = 1, where a single tap would use each loaded slope once: blocks of inputs share them instead.
+// The same for k = 1. A single tap would use each loaded slope only once, so blocks of inputs share them.
 void point_weight_grad(const ThinConvolutionArgs& a, const Planes& input, const Planes& grad, float* sums) {
   in_blocks(a.outputs, [&]<int OUT>(int64_t o) {
     in_blocks(a.inputs, [&]<int IN>(int64_t i) {
@@ -194,7 +194,7 @@ void point_weight_grad(const ThinConvolutionArgs& a, const Planes& input, const 
   });
 }
 
-// Sums of whole planes: a few rows in vectors, then in float64.
+// Sums whole planes: runs of vectors in float32, then in float64.
 void bias_grad_of(const ThinConvolutionArgs& a, const Planes& grad, float* sums) {
   for (int64_t o = 0; o < a.outputs; ++o) {
     double total = 0;
@@ -225,7 +225,7 @@ void backward(const ThinConvolutionArgs& args, const float* grad, const float* i
     const Planes pixels =
         planes_of(a, input + b * a.inputs * plane, nullptr, a.inputs, scratch + a.outputs * slopes.size.plane);
     slopes.data +=
-        a.size / 2 * slopes.size.stride + slopes.size.left;  // inside their border; zeros follow each row there, too
+        a.size / 2 * slopes.size.stride + slopes.size.left;  // inside their border, where zeros follow each row too
     bias_grad_of(a, slopes, bias_grad + b * a.outputs);
     float* target = weight_grad + b * a.outputs * a.inputs * a.size * a.size;
     switch (a.size) {
