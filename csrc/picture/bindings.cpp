@@ -1,4 +1,4 @@
-// Binds the fusion of pictures to Python by NumPy arrays, without torch: checks, results, threads.
+// Binds the fusion of pictures to Python through NumPy arrays, without torch: checks, results, threads.
 #include "fuse.h"
 
 #include <pybind11/numpy.h>
@@ -21,7 +21,7 @@ namespace {
 using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Mask = std::optional<py::array_t<uint8_t, py::array::c_style>>;
 
-// A predictor with its parameters, which other threads may use at the same time.
+// A predictor with its parameters. Other threads may use it at the same time.
 class Network {
  public:
   Network(const std::vector<Floats>& parameters, const std::vector<int64_t>& channels, int64_t stem, int64_t bands,
@@ -59,7 +59,7 @@ class Network {
   }
 
  private:
-  // An array in memory that the next result may reuse.
+  // An array whose memory the next result may reuse.
   static py::array result_of(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
     py::ssize_t bytes = dtype.itemsize();
     for (py::ssize_t size : shape) bytes *= size;
@@ -68,7 +68,7 @@ class Network {
     return py::array(dtype, shape, data, owner);
   }
 
-  // The public function explains mistakes; these checks only keep memory safe.
+  // The public function explains mistakes. These checks only keep memory safe.
   static Pictures pictures_of(const std::vector<py::array>& images, std::vector<py::array>& kept) {
     if (images.empty()) throw std::invalid_argument("images must hold at least one picture");
     const py::array& first = images[0];

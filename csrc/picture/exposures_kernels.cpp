@@ -1,4 +1,5 @@
-// What exposures have recorded, octaves of the coarse grid, and the finest level from and to pictures of any depth.
+// What exposures have recorded, octaves of the coarse grid, and the finest level, which reads and writes pictures of
+// any depth.
 #include "exposures.h"
 
 #include <type_traits>
@@ -13,16 +14,16 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int kScale = 8;        // pixels along a side of a cell
-constexpr float kLeast = 1e-6f;  // validity counts as no less
-// Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
+constexpr float kLeast = 1e-6f;  // lower bound of validity
+// Greys beyond which luminance is compressed, and the most that channels may reach, unless the exposures go further.
 constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
-constexpr float kSlack = 1e-3f;      // by which channels may pass it, so that roundings do not
-constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
-constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
+constexpr float kSlack = 1e-3f;      // channels may exceed the limit by this, so that rounding alone changes nothing
+constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times luminance above black
+constexpr float kFar = 1e6f;         // largest distance beyond the knee or toe, for luminance that is not finite
 
 // --- statistics of cells ---------------------------------------------------------------------------------------------
 
-// Sums of `rows` rows, by column, with the last column repeated until there are whole cells -> means of cells.
+// Turns sums of `rows` rows, one per column, into means of cells. The last column is repeated to fill the last cell.
 void means_of_cells(float* columns, int64_t width, int64_t cells, int side, int rows, float* out) {
   for (int64_t x = width; x < cells * side; ++x) columns[x] = columns[width - 1];
   const float share = 1.0f / float(side * rows);
@@ -97,7 +98,7 @@ void shrink(const float* in, int64_t height, int64_t width, float* out, int64_t 
 
 // --- the finest level ------------------------------------------------------------------------------------------------
 
-// Chroma of one exposure on a run of pixels, and what it counts: its mass.
+// Chroma of one exposure on a run of pixels, and its weight there: its mass.
 struct Chroma {
   alignas(64) float mass[kColumns], blue[kColumns], red[kColumns];
 };
@@ -106,9 +107,9 @@ struct Chroma {
 struct Run {
   alignas(64) float luminance[kColumns];
   Chroma total;                                                      // blue and red are sums of mass times chroma
-  alignas(64) float least[kColumns], most[kColumns], top[kColumns];  // of greys, and the least of largest channels
+  alignas(64) float least[kColumns], most[kColumns], top[kColumns];  // of greys; top: least of largest channels
 
-  // To values that no sample changes who is between black and white.
+  // Resets the bounds to values that any sample between black and white replaces.
   void clear_range(int64_t n) {
     for (int64_t x = 0; x < n; ++x) least[x] = top[x] = 255.0f, most[x] = 0.0f;
   }
@@ -119,9 +120,9 @@ struct Run {
   }
 };
 
-// How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
-// Ramps that samples from black to white cannot leave at one end have no bound there,
-// and two that do not overlap are one.
+// How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255. Ramps are
+// not clipped at an end that no sample between black and white can pass. Two ramps that do not overlap are computed as
+// one.
 inline float recorded_colour(float y, float top, float bottom) {
   const float to_white = (232.0f - y) * (1.0f / 24), from_black = (y - 16.0f) * (1.0f / 32);
   const float clear = 8.6f - top * (0.8f / 24), lit = 0.1f + bottom * (0.9f / 24);
@@ -129,7 +130,7 @@ inline float recorded_colour(float y, float top, float bottom) {
   return middle * (clear < 0.2f ? 0.2f : clear > 1.0f ? 1.0f : clear) * (lit < 1.0f ? lit : 1.0f);
 }
 
-// Sample type and what luminance on the scale 0..1 is of a grey sample.
+// A sample type, and the conversion of a grey sample to luminance on the scale 0..1.
 template <class S> struct Depth {
   using type = S;
   static constexpr bool converted = true;
@@ -143,7 +144,7 @@ struct Luminance {
   static void store(float luminance, float& out) { out = luminance; }
 };
 
-// Where an exposure's rows lie that go with a run of pixels.
+// An exposure's rows that belong to a run of pixels.
 struct Beside {
   const float *weight, *below, *share;
   const uint8_t* validity;  // or null
@@ -154,7 +155,7 @@ template <class D, class S> void add_luminance(float* __restrict sum, const S* g
   for (int64_t x = 0; x < n; ++x) sum[x] += weight[x] * (D::scale * float(grey[x]) + D::offset - below[x]);
 }
 
-// What is usable by v only counts as nearer to white among the least, to black among the most.
+// A pixel that is usable by v counts as closer to white in the minima and closer to black in the maximum.
 inline void widen_masked(Run& run, int64_t x, float grey, float channel, uint8_t validity) {
   const float v = float(validity) * (1.0f / 255);
   run.widen(x, 255.0f - v * (255.0f - grey), v * grey, 255.0f - v * (255.0f - channel));
@@ -170,7 +171,7 @@ template <class S> void widen_by_grey(Run& run, const S* __restrict grey, const 
   }
 }
 
-// Luminance is added; so is chroma, unless it is to be stored apart.
+// Adds luminance, and chroma too unless it is to be stored in `apart`.
 template <bool STORED, bool MASKED, class S>
 void add_colour(Run& run, Chroma& apart, const Planes<S>& planes, const Beside& at, int64_t n) {
   const S* __restrict red = planes.r, * __restrict green = planes.g, * __restrict blue = planes.b;
@@ -215,7 +216,7 @@ void add_stored(Chroma& total, const Chroma& apart, int64_t n) {
   }
 }
 
-// Reduces an exposure's mass the more its colour differs from that of all others.
+// Reduces an exposure's mass. The more its colour differs from the others', the less it counts.
 void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {
     const float mass = apart.mass[x], cb = apart.blue[x], cr = apart.red[x];
@@ -228,8 +229,8 @@ void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   }
 }
 
-// Fused luminance as grey on 0..255, compressed near white and black as far as an exposure shows more there, and what
-// channels may reach; with adjustments, the factor of both grey and chroma.
+// Fused luminance as grey on 0..255, and the most that channels may reach. Grey is compressed near white and black
+// unless the exposures go further. With adjustments, gain is the factor of both grey and chroma.
 template <bool ADJUSTED> struct Tone {
   float grey, white, gain = 1.0f;
 
@@ -278,8 +279,8 @@ void finish_colour(const Run& run, const ExposureLevel& level, Planes<S>& planes
   join(out, n, planes.stored[0], planes.stored[1], planes.stored[2]);
 }
 
-// Rows of a coarser grid at full width, several planes: the two rows of it between which a row of pixels lies are kept
-// expanded until another comes, so that a pixel costs one multiplication down and none along.
+// Rows of several planes on a coarser grid, at full width. Keeps the two coarse rows around the current row of pixels
+// expanded, so each pixel costs one multiplication vertically and none along the row.
 class Between {
  public:
   Between(const float* planes, int64_t count, int64_t rows, int64_t columns, int factor)
@@ -311,7 +312,7 @@ class Between {
   float share = 0;  // of the lower row
 
  private:
-  static constexpr int64_t kMargin = 16;  // before the first pixel, which lies at the beginning of a cache line
+  static constexpr int64_t kMargin = 16;  // before the first pixel, which begins a cache line
 
   float* row(int64_t n, int which) const { return kept_.data + (2 * n + which) * line_ + kMargin; }
   void expand(int64_t y, int which) {
@@ -333,7 +334,7 @@ class Between {
   int upper_ = 0, lower_ = 1;
 };
 
-// Rows of weights, shares and the level of half size for each exposure, and of the fused one, at full size.
+// Rows at full size of the weights, shares and half-size level of each exposure, and of the fused half-size level.
 class LevelRows {
  public:
   explicit LevelRows(const ExposureLevel& l)
@@ -347,7 +348,7 @@ class LevelRows {
     for (Between* rows : {&weights, &shares, &below, &fused}) rows->move_to(y);
     y_ = y;
   }
-  // Of an exposure, from pixel x on; they are overwritten by the next.
+  // The rows of exposure i, from pixel x on. The next call overwrites them.
   Beside at(int64_t i, int64_t x, int64_t n) {
     mix(weights, i, x, n, weight_);
     mix(below, i, x, n, below_);
@@ -371,7 +372,7 @@ class LevelRows {
   Between weights, shares, below, fused;
 };
 
-// A run of pixels of all exposures. `apart` holds the chroma of each where more than sums are needed.
+// Adds a run of pixels of all exposures. `apart` holds the chroma of each if more than sums are needed.
 template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int64_t x0, int64_t pixel, int64_t n,
                                 Planes<S>& planes, Run& run, Chroma* apart) {
   for (float* row : {run.total.mass, run.total.blue, run.total.red}) std::memset(row, 0, size_t(n) * sizeof(float));
@@ -403,7 +404,7 @@ template <class S> void add_all(const ExposureLevel& level, LevelRows& rows, int
 
 struct Sums {
   FloatVec luminance, mass{}, red{}, green{}, blue{};  // colours times mass
-  // As in Run, but of luminance, not grey.
+  // As in Run, but least and most are luminance, not grey.
   FloatVec least = splat(255.0f / kSwing + 16.0f), most = splat(16.0f), top = splat(255.0f);
 };
 
@@ -412,7 +413,7 @@ inline FloatVec mixed(const float* upper, const float* lower, int64_t x, FloatVe
   return a + (load(lower + x) - a) * share;
 }
 
-// As add_colour, but chroma is left to the end: what colours differ from their own grey by.
+// Like add_colour, but sums colours. Chroma follows at the end, as their difference from their grey.
 template <class S>
 inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec below, FloatVec share) {
   const FloatVec r = samples.r * kToByte<S>, g = samples.g * kToByte<S>, b = samples.b * kToByte<S>;
@@ -432,8 +433,8 @@ inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec
   sums.blue += mass * b;
 }
 
-// As finish_colour. Divisions that change none of a vector's pixels are left out: most pixels lie between knee and toe,
-// and within the gamut. Luminance is compressed in its own units; both scales of chroma have one denominator.
+// Like finish_colour, but skips divisions that change none of a vector's pixels: most pixels lie between toe and knee
+// and within the gamut. Luminance is compressed in its own units. Both scales of chroma share one denominator.
 template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level) {
   const FloatVec white = larger(sums.top, splat(kWhite)), knee = larger(sums.least, splat(kKnee / kSwing + 16.0f)),
                  toe = smaller(sums.most, splat(kToe / kSwing + 16.0f)), none{};

@@ -11,8 +11,8 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// Two rows of n 8-bit pixels -> means of 2 x 2. Two neighbours of 16 bits are one number of 32: no shuffle is needed to
-// add them.
+// Turns two rows of n 8-bit pixels into means of 2 x 2. Two 16-bit neighbours form one 32-bit number, so adding them
+// needs no shuffle.
 void halve_run(const Planes<uint8_t>& upper, const Planes<uint8_t>& lower, int64_t n, float* __restrict out) {
   alignas(64) uint16_t sums[3][kColumns];
   const uint8_t* const rows[3][2] = {{upper.r, lower.r}, {upper.g, lower.g}, {upper.b, lower.b}};
@@ -30,7 +30,7 @@ void halve_run(const Planes<uint8_t>& upper, const Planes<uint8_t>& lower, int64
   }
 }
 
-// The same of deeper samples.
+// The same for deeper samples.
 template <class S> void halve_run(const Planes<S>& upper, const Planes<S>& lower, int64_t n, float* __restrict out) {
   constexpr float red = kRed * kToByte<S> / 4, green = kGreen * kToByte<S> / 4, blue = kBlue * kToByte<S> / 4;
   alignas(64) float sums[kColumns];
@@ -43,7 +43,7 @@ template <class S> void halve_run(const Planes<S>& upper, const Planes<S>& lower
 
 #if defined(__AVX512BW__)
 
-// Two rows of 16 pixels -> sums of two rows: red and blue as halves of 32 bits, and green.
+// Sums of two rows of 16 pixels: red and blue as the halves of 32 bits, and green.
 struct RowSums {
   __m512i red_blue, green;
   RowSums(const uint8_t* upper, const uint8_t* lower) {
@@ -56,8 +56,7 @@ struct RowSums {
   }
 };
 
-// Means of 2 x 2 of two rows of interleaved pixels, as far as 32 pixels at a time go.
-// Returns how many pixels that were.
+// Means of 2 x 2 for two rows of interleaved pixels, in whole runs of 32 pixels. Returns the number of pixels done.
 int64_t halve_interleaved(const uint8_t* upper, const uint8_t* lower, int64_t n, float* out) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
@@ -87,7 +86,7 @@ template <class S> int64_t halve_interleaved(const S*, const S*, int64_t, float*
 template <class S> bool all_valid(const S*, int64_t) { return true; }
 bool all_valid(const float* samples, int64_t n) {
   int invalid = 0;
-  for (int64_t i = 0; i < n; ++i) invalid |= !(samples[i] >= 0.0f) | !(samples[i] <= 1.0f);  // also what is no number
+  for (int64_t i = 0; i < n; ++i) invalid |= !(samples[i] >= 0.0f) | !(samples[i] <= 1.0f);  // also catches NaN
   return invalid == 0;
 }
 

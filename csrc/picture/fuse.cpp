@@ -16,22 +16,22 @@ namespace {
 
 int64_t half_of(int64_t size) { return (size + 1) / 2; }
 
-// Parts of about four thousand pixels, a few microseconds.
+// Each part has about four thousand pixels and takes a few microseconds.
 template <class F> void parallel_rows(Team& team, int64_t rows, int64_t width, const F& f) {
   team.over(rows, 1 + (1 << 12) / (width + 1), f);
 }
 
-// Rows of all planes: threads meet once, not once per plane, and each keeps to the same rows of all planes.
+// Rows of all planes. Threads synchronise once, not once per plane, and each keeps the same rows of all planes.
 template <class F> void parallel_rows_of_planes(Team& team, int64_t planes, int64_t rows, int64_t width, const F& f) {
   parallel_rows(team, rows, planes * width, [&](int64_t begin, int64_t end) {
     for (int64_t n = 0; n < planes; ++n) f(n, begin, end);
   });
 }
 
-// In large pages: touching small pages for the first time takes a tenth of the whole time.
+// Uses large pages: touching small pages for the first time would take a tenth of the whole time.
 Buffer<float> new_plane(int64_t size) { return Buffer<float>(size, Pages::large); }
 
-// Takes weight and bias of one layer after the other.
+// Takes the weight and bias of one layer after another.
 struct Reader {
   const std::vector<Parameter>& parameters;
   size_t next = 0;
@@ -55,13 +55,13 @@ struct Reader {
   }
 };
 
-// Parts of a few microseconds.
+// Each part takes a few microseconds.
 void over_rows(void* team, int64_t rows, int64_t row_cost, void* context, void (*body)(void*, int64_t, int64_t)) {
   static_cast<Team*>(team)->over(rows, 1 + (1 << 15) / (row_cost + 1),
                                  [&](int64_t begin, int64_t end) { body(context, begin, end); });
 }
 
-// The levels of the pyramid, finest first; planes of the finest are the pictures.
+// The levels of the pyramid, finest first. The finest has no planes here: its kernel reads the pictures.
 struct Levels {
   std::vector<int64_t> heights, widths;
   std::vector<Buffer<float>> stored, fused;
@@ -161,9 +161,9 @@ Exposures in_order(const Exposures& given) {
 
 constexpr int kBands = 3;  // of the exposures' pyramid
 constexpr int kScale = 8;  // pixels along a side of a cell
-constexpr int kFine = 2;   // octaves with a plane of their own, the finest: they alone are halved in size
+constexpr int kFine = 2;   // the finest octaves: only they have their own predicted planes and are halved in size
 
-// What is predicted for the cells of a call.
+// The predictions for the cells of a call.
 struct Predicted {
   int64_t count, down, across;
   Buffer<float> weights, base, shares, fine_shares, fine_gains, octave_shares, octave_gains;
@@ -186,11 +186,11 @@ struct Predicted {
   const float* weights_of(int level) const { return weights.get() + level * count * down * across; }
 };
 
-// From -1 for the darkest mean luminance to 1 for the brightest, in even steps, times `prefer`.
+// Preferences in even steps from -1 for the darkest mean luminance to 1 for the brightest, times `prefer`.
 std::vector<float> preferences(const Pictures& pictures, const float* half, double prefer, Team& team) {
   const int64_t count = pictures.count(), height = pictures.down(), width = pictures.across();
   std::vector<double> sums(size_t(count * height));
-  // Pixels of half size stand for four; at an odd border for two.
+  // A half-size pixel stands for four pixels, at an odd border for two.
   parallel_rows(team, count * height, width, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row = half + i * width;
@@ -223,7 +223,7 @@ Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, d
                               masked ? known.get() + (2 * count + 1) * cells : nullptr};
   std::atomic<bool> valid{true};
   parallel_rows(team, down, 8 * pictures.width * count, [&](int64_t begin, int64_t end) {
-    // Row by row of cells, so that halved pixels are still cached when their statistics are taken.
+    // One row of cells at a time, so that halved pixels are still cached when their statistics are taken.
     for (int64_t row = begin; row < end; ++row) {
       const int64_t last = 4 * row + 4 < height ? 4 * row + 4 : height;
       for (int64_t n = 0; n < count; ++n)
@@ -247,7 +247,7 @@ Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, d
   return predicted;
 }
 
-// One level of the pyramid from the fused level below; weights of cells of `factor` pixels.
+// Fuses one level of the pyramid, given the fused level below. Weights are for cells of `factor` pixels.
 void fuse_level(int64_t count, int64_t height, int64_t width, const PlaneView* fine, const float* coarse,
                 const float* coarse_fused, const float* weights, int64_t down, int64_t across, int factor, float* out,
                 Team& team) {
@@ -268,7 +268,7 @@ void fuse_level(int64_t count, int64_t height, int64_t width, const PlaneView* f
   });
 }
 
-// Rows of a map smoothed by [1 2 1] / 4 along both sides, taps `step` cells apart; borders are repeated.
+// Smooths rows of a map by [1 2 1] / 4 in both directions, with taps `step` cells apart. Borders are repeated.
 void spread(const float* in, int64_t height, int64_t width, int64_t step, float* out, int64_t begin, int64_t end) {
   std::vector<float> mixed(size_t(width), 0.0f);
   for (int64_t y = begin; y < end; ++y) {
@@ -283,7 +283,7 @@ void spread(const float* in, int64_t height, int64_t width, int64_t step, float*
   }
 }
 
-// An octave of the same size as the one below it: what that one is fused to, and each picture's band by its weight.
+// Fuses an octave of the same size as the one below: adds each picture's weighted band to the fused octave below.
 void add_band(int64_t count, int64_t size, const float* pictures, const float* below, const float* fused_below,
               const float* weights, float* out) {
   std::copy_n(fused_below, size, out);
@@ -291,16 +291,16 @@ void add_band(int64_t count, int64_t size, const float* pictures, const float* b
     for (int64_t i = n * size; i < (n + 1) * size; ++i) out[i - n * size] += weights[i] * (pictures[i] - below[i]);
 }
 
-// The pictures on the grid of cells, blended over octaves below it, into `out`.
+// Blends the pictures on the grid of cells over the octaves below it, into `out`.
 void blend_octaves(const float* cells, const Predicted& predicted, int octaves, float contrast, float* out,
                    Team& team) {
   const ExposureKernels& kernels = FFMEF_KERNELS(exposure_kernels);
   const int64_t count = predicted.count;
-  // Pictures, and shares and gains of the octaves from here on and of the fine ones, as long as one follows.
+  // Pictures, then shares and gains of the octaves from here on, then those of the fine octaves while one follows.
   enum Map { pictures, shares, gains, fine_shares, fine_gains, kMaps };
   struct Octave {
     int64_t height = 0, width = 0;
-    Buffer<float> stored, weights, fused;  // stored: the maps one after the other
+    Buffer<float> stored, weights, fused;  // stored: the maps, one after another
     const float* maps[kMaps] = {};
     std::vector<PlaneView> planes;
   };
@@ -344,7 +344,7 @@ void blend_octaves(const float* cells, const Predicted& predicted, int octaves, 
   for (int j = octaves; j >= 0; --j) {
     Octave& octave = all[j];
     const bool lowest = j == octaves;
-    // The finest has the base's own shares and gains.
+    // The finest octave uses the shares and gains of the base.
     const float* weights = lowest   ? (j == 0 ? predicted.shares.get() : octave.maps[shares])
                            : j == 0 ? predicted.base.get()
                                     : octave.weights.get();

@@ -28,7 +28,7 @@ class Pool {
       threads_ = threads;
     }
     begun_.notify_all();
-    const End end{*this};  // also where the job throws
+    const End end{*this};  // also if the job throws
     job(context, 0);
   }
 
@@ -39,7 +39,7 @@ class Pool {
     Pool& pool;
     ~End() {
       std::unique_lock<std::mutex> lock(pool.mutex_);
-      pool.threads_ = 0;  // no thread may begin any more
+      pool.threads_ = 0;  // no further thread may begin
       pool.ended_.wait(lock, [&] { return pool.inside_ == 0; });
     }
   };
@@ -76,8 +76,8 @@ class Pool {
   int workers_ = 0, next_ = 0, threads_ = 0, inside_ = 0;
 };
 
-// Never destroyed: its threads wait on it until the process ends. Nor are those of a parent process, which a fork
-// leaves behind without their threads, perhaps in the middle of a call.
+// Never destroyed: its threads wait on it until the process ends. A forked process abandons its parent's pool too: the
+// fork leaves it without threads, perhaps in the middle of a call.
 Pool& pool() {
 #if defined(__unix__) || defined(__APPLE__)
   static std::mutex mutex;
