@@ -5,7 +5,7 @@ namespace ffmef {
 
 enum class Isa { portable, avx2, avx512, neon };
 
-// The best set that both this machine and this build have. Tests lower it with the variable FFMEF_ISA.
+// The best set that both this machine and this build have. Tests lower it with the environment variable FFMEF_ISA.
 Isa active_isa();
 const char* isa_name(Isa isa);
 

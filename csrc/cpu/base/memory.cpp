@@ -126,7 +126,7 @@ void hint_huge_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
 
 void* map_large(int64_t bytes) {
-  // Maps more than wanted, to be sure of a large page's boundary inside, and gives the excess back at once.
+  // Maps more than wanted, so that the range can begin at a large page, and gives the excess back at once.
   const int64_t mapped = bytes + kLargePage;
   void* at = mmap(nullptr, size_t(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) out_of_memory(bytes);

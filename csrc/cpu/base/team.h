@@ -54,7 +54,7 @@ class Team {
     task_ = [](void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); };
     const uint64_t parts = uint64_t((items + grain_ - 1) / grain_), threads = uint64_t(threads_);
     left_.store(uint32_t(parts), std::memory_order_relaxed);
-    // Release: whoever claims from a share sees everything written above.
+    // Release: a thread that claims from a share sees everything written above.
     for (uint64_t t = 0; t < threads; ++t)
       shares_[t].range.store(packed(parts * t / threads, parts * (t + 1) / threads), std::memory_order_release);
     step_.fetch_add(1, std::memory_order_release);

@@ -216,7 +216,7 @@ inline FloatVec exponential(FloatVec x) {
   return p * (FloatVec)exponent;
 }
 
-// In lane order, so that a sum does not depend on how the compiler pairs lanes.
+// Sums in lane order, so the result does not depend on how the compiler pairs lanes.
 template <class V> inline double sum_lanes(V v) {
   double total = 0;
   for (int i = 0; i < int(sizeof(V) / sizeof(v[0])); ++i) total += double(v[i]);

@@ -110,7 +110,7 @@ std::vector<Tensor> adaptive_fuse_backward_cpu(const Tensor& grad, const Tensor&
   GradView grad_view{grad.data_ptr(), {}};
   strides_of(grad, grad_view.stride);
 
-  // A gradient that nobody needs is an empty tensor: it costs nothing and keeps the schema simple.
+  // A gradient that is not needed is an empty tensor, which costs nothing and keeps the schema simple.
   Tensor image_grad = need_images ? result_like(images, {im.batch, im.count, im.channels, im.height, im.width})
                                   : torch::stable::new_empty(images, {0});
   Tensor alpha_grad = torch::stable::new_zeros(alphas, {need_alphas ? int64_t(filters.size()) : 0});

@@ -156,7 +156,7 @@ template <class A> void backward_filters_typed(const AdaptiveFuseArgs& args, con
   end_streams();
 }
 
-// --- one level of one tap: products of planes, read where they are
+// --- one level of one tap: products of planes, read in place
 
 bool is_one_point(const AdaptiveFuseArgs& args) {
   const ImagesView& im = args.images;

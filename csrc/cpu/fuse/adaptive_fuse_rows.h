@@ -201,7 +201,7 @@ void transpose_taps(Bits* out, int64_t pitch, const Bits* in, int64_t stride, in
     }
     int64_t t = 0;
     for (; t + kTurned<Bits> <= taps; t += kTurned<Bits>) turn_block(out + t * pitch + x, pitch, in + t, stride);
-    if (t > 0 && t < taps) {  // once more with what is left: vectors that are written are read back at once
+    if (t > 0 && t < taps) {  // overlaps the last block: whole vectors are read back at once
       turn_block(out + (taps - kTurned<Bits>)*pitch + x, pitch, in + taps - kTurned<Bits>, stride);
       continue;
     }
@@ -307,7 +307,7 @@ inline int64_t tap_offset(const LevelView& level, int64_t b, int64_t n, int64_t 
   return b * level.stride[0] + n * level.stride[1] + tap * level.stride[2] + y * level.stride[3] + x * level.stride[4];
 }
 
-// Whether rows of taps can be read where they are.
+// Whether rows of taps can be read in place.
 inline bool in_rows(const LevelView& level) { return level.stride[4] == 1; }
 
 // Columns of filters rearranged into rows at a time: few enough for the first-level cache.

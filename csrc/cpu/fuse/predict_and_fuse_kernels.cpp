@@ -11,7 +11,7 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int kLanes = lanes<float>;
-constexpr int kAhead = 4;  // vectors along a row
+constexpr int kAhead = 4;  // vectors processed together along a row
 
 // A band of one padded image. Rows are whole vectors apart, so no load is cut short and zeros follow each row.
 struct Band {

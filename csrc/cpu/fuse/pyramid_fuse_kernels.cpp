@@ -1,6 +1,7 @@
 // Fuses Laplacian pyramids band by band with weights from a coarse grid, and computes the gradients, row by row.
 //
-// Nothing is stored at full resolution: rows of weights, of the level below and of gradients are computed where used.
+// Nothing is stored at full resolution: rows of weights, of the level below and of gradients are computed where they
+// are used.
 #include "pyramid_rows.h"
 
 namespace ffmef {

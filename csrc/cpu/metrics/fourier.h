@@ -20,7 +20,7 @@ template <class T> struct Complex {
   Vec<T> re, im;
 };
 
-// Exchanges blocks of a square of sequences: elements of row r and column c with bit `distance` set in c alone.
+// Exchanges blocks of a square of sequences: the elements of row r and column c with bit `distance` set only in c.
 template <int distance, class V, std::size_t... i> void exchange(V& a, V& b, std::index_sequence<i...>) {
   constexpr int n = int(sizeof...(i));
   const V upper = __builtin_shufflevector(a, b, (int(i) & distance ? n + int(i) - distance : int(i))...);
@@ -167,7 +167,7 @@ template <class T> class InverseTransform {
           power = power * generator % prime;
         } while (power != 1);
       }
-      // Element t is the rotation by g^-t; where the length leaves room, -t follows the zeros at the end.
+      // Element t is the rotation by g^-t. If the length leaves room, element -t lies at the end, after the zeros.
       std::vector<double> cosines(size_t(length), 0.0), sines(size_t(length), 0.0);
       for (int64_t t = 0; t < count; ++t) {
         const double angle = kTau * double(powers[size_t((count - t) % count)]) / double(prime);

@@ -1,6 +1,6 @@
-// Filters planes in the Fourier domain, two at a time as the parts of complex numbers: a real response keeps them
-// apart. Rows are transformed in bands of as many as a register holds. Columns are then transformed, filtered and
-// transformed back in one pass.
+// Filters planes in the Fourier domain, two at a time as real and imaginary parts: a real response keeps them apart.
+// Rows are transformed in bands of as many as a register holds. Columns are then transformed, filtered and transformed
+// back in one pass.
 #include "spectral_filter.h"
 
 #include <algorithm>

@@ -112,7 +112,7 @@ class Extractor {
     float* d2 = maps_.take();
     norm_2 = entry(mixture, d2, nullptr, w.bottom, next);
     std::swap(raw, next);
-    float* bottom = d1;  // d1 has been read for the last time
+    float* bottom = d1;  // d1 is not read again
     norm = residual(w.bottom, raw, norm_2, {d2, nullptr}, bottom, w.up_2, next);
     std::swap(raw, next);
 

@@ -27,8 +27,8 @@ struct Geometry {
   int64_t items() const { return tiles * bands; }
 };
 
-// A map is [row][channel][pitch]: what one output row needs is close together. A convolution's weights are [block of
-// outputs][input][tap, row-major][output of the block].
+// A map is [row][channel][pitch]: what one output row needs is close together.
+// A convolution's weights are [block of outputs][input][tap, row-major][output of the block].
 struct Convolution {
   const float* weights;
   const float* bias;

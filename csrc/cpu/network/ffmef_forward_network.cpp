@@ -5,7 +5,7 @@
 
 namespace ffmef {
 
-// Walks along the parameters. The network keeps everything it hands out alive.
+// Walks along the parameters. Everything it hands out stays alive in the network.
 struct NetworkReader {
   Network& network;
   const float* at;

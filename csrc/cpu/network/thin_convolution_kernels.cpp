@@ -11,7 +11,7 @@ namespace FFMEF_ISA {
 namespace {
 
 constexpr int kLanes = lanes<float>;
-constexpr int kAhead = 4;  // vectors along a row
+constexpr int kAhead = 4;  // vectors processed together along a row
 
 // Planes with a border of zeros, one whole vector wide at the sides. Rows begin at vector boundaries, so each load of a
 // row or of the middle taps touches one cache line, and no load is cut short at the end.
