@@ -11,9 +11,9 @@
 namespace ffmef::cuda {
 namespace {
 
-// Registers of a thread that computes V pixels of C channels: eight pixels of four channels have 32 sums.
+// Registers for a thread that computes V pixels of C channels: eight pixels of four channels have 32 sums.
 template <int V, int C> constexpr int kTiledRegisters = C == 1 ? 80 : V == 8 ? 160 : 128;
-// Without 16-byte loads, more threads keep more of them on their way.
+// Without 16-byte loads, it takes more threads to keep enough of them in flight.
 template <class T, int V, int C> constexpr int kForwardRegisters =
     V == 1 && C == 1 && sizeof(T) > 2 ? 64 : kTiledRegisters<V, C>;
 // For sm_75 and sm_80 the compiler needs more of them.
@@ -59,7 +59,7 @@ template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resid
   filters_gradient_direct<T>(p, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
-// A row of taps in flight is little, so threads have to be many; wide offsets and numbers leave no choice.
+// One row of taps in flight is little, so there must be many threads; wide offsets and types leave no choice.
 template <class T, class Index, int C> constexpr int kImagesGradientRegisters =
     sizeof(T) == 2 && C == 1 && kUpToSm80  ? 168
     : sizeof(Index) == 4 && sizeof(T) <= 4 ? 80
@@ -201,7 +201,7 @@ template <class T> cudaError_t forward(const ffmef_fusion& f, void* output, cuda
   constexpr int V = kVector<T>;
   const bool tiled = has_tiled_kernel(f);
   const bool vectors = f.width % V == 0 && aligned(output) && filters_allow_vectors(f, V);
-  // Also without levels: the output is then zero, and somebody has to write it.
+  // Launched without levels too: the output is then zero, and still has to be written.
   for (int first = 0; first == 0 || first < f.level_count; first += kLevelsPerLaunch) {
     Problem<T> p = make_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
     p.output = static_cast<T*>(output);
@@ -222,11 +222,11 @@ template <class T> cudaError_t forward(const ffmef_fusion& f, void* output, cuda
   return cudaSuccess;
 }
 
-// Of half precision, a tap's columns are few stores, and shifting costs more than it saves: 0.075 against 0.052 ms at
-// 551 x 707 on an H100; float32 0.066 against 0.086 ms.
+// In half precision, a tap's columns take few stores, and shifting costs more than it saves: 0.075 against 0.052 ms at
+// 551 x 707 on an H100. In float32 it takes 0.066 against 0.086 ms.
 template <class T> constexpr bool kShifts = sizeof(T) >= 4;
 
-// A tile that is shifted to the left leaves columns for the next one; no columns leave none.
+// A tile that is shifted to the left leaves columns for one more tile, unless there are no columns at all.
 template <class T> int64_t shifted_width(int64_t width) {
   return width == 0 ? 0 : width + ShiftedTile<T>::kLargestShift - 1;
 }
@@ -236,7 +236,7 @@ template <class T> int64_t blocks_of_shifted(const ffmef_fusion& f) {
   return divide_up(shifted_width<T>(f.width), Shape::kWidth) * divide_up(f.height, Shape::kHeight) * f.batch;
 }
 
-// What the backward pass launches for the filters; also says how many partial sums of the alpha gradient there are.
+// What the backward pass launches for the filters, and how many partial sums of the alpha gradient there are.
 struct BackwardPlan {
   bool filters, partials_with_images, partials_with_filters, tiled, vectors;
   bool narrow_index;  // of the images' gradient
@@ -365,7 +365,7 @@ bool any_coarse(const ffmef_fusion& f) {
   return false;
 }
 
-// Whether csrc/common/interpolation.h can compute with int.
+// Whether int is wide enough for csrc/common/interpolation.h.
 bool places_fit_32_bits(const ffmef_fusion& f) {
   for (int l = 0; l < f.level_count; ++l)
     if (is_coarse(f, l) && (!fits_32_bits(2 * f.height * (f.filter_grids[l][0] + 2)) ||
@@ -408,7 +408,7 @@ template <class T> cudaError_t forward_coarse(const ffmef_fusion& f, void* outpu
   return cudaSuccess;
 }
 
-// The same call with one of its levels only.
+// The same call with only one of its levels.
 ffmef_fusion one_level(const ffmef_fusion& f, int level, size_t alpha_bytes) {
   ffmef_fusion one = f;
   one.level_count = 1;

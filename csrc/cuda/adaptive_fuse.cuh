@@ -1,7 +1,7 @@
 // Kernels of adaptive_fuse: out = sum_l alpha_l sum_n sum_taps filter_l * padded image, and its gradients.
-// Bodies are device functions over a Problem; adaptive_fuse.cu wraps them into kernels and chooses among them.
+// Bodies are device functions over a Problem; adaptive_fuse.cu wraps them in kernels and chooses among them.
 //
-//   fuse_tiled              k in {1, 3, 5, 7}; images through shared memory, 16 bytes of filters a load
+//   fuse_tiled              k in {1, 3, 5, 7}; images through shared memory, 16 bytes of filters per load
 //   fuse_direct             any odd k, any size; images through the cache
 //   filters_gradient_tiled  as fuse_tiled, for at most kChannelsAtOnce channels
 //   filters_gradient_shifted  the same for one channel without 16-byte stores
@@ -31,7 +31,7 @@ template <class T> struct LevelView {
   int size;                                // k
 };
 
-// All that a launch needs; passed by value, so that no launch copies anything to the device.
+// Everything a launch needs, passed by value so that no launch copies anything to the device.
 template <class T> struct Problem {
   ImageView<T> images;
   ImageView<T> gradient;  // of the output; no image axis
@@ -48,7 +48,7 @@ template <class T> struct Problem {
   bool add_result;  // a further launch of a problem with more than kLevelsPerLaunch levels
 };
 
-// R rows of V pixels a thread.
+// R rows of V pixels per thread.
 template <class T, int V, int R = 1> struct Tile {
   static constexpr int kRows = R;
   static constexpr int kWidth = V == 1 ? 32 : 64;
@@ -60,7 +60,7 @@ template <class T, int V, int R = 1> struct Tile {
 };
 
 // Without 16-byte loads, a thread's pixels lie below each other: a warp's loads stay contiguous whatever the width, and
-// several of them are on their way. Several channels need the registers for their sums.
+// several of them are in flight. With several channels, the sums need those registers.
 template <class T, int V, int C> constexpr int kRowsOfThread = V == 1 && C == 1 ? 8 / static_cast<int>(sizeof(T)) : 1;
 
 // Offsets of a thread's rows from its first. A row below the picture reads the last one and is not stored.
@@ -78,7 +78,7 @@ template <int R> struct Rows {
 template <int C> constexpr int kBuffers = C == 1 ? 2 : 1;
 
 struct Position {
-  int plane, row, column;  // plane counts whatever the kernel makes blocks of besides tiles
+  int plane, row, column;  // plane counts whatever else the kernel splits into blocks
 };
 
 template <class Shape, int V, class AnyProblem>
@@ -267,7 +267,7 @@ template <class T> __device__ __forceinline__ void fuse_direct(const Problem<T>&
           const T* pixel = image + (shown ? row * p.images.row + column * p.images.column : 0);
 #pragma unroll
           for (int c = 0; c < C; ++c) {
-            // Zero padding is a value like others: a tap that is not finite must show.
+            // Zero padding is a value like any other: a tap that is not finite must show.
             if (first_channel + c < p.channels)
               sum[c] += tap[0] * (shown ? widen(pixel[c * p.images.channel]) : Accumulate<T>(0));
           }
@@ -286,7 +286,7 @@ template <class T> __device__ __forceinline__ void fuse_direct(const Problem<T>&
   }
 }
 
-// ---- sums of the alpha gradient: one value a level and block, always added in the same order ------------------------
+// ---- sums of the alpha gradient: one value per level and block, always added in the same order ----------------------
 
 template <class A> __device__ __forceinline__ A sum_over_warp(A value) {
 #pragma unroll
@@ -322,7 +322,7 @@ template <int Threads, class A> struct LevelSums {
 
 constexpr int kReduceThreads = 256;
 
-// One block a level. float64 costs nothing at this size and makes the result independent of the picture's size.
+// One block per level. float64 costs nothing at this size and makes the result independent of the picture's size.
 template <class T> __device__ __forceinline__ void sum_level_partials(const Accumulate<T>* partials, int64_t count,
                                                                       Accumulate<T>* alphas_gradient, double* sums) {
   double sum = 0;
@@ -430,22 +430,22 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
   if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
 }
 
-// Rows of odd width begin anywhere, and a store that covers part of 32 bytes costs a read as well. So here each plane
-// and row has the tile shifted to the left, by less than 32 bytes, to where its 32 bytes begin. Nothing is summed over
-// taps, which makes this possible; what a shifted pixel needs comes from shared memory. For one channel.
+// Rows of odd width may begin at any address, and a store that covers only part of an aligned 32 bytes costs a read as
+// well. So the tile is shifted to the left in each plane and row, by less than 32 bytes, to where its 32 bytes begin.
+// This works because nothing is summed over taps; what a shifted pixel needs comes from shared memory. For one channel.
 template <class T> struct ShiftedTile : Tile<T, 1> {
-  static constexpr int kLargestShift = 32 / static_cast<int>(sizeof(T));  // and 1 more than occurs
+  static constexpr int kLargestShift = 32 / static_cast<int>(sizeof(T));  // one more than occurs
   static constexpr int kLeft = kHalo + kLargestShift;
   static constexpr int kPitch = Tile<T, 1>::kWidth + kLeft + kHalo;
   static constexpr int kGradientPitch = Tile<T, 1>::kWidth + kLargestShift;
 };
 
-// By how many elements an address lies behind a multiple of 32 bytes: the same for a whole warp, of its first column.
+// How many elements an address lies past a multiple of 32 bytes: that of a warp's first column, for the whole warp.
 template <class T> __device__ __forceinline__ int shift_of(const T* address) {
   return static_cast<int>(reinterpret_cast<uintptr_t>(address) / sizeof(T) % ShiftedTile<T>::kLargestShift);
 }
 
-// All pointers are to the thread's own pixel, unshifted, `window` to what its first tap sees;
+// All pointers point to the thread's own pixel, unshifted, except `window`, which points to what its first tap sees.
 // `filters` and `target` may be null.
 template <int K, class T> __device__ __forceinline__ Accumulate<T> shifted_filters_gradient_level(
     const Accumulate<T>* window, const Accumulate<T>* gradient, int column, int width, Accumulate<T> alpha, T* target,
@@ -584,7 +584,7 @@ template <class T> __device__ __forceinline__ void filters_gradient_direct(const
 // ---- gradient of the images -----------------------------------------------------------------------------------------
 
 // A pixel is seen at its own place and, under replicate and reflect padding, at places outside the picture too.
-// Place 0 is its own; places 1 to 2R are those outside, of which `shows` tells whether they show the pixel.
+// Place 0 is its own; places 1 to 2R lie outside, and `shows` tells whether one of them shows the pixel.
 struct Places {
   int own, size, radius;
   Padding padding;
@@ -601,13 +601,13 @@ struct Places {
 };
 
 // Rows of a thread that computes the images' gradient: they share what they read of the output's gradient, and their
-// taps travel together. For one channel.
+// taps are in flight together. One channel only.
 template <class T, class Index, int C> constexpr int kImagesGradientRows =
     C == 1 && sizeof(T) <= 4 && sizeof(Index) == 4 ? 2 : 1;
 
-// Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So nothing is
-// asked on the way, and a row of taps is loaded at once. For one channel;
-// the sums are in the order of images_gradient_level.
+// Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So there is
+// nothing to check on the way, and a row of taps is loaded at once. One channel only; sums are in the order of
+// images_gradient_level.
 template <int K, int R, class Index, class T>
 __device__ __forceinline__ void images_gradient_inside(const Problem<T>& p, const LevelView<T>& level, const T* filters,
                                                        const T* gradient, const Position& at,
@@ -678,7 +678,7 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   }
 }
 
-// All rows of a thread, one after another where one of them is at the border.
+// All rows of a thread, one after another if any of them is at the border.
 template <int K, class Index, int R, int C, class T>
 __device__ __forceinline__ void images_gradient_rows(const Problem<T>& p, const LevelView<T>& level, const T* filters,
                                                      const T* gradient, int channels, const Position& at,
@@ -708,7 +708,7 @@ __device__ __forceinline__ void images_gradient_rows(const Problem<T>& p, const 
         continue;
       }
     }
-    // Every size's code at the border would cost the others registers.
+    // Code for the border in every size would cost the rest registers.
     images_gradient_level<C == 1 ? 0 : K, Index, C>(p, level, filters, gradient, channels, place, sum);
 #pragma unroll
     for (int r = 0; r < R; ++r)
@@ -750,8 +750,8 @@ __device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<
 #pragma unroll
         for (int c = 0; c < C; ++c) {
           result[r][c] += alpha * sum[r][c];
-          // The level's share of sum(g * out) can be summed over images as well as over outputs, and here
-          // the filters have been read already.
+          // The level's share of sum(g * out) can be summed over images as well as over outputs, and the
+          // filters have already been read here.
           if (p.partials != nullptr && c < channels && at.row + r < p.height)
             for_alpha += sum[r][c] * widen(pixel[r * p.images.row + c * p.images.channel]);
         }

@@ -15,7 +15,7 @@ extern "C" {
 /* out[b,c,y,x] = sum_l alpha_l sum_n sum_(i,j) filters_l[b,n,i*k+j,y,x] * padded images[b,n,c,y+i-k/2,x+j-k/2].
  * Strides count elements. */
 typedef struct {
-  int dtype, padding; /* numbers of types.h and of common/padding.h */
+  int dtype, padding; /* codes of types.h and of common/padding.h */
   int64_t batch, image_count, channels, height, width;
   const void* images;
   int64_t image_strides[5]; /* batch, image, channel, row, column */
@@ -29,7 +29,7 @@ typedef struct {
                                        spans the images, 1 to those of the images; null where none is */
 } ffmef_fusion;
 
-/* What is null is not computed. All are contiguous. */
+/* A result whose pointer is null is not computed. All tensors are contiguous. */
 typedef struct {
   const void* output; /* gradient of the output, (batch, channels, row, column) */
   int64_t output_strides[4];

@@ -1,11 +1,11 @@
 // Kernels of adaptive_fuse for calls in which the filters of some level are on a coarser grid than the images.
-// Bodies are device functions; adaptive_fuse.cu wraps them into kernels and chooses them.
+// Bodies are device functions; adaptive_fuse.cu wraps them in kernels and chooses among them.
 //
 //   fuse_coarse_tiled       all levels, coarse or full, k in {1, 3, 5, 7}; images through shared memory
 //   fuse_coarse             the same for any odd k, any size
 //   images_gradient_coarse  the same, by gather
 //   cells_gradient          one coarse level's filters, gathered over the pixels that each cell reaches, and its alpha
-// Index is int where places on the grids fit 32 bits. Coarse filters are few: four of them a tap come from the cache.
+// Index is int where places on the grids fit in 32 bits. Coarse filters are few: the four per tap come from the cache.
 #pragma once
 
 #include "../common/interpolation.h"
@@ -56,7 +56,7 @@ template <class T, class A> __device__ __forceinline__ A read_tap(const T* filte
   return upper * (A(1) - at.down) + lower * at.down;
 }
 
-// Interpolation is linear: a pixel's response to four cells' filters is mixed rather than the taps.
+// Interpolation is linear, so a pixel's responses to four cells' filters are mixed rather than the taps.
 template <int K, class T>
 __device__ __forceinline__ Accumulate<T> coarse_response(const Accumulate<T>* tile, int pitch, const T* filters,
                                                          const Reading<Accumulate<T>>& at, int tap_stride) {
@@ -82,7 +82,7 @@ __device__ __forceinline__ Accumulate<T> coarse_response(const Accumulate<T>* ti
   return upper * (A(1) - at.down) + lower * at.down;
 }
 
-// One channel a block: its filters are few and come from the cache for the other channels.
+// One channel per block: the filters are few, and the other channels find them in the cache.
 template <class T, class Index>
 __device__ __forceinline__ void fuse_coarse_tiled(const CoarseProblem<T>& q, Accumulate<T>* tile) {
   using A = Accumulate<T>;
@@ -134,7 +134,7 @@ template <class T, class Index> __device__ __forceinline__ void fuse_coarse(cons
   const int batch = at.plane / groups, first_channel = at.plane % groups * C;
   if (at.row >= p.height || at.column >= p.width) return;
 
-  // In the order of fuse_tiled, image by image, so that a full level adds the same bits beside a coarse one as without.
+  // In the order of fuse_tiled, image by image: a full level adds the same bits with or without a coarse one beside it.
   Accumulate<T> result[C][1] = {};
   for (int n = 0; n < p.image_count; ++n) {
     const T* image = p.images.data + batch * p.images.batch + n * p.images.image + first_channel * p.images.channel;
@@ -153,7 +153,7 @@ template <class T, class Index> __device__ __forceinline__ void fuse_coarse(cons
           const T* pixel = image + (shown ? row * p.images.row + column * p.images.column : 0);
 #pragma unroll
           for (int c = 0; c < C; ++c) {
-            // Zero padding is a value like others: a tap that is not finite must show.
+            // Zero padding is a value like any other: a tap that is not finite must show.
             if (first_channel + c < p.channels)
               sum[c] += tap * (shown ? widen(pixel[c * p.images.channel]) : Accumulate<T>(0));
           }

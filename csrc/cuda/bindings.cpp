@@ -1,4 +1,4 @@
-// Binds the CUDA kernels to torch: unpacks tensors, allocates results by torch's allocator, launches on torch's stream.
+// Binds the CUDA kernels to torch: unpacks tensors, allocates results with torch's allocator, launches on its stream.
 // Nothing here waits for the GPU, so that calls can be captured in a CUDA graph.
 #include "../common/padding.h"
 #include "adaptive_fuse.h"
@@ -53,7 +53,7 @@ void check_launch(int error, const char* name) {
   STD_TORCH_CHECK(error == 0, name, " could not be launched: ", ffmef_cuda_error_text(error));
 }
 
-// Memory for the time of the call; torch's allocator keeps it until the stream is done with it.
+// Memory for the duration of the call; torch's allocator keeps it until the stream is done with it.
 Tensor workspace_of(const Tensor& tensor, int64_t bytes) {
   return torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte);
 }
@@ -71,8 +71,8 @@ int side_of(int64_t taps, const char* name, size_t level) {
   return size;
 }
 
-// The widest dtype among images and filters, as torch promotes them:
-// the kernels read one. (On the CPU they read several.)
+// The widest dtype among images and filters, as torch promotes them: these kernels read a single dtype. (The CPU's read
+// several.)
 ScalarType common_type(const Tensor& images, const std::vector<Tensor>& filters) {
   ScalarType type = images.scalar_type();
   for (const Tensor& f : filters) {
@@ -98,7 +98,7 @@ struct Call {
   Tensor alphas;
   ffmef_fusion fusion = {};
 
-  // The public function explains mistakes; these checks only keep memory safe for whoever calls the dispatcher.
+  // The public function explains mistakes; these checks only keep memory safe when the dispatcher is called directly.
   Call(const Tensor& images, const std::vector<Tensor>& levels, const Tensor& given_alphas,
        const std::string& padding_mode)
       : alphas(torch::stable::to(given_alphas,
@@ -171,7 +171,7 @@ std::vector<Tensor> adaptive_fuse_backward_cuda(const Tensor& grad, const Tensor
                   "grad must be (B, C, H, W) of the images' sizes, dtype and device");
   STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
 
-  // A gradient that nobody needs is an empty tensor: it costs nothing and keeps the schema simple.
+  // A gradient that is not needed is an empty tensor: it costs nothing and keeps the schema simple.
   Tensor image_grad = need_images
                           ? torch::stable::new_empty(images, {f.batch, f.image_count, f.channels, f.height, f.width})
                           : torch::stable::new_empty(images, {0});
@@ -225,7 +225,7 @@ Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vecto
   std::vector<int> sizes, maps;
   std::vector<const void*> hidden_data, weight_data, bias_data;
   std::vector<std::array<int64_t, 5>> strides;
-  std::vector<Tensor> dense;  // keeps what was made contiguous
+  std::vector<Tensor> dense;  // keeps contiguous copies alive
   for (size_t l = 0; l < levels; ++l) {
     const Tensor &h = hidden[l], &w = weight[l], &b = bias[l];
     STD_TORCH_CHECK(fits(h) && h.dim() == 5 && h.size(0) == images.size(0) && h.size(1) == images.size(1) &&
@@ -527,7 +527,7 @@ Tensor pyramid_luminance_cuda(const Tensor& given, const std::vector<Tensor>& pa
   const float* in = static_cast<const float*>(luminance.const_data_ptr());
   call.pictures.resize(static_cast<size_t>(count));
   call.set_pictures();
-  // One after the other on one stream, so that they can share what they work in.
+  // They run one after the other on one stream, so they can share their workspace.
   const Tensor workspace = call.workspace(luminance);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t n = 0; n < count; ++n) call.pictures[static_cast<size_t>(n)] = in + (b * count + n) * size;

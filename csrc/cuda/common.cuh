@@ -20,8 +20,8 @@
 
 namespace ffmef::cuda {
 
-// For kernels that may be launched early: all that earlier launches wrote is there once this returns, and the next
-// launch may begin to take places.
+// For kernels that may be launched early: once this returns, everything that earlier launches wrote is there, and the
+// next launch may start.
 __device__ __forceinline__ void wait_for_launch_before() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
@@ -51,10 +51,10 @@ template <> __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float
   return __float2bfloat16_rn(value);
 }
 
-// Pixels of one thread: as many as fill 16 bytes.
+// Pixels per thread: as many as fill 16 bytes.
 template <class T> constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 
-// What one load or store of so many bytes moves.
+// What one load or store of this many bytes moves.
 template <size_t Bytes> struct RawBytes;
 template <> struct RawBytes<8> {
   using type = uint2;
@@ -77,10 +77,10 @@ template <int V, class T> __device__ __forceinline__ void load_once(const T* sou
   }
 }
 
-// Copies to shared memory that go on while the thread does other things (cp.async, from compute capability 8.0 on). The
-// compiler cannot express that with registers: a warp has six counters for all that it waits for, and one that several
-// loads share is waited for until the last of them. Groups end in order, so a thread waits for its oldest alone; it
-// sees its own copies after that, other threads after a barrier.
+// Copies to shared memory that go on while the thread does other work (cp.async, from compute capability 8.0 on). Loads
+// to registers cannot do this: a warp has six counters for everything it waits for, and loads that share one are waited
+// for until the last arrives. Groups end in order, so a thread can wait for its oldest alone. After that it sees its
+// own copies; other threads see them after a barrier.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 constexpr bool kCopiesLater = true;
 #else
@@ -108,7 +108,7 @@ __device__ __forceinline__ void end_group_of_copies() {
 #endif
 }
 
-// All groups but the latest `Left` have arrived.
+// Waits until all groups but the latest `Left` have arrived.
 template <int Left> __device__ __forceinline__ void wait_for_copies() {
 #if !defined(__CUDACC__)
   emulated_wait_for_copies(Left);

@@ -11,7 +11,7 @@
 namespace ffmef::cuda::network {
 namespace {
 
-// By the registers that the kernels need; those with more weights in registers than others hold fewer blocks.
+// Chosen by the registers that the kernels need; those that keep more weights in registers have room for fewer blocks.
 constexpr int kResident = resident_blocks(kThreads, 102), kResidentWide = resident_blocks(kThreads, 128);
 constexpr int kResidentWidest = resident_blocks(kThreads, 168);
 
@@ -75,7 +75,7 @@ struct HeadParameters {
   Convolution squeeze, excite, conv, expand, project;
 };
 
-// Walks along the parameters in the model's order. Without tensors it only counts.
+// Walks through the parameters in the model's order. Without tensors it only counts.
 class Walk {
  public:
   explicit Walk(const ffmef_network* network) : network_(network) {}
@@ -185,7 +185,7 @@ struct Parameters {
 enum Map { kRawA, kRawB, kEncoded1, kBottom, kEncoded2, kUp2, kDecoded, kMaps };
 constexpr int kNorms = 17;
 
-// Where everything lies in the workspace; with no workspace, how large it has to be.
+// Where everything lies in the workspace; without a workspace, how large it has to be.
 struct Workspace {
   unsigned* counters;  // of every norm
   float2* norms;
@@ -293,7 +293,7 @@ class Chain {
   template <class Kernel, class Pass> void start(Kernel kernel, int64_t planes, size_t shared_bytes, const Pass& pass) {
     if (error_ != cudaSuccess) return;
     const int64_t blocks = planes * tiles_;
-    // The first launch waits for whatever the stream did before.
+    // The first launch waits for all earlier work on the stream.
     error_ = network_.early_launches && launches_ > 0
                  ? launch_early(kernel, blocks, kThreads, shared_bytes, stream_, pass)
                  : launch(kernel, blocks, kThreads, shared_bytes, stream_, pass);
@@ -365,7 +365,7 @@ class Chain {
 
   // Small filters are predicted from the shallow maps, large ones from the deep one.
   const Pixel* maps_of(int size) const { return memory_.maps[size == 1 ? kDecoded : size == 3 ? kUp2 : kBottom]; }
-  // In maps that nobody needs any more.
+  // These go into maps that are no longer needed.
   Pixel* features_of(int level) const {
     constexpr Map kFree[kLevels] = {kRawA, kRawB, kEncoded1, kEncoded2};
     return memory_.maps[kFree[level]];

@@ -61,7 +61,7 @@ struct Mixture {
   PointMix mixes[2];
 };
 
-// The 1x1 convolution of a mix in registers, with its norm put in where that is known.
+// The 1x1 convolution of a mix in registers, with its norm folded in where that is known.
 struct PointWeights {
   float skip[kChannels][kChannels], base[kChannels][kChannels], bias[kChannels];  // [output][input]
 
@@ -97,7 +97,7 @@ struct PointWeights {
   }
 };
 
-// Reads a mixture's pixels. Bit i of StemSkips: mix i is with the stem.
+// Reads a mixture's pixels. Bit i of StemSkips: mix i takes the stem as its skip.
 // With Last, the last mix stops at its convolution.
 template <Base B, int Mixes, unsigned StemSkips, bool Last = false> struct MixtureReader {
   static constexpr int kKept = Mixes > 0 ? Mixes : 1;
@@ -262,7 +262,7 @@ template <int Inputs> struct Identity {
       }
     }
   }
-  // The block's values, from the sums of its second convolution.
+  // The block's values, computed from the sums of its second convolution.
   __device__ __forceinline__ void finish(int pixel, float (&values)[kChannels]) const {
     Pixel input[kMaps];
 #pragma unroll
@@ -281,8 +281,8 @@ template <int Inputs> struct Identity {
   }
 };
 
-// One half of a mix's 1x1 convolution: of the values themselves,
-// which its sums then replace, or of its skip, added to them.
+// One half of a mix's 1x1 convolution: over the values themselves, which its sums then replace, or over its skip,
+// whose sums are added to them.
 template <bool OfValues> __device__ __forceinline__ void mix_in(const Frame& f, const Place& at, const PointMix& mix,
                                                                 float (&values)[kRows][kChannels]) {
   float weights[kChannels][kChannels], bias[kChannels];
@@ -380,7 +380,7 @@ struct FeaturePass {
   FeatureLevel levels[kLevels];
 };
 
-// One image's maps times its weight, which is made of all images' maps.
+// One image's maps times its weight, which is computed from all images' maps.
 struct Attention {
   const Pixel* maps[kImages];
   int image;
@@ -420,7 +420,7 @@ struct Attention {
 __device__ __forceinline__ void features(const FeaturePass& p, Shared& shared) {
   const Frame& f = p.frame;
   Place at(f);
-  const FeatureLevel& level = p.levels[at.plane / p.planes];  // a level's planes come after those of the one before
+  const FeatureLevel& level = p.levels[at.plane / p.planes];  // a level's planes follow those of the level before
   at.plane %= p.planes;
   const Weights weights(level.conv.weight, kChannels, 0, false);
   {
@@ -443,8 +443,8 @@ __device__ __forceinline__ void features(const FeaturePass& p, Shared& shared) {
 // ---- heads ---------------------------------------------------------------------------------------------------------
 
 // sum_j I_j (sum_m w_jm h_m + b_j)  =  sum_m h_m (sum_j w_jm I_j) + sum_j b_j I_j, with alpha in w and b: the
-// right-hand side needs no filters. Hidden maps are computed four at a time;
-// of k * k one is left, and goes with the bias.
+// right-hand side needs no filters. Hidden maps are computed four at a time; of the k * k, one is left over and goes
+// with the bias.
 struct HeadLevel {
   int size;
   const Pixel* features;

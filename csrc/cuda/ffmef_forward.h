@@ -10,8 +10,8 @@
 extern "C" {
 #endif
 
-/* A network of 4 channels, float32. `parameters` are what the model's parameters() yields, in that order, each
- * contiguous; how they are cut into tensors does not matter as long as no layer's weight or bias is cut. */
+/* A network of 4 channels, float32. `parameters` holds what the model's parameters() yields, in that order, each
+ * contiguous. They may be split into tensors in any way that leaves each layer's weight and bias whole. */
 typedef struct {
   int64_t batch, height, width; /* fewer than 2^31 pixels in a plane */
   const float* luminance;       /* (batch, 2, height, width), contiguous */
@@ -20,16 +20,16 @@ typedef struct {
   const int64_t* parameter_sizes; /* values of each */
   int level_count;                /* at most 4 */
   const int* sizes;               /* k of each level: 1, 3, 5 or 7 */
-  int early_launches; /* let blocks take places while the launch before ends; compute capability 9.0 and later */
+  int early_launches; /* let blocks start while the previous launch ends; compute capability 9.0 and later */
 } ffmef_network;
 
-/* Values that the parameters of a network with these filters hold. */
+/* The number of values in the parameters of a network with these filters. */
 int64_t ffmef_cuda_ffmef_forward_values(int level_count, const int* sizes);
 
-/* Whether the parameters hold these values, none of a layer's parts cut. */
+/* Whether the parameters hold that many values, each layer's weight and bias whole. */
 int ffmef_cuda_ffmef_forward_fits(const ffmef_network* network);
 
-/* Bytes of device memory for the time of the call, at any 256-byte boundary. */
+/* Bytes of device memory that a call needs while it runs, aligned to 256. */
 int64_t ffmef_cuda_ffmef_forward_workspace(const ffmef_network* network);
 
 /* output: (batch, 1, height, width), contiguous. Returns a cudaError_t as an int: 0 when all launches were accepted. */

@@ -8,8 +8,8 @@
 
 namespace ffmef::cuda {
 
-// Blocks that a multiprocessor should hold at once, by which the compiler knows how many registers a thread may use;
-// left to itself it may spill some to hold more blocks than these kernels need.
+// Blocks that a multiprocessor should hold at once. They tell the compiler how many registers a thread may use;
+// otherwise it may spill some to hold more blocks than these kernels need.
 constexpr int resident_blocks(int threads, int registers) { return 65536 / registers / threads; }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -28,8 +28,8 @@ template <class Kernel, class Problem> cudaError_t launch(Kernel kernel, int64_t
   return cudaGetLastError();
 }
 
-// The same, but the kernel's blocks may take their places while the last ones of the launch before still run, from
-// compute capability 9.0 on. The kernel begins with wait_for_launch_before().
+// The same, but from compute capability 9.0 on the kernel's blocks may start while the last ones of the previous launch
+// still run. The kernel begins with wait_for_launch_before().
 template <class Kernel, class Problem> cudaError_t launch_early(Kernel kernel, int64_t blocks, int threads,
                                                                 size_t shared_bytes, cudaStream_t stream,
                                                                 const Problem& p) {

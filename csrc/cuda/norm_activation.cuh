@@ -1,6 +1,6 @@
 // Statistics of instance norms, taken where a map is computed: each block leaves the mean and the sum of squared
-// deviations of its tile, the last block of a row of tiles merges that row, and the last row merges the plane. Who
-// comes last is counted by integers; sums are always made in the tiles' order, so they do not depend on it.
+// deviations of its tile, the last block of a row of tiles merges that row, and the last row merges the plane. Integer
+// counters tell who comes last; sums are always taken in the tiles' order, so they do not depend on it.
 #pragma once
 
 #include "thin_convolution.cuh"
@@ -54,7 +54,7 @@ template <class T> __device__ __forceinline__ T sum_of_warp(T value) {
   return value;
 }
 
-// Returns whether this is the last block of `count` to come here; what threads 0 to 3 of the others wrote before is
+// Returns whether this is the last of `count` blocks to get here; what threads 0 to 3 of the others wrote before is
 // then readable. (Other threads need not wait for what they wrote.)
 __device__ __forceinline__ bool is_last(unsigned* counter, int count, MomentScratch* scratch) {
   if (threadIdx.x < kChannels) __threadfence();
@@ -66,8 +66,8 @@ __device__ __forceinline__ bool is_last(unsigned* counter, int count, MomentScra
   return last;
 }
 
-// Merges `parts` of `count` groups, `first` pixels in the first ones and `final` in the last;
-// threads 0 to 3 get a channel's.
+// Merges `parts` of `count` groups, with `first` pixels in each but the last, which has `final`. Threads 0 to 3 get one
+// channel each.
 __device__ __forceinline__ double2 merged(const double2* parts, int count, double first, double final,
                                           MomentScratch* scratch) {
   const int channel = static_cast<int>(threadIdx.x) % kChannels;
@@ -103,7 +103,7 @@ __device__ __forceinline__ double2 merged(const double2* parts, int count, doubl
   return result;
 }
 
-// The tile's own moments, for threads 0 to 3 a channel's.
+// The tile's own moments: threads 0 to 3 get one channel each.
 __device__ __forceinline__ double2 moments_of_tile(const Frame& f, const Place& at,
                                                    const float (&values)[kRows][kChannels], MomentScratch* scratch) {
   const int columns = smaller(kColumns, f.width - at.first_column), warp = static_cast<int>(threadIdx.x) / kColumns;

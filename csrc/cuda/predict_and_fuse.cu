@@ -10,7 +10,7 @@
 namespace ffmef::cuda {
 namespace {
 
-// Two blocks on a multiprocessor: arithmetic bounds these kernels, and registers hold what a filter sees.
+// Two blocks per multiprocessor: arithmetic bounds these kernels, and registers hold what a filter sees.
 template <class T, int V> __global__ void __launch_bounds__(HeadTile<T, V>::kThreads, 2)
     predict_and_fuse_tiled_kernel(const __grid_constant__ Prediction<T> p) {
   FFMEF_DYNAMIC_SHARED(shared);
@@ -57,7 +57,7 @@ bool plane_fits_32_bits(int64_t height, int64_t width, int64_t row_stride, int64
   return fits_32_bits((height - 1) * row_stride + (width - 1) * column_stride);
 }
 
-// Offsets inside one plane; batches, images, channels and maps are found in 64 bits by every kernel.
+// Offsets inside one plane; every kernel finds batches, images, channels and maps in 64 bits.
 bool has_tiled_kernel(const ffmef_prediction& f) {
   for (int l = 0; l < f.level_count; ++l) {
     const int64_t* s = f.hidden_strides[l];
@@ -95,7 +95,7 @@ template <class T> cudaError_t predict(const ffmef_prediction& f, void* output, 
   constexpr int V = kHeadVector<T>;
   const bool tiled = has_tiled_kernel(f), vectors = allows_vectors(f, output, V, sizeof(T));
   cudaError_t error = cudaSuccess;
-  // Also without levels: the output is then zero, and somebody has to write it.
+  // Launched without levels too: the output is then zero, and still has to be written.
   for (int first = 0; error == cudaSuccess && (first == 0 || first < f.level_count); first += kLevelsPerLaunch) {
     Prediction<T> p = make_prediction<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
     p.output = static_cast<T*>(output);

@@ -1,7 +1,7 @@
 // Kernels of predict_and_fuse: filters are predicted from hidden maps by a 1x1 convolution and applied to the images,
 // without ever being stored:
 //   sum_j I_j (sum_m w_jm h_m + b_j)  =  sum_m h_m (sum_j w_jm I_j) + sum_j b_j I_j
-// Bodies are device functions over a Prediction; predict_and_fuse.cu wraps them into kernels and chooses among them.
+// Bodies are device functions over a Prediction; predict_and_fuse.cu wraps them in kernels and chooses among them.
 //
 //   predict_and_fuse_tiled   k in {1, 3, 5, 7}, any M: the right-hand side, so that every hidden value is read once and
 //                            used once; the pixels that a filter sees are in registers, weights in shared memory
@@ -22,7 +22,7 @@ template <class T> struct HeadView {
   int place;                               // of the weights in shared memory, where they stay
 };
 
-// All that a launch needs; passed by value.
+// Everything a launch needs, passed by value.
 template <class T> struct Prediction {
   ImageView<T> images;
   HeadView<T> levels[kLevelsPerLaunch];
@@ -37,15 +37,15 @@ template <class T> struct Prediction {
   bool keeps_weights;  // of all levels, from the start on
 };
 
-// Pixels of a thread, side by side, or below each other where their loads are single: no more than let the window of a
-// 5 x 5 filter stay in registers.
+// Pixels per thread, side by side, or below each other where each is loaded alone: few enough for the window of a 5 x 5
+// filter to stay in registers.
 template <class T> constexpr int kHeadVector = sizeof(Accumulate<T>) == 4 ? 4 : 1;
 template <class T, int V> constexpr int kHeadRows = V > 1 || sizeof(T) == 8 ? 1 : sizeof(T) == 4 ? 4 : 3;
 template <class T, int V> using HeadTile = Tile<T, V, kHeadRows<T, V>>;
 template <int K, int V, int R, class A> constexpr bool kKeepsWindow = (R + K - 1) * (V + K - 1) * sizeof(A) <= 200;
 
-// Hidden maps that travel while one is used. They arrive in shared memory, each thread's in its own places, or, where a
-// copy would be of less than four bytes or the GPU has none that goes on by itself, in as many registers as there are.
+// Hidden maps in flight while one is used. They arrive in shared memory, each thread's in its own places. Where a copy
+// would move fewer than four bytes, or the GPU has no asynchronous copies, they arrive in registers instead.
 template <class T, int V> constexpr bool kMapsInShared = V * sizeof(T) >= 4;
 constexpr int kMapsAhead = 4;
 template <class T, int V> constexpr int kMapsBytes =
@@ -58,7 +58,7 @@ template <class T, int V, bool KeptWindow> constexpr int kMapsAheadInRegisters =
 // Taps of one hidden map's filter in shared memory, padded so that 16 bytes are read at once.
 template <int K, class A> constexpr int kTapPitch = K == 1 ? 1 : (K * K * sizeof(A) + 15) / 16 * 16 / sizeof(A);
 
-constexpr int kWeightsBytes = 8 << 10;  // of shared memory: more maps than fit are taken in turns
+constexpr int kWeightsBytes = 8 << 10;  // of shared memory: more maps than fit are taken in turn
 template <int K, class A> constexpr int kMapsAtOnce = kWeightsBytes / static_cast<int>(sizeof(A)) / kTapPitch<K, A>;
 
 // Fills shared memory with the weights of maps [first, first + count), times alpha; map M is the bias.
@@ -82,15 +82,14 @@ template <int Group, class A> __device__ __forceinline__ void load_taps(const A*
   }
 }
 
-// Elements of shared memory that a level's weights take: whole groups of 16 bytes, as the next level's are read so.
+// Elements of shared memory that a level's weights take: whole groups of 16 bytes, so the next level's are aligned too.
 __host__ __device__ inline int64_t weights_elements(int size, int64_t maps, int element) {
   const int64_t group = 16 / element, taps = static_cast<int64_t>(size) * size;
   const int64_t pitch = size == 1 ? 1 : (taps + group - 1) / group * group;
   return ((maps + 1) * pitch + group - 1) / group * group;
 }
 
-// Maps on their way to a thread: `ask` for one, `close` after each,
-// asked for or not, and `take` them in the same order.
+// Maps in flight to a thread: `ask` for one, `close` after each, asked for or not, and `take` them in the same order.
 template <class T, int V, int R, int Ahead> struct MapsInRegisters {
   static constexpr int kAhead = Ahead;
   Accumulate<T> values[Ahead][R][V];
@@ -200,8 +199,8 @@ __device__ __forceinline__ void add_maps(const Accumulate<T>* origin, int pitch,
       under_way.take(d, value);
       add_map<K>(origin, pitch, weights, value, window, result);
       weights += kTapPitch<K, A>;
-      // A map's place goes to the one that follows after those that are on their way. Not before the map is used: in
-      // registers, the next one would need a place of its own, and be waited for to be moved.
+      // A map's place goes to the next one that is not in flight yet. Not before the map is used: in registers, the
+      // next one would need a separate place, and moving it would mean waiting for it.
       if (m + kAhead < maps) under_way.ask(d, next, rows);
       under_way.close();
       next += map_stride;
@@ -228,8 +227,8 @@ __device__ __forceinline__ void load_all_weights(const Prediction<T>& p, Accumul
   }
 }
 
-// `shared` holds the image's tile, then kWeightsBytes of weights, then kMapsBytes for maps on their way. Blocks of a
-// tile's channels follow each other, so that the second channel finds the hidden maps in the cache.
+// `shared` holds the image's tile, then kWeightsBytes of weights, then kMapsBytes for maps in flight. The blocks of a
+// tile's channels follow each other, so that later channels find the hidden maps in the cache.
 template <class T, int V>
 __device__ __forceinline__ void predict_and_fuse_tiled(const Prediction<T>& p, Accumulate<T>* shared) {
   using A = Accumulate<T>;
@@ -316,7 +315,7 @@ template <class T> __device__ __forceinline__ void predict_and_fuse_direct(const
           const T* pixel = image + (shown ? row * p.images.row + column * p.images.column : 0);
 #pragma unroll
           for (int c = 0; c < C; ++c) {
-            // Zero padding is a value like others: a filter that is not finite must show.
+            // Zero padding is a value like any other: a filter that is not finite must show.
             if (first_channel + c < p.channels) sum[c] += filter * (shown ? widen(pixel[c * p.images.channel]) : A(0));
           }
         }

@@ -12,14 +12,14 @@
 namespace ffmef::cuda::pyramid {
 namespace {
 
-// Tiles: large ones where they suffice to fill a GPU; float64 needs twice the shared memory for each pixel.
+// Tiles are large where there are enough to fill a GPU; float64 needs twice the shared memory per pixel.
 using Small = Tile<32, 32>;
 template <class S> using Large = std::conditional_t<std::is_same_v<S, double>, Small, Tile<64, 64>>;
 template <class S> using Backward = std::conditional_t<std::is_same_v<S, double>, Small, Tile<32, 64>>;
-constexpr int64_t kBlocksThatFill = 256;  // two on each multiprocessor of the largest GPU known
+constexpr int64_t kBlocksThatFill = 256;  // two per multiprocessor of the largest GPU known
 
 template <class S> constexpr int kRegisters = std::is_same_v<S, double> ? 168 : 128;
-// Three large tiles on a multiprocessor, ten small ones.
+// Three large tiles per multiprocessor, or ten small ones.
 template <class Shape, class S> constexpr int kThreeBandsRegisters = std::is_same_v<S, double> ? 168
                                                                      : Shape::kThreads < 256   ? 96
                                                                                                : 80;
@@ -193,7 +193,7 @@ template <class T> cudaError_t forward(const ffmef_pyramid& f, void* output, voi
   return fuse_problem(s.upper, stream);
 }
 
-// What lies where in the workspace of the backward pass.
+// Where everything lies in the workspace of the backward pass.
 template <class T> struct Workspace {
   using A = Accumulate<T>;
   int64_t images = 0, gradient = 0, images_gradient = 0, partials = 0, lower_partials = 0, elements = 0;

@@ -1,15 +1,15 @@
 // Kernels of pyramid_fuse: Laplacian pyramids fused band by band with weights from a coarse grid, and the gradients.
-// Bodies are device functions over a Problem; pyramid_fuse.cu wraps them into kernels and launches them.
+// Bodies are device functions over a Problem; pyramid_fuse.cu wraps them in kernels and launches them.
 //
 //   fuse              up to two bands in one pass: a tile's pyramids live in registers and shared memory
 //   fuse_three_bands  three bands: pyramid_fuse_three_bands.cuh
 //   weights_gradient  each tile's sums for the cells that it touches, for the weights of every band and of the base
-//   sum_tiles         second stage of the above: adds the tiles in one order
+//   sum_tiles         second stage of the above: adds the tiles in a fixed order
 //   images_gradient   by gather
 //   reduce            the level that a fourth band starts from
 //
-// A tile of the finest level has a margin of eight pixels, from which its own part of levels 1 to 3 and one place
-// around it follow, whatever the tile's neighbours do. There are no atomics: one order of summation.
+// A tile of the finest level has a margin of eight pixels. They give its own part of levels 1 to 3, and one place
+// around it, without anything from neighbouring tiles. There are no atomics: the order of summation is fixed.
 #pragma once
 
 #include "../common/interpolation.h"
@@ -20,9 +20,9 @@ namespace ffmef::cuda::pyramid {
 constexpr int kBandsPerLaunch = 3;
 constexpr int kMargin = 1 << kBandsPerLaunch;
 constexpr int kPatch = 4;        // a thread's pixels of the finest level: 4 x 4, so that they give four means
-constexpr int kSmoothShift = 3;  // from cells of 8 pixels on, one set of four cells serves a patch
+constexpr int kSmoothShift = 3;  // from cells of 8 pixels on, one set of four cells is enough for a patch
 
-// S is the type of images and results, W of weights and base: they differ where a launch works on the sums of another.
+// S is the type of images and results, W that of weights and base. They differ if a launch works on another's sums.
 template <class S, class W> struct Problem {
   using A = Accumulate<S>;
   const S* images;
@@ -58,7 +58,7 @@ template <int Rows, int Columns> struct Tile {
   // Elements of levels 1 to 3.
   static constexpr int kLevels = size(1) + size(2) + size(3);
 
-  // The same for planes that need one place around the tile's own only, and none at level 3.
+  // The same for planes that need only one place around the tile's own, and none at level 3.
   static __host__ __device__ constexpr int narrow_margin(int level) { return level < kBandsPerLaunch ? 1 : 0; }
   static __host__ __device__ constexpr int narrow_pitch(int level) {
     return (Columns >> level) + 2 * narrow_margin(level);
@@ -133,7 +133,7 @@ __device__ __forceinline__ void each_place(const Level<A>& level, const Place& t
 }
 
 // The same, each thread on one column, so that what depends on the column is computed once. For levels that are narrow
-// against the number of threads.
+// compared with the number of threads.
 template <class Shape, class A, class Visit>
 __device__ __forceinline__ void each_place_by_column(const Level<A>& level, const Place& tile, int number, int around,
                                                      const Visit& visit) {
@@ -219,7 +219,7 @@ __device__ __forceinline__ A adjoint_at(const Level<A>& fine, const Level<A>& co
   return sum;
 }
 
-// The mean of 2 x 2 places, an odd border repeated; and what one of them gets back of its mean's gradient.
+// The mean of 2 x 2 places, an odd border repeated; and what one place gets back from its mean's gradient.
 template <class A> __device__ __forceinline__ A mean_at(const Level<A>& fine, int row, int column) {
   const int r = 2 * row, c = 2 * column;
   const int next_r = r + 1 < fine.height ? r + 1 : r, next_c = c + 1 < fine.width ? c + 1 : c;
@@ -287,7 +287,7 @@ __device__ __forceinline__ void each_weight(const Cells<W>& cells, int row, int 
     }
     return;
   }
-  // Small cells are rare: one pixel after another, so that they cost the others no registers.
+  // Small cells are rare: they go pixel by pixel, so they cost the others no registers.
 #pragma unroll 1
   for (int pixel = 0; pixel < kPatch * kPatch; ++pixel) {
     const A weight = cells.at(row + pixel / kPatch, column + pixel % kPatch);
@@ -608,7 +608,7 @@ __device__ __forceinline__ void weights_gradient(const Problem<S, W>& p, Accumul
     }
     if (p.partials == nullptr) continue;
     A gradient[kPatch][kPatch];
-    // The products take the place of the gradient; a thread reads and writes there its own patch alone.
+    // The products take the place of the gradient: each thread reads and writes only its own patch there.
     read_patch<Shape>(products, own, gradient);
 
     for (int n = 0; n < p.image_count; ++n) {
@@ -629,7 +629,7 @@ __device__ __forceinline__ void weights_gradient(const Problem<S, W>& p, Accumul
       __syncthreads();
       collect<Shape>(p, tile, products, 0, row_sums, partials, channel > 0);
       for (int l = 1; l <= p.bands; ++l) {
-        // The products take the level's own place: the level above it is done with it.
+        // The products take the level's own place: the level above no longer needs it.
         const Level<A> level = level_of<Shape>(p, tile, images, l), g = level_of<Shape>(p, tile, gradients, l, 0);
         const Level<A> below = level_of<Shape>(p, tile, images, l + 1 <= p.bands ? l + 1 : l);
         each_place<Shape>(level, tile, l, 0, [&](int row, int column) {
@@ -643,7 +643,7 @@ __device__ __forceinline__ void weights_gradient(const Problem<S, W>& p, Accumul
   }
 }
 
-// One thread a cell: adds what the tiles that touch it have found.
+// One thread per cell: adds up the sums of the tiles that touch it.
 template <class Shape, class S, class W>
 __device__ __forceinline__ void sum_tiles(const Problem<S, W>& p, int64_t index, bool with_weights, bool with_base) {
   using A = Accumulate<S>;
@@ -745,7 +745,7 @@ __device__ __forceinline__ void images_gradient(const Problem<S, W>& p, Accumula
 
 // ---- pyramids of more than three bands ------------------------------------------------------------------------------
 
-// One pixel of level 3 from the 8 x 8 pixels under it, halved three times: borders are repeated at every level.
+// One pixel of level 3 from the 8 x 8 pixels under it, halved three times. Borders are repeated at every level.
 template <class S, class W>
 __device__ __forceinline__ void reduce(const Problem<S, W>& p, int64_t index, Accumulate<S>* target) {
   using A = Accumulate<S>;

@@ -25,7 +25,7 @@ typedef struct {
   int64_t base_strides[4]; /* batch, image, row, column */
 } ffmef_pyramid;
 
-/* What is null is not computed. All but `output` are contiguous. */
+/* A result whose pointer is null is not computed. All tensors but `output` are contiguous. */
 typedef struct {
   const void* output; /* gradient of the output, (batch, channels, row, column) */
   int64_t output_strides[4];
@@ -34,7 +34,7 @@ typedef struct {
   void* base;
 } ffmef_pyramid_gradients;
 
-/* Bytes of workspace, aligned to 16, that a call needs; forward only for more than three bands. */
+/* Bytes of workspace that a call needs, aligned to 16. Forward calls need it only for more than three bands. */
 int64_t ffmef_cuda_pyramid_fuse_workspace(const ffmef_pyramid* pyramid);
 int64_t ffmef_cuda_pyramid_fuse_backward_workspace(const ffmef_pyramid* pyramid,
                                                    const ffmef_pyramid_gradients* gradients);

@@ -1,12 +1,11 @@
-// The forward pass of pyramid_fuse with three bands, the most common one: few instructions per pixel, since these and
-// not the memory bound the general kernel.
+// The forward pass of pyramid_fuse with three bands, the most common one. It uses few instructions per pixel, because
+// instructions, not memory, bound the general kernel.
 //
 // A patch of the finest level, 4 x 4 pixels, is 2 x 2 places of level 1 and one place of level 2; four patches are one
 // place of level 3. A thread computes all of that for its own patch, and for at most one of the patches around the
-// tile. No centre of a cell lies inside a patch, as cells have 8 pixels or more, so four cells serve it on every level.
-// The cells of a tile lie in shared memory with one more around them, where the grid's border is repeated. Where the
-// tile touches the picture's border, the places beyond it are filled with the border's.
-// So nothing is clamped where it is read.
+// tile. No centre of a cell lies inside a patch, as cells have 8 pixels or more, so it needs the same four cells on
+// every level. The cells of a tile lie in shared memory with one more around them, where the grid's border is repeated.
+// Places beyond the picture are filled with its border's values, so reads need no clamping.
 #pragma once
 
 #include "pyramid_fuse.cuh"
@@ -157,7 +156,7 @@ struct NumberedPatch {
   bool inside;  // the picture
 };
 
-// What the images have given so far to the levels under a patch.
+// What the images have contributed so far to the levels under a patch.
 template <class A> struct LowerSums {
   A first[2][2] = {}, second = A(0);
 };
@@ -180,8 +179,8 @@ __device__ __forceinline__ void repeat_border(const P& p, const Place& tile, A* 
   }
 }
 
-// Puts what a patch gives to levels 1 to 3 into their places. All threads of a warp come here with four patches of one
-// place of level 3 beside each other; those outside the picture give nothing.
+// Stores what a patch contributes to levels 1 to 3. All threads of a warp get here, with the four patches of one place
+// of level 3 beside each other; those outside the picture contribute nothing.
 template <class Shape, class A, class P>
 __device__ __forceinline__ void put_levels(const P& p, const Place& tile, const NumberedPatch& patch, bool border,
                                            const A (&values)[kPatch][kPatch], A* levels) {
@@ -210,7 +209,7 @@ __device__ __forceinline__ void put_levels(const P& p, const Place& tile, const 
     *place_of<Shape, 3>(levels, patch.down >> 1, patch.across >> 1) = (line + lower) * A(0.25);
 }
 
-// Reads the cells that a tile takes part in: all bands' and the base's, the grid's border repeated.
+// Reads the cells that a tile needs: all bands' and the base's, the grid's border repeated.
 template <class Shape, class S, class W>
 __device__ __forceinline__ void load_cells(const Problem<S, W>& p, int batch, int image, int first_row,
                                            int first_column, Accumulate<S>* cells) {
@@ -232,8 +231,8 @@ __device__ __forceinline__ void load_cells(const Problem<S, W>& p, int batch, in
   }
 }
 
-// The same number, of which the compiler cannot know that it is the same in every pass of a loop. What follows from it
-// is then computed there; for some architectures, so much of it would be kept in registers that others were spilled.
+// The same number, hidden from the compiler so that it cannot tell that every pass of a loop has the same one. What
+// follows from it is then computed in the loop. On some architectures, keeping that in registers would spill others.
 __device__ __forceinline__ int computed_again(int value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
   asm volatile("" : "+r"(value));
@@ -279,7 +278,7 @@ __device__ __forceinline__ void put_fused_first(const NumberedPatch& patch, Lowe
                                                                                                      sums.first[i][1]};
 }
 
-// Writes the fused levels above the third one, which is there, to `levels`.
+// Writes the fused levels above the third, which is already there, to `levels`.
 template <class Shape, class A, class P>
 __device__ __forceinline__ void put_fused(const P& p, const Place& tile, const NumberedPatch& own,
                                           const NumberedPatch& around, bool border, const LowerSums<A>& sums,
@@ -361,7 +360,7 @@ __device__ __forceinline__ void fuse_three_bands(const Problem<S, W>& p, Accumul
   const S* plane = p.images + batch * p.image_strides[0] + tile.plane % p.channels * p.image_strides[2];
   A total[kPatch][kPatch] = {}, third = A(0);
   LowerSums<A> sums;
-  // Only few threads have such a patch: registers of all would be a high price.
+  // Only a few threads have such a patch, so registers in every thread would be a high price.
   LowerSums<A>& sums_around = reinterpret_cast<LowerSums<A>*>(shared + T::kRingSums)[around.inside ? thread : 0];
   if (around.inside) sums_around = {};
   for (int n = 0; n < p.image_count; ++n) {
@@ -388,7 +387,7 @@ __device__ __forceinline__ void fuse_three_bands(const Problem<S, W>& p, Accumul
     if (own.inside) add_lower<Shape>(p, here, own, levels, cells, first_row, first_column, sums);
     if (around.inside) add_lower<Shape>(p, here, around, levels, cells, first_row, first_column, sums_around);
     if (has_third && p.base != nullptr) {
-      // A cell of one place is that place's weight: its neighbour has no say, whatever it is.
+      // A cell of one place is that place's weight: its neighbour does not count, whatever its value.
       const int next = p.scale_shift > kBandsPerLaunch ? 1 : 0;
       each_weight_of<Shape, 1>(
           cells + 3 * T::kCells, cell_tap<3>(p, (here.row >> 3) + third_row, first_row),

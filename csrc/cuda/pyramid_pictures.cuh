@@ -1,5 +1,5 @@
-// Kernels of PyramidFFMEF (ffmef/models/pyramid.py) from pictures to a picture. Bodies are device functions over a
-// problem of their own; pyramid_pictures.cu wraps them into kernels and launches them.
+// Kernels of PyramidFFMEF (ffmef/models/pyramid.py) from pictures to a picture. Bodies are device functions,
+// each over its own problem; pyramid_pictures.cu wraps them in kernels and launches them.
 //
 //   enter     pictures -> levels 1 to 3 of luminance, what each cell has recorded, the finest grid's maps; packs
 //             weights
@@ -11,8 +11,8 @@
 //   descend, blend, blend_lowest  the base over octaves
 //   finish    bands, base, chroma, gamut and rounding: a tile's fused levels live in shared memory
 //
-// Maps have their channels last. What `enter` writes is in the order in which the exposures were given, everything
-// after `arrange` in the order that it found, so that sums do not depend on the order given. There are no atomics.
+// Maps have their channels last. What `enter` writes is in the order in which the exposures were given; everything
+// after `arrange` is in the order that it found, so sums do not depend on the order given. There are no atomics.
 #pragma once
 
 #include "../common/interpolation.h"
@@ -32,7 +32,7 @@ constexpr int kMostStem = 16;
 constexpr float kLeast = 1e-6f;  // validity counts as no less
 // Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
 constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
-constexpr float kSlack = 1e-3f;      // by which channels may pass it, so that roundings do not
+constexpr float kSlack = 1e-3f;      // by which channels may exceed it, so that rounding does not
 constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
 constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
 using Hash = unsigned long long;
@@ -44,7 +44,7 @@ struct Size {
 
 struct Exposures {
   const void* pictures[FFMEF_MOST_EXPOSURES];
-  const uint8_t* validity[FFMEF_MOST_EXPOSURES];  // null for all of a picture
+  const uint8_t* validity[FFMEF_MOST_EXPOSURES];  // null means all of a picture
   int count;
   bool masked;  // some validity is given
   Size size;
@@ -135,7 +135,7 @@ struct Entering {
   float* valid;                    // (count, grid); null where all is
   float* maps;                     // (count, grid, kFinest)
   Hash *hashes, *sums;             // (count, blocks): of the samples, of luminance
-  int blocks_across, blocks;       // that look at pictures; those after them pack weights
+  int blocks_across, blocks;       // that read pictures; those after them pack weights
   Layer layers[kMostLayers];
   int layer_count;
   int64_t packed_count;
@@ -222,7 +222,7 @@ template <class D> __device__ __forceinline__ void look(const Entering& p, Enter
   }
   hash *= 0xff51afd7ed558ccdull;
   hash ^= hash >> 31;
-  // Pixels of half size stand for four; at an odd border for two or one.
+  // A pixel of half size stands for four pixels, at an odd border for two or one.
   Hash sum = 0;
   if (p.preferring && inside)
     sum = static_cast<Hash>(half * 16777216.0f) * static_cast<Hash>((lower - upper + 1) * (right - left + 1));
@@ -252,7 +252,7 @@ __device__ __forceinline__ float mean_of_cell(const float (&values)[4][4 * kCell
   return sum * (1.0f / 16);
 }
 
-// What the cells of this block have recorded, levels 2 and 3, and the stem: some threads each.
+// What the cells of this block have recorded, levels 2 and 3, and the stem: a few threads each.
 __device__ __forceinline__ void measure_cells(const Entering& p, EnteringShared& s, int n, int row, int first) {
   const int thread = static_cast<int>(threadIdx.x), width = p.grid.width;
   const int64_t line = n * p.grid.cells() + static_cast<int64_t>(row) * width;
@@ -350,7 +350,7 @@ struct ArrangingShared {
 };
 
 // Exposures are taken in the order of the hashes of their samples; equal ones are the same picture. The order of
-// brightness counts for the preference alone.
+// brightness matters only for the preference.
 __device__ __forceinline__ void arrange(const Arranging& p, ArrangingShared& s) {
   const int thread = static_cast<int>(threadIdx.x);
 #pragma unroll 1
@@ -429,7 +429,7 @@ __device__ __forceinline__ void load_sums(float (&sums)[4], const float* bias) {
   sums[0] = b.x, sums[1] = b.y, sums[2] = b.z, sums[3] = b.w;
 }
 
-// Cells in shared memory are four floats further apart than they have channels: neighbours lie in other banks.
+// Cells in shared memory are four floats further apart than they have channels, so neighbours lie in different banks.
 template <int C> constexpr int kApart = C + 4;
 
 // A 2x2 convolution with stride 2 of a tile whose first cell is (row, column); an odd border is repeated. Rectified.
@@ -789,7 +789,7 @@ __device__ __forceinline__ void share(const Sharing& p, int64_t index) {
 // ---- octaves --------------------------------------------------------------------------------------------------------
 
 // Maps of each exposure on one octave, (count, size) each, and the fused octave. Shares and gains are those of the
-// octaves from here on; those of the fine ones follow where another fine one has its weights from them.
+// octaves from here on; those of the fine ones follow where another fine one takes its weights from them.
 enum { kPictures, kShares, kGains, kFineShares, kFineGains, kMostMaps };
 struct Octave {
   float* maps[kMostMaps];
@@ -946,7 +946,7 @@ template <int Number> __device__ __forceinline__ float expanded_of_fused(const F
          0.25f * (0.75f * fused_at(level, tile, size, far_r, c) + 0.25f * fused_at(level, tile, size, far_r, far_c));
 }
 
-// Fuses level Number of the tile; value(row, column) is what one place is.
+// Fuses level Number of the tile; value(row, column) gives one place.
 template <int Number, class Value>
 __device__ __forceinline__ void fuse_level(FusedLevel<Number>& level, const Tile& tile, Size size, const Value& value) {
   using Level = FusedLevel<Number>;
@@ -1054,7 +1054,7 @@ template <class D> struct alignas(kRunAlignment<D>) Run {
   typename D::type samples[kPixels * D::channels];
 };
 
-// Four pixels, in few accesses where their address is known to be aligned; beyond the border its last pixel.
+// Four pixels, in few accesses where their address is known to be aligned. The last pixel repeats beyond the border.
 template <class D, bool Vectors>
 __device__ __forceinline__ void load_run(const typename D::type* line, int column, int width,
                                          typename D::type (&samples)[4 * D::channels]) {
@@ -1096,7 +1096,7 @@ __device__ __forceinline__ float recorded_colour(float y, float top, float botto
          (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24))) * (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
 }
 
-// Greys and the largest channel count, among the least and the most of all exposures, as far as they may be used.
+// `mask` makes a colour count by its validity: in sums by its mass, in the Range of all exposures by the rest.
 struct Colour {
   float y, blue, red, mass, dark, bright, top;
 
@@ -1124,7 +1124,7 @@ template <class D> __device__ __forceinline__ Colour colour_of(const typename D:
           top};
 }
 
-// Of all exposures on a pixel: the least and the most of their greys, and the least of their largest channels.
+// Over all exposures of a pixel: the least and the greatest of their greys, and the least of their largest channels.
 struct Range {
   float least = 255.0f, most = 0.0f, top = 255.0f;
 

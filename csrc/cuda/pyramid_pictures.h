@@ -18,7 +18,7 @@ typedef struct {
   int sample;
   int64_t count, height, width;
   const void* const* pictures;    /* contiguous */
-  const uint8_t* const* validity; /* (height, width) each, a null one for all of a picture; null where none is given */
+  const uint8_t* const* validity; /* (height, width) each, null for all of a picture; null where none is given */
   int grids;                      /* at least 2 */
   const int* channels;            /* of each grid: 16, then 16 or 32 */
   int stem, octaves;              /* at most 16 */
@@ -33,7 +33,7 @@ int ffmef_cuda_pyramid_pictures_parameters(const ffmef_pictures* pictures, int64
 /* Bytes of `workspace`. */
 int64_t ffmef_cuda_pyramid_pictures_workspace(const ffmef_pictures* pictures);
 
-/* `out` is of the pictures' sample and size. Returns a cudaError_t as an int: 0 when all launches were accepted. */
+/* `out` has the pictures' sample type and size. Returns a cudaError_t as an int: 0 when all launches were accepted. */
 int ffmef_cuda_pyramid_pictures(const ffmef_pictures* pictures, void* out, void* workspace, void* stream);
 
 #ifdef __cplusplus

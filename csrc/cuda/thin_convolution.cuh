@@ -1,8 +1,8 @@
 // Convolutions of maps with four channels, and the tiles of pixels that they read from shared memory.
 //
 // A map is [plane][row][column] of four channels, so that a pixel is one 16-byte access whatever the width. A warp
-// works on 32 columns of 8 rows and a thread on one of these columns: a pixel read from shared memory serves every
-// output of up to k rows, and a weight, read by all threads from the same place, serves 8 pixels.
+// works on 32 columns of 8 rows and a thread on one of these columns: a thread uses a pixel that it reads from shared
+// memory for the outputs of up to k rows, and a weight, which all threads read from the same place, for 8 pixels.
 #pragma once
 
 #include "common.cuh"
@@ -67,7 +67,7 @@ template <int Halo> constexpr int kPitch = kColumns + 2 * Halo;
 template <int Halo> constexpr int kTilePixels = kPitch<Halo> * (kTileRows + 2 * Halo);
 
 // Fills shared memory with read(pixel, keep) around the block's tile, zero outside the image; `keep` is true for the
-// pixels that are the tile's own. Reads of several pixels are under way at once.
+// pixels that are the tile's own. Reads of several pixels are in flight at once.
 template <int Halo, int Unroll, class Value, class Read>
 __device__ __forceinline__ void fill_tile(const Frame& f, const Place& at, Value* tile, const Read& read) {
   constexpr unsigned kCount = kTilePixels<Halo>;
@@ -89,7 +89,7 @@ __device__ __forceinline__ void fill_tile(const Frame& f, const Place& at, Value
 
 constexpr int kWeights = 9 * kChannels * kChannels;
 
-// A 3x3 convolution's weights on their way there: other loads start before they arrive.
+// A 3x3 convolution's weights in flight: other loads start before they arrive.
 struct Weights {
   float values[(kWeights + kThreads - 1) / kThreads];
 
