@@ -1,4 +1,4 @@
-"""Builds the native library by CMake and ninja where a compiler and torch exist; installs pure Python otherwise."""
+"""Builds the native library with CMake and ninja where a compiler and torch exist; otherwise installs pure Python."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0+PTX")
 
 
 def find_nvcc() -> Path | None:
-    """Return nvcc of CUDA_HOME or CUDA_PATH, of the PATH, or of the usual folder, if its headers are there."""
+    """Return nvcc from CUDA_HOME or CUDA_PATH, from the PATH, or from the usual folder, if its headers are there."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     found = [Path(home, "bin", "nvcc") for home in homes if home]
     if shutil.which("nvcc"):
@@ -80,7 +80,7 @@ def missing_for_cuda(torch_cuda: str | None, nvcc: Path | None) -> str | None:
 
 
 def cuda_architectures(wanted: str, supported: str) -> list[str]:
-    """Return CMake's names of TORCH_CUDA_ARCH_LIST, or of those that nvcc supports where it is not set.
+    """Return CMake's names for TORCH_CUDA_ARCH_LIST or, if that is not set, for what nvcc supports.
 
     >>> cuda_architectures("8.0;9.0a+PTX", "")
     ['80-real', '90a']
@@ -98,7 +98,7 @@ def cuda_architectures(wanted: str, supported: str) -> list[str]:
 
 
 def cuda_options(torch_cuda: str | None) -> list[str]:
-    """Return CMake's options for the CUDA library after FFMEF_BUILD_CUDA (auto, 0 or 1), and print the decision."""
+    """Return CMake's options for the CUDA library as FFMEF_BUILD_CUDA (auto, 0 or 1) asks, and print the decision."""
     wish = os.environ.get("FFMEF_BUILD_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         raise SystemExit(f"ffmef: FFMEF_BUILD_CUDA must be auto, 0 or 1, got {wish!r}")
@@ -148,7 +148,7 @@ class CMakeBuild(build_ext):
     def copy_extensions_to_source(self) -> None:
         """Copy what CMake installed beside the sources, for editable installs."""
         for library in (Path(self.build_lib) / "ffmef").glob("*.so"):
-            # Renamed into place: a process that has the old library loaded would die of one written over it.
+            # Renamed into place: overwriting the old library would crash a process that has it loaded.
             copy = ROOT / "ffmef" / f"{library.name}.new"
             shutil.copy2(library, copy)
             copy.replace(ROOT / "ffmef" / library.name)

@@ -1,9 +1,9 @@
 """Triton kernels of adaptive_fuse and its gradients, for GPUs without the compiled CUDA library.
 
 A program computes a tile of pixels of one batch element for up to four channels, so that filters are read once; several
-levels share one launch, those on a coarser grid have one each. The gradients of the images and of coarse filters are
-gathers: no atomics, one order of summation. Nothing here is particular to one vendor's GPUs. Importing this module
-imports triton.
+levels share one launch; those on a coarser grid have one each. The gradients of the images and of coarse filters are
+gathers: there are no atomics, and the order of summation is fixed. Nothing here is specific to one vendor's GPUs.
+Importing this module imports triton.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHANNELS = 4  # of one program
 # Each tile's share of alpha's gradient is summed inside the tile, so the gradient would change with the tile.
 ALPHA_TILE: Tile = (8, 64, 4)
 PADDINGS = {mode: number for number, mode in enumerate(PADDING_MODES)}
-# Numbers of which no compiled code should depend; strides and the width may, for they decide how wide loads are.
+# Compiled code should not depend on these numbers. It may on strides and the width: they decide how wide loads are.
 UNSPECIALISED = ["count", "channels", "height", "groups", "size_class", "cells_down", "cells_across"]
 
 
@@ -118,7 +118,7 @@ def _fuse_level(
     PADDING: tl.constexpr,
 ):  # fmt: skip
     total = tl.zeros_like(result)
-    if SIZE <= 7 and not COARSE:  # four loads a tap of cells are enough in flight without unrolling
+    if SIZE <= 7 and not COARSE:  # the four loads of cells per tap are enough in flight without unrolling
         # A row of taps at a time: all 25 of 5 x 5 in flight need more registers than there are.
         for tap in tl.range(SIZE * SIZE, loop_unroll_factor=SIZE):
             total = _response(
@@ -414,7 +414,7 @@ GRADIENT_AXES = ("batch", "channel", "row", "column")
 
 @functools.lru_cache(256)
 def _forward_plan(image_kind, level_kinds, padding_mode: str) -> list[tuple[list[int], int, dict[str, object]]]:
-    """Return the levels, planes and numbers of each launch: all that does not change while shapes and strides do not."""
+    """Return the levels, planes and numbers of each launch: all that stays the same while shapes and strides do."""
     images, filters = without_memory(image_kind), [without_memory(kind) for kind in level_kinds]
     shared, group, groups = _common(images, padding_mode)
     plan = []
@@ -435,7 +435,7 @@ def forward(images: Tensor, filters: Sequence[Tensor], alphas: Tensor, padding_m
     wide = accumulator(images.dtype)
     if batch * channels * height * width == 0:
         return images.new_empty((batch, channels, height, width), dtype=promoted_dtype(images, *filters))
-    # Sums of several launches are kept where they do not lose digits.
+    # Sums over several launches are kept in a type in which they lose no digits.
     plan = _forward_plan(like(images), tuple(map(like, filters)), padding_mode)
     result = promoted_dtype(images, *filters)
     output = images.new_empty((batch, channels, height, width), dtype=wide if len(plan) > 1 else result)
@@ -516,7 +516,7 @@ def _cells_gradient(
     fine, cells = images.shape[-2:], level.shape[-2:]
     planes = level.shape[0] * level.shape[1] * level.shape[2]
     partials = arguments["alpha"].new_empty(programs_of(cells[0], cells[1], planes, ALPHA_TILE) if need_alphas else 1)
-    # A cell reaches the pixels between its neighbours' centres, fewer than two cells' and one more.
+    # A cell reaches the pixels between its neighbours' centres: at most two cells' worth, rounded up, and one more.
     most_rows, most_columns = (-(-2 * pixels // size) + 1 for pixels, size in zip(fine, cells, strict=True))
     own = arguments | stride_arguments("image", images, IMAGE_AXES)
     own |= {"images": images, "partials": partials, "target": target if need_filters else level}

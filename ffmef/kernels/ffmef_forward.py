@@ -1,9 +1,9 @@
 """The whole FFMEF network in a chain of few Triton launches, for inference; docs/engine.md has the picture.
 
 InstanceNorm needs the whole image's statistics, so a map is written as it leaves its convolution, with the moments of
-every tile beside it; one small launch merges them in the tiles' order, and whoever reads the map normalises and
-activates it on the way in. Heads end in one kernel that predicts and fuses: neither hidden k*k maps nor filters are
-ever stored. All images of a batch share each launch; nothing is atomic, so results are the same from run to run.
+every tile beside it. One small launch merges them in the tiles' order, and each kernel that reads the map normalises
+and activates it on the way in. Heads end in one kernel that predicts and fuses: neither hidden k*k maps nor filters
+are ever stored. All images of a batch share each launch. Nothing is atomic, so results are the same from run to run.
 Importing this module imports triton.
 """
 
@@ -26,12 +26,11 @@ IMAGES = 2
 EPSILON = tl.constexpr(1e-5)
 SLOPE = tl.constexpr(0.2)
 TILE = (8, 64, 4)  # rows, columns, warps of a program where no test chooses others
-MAPS = 8  # hidden maps of one program at a time: they share the pixels that they are made of
+MAPS = 8  # hidden maps of one program at a time: they share the pixels that they are computed from
 TILES_AT_ONCE = 1024  # whose moments are merged in one step
 
 # How a map is read. STEM: it is a 1x1 convolution of luminance, never stored. MAP: as it is. RECTIFIED: normalised,
-# ReLU.
-# LEAKY: normalised, leaky ReLU. GATED: times its image's attention.
+# ReLU. LEAKY: normalised, leaky ReLU. GATED: times its image's attention.
 STEM, MAP, RECTIFIED, LEAKY, GATED = (tl.constexpr(i) for i in range(5))
 # What follows a convolution. RAW: nothing. RECTIFY: ReLU. RESIDUAL: leaky ReLU, plus a 1x1 of the block's inputs.
 RAW, RECTIFY, RESIDUAL = (tl.constexpr(i) for i in range(3))
@@ -72,7 +71,7 @@ def _convolve(
     pixels = tl.cast(height, tl.int64) * width
     output = tl.arange(0, OUT)
     for channel in range(C):
-        # Unrolled a row of small filters at a time: more would need more registers than there are.
+        # Small filters are unrolled a row at a time: more would need more registers than there are.
         for tap in tl.range(SIZE * SIZE, loop_unroll_factor=SIZE if SIZE <= 3 else 1):
             row = y + (tap // SIZE - SIZE // 2)
             column = x + (tap % SIZE - SIZE // 2)
@@ -266,8 +265,7 @@ def head_kernel(
     tl.store(target, total, mask=inside)
 
 
-# ---- parameters
-# ----------------------------------------------------------------------------------------------------------
+# ---- parameters ----
 
 
 @dataclass(frozen=True)
@@ -281,7 +279,7 @@ class Layout:
 
 
 def groups_of(kernel_size: int) -> tuple[int, int]:
-    """Return how many groups a level's hidden maps are computed in, and how many maps a group has; the bias is one more."""
+    """Return how many groups a level's hidden maps are computed in, and how many maps a group has; the bias is one."""
     maps = kernel_size * kernel_size + 1
     group = min(triton.next_power_of_2(maps), MAPS)
     return triton.cdiv(maps, group), group
@@ -293,7 +291,7 @@ class _Packer:
     def __init__(self, channels: int) -> None:
         self.channels = channels
         self.taken = 0
-        # Name, numbers of values, number of what they are multiplied by.
+        # Name, numbers of the values, number of the factor that multiplies them.
         self.pieces: list[tuple[str, Tensor, int | None]] = []
 
     def take(self, *shape: int) -> Tensor:
@@ -402,8 +400,7 @@ def _on(device: torch.device, channels: int, kernel_sizes: tuple[int, ...]) -> t
     return plan.index.to(device), plan.factor.to(device), torch.tensor([1.0, 0.0], device=device)
 
 
-# ---- the chain of launches
-# -----------------------------------------------------------------------------------------------
+# ---- the chain of launches ----
 
 
 class _Map:
@@ -418,7 +415,7 @@ class _Network:
 
     def __init__(self, luminance: Tensor, packed: Tensor, places: dict[str, int], channels: int) -> None:
         self.luminance, self.packed, self.channels = luminance, packed, channels
-        # Cut at once: a slice for each use would take longer than the launch.
+        # Cut once and for all: a slice for each use would take longer than the launch.
         ends = [*list(places.values())[1:], packed.numel()]
         sizes = [end - first for first, end in zip(places.values(), ends, strict=True)]
         self.pieces = dict(zip(places, packed.split(sizes), strict=True))

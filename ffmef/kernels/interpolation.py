@@ -1,12 +1,10 @@
-"""Bilinear interpolation between cell centres in Triton, one axis at a time, and its adjoint:
-csrc/common/interpolation.h's rules.
+"""Bilinear interpolation between cell centres in Triton, one axis at a time, and its adjoint.
 
-A coarse axis of ``size`` cells lies under a fine one: ``cells`` cells are as long as ``pixels`` pixels, and both
-start at
-the same edge. A grid that spans the picture, as ``F.interpolate(..., align_corners=False)`` has it, is ``cells = size``
-and ``pixels`` the fine size; cells of ``factor`` pixels each, as pyramid_fuse has them, are ``cells = 1`` and
-``pixels = factor``. Numbers must have room for ``2 * pixels * (size + 1)`` and ``2 * cells`` times the fine size.
-Importing this module imports triton.
+The rules are those of csrc/common/interpolation.h. A coarse axis of ``size`` cells lies under a fine one: ``cells``
+cells are as long as ``pixels`` pixels, and both axes start at the same edge. A grid that spans the picture, as in
+``F.interpolate(..., align_corners=False)``, has ``cells = size`` and ``pixels`` the fine size. Cells of ``factor``
+pixels each, as in pyramid_fuse, have ``cells = 1`` and ``pixels = factor``. Numbers must have room for
+``2 * pixels * (size + 1)`` and ``2 * cells`` times the fine size. Importing this module imports triton.
 """
 
 from __future__ import annotations
@@ -44,9 +42,9 @@ def span_of(cell, size, cells, pixels, fine_size):
 
 @triton.jit
 def share_of(cell, pixel, size, cells, pixels, DTYPE: tl.constexpr):
-    """Return the share of a cell in a pixel, zero outside :func:`span_of`; cells and pixels broadcast."""
+    """Return a cell's share in a pixel, zero outside :func:`span_of`; cells and pixels broadcast."""
     unit = 2 * pixels
-    # The cell lends its type: numbers alone are 32 bits wide, and the last centre's place may need more.
+    # Computed in the cell's type: plain numbers are 32 bits wide, and the last centre's place may need more.
     last = unit * (size - 1 + 0 * cell)
     place = tl.minimum(tl.maximum((2 * pixel + 1) * cells - pixels, 0), last)
     distance = tl.abs(place - unit * cell)

@@ -102,7 +102,7 @@ def asked_tile() -> Tile | str | None:
 
 
 def fixed_tile(default: Tile) -> Tile:
-    """Return the tile asked for, or ``default`` where none is or tuning is."""
+    """Return the tile asked for, or ``default`` if none is asked for or if tuning is."""
     asked = asked_tile()
     return default if asked is None or isinstance(asked, str) else asked
 
@@ -116,10 +116,10 @@ def programs_of(height: int, width: int, planes: int, chosen: Tile) -> int:
 
 
 class _Forms:
-    """One kernel's compiled forms, each under all that Triton compiles a kernel anew for.
+    """One kernel's compiled forms, keyed by everything that makes Triton compile a kernel anew.
 
-    Triton binds and specialises some 50 arguments at each call, 100 us and more; here a call looks at the dtype and the
-    alignment of its tensors and at what its numbers are specialised for.
+    Triton binds and specialises some 50 arguments at each call, which takes 100 us or more. Here a call looks only at
+    the dtype and the alignment of its tensors and at what its numbers are specialised for.
     """
 
     def __init__(self, kernel) -> None:
@@ -150,13 +150,13 @@ class _Forms:
             form.append(values[i].data_ptr() & 15 == 0)
         for i in self.numbers:
             value = values[i]
-            # 1 becomes a constant, multiples of 16 let loads be wide, larger numbers are of another type.
+            # 1 becomes a constant, multiples of 16 allow wide loads, and larger numbers have another type.
             form.append((1 if value == 1 else 2 if value & 15 == 0 else 0) + (4 if value > INT32_MAX else 0))
         form += [values[i] > INT32_MAX for i in self.plain]
         return tuple(form)
 
     def start(self, programs: int, values: list[Any], warps: int) -> None:
-        # The interpreter compiles nothing; AMD's backend specialises for more than is looked at here.
+        # The interpreter compiles nothing, and AMD's backend specialises for more than this looks at.
         kept = not INTERPRETED and torch.version.hip is None
         if kept:
             form = self.form_of(values, warps)
@@ -164,7 +164,7 @@ class _Forms:
             if compiled is not None:
                 compiled[(programs, 1, 1)](*values)
                 return
-        # Multiply-adds are fused, as the error bounds take them; triton 3.9 asks that this be said.
+        # Multiply-adds are fused, as the error bounds assume; triton 3.9 has to be told so.
         compiled = self.kernel[(programs,)](*values, num_warps=warps, enable_fp_fusion=True)
         if kept:
             self.compiled[form] = compiled
@@ -203,8 +203,8 @@ def launch(
 ) -> None:
     """Run ``kernel`` over all tiles of ``planes`` pictures, with the tile asked for, the table's, or the fastest.
 
-    ``key`` names the constants for which tuning is done anew. ``only`` is the one tile that may be taken: sums over a
-    tile are written, and their order is part of the result.
+    ``key`` names the constants for which tuning is done anew. ``only`` is the one tile allowed where the kernel writes
+    sums over a tile, because their order is part of the result.
     """
     height, width = arguments["height"], arguments["width"]
     # Tuned anew for each power of two of pixels, not for each size.
@@ -231,7 +231,7 @@ def like(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype]:
 
 
 def without_memory(kind: tuple[torch.Size, tuple[int, ...], torch.dtype]) -> Tensor:
-    """Return a tensor of this shape, these strides and this dtype that holds nothing."""
+    """Return a tensor of this shape, these strides and this dtype that has no memory."""
     return torch.empty_strided(kind[0], kind[1], dtype=kind[2], device="meta")
 
 

@@ -1,8 +1,8 @@
 """Triton kernel of predict_and_fuse, for GPUs without the compiled CUDA library.
 
-A program computes a tile of one channel of one batch element: for each hidden map, its filter's response
-to the image times the map. Filters never exist; tiles are tuned. Nothing here is particular to one vendor's GPUs.
-Importing this module imports triton.
+A program computes a tile of one channel of one batch element: for each hidden map, its filter's response to the image
+times the map. Filters never exist; tiles can be tuned. Nothing here is specific to one vendor's GPUs. Importing this
+module imports triton.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from ffmef.kernels.adaptive_fuse import IMAGE_AXES, _common, _padded
 from ffmef.kernels.launch import accumulator, launch, needs_64_bits, on_device, stride_arguments, tile_of_program
 
-MAPS = 8  # of one program at a time: they share the image's pixels
+MAPS = 8  # of one program at a time: they share the picture's pixels
 UNSPECIALISED = ["count", "channels", "height", "size_class", "maps"]
 
 
@@ -88,7 +88,7 @@ def forward(
     """Return ``ffmef::predict_and_fuse`` of (B, N, C, H, W) images; arguments are taken as valid."""
     batch, _, channels, height, width = images.shape
     wide = accumulator(images.dtype)
-    # Sums of several launches are kept where they do not lose digits.
+    # Sums over several launches are kept in a type in which they lose no digits.
     output = images.new_empty((batch, channels, height, width), dtype=wide if len(hidden) > 1 else images.dtype)
     if output.numel() == 0:
         return output.to(images.dtype)

@@ -1,7 +1,8 @@
 """Triton kernels of pyramid_fuse and its gradients, for GPUs without the compiled CUDA library.
 
-One launch a level and step; levels from half the size on are stored, nothing of full size is but input and output. All
-gradients are gathers: no atomics, one order of summation. Importing this module imports triton.
+There is one launch per level and step. Levels of half the size and smaller are stored; only input and output are of
+full size. All gradients are gathers: there are no atomics, and the order of summation is fixed. Importing this module
+imports triton.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ffmef.kernels.launch import (
     tile_of_program,
 )
 
-# Numbers of which no compiled code should depend; strides and the width may, for they decide how wide loads are.
+# Compiled code should not depend on these numbers. It may on strides and the width: they decide how wide loads are.
 UNSPECIALISED = [
     "count", "channels", "height", "fine_height", "fine_width", "below_height", "below_width", "cells_down",
     "cells_across", "size_class",
@@ -325,7 +326,7 @@ def forward(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> Tensor
             arguments |= {"below_fused": fused if has_below else fine, "FACTOR": scale >> level}
             launch(fuse_kernel, batch * channels, arguments, ("FACTOR", "HAS_BELOW"))
             fused = out
-    assert fused is not None  # there is a base at least
+    assert fused is not None  # there is at least a base
     return fused
 
 
@@ -375,7 +376,7 @@ def _images_gradient(pyramid: _Pyramid, gradients: list[Tensor]) -> Tensor:
         key = ("FACTOR", "HAS_FINER", "HAS_BELOW")
         launch(images_gradient_kernel, batch * count * channels, arguments, key)
         below = out
-    assert below is not None  # there is a base at least
+    assert below is not None  # there is at least a base
     return below
 
 
