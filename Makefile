@@ -1,5 +1,5 @@
 # make demo   environment, installation, and one fused picture
-# make test   the same environment with what tests need, and all tests
+# make test   the same environment plus what tests need, and all tests
 # make test-quick   the heart of every operator, in under two minutes on two cores
 # make lint   style and types: ruff, clang-format and mypy; make types: mypy alone
 #

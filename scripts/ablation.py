@@ -4,9 +4,9 @@
     python scripts/ablation.py --photographs PICTURES --pairs TEST_PAIRS -o FOLDER \\
         --parts pyramid --config configs/pyramid-ablation.toml
 
-The second command compares forms of the pyramid model. Either trains every variant with the same settings and seed,
-scores it on the test pairs, and leaves ``ablation.md`` and the
-contact sheets ``ablation-PART.png``. Variants that are finished are not trained again, interrupted ones are resumed.
+The second command compares forms of the pyramid model. Both train every variant with the same settings and seed, score
+it on the test pairs, and write ``ablation.md`` and the contact sheets ``ablation-PART.png``. Finished variants are not
+trained again; interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def key_of(part: str, name: str) -> str:
-    """Return the folder of a variant; the unchanged one is shared by all parts of the paper."""
+    """Return the folder of a variant; all parts of the paper share the unchanged one."""
     if part in PAPER and not VARIANTS[part][name]:
         return "default"
     return f"{part}-{''.join(c if c.isalnum() else '_' for c in name).strip('_')}"
@@ -173,7 +173,7 @@ def evaluate(model: nn.Module, pairs: dict, names: list[str], scenes: int) -> tu
 
 
 def table(rows: dict[str, list[float]], names: list[str]) -> list[str]:
-    """Return a Markdown table, the best value of each metric in bold."""
+    """Return a Markdown table with the best value of each metric in bold."""
     lines = ["| variant | " + " | ".join(n + (" (low)" if n in LOWER_IS_BETTER else "") for n in names) + " |"]
     lines.append("|---" * (len(names) + 1) + "|")
     best = [(min if n in LOWER_IS_BETTER else max)(row[i] for row in rows.values()) for i, n in enumerate(names)]

@@ -3,7 +3,7 @@
 #
 #   scripts/check_cuda_build.sh [FOLDER OF AN ENVIRONMENT]
 #
-# The environment (default .venv-cuda) is made if it is missing: torch with CUDA takes about 5.5 GB. TORCH chooses the
+# The environment (default .venv-cuda) is created if missing: torch with CUDA takes about 5.5 GB. TORCH chooses the
 # version (default torch==2.14.1). nvcc of the same CUDA major version is found through CUDA_HOME or the PATH.
 set -eu
 unset PYTHONPATH
@@ -23,7 +23,7 @@ python=$environment/bin/python
 PATH="$environment/bin:$PATH" FFMEF_BUILD_CUDA=1 "$python" -m pip install -v --no-deps --no-build-isolation \
   --force-reinstall "$root" 2>&1 | grep -E '^ *ffmef:|error|warning|Successfully' || true
 
-# Away from the sources, so that what was installed is what is imported.
+# Run away from the sources, so that Python imports what was installed.
 cd "$environment"
 "$python" - <<'PYTHON'
 import torch

@@ -2,9 +2,9 @@
 
     python scripts/check_engine.py --weights mef.pth mff.pth vif.pth --data MEFB VIFB MFIFB
 
-Each data folder has the layout of MEFB: a folder a pair, with a file whose name ends in _A or _VI and one in _B or _IR.
-Every pair is fused with every weights file, whatever it was trained for. Exits with 1 where the luminance is further
-apart than 1e-4 or a pixel of the 8-bit picture by more than one grey level.
+Each data folder has the layout of MEFB: one folder per pair, with one file whose name ends in _A or _VI and one in _B
+or _IR. Every pair is fused with every weights file, whatever it was trained for. Exits with 1 if the luminance differs
+by more than 1e-4, or any pixel of the 8-bit picture by more than one grey level.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def luminance_of(path: Path) -> np.ndarray:
 
 @torch.inference_mode()
 def distances(model: models.FFMEF, luminance: torch.Tensor) -> tuple[float, int]:
-    """Return the largest distance of the luminance and of the rounded grey levels."""
+    """Return the largest difference in luminance and in rounded grey levels."""
     model.backend = "fused"
     fused = model(luminance.float()).double()
     model.backend = "eager"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds ffmef against the oldest torch that pyproject.toml allows, in a virtual environment of its own, and runs the
-# tests that depend on torch's version: torch.compile, autocast, derivatives, and the Triton kernels with its Triton.
+# Builds ffmef against the oldest torch that pyproject.toml allows, in a separate virtual environment, and runs the
+# tests that depend on torch's version: torch.compile, autocast, derivatives, and the Triton kernels on its Triton.
 # scripts/check_oldest_torch.sh [FOLDER]     FOLDER holds the environment and the build; default: a temporary one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,6 +24,6 @@ PATH=$environment/bin:$PATH FFMEF_BUILD_CUDA=0 "$python" setup.py --quiet build_
 "$python" -c 'import torch, triton, ffmef; print("torch", torch.__version__, "triton", triton.__version__)'
 "$python" -m pytest -q -p no:cacheprovider tests/ops/test_compile.py tests/ops/test_pyramid_fuse.py tests/ops/test_nn.py \
   tests/gpu/test_triton_launch.py
-# The compilers of this Triton: no kernel may need the stack.
+# With the compilers of this Triton, no kernel may need the stack.
 PYTHONPATH=$tree "$python" scripts/triton_budget.py --check 90
 echo "$root: works with torch $oldest"

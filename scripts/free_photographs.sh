@@ -26,7 +26,7 @@ for name in city courtyard forest interior night sunset; do
     cp "usr/share/blender/datafiles/studiolights/world/$name.exr" "$target/bl_$name.exr"
 done
 
-# A JavaScript package of radiance maps, each a module that holds the file in base 64.
+# A JavaScript package of radiance maps: each is a module that holds the file in base64.
 npm pack --silent @pmndrs/assets@1.7.0 > /dev/null
 tar -xzf pmndrs-assets-*.tgz
 for module in package/hdri/*.exr.js; do

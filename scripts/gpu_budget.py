@@ -2,11 +2,12 @@
 
     python scripts/gpu_budget.py [ARCHITECTURE ...]   # float32
     python scripts/gpu_budget.py --all                # all dtypes: minutes
-    python scripts/gpu_budget.py --all --update       # rewrite tests/gpu/gpu_budget.json but for pyramid_fuse
+    python scripts/gpu_budget.py --all --update       # rewrite tests/gpu/gpu_budget.json except pyramid_fuse
     python scripts/gpu_budget.py --operator pyramid_fuse --update   # its rows there, in float32
 
-No GPU is needed: nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit tell. tests/gpu/test_gpu_budget.py holds the
-kernels to the numbers in tests/gpu/gpu_budget.json, tests/gpu/test_pyramid_fuse_budget.py those of pyramid_fuse.
+No GPU is needed: the numbers come from nvcc, nvdisasm and cuda_occupancy.h of the CUDA toolkit.
+tests/gpu/test_gpu_budget.py holds the kernels to the numbers in tests/gpu/gpu_budget.json, and
+tests/gpu/test_pyramid_fuse_budget.py those of pyramid_fuse.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Usage:
     wide_loads: int  # 16-byte loads from device memory
     wide_stores: int
     shared: int  # bytes for the filter sizes 1, 3, 5 and three levels
-    occupancy: float  # resident threads of a multiprocessor, of those possible
+    occupancy: float  # resident threads of a multiprocessor, as a share of those possible
 
 
 def find_nvcc() -> Path | None:
@@ -55,7 +56,7 @@ def find_nvcc() -> Path | None:
 
 
 def find_nvdisasm() -> Path | None:
-    """Return nvdisasm of the toolkit, of the PATH, or the one that triton brings along."""
+    """Return nvdisasm from the toolkit or the PATH, or the one that comes with triton."""
     nvcc, triton = find_nvcc(), find_spec("triton")
     places = [nvcc.parent / "nvdisasm"] if nvcc else []
     places += [Path(shutil.which("nvdisasm") or "nowhere")]
@@ -192,7 +193,7 @@ def _usage(architecture: int, report: str, code: str, occupancy_program: Path) -
 
 
 def is_pyramid(name: str) -> bool:
-    """Return whether a row of the budget is of pyramid_fuse, which is measured apart: in float32 alone."""
+    """Return whether a row of the budget belongs to pyramid_fuse, which is measured separately, in float32 only."""
     return name.startswith("pyramid::")
 
 

@@ -1,6 +1,7 @@
 """The steps of scripts/gpu_first_run.sh: python scripts/gpu_first_run.py STEP[,STEP...] [ARGUMENTS].
 
-There each step is a process, so that a fault of one leaves the others alone; results are lines of $OUT/results.jsonl.
+The shell script runs each step as a process, so a fault in one spares the others. Results are lines of
+$OUT/results.jsonl.
 With FFMEF_RUN_CPU=1 every step runs on the CPU at tiny sizes, which keeps the script working where there is no GPU.
 """
 
@@ -37,7 +38,7 @@ SCALE, BANDS = 8, 3
 
 
 def attempt(what: str, function: Callable):
-    """Return ``function()``; a failure is kept and reported, and the step goes on."""
+    """Return ``function()``; if it fails, record and report that, and go on with the step."""
     try:
         return function()
     except Exception as error:
@@ -55,7 +56,7 @@ def keep(what: str, **record) -> None:
 
 
 def times(run: Callable, seconds: float = 0.15) -> dict[str, float]:
-    """Return milliseconds of a call: ``ms`` by the device's clock, ``called_ms`` as Python sees it, ends waited for."""
+    """Return milliseconds per call: ``ms`` by the device's clock, ``called_ms`` as Python sees it, end included."""
     for _ in range(1 if CPU else 2):
         run()
     one = measure.seconds(run, DEVICE)
@@ -110,7 +111,7 @@ def cells(size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def backward_of(operator: str, backend: str):
-    """Return the dispatcher's operator that computes chosen gradients and nothing else."""
+    """Return the dispatcher's operator that computes only the chosen gradients."""
     return getattr(torch.ops.ffmef, f"{operator}{'_triton' if backend == 'triton' else ''}_backward")
 
 
@@ -140,7 +141,7 @@ def step_facts() -> None:
 
 
 def step_quick() -> None:
-    """A tenth of the matrix with the backend that users get."""
+    """A tenth of the matrix, on the backend that users get."""
     step_check(BACKENDS[0], "0", "12", "30")
 
 
@@ -219,7 +220,7 @@ def step_sanitize() -> None:
 
 
 def step_hazards() -> None:
-    """What no emulation shows: streams, repetition, compilation."""
+    """What emulation cannot show: streams, repetition, compilation."""
     from ffmef.ops import adaptive_fuse, pyramid_fuse
 
     backend, count = BACKENDS[0], 3 if CPU else 50
@@ -232,7 +233,7 @@ def step_hazards() -> None:
                 torch.cuda._sleep(2_000_000)
                 late = images * 2
                 result = adaptive_fuse(late, filters, alphas, backend=backend)
-                del late  # its memory may go to this stream's next call only
+                del late  # its memory may go only to this stream's next call
             side.synchronize()
             wrong += not torch.equal(result, 2 * expected)
         print("on another stream: wrong results", wrong, "of", count)
@@ -251,7 +252,7 @@ def step_hazards() -> None:
 
 
 def step_capture() -> None:
-    """A first call inside a capture, when kernels are loaded late: a process of its own, which a failure may spoil."""
+    """A first call inside a capture, when kernels are loaded late: in its own process, which a failure may spoil."""
     from ffmef.ops import adaptive_fuse
 
     if CPU:
@@ -270,7 +271,7 @@ def step_capture() -> None:
 
 
 def bandwidth() -> float:
-    """Return the GB/s of a copy, the floor that everything is measured by."""
+    """Return the GB/s of a copy, the floor against which everything is measured."""
     source = torch.rand(2**20 if CPU else 2**28, device=DEVICE)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / times(lambda: target.copy_(source))["ms"] / 1e6
@@ -400,7 +401,7 @@ def step_networks(tf32_only: str = "") -> None:
     from benchmarks import methods
 
     before = torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False  # torch's default, said here so that it is known
+    torch.backends.cuda.matmul.allow_tf32 = False  # torch's default, set explicitly so that it is certain
     for tf32, (name, (build, inputs)) in itertools.product((True, False), networks().items()):
         if (CPU or tf32_only) and not tf32:
             continue
@@ -437,7 +438,7 @@ def engine_model(kernel_sizes: tuple[int, ...] = KERNEL_SIZES):
 
 
 def engine_of(backend: str, model) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the whole network in one operator by a backend."""
+    """Return the whole network as one operator on a backend."""
     from ffmef.ops import ffmef_forward
 
     parameters = list(model.parameters())
@@ -490,7 +491,7 @@ def step_engine() -> None:
 
 
 def step_training_compiled() -> None:
-    """The same training step as one CUDA graph, compiled, and both: launches, not arithmetic, fill it."""
+    """The same training step as one CUDA graph, compiled, and both: launches, not arithmetic, take most of its time."""
     from benchmarks import methods
 
     batch = draw(2 if CPU else 8, 2, *((16, 24) if CPU else (128, 128)))
@@ -542,7 +543,7 @@ def bracket(size: tuple[int, int], count: int, scene: bool, dtype: str = "uint8"
 
 
 def check_exposures(model, name: str, size: tuple[int, int], count: int, scene: bool, dtype: str = "uint8") -> bool:
-    """Compare a bracket on the device with the CPU's native path; order and repetition must not change a bit."""
+    """Compare a bracket on the device with the CPU's native path; order and repetition must not change any bit."""
     import numpy as np
 
     import ffmef
@@ -553,7 +554,7 @@ def check_exposures(model, name: str, size: tuple[int, int], count: int, scene: 
     masks = [(np.arange(size[0] * size[1]).reshape(size) * 7 % 256).astype(np.uint8), *[None] * (count - 1)]
     options = {"adjust": Adjustments(0.4, 0.2, -0.3, 1.0), "validity": masks} if changed else {}
     expected = ffmef.fuse(frames, model="pyramid", device="cpu", **options)
-    found = [ffmef.fuse(frames, model="pyramid", device=DEVICE, **options) for _ in range(4)]  # the last replay a graph
+    found = [ffmef.fuse(frames, model="pyramid", device=DEVICE, **options) for _ in range(4)]  # later ones use a graph
     if changed:
         options["validity"] = [*masks[1:], masks[0]]
     turned = ffmef.fuse([*frames[1:], frames[0]], model="pyramid", device=DEVICE, **options)
@@ -576,7 +577,7 @@ def check_exposures(model, name: str, size: tuple[int, int], count: int, scene: 
 
 
 def step_exposures() -> None:
-    """The pyramid from pictures to a picture on the device: is it what the CPU computes, and how fast is it?"""
+    """The pyramid from pictures to a picture on the device: does it match the CPU, and how fast is it?"""
     from ffmef import models
 
     model = models.load("mef-pyramid").to(DEVICE)
@@ -638,7 +639,7 @@ def step_pictures() -> None:
 
 
 def step_profiled() -> None:
-    """One call of each kernel that matters, for ncu."""
+    """One call to each kernel that matters, for ncu."""
     from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
 
     backend = BACKENDS[0]
@@ -682,7 +683,7 @@ def step_launches() -> None:
 
 
 def step_warm() -> None:
-    """Compile now, beside other work, what is timed later: Triton's kernels and inductor's unfold."""
+    """Compile now, alongside other work, what is timed later: Triton's kernels and inductor's unfold."""
     jobs = (step_profiled_by_triton, step_rivals_once)
     with ProcessPoolExecutor(len(jobs)) as pool:
         for job, future in [(job, pool.submit(job)) for job in jobs]:
@@ -710,7 +711,7 @@ def step_rivals_once() -> str:
 
 
 def step_table() -> None:
-    """All numbers in few lines."""
+    """All numbers in a few lines."""
     path = OUT / "results.jsonl"
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for what, group in itertools.groupby(sorted(records, key=lambda r: r["what"]), lambda r: r["what"]):

@@ -2,8 +2,8 @@
 # The first minutes on a GPU:  scripts/gpu_first_run.sh
 #
 # Builds the CUDA library if none is there, then checks everything (matrices against float64, sanitizers, tests),
-# measures everything (operators, networks, rivals, ncu), and prints all numbers once more at the end. Nothing outlasts
-# its own limit or the whole one; what fails is reported, and the rest goes on. scripts/gpu_first_run.py has the steps.
+# measures everything (operators, networks, rivals, ncu), and prints all numbers again at the end. No step outlasts its
+# own limit or the overall one. Failures are reported, and the rest goes on. scripts/gpu_first_run.py has the steps.
 #
 #   OUT      folder of results.jsonl, failures.txt, logs and logs.tgz (default /tmp/ffmef-gpu)
 #   LIMIT    seconds for everything (default 560)
@@ -28,7 +28,7 @@ step_of="$python scripts/gpu_first_run.py"
 
 say() { printf '\n=== %4d s  %s\n' "$SECONDS" "$*"; }
 wanted() { [ -z "$STEPS" ] || case " $STEPS " in *" $1 "*) true ;; *) false ;; esac; }
-within() { # within SECONDS COMMAND...: no longer than that, nor than what is left
+within() { # within SECONDS COMMAND...: no longer than that or than the time left
   local most=$1 left=$((LIMIT - SECONDS - 8))
   shift
   if [ $left -lt 5 ]; then echo "no time left for: $*"; return 1; fi
@@ -60,7 +60,7 @@ fi
 step 40 facts
 step 60 quick
 
-beside() { # what needs the CPU more than the GPU, all at once
+beside() { # work that needs the CPU more than the GPU, all at once
   local most=$((LIMIT - SECONDS - 300)) part
   [ $most -gt 150 ] && most=150
   [ $most -lt 60 ] && most=60
@@ -69,7 +69,7 @@ beside() { # what needs the CPU more than the GPU, all at once
   for part in 0 1 2 3 4 5 6 7; do
     timeout $most $step_of check triton $part 8 $((most - 40)) > "$logs/check-triton-$part.log" 2>&1 &
   done
-  # Without torch's pool every tensor is an allocation of its own; memcheck would not see past its end otherwise.
+  # Without torch's pool every tensor is a separate allocation; otherwise memcheck would not see past its end.
   (PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout $most compute-sanitizer --tool memcheck --target-processes all \
     --print-limit 20 $step_of sanitize > "$logs/memcheck.log" 2>&1; echo "memcheck exit $?" >> "$logs/memcheck.log") &
   (timeout $most compute-sanitizer --tool racecheck --racecheck-report all --target-processes all --print-limit 20 \

@@ -1,8 +1,8 @@
-"""Measures alignment on synthetic hands against other programs: what is left in pixels, and the time.
+"""Measures alignment of synthetic hand-held brackets against other programs: the error left in pixels, and the time.
 
 Each case renders a bracket of one photograph: known movements of the camera, exposure steps in linear light, photon and
-read noise, 8 bit. What a program returns is compared with the same exposure rendered unmoved, patch by patch, so that
-all are measured alike. ``align_image_stack`` is left out where it is not installed.
+read noise, 8 bit. What a program returns is compared, patch by patch, with the same exposure rendered unmoved, so all
+are measured alike. ``align_image_stack`` is left out if it is not installed.
 
     python scripts/measure_align.py PICTURE... [--height 1000] [--stops 2 4] [--turn 0 2] [--threads 1]
 """
@@ -48,7 +48,7 @@ def render(light: np.ndarray, matrix: np.ndarray, stops: float, margin: int, ran
 
 
 def left_over(result: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Return the median and the 95 % quantile of how far patches of the result lie off, in pixels."""
+    """Return the median and the 95 % quantile of how far off patches of the result are, in pixels."""
     planes = [align._luminance(picture) for picture in (result, truth)]
     views = [align._View(plane) for plane in planes]
     spots = align._spots(views[0].small, views[1].small, np.eye(3))
@@ -133,7 +133,7 @@ def case(path, height: int, stops: float, turn: float, seed: int, programs, rows
         busy, started = cpu(), time.perf_counter()
         try:
             results, reference = program(frames)
-        except Exception as error:  # a program that gives up is counted
+        except Exception as error:  # a program that gives up still counts
             print(f"{name}: {path}: {error}", flush=True)
             failed[name] += 1
             continue

@@ -1,4 +1,4 @@
-"""Focus stacks of known scenes: decibels of enfuse's hard masks, of the formula without a network and of the weights.
+"""Focus stacks of known scenes: decibels for enfuse's hard masks, the formula without a network, and the weights.
 
     python scripts/measure_focus.py PICTURE ... [--weights FILE ...] [--enfuse]
 
@@ -57,7 +57,7 @@ def tilted(truth: np.ndarray, count: int, blur, radius: float, rng) -> list[np.n
 
 
 def layered(depths: int):
-    """Return what photographs discs at that many depths, cut from the picture upside down, before the picture."""
+    """Return what photographs discs at that many depths, cut from the picture upside down, in front of the picture."""
 
     def make(truth: np.ndarray, count: int, blur, radius: float, rng) -> list[np.ndarray]:
         height, width = truth.shape[:2]
@@ -129,7 +129,7 @@ def _by_network(frames: list[np.ndarray], network) -> np.ndarray:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--weights", nargs="*", default=["focus"])

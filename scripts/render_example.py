@@ -5,7 +5,7 @@
     python scripts/render_example.py blender-data/usr/share/blender/datafiles/studiolights/world examples
 
 Each radiance map (equirectangular, linear) is looked at by a virtual camera, multiplied by the exposure, clipped, put
-through a camera's tone curve and quantised to 8 bit. Exposures of one scene therefore differ in nothing but exposure.
+through a camera's tone curve, and quantised to 8 bit. So exposures of one scene differ in exposure alone.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def look(radiance: np.ndarray, view: View) -> np.ndarray:
 
 
 def through_lens(radiance: np.ndarray) -> np.ndarray:
-    """Return the radiance with a lens's glow: a twentieth of the light lands a pixel or two beside its place."""
+    """Return the radiance with a lens's glow: a twentieth of the light lands a pixel or two off."""
     return 0.95 * radiance + 0.05 * cv2.GaussianBlur(radiance, (0, 0), 1.2)
 
 

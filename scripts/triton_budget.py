@@ -2,8 +2,8 @@
 
 python scripts/triton_budget.py [--check] [ARCHITECTURE ...]
 
-With --check it ends with status 1 if a kernel keeps anything on the stack. Triton's versions differ in that: run it
-with the oldest that torch brings along (scripts/check_oldest_torch.sh does) and with the newest.
+With --check it exits with status 1 if a kernel keeps anything on the stack. Triton's versions differ in that, so run it
+with the oldest one that torch brings along (scripts/check_oldest_torch.sh does) and with the newest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-# Contiguous float32 tensors, 16-byte aligned, of a width that 16 divides, as the JIT would specialise them.
+# Contiguous float32 tensors, 16-byte aligned, with a width divisible by 16, as the JIT would specialise them.
 TILE = {"ROWS": 8, "COLUMNS": 64}
 SHARED = {"PADDING": 2, "WIDE": False, "DTYPE": "float32", **TILE}
 NETWORK = {"C": 4, **TILE}
@@ -32,7 +32,7 @@ KERNELS = {
         "COARSE": True, "SIZE_0": 5, "SIZE_1": 0, "SIZE_2": 0, "SIZE_3": 0, "ADD": False, "GROUP": 1, **SHARED}),
     "images_gradient_kernel": ("adaptive_fuse", {"COARSE": False, "SIZE": 5, "ADD": False, "GROUP": 1, **SHARED}),
     "level_kernel": ("predict_and_fuse", {"SIZE": 5, "ADD": False, "GROUP": 8, **SHARED}),
-    # A block's first and second convolution, the latter with the most around it, and a head's first.
+    # A block's first and second convolutions, the second with the most around it, and a head's first.
     "convolution_kernel": ("ffmef_forward", {
         "KIND": "MAP", "SECOND": True, "TAIL": "RAW", "IDENTITY": "MAP", "MERGE": False, "MOMENTS": True, **NETWORK}),
     "convolution_kernel merge": ("ffmef_forward", {

@@ -68,7 +68,7 @@ def _taps_at(
     filters, filter_row, filter_column, row, column, mask, height, width, cells_down, cells_across,
     COARSE: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """Return one tap's filter values at rows and columns of pixels, interpolated where they are given on a coarser grid."""
+    """Return one tap's filter values at rows and columns of pixels, interpolated where their grid is coarser."""
     if COARSE:
         top, bottom, down = tap_of(row, cells_down, cells_down, height, DTYPE)
         left, right, across = tap_of(column, cells_across, cells_across, width, DTYPE)
@@ -200,7 +200,7 @@ def filters_gradient_kernel(
     SIZE: tl.constexpr, PADDING: tl.constexpr, NEED_FILTERS: tl.constexpr, NEED_ALPHA: tl.constexpr,
     WIDE: tl.constexpr, DTYPE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Write one level's alpha * gradient * shifted image for one tile of one image, and its share of alpha's gradient."""
+    """Write one level's alpha * gradient * shifted image for a tile of one image, and its share of alpha's gradient."""
     plane, y, x = tile_of_program(height, width, ROWS, COLUMNS, WIDE)
     batch, n = plane // count, plane % count
     inside = (y < height)[:, None] & (x < width)[None, :]
@@ -372,7 +372,7 @@ def _in_level(level: Tensor | None, number: int) -> dict[str, object]:
 
 
 def _common(images: Tensor, padding_mode: str) -> tuple[dict[str, object], int, int]:
-    """Return the arguments that all kernels share, the channels of one program, and how many groups of them there are."""
+    """Return the arguments that all kernels share, the channels of one program, and the number of such groups."""
     count, channels, height, width = images.shape[1:]
     group = min(triton.next_power_of_2(channels), CHANNELS)
     shared: dict[str, object] = {"count": count, "channels": channels, "height": height, "width": width}

@@ -67,7 +67,7 @@ def _convolve(
     total, source, norms, gates, stem, weights, plane, y, x, height, width,
     KIND: tl.constexpr, SIZE: tl.constexpr, C: tl.constexpr, OUT: tl.constexpr, PITCH: tl.constexpr,
 ):  # fmt: skip
-    """Add a convolution of a map of C channels; weights are [channel][tap][PITCH outputs], OUT of which are computed."""
+    """Add a convolution of a map of C channels; weights are [channel][tap][PITCH outputs], OUT of them computed."""
     pixels = tl.cast(height, tl.int64) * width
     output = tl.arange(0, OUT)
     for channel in range(C):
@@ -270,7 +270,7 @@ def head_kernel(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the kernels find each weight: packed[i] = flat[index[i]] * flat[factor[i]], flat the parameters, 1 and 0."""
+    """Where the kernels find each weight: packed[i] = flat[index[i]] * flat[factor[i]]; flat is the parameters, 1, 0."""
 
     parameters: int
     index: Tensor
