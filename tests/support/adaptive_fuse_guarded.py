@@ -1,6 +1,6 @@
 """Runs the operator with arguments that touch unreadable pages, or frees results under a checking allocator.
 
-A separate program, because a mistake that it looks for ends the process: see test_adaptive_fuse.py.
+A separate program, because the mistakes that it looks for end the process: see test_adaptive_fuse.py.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PAGE = mmap.PAGESIZE
 # (B, N, C, H, W), filter sides: rows that end at many places of a vector, one tile and two, every kernel size class
 CASES = [((1, 2, 1, 3, width), (1, 3, 5, 7, 9)) for width in (1, 2, 7, 8, 15, 16, 17, 31, 33)]
 CASES += [((2, 1, 3, 17, 5), (3,)), ((1, 1, 1, 2, 1031), (1, 5)), ((1, 2, 20, 1, 131), (31,))]
-# Cells of filters on a coarser grid, as a share of the pixels; 1 keeps them at full resolution.
+# Filters on a coarser grid: its cells as a share of the pixels; 1 keeps full resolution.
 SHARES = (1, 1 / 8, 1 / 3, 0.9, 0.01)
 
 
 def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
-    """A copy whose last byte (or first) lies beside a page that must not be touched."""
+    """A copy whose last (or first) byte lies next to a page that must not be touched."""
     size = values.numel() * values.element_size()
     pages = math.ceil(size / PAGE)
     start = libc.mmap(

@@ -1,6 +1,6 @@
 """Computes a fixed set of results and writes them to the file named first: see test_adaptive_fuse.py.
 
-A separate program, because the instruction set is chosen once in a process (by the variable FFMEF_ISA).
+A separate program, because a process chooses its instruction set only once (by the variable FFMEF_ISA).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _random(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 
 def results() -> dict[str, np.ndarray]:
-    """Outputs and gradients by name; those named ``exact`` hold one rounding, so every set gives the same bits."""
+    """Outputs and gradients by name; those named ``exact`` are rounded only once, so every set gives the same bits."""
     found = {}
     for dtype in (torch.float64, torch.float32):
         for mode in PADDING_MODES:

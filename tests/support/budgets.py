@@ -24,7 +24,7 @@ BUDGET: dict[str, dict[str, float]] = json.loads(cuda.BUDGET.read_text())
 
 
 def check_usage(name: str, usage: cuda.Usage) -> None:
-    """Assert that a compiled kernel keeps to its row of the budget, and all it has in registers and shared memory."""
+    """Assert that a compiled kernel keeps to its row of the budget, and everything in registers and shared memory."""
     assert usage.stack == usage.spills == usage.local == 0, f"{name} uses local memory: {usage}"
     if (budget := BUDGET.get(name)) is None:
         return

@@ -64,7 +64,7 @@ def encoded_tensor(tensor: torch.Tensor, stride_of_rows: int | None = None) -> b
     strides = list(tensor.stride())
     if stride_of_rows is not None:
         strides[-2] = stride_of_rows
-    # The first element's distance from a 16-byte boundary is what matters of the offset.
+    # Only the first element's distance from a 16-byte boundary matters in the offset.
     offset = tensor.storage_offset() % (16 // tensor.element_size())
     return numbers(*tensor.shape, *strides, offset) + _raw(tensor)
 
@@ -103,14 +103,14 @@ class Failed(Exception):
 
 
 def why_failed(run: Callable, error_of: Callable, program: Path, cases: list) -> str:
-    """Return why the cases fail on this program; an empty string if they pass. Errors are in what is allowed."""
+    """Return why the cases fail on this program; an empty string if they pass. An error of 1 is the limit."""
     try:
         found = run(program, cases)
     except Failed as failure:
         return str(failure)
-    # Two cases may share a name, when they ask for different gradients.
+    # Two cases may share a name if they ask for different gradients.
     errors = [(case.name, error_of(case, result)) for case, result in zip(cases, found, strict=True)]
-    # An error that is no number is one, too.
+    # A NaN as an error is a failure, too.
     return next((f"{name}: {error:.1e} times what is allowed" for name, error in errors if not error <= 1), "")
 
 
@@ -175,7 +175,7 @@ def worst(case: Case, results: list[torch.Tensor], backward: bool) -> float:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault planted in a copy of the kernels, and the flags with which it must show."""
+    """A fault planted in a copy of the kernels, and the compiler flags under which it must show."""
 
     name: str
     right: str

@@ -1,4 +1,4 @@
-// Preloaded into a process: lets one allocation of a library fail, the one whose turn it is.
+// Preloaded into a process: makes one allocation of a library fail, the one whose turn it is.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -8,7 +8,7 @@
 
 namespace {
 
-std::atomic<long> turns{0};  // allocations until the one that fails; 0: none does
+std::atomic<long> turns{0};  // allocations left up to the one that fails; 0: none fails
 std::atomic<long> seen{0};
 char library[64];
 

@@ -52,7 +52,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def checkpoint(seed: int = 0) -> dict[str, Tensor]:
-    """Random weights under the authors' names, scaled so that every stage stays near one."""
+    """Random weights under the authors' names, scaled to keep every stage near one."""
     random = np.random.default_rng(seed)
     state = {}
     for name, shape in shapes().items():
@@ -64,7 +64,7 @@ def checkpoint(seed: int = 0) -> dict[str, Tensor]:
 
 def stages(state: dict[str, Tensor], luminance: Tensor) -> dict[str, Tensor]:
     """Every stage of the network for luminance (1, 2, H, W), in its dtype."""
-    # One long function, so that the whole network can be read from top to bottom.
+    # A single long function, so that the whole network reads from top to bottom.
     state = {name: value.to(luminance.dtype) for name, value in state.items()}
 
     def conv(name: str, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def stages(state: dict[str, Tensor], luminance: Tensor) -> dict[str, Tensor]:
 
     def step(name: str, x: Tensor) -> Tensor:
         weight, bias = state[f"encode.{name}.conv.0.weight"], state[f"encode.{name}.conv.0.bias"]
-        if name.startswith("up"):  # a transposed convolution of stride 1 is one with its taps turned round
+        if name.startswith("up"):  # a transposed convolution of stride 1 is a convolution with its taps turned round
             weight = weight.transpose(0, 1).flip(2, 3)
         return F.relu(norm(f"encode.{name}.conv.1", F.conv2d(x, weight, bias, padding=1)))
 

@@ -18,7 +18,7 @@ TOLERANCE = problems.TOLERANCE | {torch.float32: 8 * 2.0**-24}
 
 @dataclass(frozen=True)
 class Case(Problem):
-    """One problem, and the gradients asked for."""
+    """One problem and the gradients asked for."""
 
     sizes: tuple[int, ...] = (1, 3, 5)
     grids: tuple[tuple[int, int] | None, ...] | None = None  # of each level's filters; None is the images' own

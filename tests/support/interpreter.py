@@ -1,8 +1,7 @@
-"""Runs tests marked ``interpreter`` in a second pytest process, where Triton interprets its kernels, and reports them
-here.
+"""Runs tests marked ``interpreter`` in a second pytest process, where Triton interprets kernels, and reports them here.
 
 Triton chooses between compiler and interpreter when it is imported, and other tests of this process need its compiler.
-So the second process collects the same files, waits for the name of a test, runs it and sends its reports back; they
+So the second process collects the same files, waits for the name of a test, runs it, and sends its reports back. They
 count, fail and stop the run (-x) as if the test had run here.
 """
 
@@ -17,7 +16,7 @@ import tempfile
 import pytest
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_PIPES = "FFMEF_TESTS_INTERPRETER"  # file descriptors for the names that come and the reports that go
+_PIPES = "FFMEF_TESTS_INTERPRETER"  # file descriptors for incoming names and outgoing reports
 
 
 class Interpreter:
@@ -64,13 +63,13 @@ class Interpreter:
 
 
 def is_interpreted(item: pytest.Item) -> bool:
-    """Return whether a test has to run in the interpreter's process and can."""
+    """Return whether a test has to run in the interpreter's process, and can."""
     skipped = any(mark.args and mark.args[0] is True for mark in item.iter_markers("skipif"))
     return item.get_closest_marker("interpreter") is not None and not skipped
 
 
 def run_in_the_interpreter(item: pytest.Item, next_item: pytest.Item | None) -> None:
-    """Run a test in the second process, which the first such test starts, and log its reports."""
+    """Run a test in the second process and log its reports; the first such test starts that process."""
     session = item.session
     if not hasattr(session, "interpreter"):
         files = sorted({str(other.path) for other in session.items if is_interpreted(other)})
@@ -79,7 +78,7 @@ def run_in_the_interpreter(item: pytest.Item, next_item: pytest.Item | None) -> 
     for report in session.interpreter.run(item, next_item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    # The test before kept what this item shares with it; the next one may need none of that.
+    # The previous test kept the fixtures that this item shares with it; the next one may need none of them.
     session._setupstate.teardown_exact(next_item)
 
 

@@ -16,7 +16,7 @@ def random_model(channels: int = 4, kernel_sizes: tuple[int, ...] = (1, 3, 5), s
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-        # Outputs of a natural size, for which the absolute tolerance is meant.
+        # Scales outputs to the size for which the absolute tolerance is meant.
         model.fuse.alphas.mul_(1 / model(random_luminance(64, 64)).abs().max())
     return model
 

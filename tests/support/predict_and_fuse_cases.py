@@ -48,7 +48,7 @@ def make_tensors(case: Case) -> Tensors:
 
 
 def two_steps(t: Tensors, padding: str) -> torch.Tensor:
-    """Predict the filters, then fuse by them."""
+    """Predict the filters, then fuse with them."""
     filters = [
         torch.einsum("ji,bnihw->bnjhw", w, h) + b.view(1, 1, -1, 1, 1) for h, w, b in zip(t.hidden, t.weight, t.bias)
     ]
@@ -56,7 +56,7 @@ def two_steps(t: Tensors, padding: str) -> torch.Tensor:
 
 
 def expected(case: Case) -> Expected:
-    """Return the float64 result for the values that the case's dtype holds, and what its errors are measured by."""
+    """Return the float64 result for the values that the case's dtype holds, and the scale for its errors."""
     wide = make_tensors(case).changed(lambda t: t.double().contiguous())
     return Expected(two_steps(wide, case.padding), two_steps(wide.changed(torch.abs), case.padding))
 
@@ -100,7 +100,7 @@ def matrix() -> list[Case]:
     cases += [
         Case("one image", images=1),
         Case("other numbers of maps", maps=(3, 1, 7), width=16),
-        # More maps than the weights at work have room for: 40 of 7 x 7, 170 of 3 x 3.
+        # More maps than there is room for in the weights' shared memory: 40 of 7 x 7, 170 of 3 x 3.
         Case("maps in turns", sizes=(7, 3), maps=(81, 200), height=3, width=8),
         Case("maps in turns, odd width", sizes=(5,), maps=(73,), height=2, width=5, padding="reflect"),
         Case("five images, odd width", images=5, width=13, batch=2, channels=4),

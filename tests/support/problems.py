@@ -1,6 +1,6 @@
 """What the problems of all operators have in common: sizes, dtype, memory layout, and how far from float64 they may be.
 
-Each operator's cases add what it alone has, such as filter sizes or bands.
+Each operator's cases add what only that operator has, such as filter sizes or bands.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Problem:
         return Random(torch.Generator().manual_seed(zlib.crc32(self.name.encode())), self.dtype)
 
     def laid_out_beside(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what is no picture, such as a gradient or alphas, in the layout that goes with the pictures'."""
+        """Return what is not a picture, such as a gradient or alphas, in the layout that goes with the pictures'."""
         if self.layout == "expanded":  # as the gradient of a sum arrives
             return tensor[(slice(1),) * tensor.dim()].expand_as(tensor)
         return tensor if self.layout == "contiguous" else lay_out(tensor, "every second")
@@ -55,7 +55,7 @@ class Random:
 
 @dataclass
 class Expected:
-    """A float64 result, and the sum of the magnitudes of its terms: what rounding errors are measured by."""
+    """A float64 result, and the sum of the magnitudes of its terms, against which rounding errors are measured."""
 
     value: torch.Tensor
     magnitude: torch.Tensor

@@ -13,7 +13,7 @@ from problems import DTYPES, Expected, Problem
 
 @dataclass(frozen=True)
 class Case(Problem):
-    """One problem, and the gradients asked for."""
+    """One problem and the gradients asked for."""
 
     height: int = 33
     width: int = 44
@@ -59,7 +59,7 @@ def _expected(case: Case, backward: bool) -> list[Expected]:
         leaves = [change(x.double().contiguous()).requires_grad_() for x in (t.images, t.weights, t.base)]
         output = pyramid_terms(*leaves, case.scale, sign)
         if backward:
-            # Without bands nothing is taken of weights, whose gradient is then empty.
+            # Without bands the weights are unused, and their gradient is empty.
             grads = torch.autograd.grad(output, leaves, change(t.gradient.double()), allow_unused=True)
             results.append(
                 [

@@ -37,7 +37,7 @@ class Case:
     stem: int = 8
     octaves: int = 6
     bundled: bool = False  # weights
-    offset: int = 0  # samples from a 16-byte boundary
+    offset: int = 0  # samples past a 16-byte boundary
     pictures: str = "noise"
     order: tuple[int, ...] = field(default=())
 
@@ -80,7 +80,7 @@ def pictures_of(case: Case) -> list[torch.Tensor]:
 
 
 def masks_of(case: Case) -> list[torch.Tensor]:
-    """Return validity of each exposure on 0..255; the first one's is nothing in a corner."""
+    """Return the validity of each exposure on 0..255; the first exposure's is zero in a corner."""
     generator = torch.Generator().manual_seed(7)
     masks = [torch.randint(0, 256, (case.height, case.width), generator=generator) for _ in range(case.count)]
     masks[0][: case.height // 2, : case.width // 2] = 0
@@ -131,7 +131,7 @@ def run(program: Path, cases: list[Case]) -> list[torch.Tensor]:
 
 
 def error_of(case: Case, result: torch.Tensor) -> float:
-    """Return the largest difference from float64, in units of what is allowed."""
+    """Return the largest difference from float64 in units of what is allowed."""
     wanted = expected(case)
     if TOP[case.sample] != 1:
         wanted, result = (wanted + 0.5).floor(), result.to(torch.int64)

@@ -1,4 +1,4 @@
-"""Which tests a worker of pytest-xdist gets together, and in which order the workers get them."""
+"""Which tests a pytest-xdist worker gets together, and in which order the workers get them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import PurePath
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# What takes longest goes first, so that no worker is left alone with it at the end.
+# The longest go first, so that no worker is left alone with one at the end.
 INTERPRETED = "Triton's interpreter"
 LONGEST = (INTERPRETED, "test_benchmarks_smoke.py", "test_gpu_budget.py", "test_compile.py", "test_training.py")
-# Each of these tests builds a program of its own. Any worker may take any of them, so they fill up the end of the run.
+# Each of these tests builds its own program. Any worker may take any of them, so they fill up the end of the run.
 ON_THEIR_OWN = ("test_planted_fault_is_found", "test_clean_under_sanitizer")
 
 

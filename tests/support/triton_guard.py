@@ -1,4 +1,4 @@
-"""Triton kernels in the interpreter: memory in which stray accesses show, and planted faults."""
+"""Triton kernels in the interpreter: memory that reveals stray accesses, and planted faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 inside = pytest.mark.interpreter
 
 ZONE = 4096  # elements on both sides of a tensor
-SENTINEL = 7777.0  # around outputs: a NaN written over a NaN would go unseen
+SENTINEL = 7777.0  # around outputs, where a NaN written over a NaN would go unseen
 
 
 def _span(tensor: torch.Tensor) -> int:
@@ -43,13 +43,13 @@ def in_nan(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def error_allowed(dtype: torch.dtype, tolerance: dict[torch.dtype, float]) -> float:
-    """Return the relative error allowed here: the interpreter truncates to bfloat16 where GPUs round."""
+    """Return the relative error allowed here: the interpreter truncates to bfloat16, while GPUs round."""
     return tolerance[dtype] * (2 if dtype == torch.bfloat16 else 1)
 
 
 @contextmanager
 def guarded(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether kernels strayed: read outside ``tensors`` or wrote outside new ones."""
+    """Yield a function that tells whether kernels read outside ``tensors`` or wrote outside new ones."""
     with _guarded_outputs(monkeypatch, tensors) as writes, _watched(monkeypatch, tensors) as reads:
         yield lambda: bool(writes() or reads())
 
@@ -88,7 +88,7 @@ def _guarded_outputs(monkeypatch: pytest.MonkeyPatch, known: list[torch.Tensor])
 
 @contextmanager
 def _watched(monkeypatch: pytest.MonkeyPatch, tensors: list[torch.Tensor]) -> Iterator[Callable[[], int]]:
-    """Look at every address that the interpreter reads; yield a function that counts those outside ``tensors``.
+    """Watch every address that the interpreter reads; yield a function that counts those outside ``tensors``.
 
     A value read outside may be masked out later and so change no result; on a GPU it may still end the program.
     """

@@ -1,6 +1,6 @@
 """Launches kernels on a GPU that is not there, each argument changed in turn: kept forms must be those of Triton.
 
-A kept form that stood for two of Triton's would run a kernel compiled for other alignments, strides or types.
+If one kept form stood for two of Triton's, it would run a kernel compiled for other alignments, strides or types.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def strided(*shape: int, dtype: torch.dtype, offset: int, step: int) -> torch.Te
 
 
 def launch_all() -> None:
-    """Call the operators on tensors that differ in all that Triton specialises for."""
+    """Call the operators on tensors that differ in everything that Triton specialises for."""
     kinds = [(torch.float32, *rest) for rest in itertools.product((16, 17, 1), (0, 1), (1, 2))]
     for dtype, width, offset, step in [*kinds, (torch.float16, 16, 0, 1)]:
         images = strided(1, 2, 1, 4, width, dtype=dtype, offset=offset, step=step)

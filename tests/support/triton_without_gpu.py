@@ -1,7 +1,7 @@
 """A driver for Triton of a GPU that is not there: kernels are compiled for sm_90 and bound as for a launch, not run.
 
 Importing this module makes it Triton's driver in this process. Compilation, specialisation and what a launch costs the
-CPU are Triton's own; only the last call, into CUDA's driver, is left out.
+CPU are Triton's own. Only the last call, into CUDA's driver, is left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Utils:
         return self.loaded, self.loaded, 0, 0, 1024
 
     def unload_module(self, module: int) -> None:
-        """Nothing was loaded."""
+        """Does nothing, because nothing was loaded."""
 
 
 class _Launcher:

@@ -1,7 +1,7 @@
 // Runs cases of adaptive_fuse through its C interface in the emulator.
 //
 // adaptive_fuse_driver CASES RESULTS reads and writes int64 and raw elements as test_adaptive_fuse_cuda.py has them.
-// Every tensor gets memory of its own in which all that is not the tensor is NaN: the space between its elements and,
+// Every tensor gets separate memory, in which everything but the tensor is NaN: the space between its elements and,
 // unless the address sanitizer watches, a red zone on both sides. Outputs start as NaN; writes outside them abort.
 #include "tensors.hpp"
 

@@ -1,16 +1,16 @@
-// Runs CUDA kernels on the CPU, so that tests can see them with a debugger's eyes: every CUDA thread is a fiber,
-// blocks run one after another, the threads of a block in an order shuffled after every barrier.
+// Runs CUDA kernels on the CPU, where tests can watch them as a debugger would: every CUDA thread is a fiber, blocks
+// run one after another, and the threads of a block in an order that is shuffled after every barrier.
 //
 // Include it before the kernels and compile with a plain C++20 compiler and the headers of a CUDA toolkit.
-// What it finds by itself (it prints one line and aborts):
-//   - a barrier that some threads never reach, or that threads reach at different places of the program
+// What the emulator finds unaided (it prints one line and aborts):
+//   - a barrier that some threads never reach, or that threads reach at different places in the program
 //   - a warp operation in which a lane of the warp does not take part
 //   - a launch that no GPU would accept (threads, blocks, shared memory), a write past the shared memory
 // With -fsanitize=address: accesses outside a buffer, shared memory included (a fresh block of the exact size for
 // every CUDA block, filled with NaN). With -fsanitize=thread: missing barriers, and blocks that write the same place,
 // as data races: two threads are ordered only by the barriers that both of them pass, two blocks by nothing.
 // Atomics order threads as they do on a GPU whose threads fence before and after (is_last in norm_activation.cuh).
-// Not covered: textures, other atomics than atomicAdd, missing fences, cp.async, tensor cores,
+// Not covered: textures, atomics other than atomicAdd, missing fences, cp.async, tensor cores,
 // cooperative groups, warp operations on part of a warp.
 #pragma once
 
@@ -35,7 +35,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-// The scheduler hands fibers around behind the thread sanitizer's back.
+// The scheduler switches fibers behind the thread sanitizer's back.
 #define EMULATOR_UNSEEN __attribute__((no_sanitize_thread, noinline))
 
 namespace emulator {
@@ -47,8 +47,8 @@ namespace emulator {
 
 enum class State { kReady, kAtBarrier, kAtWarpOperation, kFinished };
 
-// A copy to shared memory that has been asked for and is carried out when it is waited for, and not before: a thread
-// that waits for too little finds what was there before.
+// A copy to shared memory that is carried out when it is waited for, and not before: a thread that waits for too little
+// finds the old contents.
 constexpr unsigned kMostLateCopies = 64;
 struct LateCopy {
   void* target;
@@ -67,7 +67,7 @@ struct Thread {
   uint64_t exchange;            // what it offers to its warp
   void* sanitizer_fiber;
   void* sanitizer_stack;
-  LateCopy late_copies[kMostLateCopies];  // in turn; no vector, whose functions the thread sanitizer would watch
+  LateCopy late_copies[kMostLateCopies];  // used in turn; no vector, as the thread sanitizer would watch its functions
   unsigned copies_asked, copies_done;
   unsigned copy_group;  // that the next copy belongs to
 };
@@ -163,7 +163,7 @@ EMULATOR_UNSEEN inline void run_thread() {
 EMULATOR_UNSEEN inline void wait(State reason, const void* place) {
   Thread& self = *device.running;
   const bool of_warp = reason == State::kAtWarpOperation;
-  // Consecutive barriers need tokens of their own, or a thread could seem ordered by one that it has yet to pass.
+  // Consecutive barriers need different tokens, or a thread could seem ordered by one that it has yet to pass.
   const unsigned parity = self.barriers_passed[of_warp]++ % 2;
   BlockTokens& tokens = *device.tokens;
   void* token = of_warp ? &tokens.warps[self.warp][parity] : &tokens.block[parity];
@@ -183,7 +183,7 @@ inline unsigned char* new_stacks() {
 
 EMULATOR_UNSEEN inline void prepare(Thread& thread, unsigned rank) {
 #ifdef __SANITIZE_THREAD__
-  // A stack used by another block of the same launch would seem to be raced for.
+  // Reusing a stack in another block of the same launch would look like a race.
   const size_t set = device.tokens_of_blocks.size() - 1;
 #else
   const size_t set = 0;
@@ -298,7 +298,7 @@ EMULATOR_UNSEEN inline uint64_t shuffle_from(uint64_t value, unsigned lane) {
   self.exchange = value;
   wait(State::kAtWarpOperation, nullptr);
   const uint64_t received = device.threads[self.rank - self.rank % kWarpSize + lane].exchange;
-  wait(State::kAtWarpOperation, nullptr);  // all have read before anybody offers the next value
+  wait(State::kAtWarpOperation, nullptr);  // all have read before any lane offers the next value
   return received;
 }
 
@@ -340,7 +340,7 @@ EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) 
 #undef __launch_bounds__
 #undef __grid_constant__
 #undef __align__
-#define __shared__ static  // blocks run one after another; dynamic shared memory is watched better
+#define __shared__ static  // blocks run one after another; dynamic shared memory is watched more closely
 #define __align__(bytes) alignas(bytes)
 #define __global__
 #define __device__
@@ -394,7 +394,7 @@ inline unsigned atomicAdd(unsigned* target, unsigned value) {
 }
 inline void __threadfence() {}
 
-// The runtime functions that launchers call.
+// The runtime functions that the launchers call.
 inline cudaError_t emulated_last_error() { return cudaSuccess; }
 #define cudaGetLastError emulated_last_error
 inline cudaError_t emulated_memset(void* target, int value, size_t bytes, cudaStream_t) {

@@ -1,5 +1,5 @@
 // occupancy ARCHITECTURE REGISTERS SHARED_BYTES THREADS: prints the share of a multiprocessor's threads that can be
-// resident, by the toolkit's cuda_occupancy.h with the limits of the CUDA programming guide; asks no driver.
+// resident, from the toolkit's cuda_occupancy.h with the limits of the CUDA programming guide; asks no driver.
 #include <cuda_occupancy.h>
 #include <cuda_runtime.h>
 

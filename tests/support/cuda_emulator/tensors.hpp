@@ -1,4 +1,4 @@
-// What drivers of emulated kernels share: tensors read from a file, each in memory of its own in which all that is not
+// What drivers of emulated kernels share: tensors read from a file, each in separate memory, in which everything but
 // the tensor is NaN: the space between its elements and, unless the address sanitizer watches, a red zone on both
 // sides. The red zones of what kernels write hold a finite sentinel instead: what is read outside an input is NaN, and
 // a NaN stored over a NaN would go unseen.
@@ -22,7 +22,7 @@ constexpr size_t kRedZone = 4096;
 #endif
 constexpr size_t kSparseAbove = size_t(1) << 30;  // such a tensor is mostly untouched pages
 constexpr int kNan = 0xff;
-constexpr int kSentinel = 0x3b;  // of every dtype a finite number that no case's result is made of
+constexpr int kSentinel = 0x3b;  // in every dtype a finite number that no case's result consists of
 
 class Memory {
  public:
@@ -80,7 +80,7 @@ class Reader {
   std::ifstream file_;
 };
 
-// A tensor laid out as its strides and first offset say; the file holds its elements in row-major order.
+// A tensor laid out by its strides and first offset; the file holds its elements in row-major order.
 template <size_t Rank> struct Input {
   int64_t shape[Rank], strides[Rank], offset;
   std::unique_ptr<Memory> memory;
@@ -122,7 +122,7 @@ class Output {
   std::unique_ptr<Memory> memory_;
 };
 
-// The body of a driver's main: a file holds the number of cases and then the cases; run(reader, results) runs one.
+// The body of a driver's main: a file holds the number of cases, then the cases; run(reader, results) runs one.
 template <class Run> int run_cases(char** arguments, Run run) {
   Reader reader(arguments[1]);
   std::ofstream results(arguments[2], std::ios::binary);
