@@ -1,4 +1,4 @@
-"""What a photographer may want to change in the model's result: brightness, contrast, saturation, preference."""
+"""What a photographer can change in the model's result: brightness, contrast, saturation, preference."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ PREFERENCES = {"dark": -1.0, "bright": 1.0}
 
 @dataclass(frozen=True)
 class Adjustments:
-    """Changes of the fused picture, 0 for none; each acts in proportion to its number.
+    """Changes to the fused picture, 0 for none.
 
     Attributes:
-        brightness: in stops, -4 to 4: shadows are multiplied by ``2 ** brightness``, white stays white,
+        brightness: in stops, -4 to 4: shadows are multiplied by ``2 ** brightness`` and white stays white:
             ``RGB' = g RGB`` with ``g = k / (1 + (k - 1) t)``, ``k = 2 ** brightness``, ``t = (Y - 16) / 219`` in 0..1.
-        contrast: -1 to 4: every band and octave counts ``1 + contrast`` times; the mean brightness over large areas,
-            the lowest level of the pyramid, stays.
-        saturation: -1 (grey) to 4: Cb and Cr count ``1 + saturation`` times.
+        contrast: -1 to 4: every band and octave is multiplied by ``1 + contrast``; the lowest level of the pyramid, the
+            mean brightness over large areas, stays.
+        saturation: -1 (grey) to 4: Cb and Cr are multiplied by ``1 + saturation``.
         prefer: -4 to 4: every share's logit is raised by ``prefer * r``, where r runs in even steps from -1 for the
             darkest exposure to 1 for the brightest. ``"dark"`` is -1, ``"bright"`` is 1.
 
     Raises:
-        InputError: a number is outside its range, or no number.
+        InputError: a value is outside its range or not a number.
 
     Example:
         >>> Adjustments(brightness=0.5).neutral

@@ -1,8 +1,8 @@
-"""Aligns hand-held frames to one of them: robust to exposure, finer than a pixel, by the simplest sufficient transform.
+"""Aligns hand-held frames to one of them: robust to exposure, to sub-pixel accuracy, by the simplest transform.
 
-A coarse transform comes from features on exposure-normalised luminance of small versions. It is refined at full size on
-patches: each finds by normalised cross-correlation how far it is still off, whatever its exposure. The simplest of
-translation, similarity and homography that explains the patches is kept (Bayesian information criterion).
+A coarse transform comes from features on the exposure-normalised luminance of small versions. Patches refine it at full
+size: normalised cross-correlation tells how far each is still off, whatever its exposure. The simplest of translation,
+similarity and homography that explains the patches is kept (Bayesian information criterion).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ffmef.imaging.io import Picture
 
 COARSE_SIDE, FEATURE_SIDE = 1200, 700  # pixels; longest side of the versions for the first patches and for features
 PATCH = 64  # pixels
-GRID = (12, 16)  # patches are chosen one in each cell
+GRID = (12, 16)  # cells, with one patch chosen in each
 LEAST_CORRELATION = 0.6  # of a patch that counts
 LEAST_PATCHES = 8
-CAUTION = 3  # times the criterion's penalty of parameters: neighbouring patches err alike
+CAUTION = 3  # times the criterion's penalty per parameter: the errors of neighbouring patches are alike
 STILL = 0.25  # pixels; frames that move less are left as they are: resampling would cost more sharpness
 DARK, BRIGHT = 6, 249  # 8-bit levels between which samples hold detail
 LARGEST_TURN, LARGEST_SCALE, LEAST_OVERLAP = 20.0, 1.25, 0.4
@@ -57,17 +57,17 @@ class NotTheSameScene(Exception):
 
 
 def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
-    """Return for each frame how it lies against ``frames[reference]``.
+    """Return how each frame lies against ``frames[reference]``.
 
-    Frames are compared with their neighbour in brightness on the way to the reference, so that never more than one
-    exposure step lies between two of them.
+    Each frame is compared with its neighbour in brightness on the way to the reference, so only one exposure step lies
+    between the two.
 
     Args:
         frames: pictures of one size, (H, W) or (H, W, 3); uint8, uint16, or float in [0, 1].
         reference: index of the frame that stays where it is.
 
     Raises:
-        InputError: two frames do not show the same scene; they are numbered from 1.
+        InputError: two frames do not show the same scene; the message numbers them from 1.
     """
     views = [_View(_luminance(frame)) for frame in frames]
     order = sorted(range(len(frames)), key=lambda index: (float(views[index].levels.mean()), index))
@@ -90,7 +90,7 @@ def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
 
 
 def best_exposed(frames: Sequence[np.ndarray]) -> int:
-    """Return the index of the frame in which most pixels hold detail; equal ones ordered by samples."""
+    """Return the index of the frame in which most pixels hold detail; samples decide between equal frames."""
     shares = []
     for frame in frames:
         small = _luminance(frame[::4, ::4])
@@ -108,15 +108,15 @@ def align_pictures(
 ) -> tuple[list[Picture], list[str]]:
     """Return the pictures moved onto the reference, and a line about each that was moved.
 
-    What a frame does not cover becomes transparent there, so that it does not count; ``crop`` cuts all to what every
-    frame covers.
+    A frame becomes transparent where it does not cover the reference, and does not count there. ``crop`` cuts all
+    pictures to the part that every frame covers.
 
     Args:
         pictures: of one size.
         names: what the lines call them.
         reference: the frame that stays; None takes the best exposed one.
         crop: see above.
-        fill: take what a frame does not cover from the reference instead: for focus stacks, whose frames are alike.
+        fill: instead, take from the reference what a frame does not cover: for focus stacks, whose frames look alike.
 
     Raises:
         InputError: frames do not show the same scene.
@@ -168,8 +168,8 @@ _CHECK_SIDE, _CHECK_LEAST, _CHECK_GAIN = 512, 2.0, 0.03
 def apparent_shift(frames: Sequence[np.ndarray]) -> tuple[int, int, float] | None:
     """Return (frame, other frame, pixels) of the largest clear shift between neighbours in brightness, or None.
 
-    The correlation of median threshold bitmaps of small versions, whatever the exposure: a few milliseconds, without
-    OpenCV. It finds shifts, not turns, and says nothing where it is not sure.
+    Correlates median threshold bitmaps of small versions, whatever the exposure: a few milliseconds, without OpenCV. It
+    finds shifts, not turns, and returns None where it is not sure.
     """
     step = max(1, -(-max(frames[0].shape[:2]) // _CHECK_SIDE))
     small = [_sampled(frame, step) for frame in frames]
@@ -188,7 +188,7 @@ def apparent_shift(frames: Sequence[np.ndarray]) -> tuple[int, int, float] | Non
 
 
 def _sampled(frame: np.ndarray, step: int) -> np.ndarray:
-    """Return every so many rows of green or grey, averaged along them."""
+    """Return every ``step``-th row of green or grey, averaged over ``step`` pixels along it."""
     plane = frame[::step, :, 1] if frame.ndim == 3 else frame[::step]
     columns = plane.shape[1] // step
     return plane[:, : columns * step].reshape(len(plane), columns, step).mean(2, dtype=np.float32)
@@ -203,7 +203,7 @@ def _bitmap(plane: np.ndarray) -> np.ndarray:
 
 
 def _bitmap_shift(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Return by how many samples two bitmaps are shifted where another place fits clearly better than none."""
+    """Return by how many samples two bitmaps are shifted, if some shift fits clearly better than none."""
     energy = np.sqrt((one**2).sum() * (other**2).sum())
     if energy == 0:
         return None
@@ -235,7 +235,7 @@ def _luminance(frame: np.ndarray) -> np.ndarray:
 
 
 def _log(levels: np.ndarray) -> np.ndarray:
-    """Return levels such that another exposure adds a constant, since display levels are a power of light."""
+    """Return levels to which another exposure adds a constant, since display levels are a power of light."""
     return np.log(levels.astype(np.float32) + 4)
 
 
@@ -247,7 +247,7 @@ def _detail(levels: np.ndarray) -> np.ndarray:
 
 
 class _View:
-    """A frame's levels, a smaller version, and the features of a smaller one still, found when first asked for."""
+    """A frame's levels, a smaller version, and the features of an even smaller one, found on first use."""
 
     def __init__(self, levels: np.ndarray):
         self.levels = levels
@@ -261,7 +261,7 @@ class _View:
 
         factor = min(1.0, FEATURE_SIDE / max(self.small.shape))
         view, mask = _equalised(_shrunk(self.small, factor))
-        library: Any = cv2  # whose annotations lack SIFT
+        library: Any = cv2  # its annotations lack SIFT
         found, described = library.SIFT_create(2000, contrastThreshold=0.02).detectAndCompute(view, mask)
         if described is None or len(found) < LEAST_PATCHES:
             raise NotTheSameScene
@@ -273,7 +273,7 @@ def _register_pair(frame: _View, target: _View) -> tuple[np.ndarray, str, float,
     """Return the matrix from frame to target, its kind, the residual and the number of patches that agree."""
     import cv2
 
-    if np.array_equal(frame.levels, target.levels):  # also where there is no detail
+    if np.array_equal(frame.levels, target.levels):  # works without any detail, too
         return np.eye(3), "none", 0.0, 0
     factor, shrink = frame.factor, _shrinking(frame.factor)
     small, whole = (frame.small, target.small), (frame.levels, target.levels)
@@ -324,7 +324,7 @@ def _coarse(frame: _View, target: _View) -> np.ndarray:
         raise NotTheSameScene
     here = points[0][[match.queryIdx for match in good]]
     there = points[1][[match.trainIdx for match in good]]
-    cv2.setRNGSeed(1)  # the same frames give the same result
+    cv2.setRNGSeed(1)  # the same frames must give the same result
     similarity, inliers = cv2.estimateAffinePartial2D(here, there, method=cv2.RANSAC, ransacReprojThreshold=3.0)
     if similarity is None or inliers.sum() < max(LEAST_PATCHES, 0.15 * len(good)):
         raise NotTheSameScene
@@ -332,7 +332,7 @@ def _coarse(frame: _View, target: _View) -> np.ndarray:
 
 
 def _equalised(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an 8-bit version with local contrast equalised, and where it holds detail."""
+    """Return an 8-bit version with local contrast equalised, and a mask of where it holds detail."""
     import cv2
 
     mask = _detail(levels)
@@ -344,7 +344,7 @@ def _equalised(levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spots(frame: np.ndarray, target: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Return (N, 2) centres of patches in the target: in each cell the place of most detail in both frames."""
+    """Return (N, 2) centres of patches in the target: in each cell, the place with most detail in both frames."""
     import cv2
 
     small_target, small_frame = target, cv2.warpPerspective(frame, matrix, target.shape[::-1], borderValue=0)
@@ -373,7 +373,7 @@ def _cornerness(levels: np.ndarray, side: int) -> np.ndarray:
 
 
 def _match(frame, target, matrix, spots: np.ndarray, radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return points of the frame and where they lie in the target, (N, 2) each, of the patches that are found again."""
+    """Return points of the frame and where they lie in the target, (N, 2) each, for the patches found again."""
     import cv2
 
     inverse = np.linalg.inv(matrix)
@@ -438,7 +438,7 @@ def _choose_model(here: np.ndarray, there: np.ndarray):
         matrix = fit(here[inside], there[inside])
         errors = _errors(matrix, here[inside], there[inside])
         count = 2 * len(errors)
-        variance = float((errors**2).sum()) / count + 0.05**2  # less is not worth another parameter
+        variance = float((errors**2).sum()) / count + 0.05**2  # a smaller error does not justify another parameter
         penalty = CAUTION * parameters * np.log(count)
         scored.append((count * np.log(variance) + penalty, kind, matrix, errors))
     _, kind, matrix, errors = min(scored, key=lambda entry: entry[0])
@@ -446,7 +446,7 @@ def _choose_model(here: np.ndarray, there: np.ndarray):
 
 
 def _robust(fit, here: np.ndarray, there: np.ndarray):
-    """Fit, leave out what lies off by more than three robust deviations, and fit again until nothing changes."""
+    """Fit, drop points off by more than three robust deviations, and fit again until nothing changes."""
     offsets = there - here
     inside = np.linalg.norm(offsets - np.median(offsets, 0), axis=1) < np.inf
     matrix = None
@@ -542,7 +542,7 @@ def _moved(picture: Picture, matrix: np.ndarray) -> Picture:
     alpha = np.full((height, width), top, dtype) if picture.alpha is None else picture.alpha
     alpha = cv2.warpPerspective(alpha, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=0)
     if picture.alpha is None:
-        alpha = np.where(alpha < top, 0, alpha).astype(dtype)  # a pixel is covered or it is not
+        alpha = np.where(alpha < top, 0, alpha).astype(dtype)  # a pixel is either covered or not
     return replace(picture, pixels=pixels, alpha=alpha)
 
 
@@ -581,7 +581,7 @@ def common_rectangle(alphas: Sequence[np.ndarray], shape: tuple[int, int]) -> tu
             share(top, bottom, left, left + 1), share(top, bottom, right - 1, right),
         ]  # fmt: skip
         worst = int(np.argmax(sides))
-        if sides[worst] == 0:  # a hole inside: nothing at the sides tells where
+        if sides[worst] == 0:  # a hole inside: the sides do not tell where
             worst = 0 if bottom - top >= right - left else 2
         top, bottom = top + (worst == 0), bottom - (worst == 1)
         left, right = left + (worst == 2), right - (worst == 3)

@@ -1,8 +1,8 @@
-"""Removes ghosts: takes what moved between the exposures of a bracket from only one of them.
+"""Removes ghosts: takes whatever moved between the exposures of a bracket from only one of them.
 
-One exposure, the reference, says what the scene looked like. Every other is compared with it. The brightness that each
-level of the reference has there is learnt from the pair itself (the median over the picture, which needs no camera
-curve and no exposure times). Pixels that disagree by more than noise and edges explain have moved. Their samples
+One exposure, the reference, says what the scene looked like. Every other exposure is compared with it. The brightness
+that each level of the reference should have there is learnt from the pair (the median over the picture, which needs no
+camera curve and no exposure times). Pixels that disagree by more than noise and edges explain have moved. Their samples
 are replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
 """
 
@@ -16,22 +16,22 @@ import numpy as np
 from ffmef.errors import InputError
 
 WORKING_SIDE = 1024  # movement is looked for in pictures no larger than this
-RECORDED = (10, 245)  # levels on which a picture says what brightness it saw
-DISAGREEMENT = 1.0  # in tolerances, mean over 5 x 5 pixels: seeds of what moved
-SPREAD = 0.6  # and what belongs to it around a seed
-CLIPPING = (225, 250)  # of the largest channel: from where on the others cannot be foreseen, and fully so
+RECORDED = (10, 245)  # levels between which a picture records brightness
+DISAGREEMENT = 1.0  # in tolerances, mean over 5 x 5 pixels: seeds of moved parts
+SPREAD = 0.6  # likewise: pixels around a seed that belong to it
+CLIPPING = (225, 250)  # of the largest channel: where the others begin to be unpredictable, and where they wholly are
 CRUSHED = 12  # of the smallest channel: the same towards black
-LEAST_STILL = 0.01  # share of a frame; where less stayed, all of it tells how its levels go with the reference's
-TRUST = 5  # of 255: what replaced samples count in the fusion
+LEAST_STILL = 0.01  # share of a frame; if less stayed still, all of it tells how its levels map to the reference's
+TRUST = 5  # of 255: validity of replaced samples in the fusion
 
 
 class Deghosted(NamedTuple):
     """Frames that show what the reference shows.
 
     Attributes:
-        pictures: the frames, replaced where they disagree; the reference is the picture that was given.
-        validity: (H, W) uint8 for each: 255, and 5 where it was replaced; None for a frame that stays as it is.
-        moved: (H, W) bool for each: where it was replaced.
+        pictures: the frames, with samples replaced where they disagree; the reference is unchanged.
+        validity: (H, W) uint8 for each: 255, and 5 where samples were replaced; None for an unchanged frame.
+        moved: (H, W) bool for each: where samples were replaced.
         reference: index of the reference.
     """
 
@@ -42,9 +42,9 @@ class Deghosted(NamedTuple):
 
 
 def best_exposed(pictures: Sequence[np.ndarray]) -> int:
-    """Return the index of the picture with most pixels between black and white; of equal ones that nearest to grey.
+    """Return the index of the picture with most pixels between black and white; among equals, the nearest to grey.
 
-    The order of the pictures does not decide: what is still equal is ordered by its samples.
+    The order of the pictures never decides: samples decide between pictures that are still equal.
 
     Args:
         pictures: (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1].
@@ -65,14 +65,14 @@ def best_exposed(pictures: Sequence[np.ndarray]) -> int:
 
 
 def deghost(pictures: Sequence[np.ndarray], reference: int | None = None) -> Deghosted:
-    """Replace in every frame what disagrees with a reference frame.
+    """Replace the parts of every frame that disagree with a reference frame.
 
     Args:
         pictures: two or more of one size and dtype, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1].
         reference: index of the frame whose content is kept; None takes :func:`best_exposed`.
 
     Raises:
-        InputError: fewer pictures, of different kinds, or no such reference.
+        InputError: there are fewer than two pictures, they differ in kind, or there is no such reference.
 
     Example:
         >>> still = [np.full((64, 64, 3), level, np.uint8) for level in (40, 120, 200)]
@@ -117,11 +117,11 @@ def _channels(levels: np.ndarray) -> list[np.ndarray]:
 def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each level 0..255 of ``seen``, the median level of ``wanted`` and half the spread around it.
 
-    The medians rise with the level, as brightness does; levels that are hardly seen lie between their neighbours. The
-    spread is 1.4826 times the median distance from the median, the deviation where it is that of noise.
+    The medians rise with the level, as brightness does; rare levels lie between their neighbours. The spread is 1.4826
+    times the median distance from the median: the standard deviation, if the spread is Gaussian noise.
     """
     joint = np.histogram2d(seen.ravel(), wanted.ravel(), bins=256, range=((-0.5, 255.5), (-0.5, 255.5)))[0]
-    # Levels share their neighbours' counts, so that rare ones have a median, too.
+    # Levels share their neighbours' counts: rare ones then have a median, too.
     joint = joint + 0.5 * (np.roll(joint, 1, 0) + np.roll(joint, -1, 0)) * _inner()
     counts = joint.sum(1)
     seen_levels = np.flatnonzero(counts >= max(4.0, 2e-5 * counts.sum()))
@@ -136,7 +136,7 @@ def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
         distance = np.abs(columns - middle[place])
         order = np.argsort(distance, kind="stable")
         spread[place] = 1.4826 * distance[order][np.searchsorted(row[order].cumsum(), row.sum() / 2)]
-    # Brightness rises: of medians that fall, the mean of the largest before and the smallest after.
+    # Brightness rises: where medians fall, take the mean of the largest before and the smallest after.
     middle = (np.maximum.accumulate(middle) + np.minimum.accumulate(middle[::-1])[::-1]) / 2
     every = np.arange(256)
     return (
@@ -147,14 +147,14 @@ def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _inner() -> np.ndarray:
     inner = np.ones((256, 1))
-    inner[[0, 255]] = 0  # black and white gather what is beyond; their neighbours do not
+    inner[[0, 255]] = 0  # black and white collect what lies beyond; their neighbours do not
     return inner
 
 
 def _allowance(levels: np.ndarray) -> np.ndarray:
-    """Return what tolerances are multiplied by: 1, up to 3 where a channel is clipped and 2 where one is black.
+    """Return the factor of tolerances: 1, up to 3 where a channel is clipped and up to 2 where one is black.
 
-    There a camera's tone curve no longer treats the channels apart, so a level does not tell what another frame shows.
+    There a camera's tone curve no longer treats the channels separately, so a level does not predict another frame.
     """
     top, bottom = (levels.max(-1), levels.min(-1)) if levels.ndim == 3 else (levels, levels)
     clipped = ((top - CLIPPING[0]) / (CLIPPING[1] - CLIPPING[0])).clip(0, 1)
@@ -166,7 +166,7 @@ def _disagreement(seen: np.ndarray, wanted: np.ndarray, allowance: np.ndarray) -
     import cv2
 
     curve, spread = _curve(seen, wanted)
-    # White stands for every brightness from the last level that is recorded, black for all below the first.
+    # White stands for every brightness above the last recorded level, black for every one below the first.
     low, high = curve.copy(), curve.copy()
     low[RECORDED[1] :], high[RECORDED[1] :] = curve[RECORDED[1]], 255
     low[: RECORDED[0] + 1], high[: RECORDED[0] + 1] = 0, curve[RECORDED[0]]
@@ -180,7 +180,7 @@ def _disagreement(seen: np.ndarray, wanted: np.ndarray, allowance: np.ndarray) -
 
 
 def _moved(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Return where a frame shows something else than the reference, (H, W) bool."""
+    """Return where a frame shows something other than the reference, (H, W) bool."""
     import cv2
 
     height, width = picture.shape[:2]
@@ -190,7 +190,7 @@ def _moved(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     allowance = np.maximum(*map(_allowance, small))
     found = np.zeros(size[::-1], np.float32)
     for mine, theirs in zip(_channels(small[0]), _channels(small[1]), strict=True):
-        # Both ways: shadows of one are where the other tells more.
+        # Both ways: where one is in shadow, the other tells more.
         one, other = _disagreement(theirs, mine, allowance), _disagreement(mine, theirs, allowance)
         found = np.maximum(found, np.maximum(one, other))
     parts, labels, facts, _ = cv2.connectedComponentsWithStats((found > SPREAD).astype(np.uint8), connectivity=8)
@@ -212,7 +212,7 @@ def _disc(radius: int) -> np.ndarray:
 
 
 def _replaced(picture: np.ndarray, reference: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Return a frame with what the reference shows, in the frame's brightness, where it moved; soft within 4 pixels."""
+    """Return a frame with moved parts from the reference, in the frame's brightness; soft edges of 4 pixels."""
     import cv2
 
     mine, theirs = _levels(picture), _levels(reference)
@@ -224,7 +224,7 @@ def _replaced(picture: np.ndarray, reference: np.ndarray, moved: np.ndarray) -> 
     planes = [shown] if mine.ndim == 2 else [shown[..., channel] for channel in range(mine.shape[2])]
     for plane, own, other in zip(planes, _channels(mine), _channels(theirs), strict=True):
         curve = _curve(other[still], own[still])[0]
-        # Between whole levels, too: 16 bit and floating point keep their steps.
+        # Interpolated between whole levels, so 16 bit and floating point keep their steps.
         plane[...] = np.interp(other, np.arange(256), curve)
     mix = soft[..., None] if mine.ndim == 3 else soft
     mixed = mine + mix * (shown - mine)

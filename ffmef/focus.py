@@ -1,11 +1,10 @@
-"""Focus stacks: two to thousands of frames, one after the other, fused by how sharp each is around each pixel.
+"""Focus stacks: two to thousands of frames, one after another, fused by how sharp each is around each pixel.
 
 Nothing here is learned. The sharpness of a frame in a band of the Laplacian pyramid is the energy of that band in a
-Gaussian window, plus that of the finer bands, which tell the frame in focus from the halo of one out of focus. The
-frames' bands are averaged with weights that fall with the eighth power of a frame's energy as a share of the sharpest
-one's, so that one frame decides where they differ and noise averages out where they do not. Frames are read twice, and
-the memory depends only on the size of a frame. Sums are of whole numbers, so the order of the frames changes no
-sample.
+Gaussian window, plus that of the finer bands, which tell the frame in focus from the halo of one out of focus. A
+frame's weight in the average of a band is the eighth power of its energy relative to the sharpest frame's: one frame
+decides where the frames differ, and noise averages out where they do not. Frames are read twice, and memory depends
+only on the size of a frame. Sums are of whole numbers, so the order of the frames changes no sample.
 
 Sources: Burt, Adelson, A multiresolution spline (ACM Transactions on Graphics 1983), for blending band by band; Huang,
 Jing, Evaluation of focus measures in multi-focus image fusion (Pattern Recognition Letters 2007), for the energy of the
@@ -28,26 +27,26 @@ if TYPE_CHECKING:
 NAME = "energy"  # what --model calls the formula
 BANDS = 6  # of the pyramid, besides the mean picture
 WINDOW = 1.5  # deviation of the Gaussian window in pixels of its band
-NEXT_BAND = 0.25  # what the energy of the next coarser band adds
-FINER_BANDS = 2.0  # what the finer ones add
+NEXT_BAND = 0.25  # weight of the next coarser band's energy
+FINER_BANDS = 2.0  # weight of the finer bands' energy
 SMOOTH = 3.0  # deviation of the window of the depth map in pixels
-NOISE = 1.0  # energy in squared grey levels under which frames count as equally sharp
+NOISE = 1.0  # energy in squared grey levels below which frames count as equally sharp
 SQUARINGS = 3  # of a weight: the power 8
-FEATURES = 14  # of each pixel of a band, that the network sees
-FLOOR = 0.25  # energy in squared grey levels that the features of the network begin with
+FEATURES = 14  # that the network sees per pixel of a band
+FLOOR = 0.25  # energy in squared grey levels, added before the features' logarithms
 CENTRE, SPREAD = 3.0, 3.0  # of the features
 LOGITS = -30.0, 0.0  # least and greatest that the network may predict: weights up to 1
-MOST_FRAMES = 4096  # of equal weight that the sums hold
-_SUM_STEPS = 1 << 11  # a grey level, in the sums of weighted bands of as many frames
-_WEIGHT_STEPS = 1 << 18  # a weight of 1, in the sums of weights of as many
-_ROWS_OF = 1 << 17  # pixels worked on at a time where a temporary array would be of the picture's size
+MOST_FRAMES = 4096  # of equal weight that fit in the sums
+_SUM_STEPS = 1 << 11  # steps of a grey level, in sums of weighted bands over that many frames
+_WEIGHT_STEPS = 1 << 18  # steps of a weight of 1, in sums of weights over that many
+_ROWS_OF = 1 << 17  # pixels processed at a time, where a temporary array would be as large as the picture
 
 Frame = np.ndarray | Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Fused:
-    """The fused picture, and for each pixel the number of the frame that was sharpest there, from 0, if asked for."""
+    """The fused picture and, if asked for, the number (from 0) of the frame that was sharpest at each pixel."""
 
     pixels: np.ndarray
     sharpest: np.ndarray | None
@@ -66,18 +65,18 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
 
     Args:
         frames: two or more arrays of one size, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1]; or
-            functions that return one, which are called twice, or four times with a network, so that one frame is in
-            memory at a time.
-        depth_map: also say which frame was sharpest, by the finest energy in a window of 3 pixels.
-        network: predicts the weights in place of the formula, see :class:`ffmef.models.FocusNet`; of
-            :func:`ffmef.focus_net.read`.
+            functions that return one, called twice, or four times with a network; then only one frame is in memory at
+            a time.
+        depth_map: also return which frame was sharpest, by the finest energy in a window of 3 pixels.
+        network: predicts the weights in place of the formula, see :class:`ffmef.models.FocusNet`;
+            :func:`ffmef.focus_net.read` returns it.
 
     Returns:
         The picture, of the deepest frame's dtype, in colour if any frame is, and which frame was sharpest, uint8
         (H, W), or uint16 from 257 frames on.
 
     Raises:
-        InputError: for fewer than two frames, and frames that differ in size.
+        InputError: there are fewer than two frames, or more than 4096, or one is no such array or differs in size.
 
     Example:
         >>> left = np.full((8, 8), 100, np.uint8)
@@ -98,7 +97,7 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
     return Fused(_blended(frames, form, weigh, again=True), sharpest)
 
 
-# First pass: how sharp the sharpest frame is, and which that is
+# First pass: how sharp the sharpest frame is, and which one it is
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class _Form:
 
     @property
     def levels(self) -> list[tuple[int, int]]:
-        """The sizes of the bands, from the finest, and of what is left."""
+        """The sizes of the bands, finest first, and of what is left."""
         shapes = [self.shape]
         while len(shapes) <= BANDS and min(shapes[-1]) > 1:
             height, width = shapes[-1]
@@ -120,7 +119,7 @@ class _Form:
 
 
 def _scale(dtype: np.dtype) -> float:
-    """Return what makes samples grey levels 0..255."""
+    """Return the factor that scales samples to grey levels 0..255."""
     return 255.0 if dtype.kind == "f" else 255.0 / np.iinfo(dtype).max
 
 
@@ -134,7 +133,7 @@ def _pixels(frame: Frame) -> np.ndarray:
 def _sharpest(
     frames: Sequence[Frame], depth_map: bool, spreads: bool
 ) -> tuple[list[np.ndarray], np.ndarray | None, _Form, Spread | None]:
-    """Return the greatest energy in each band, whose the finest is, and how the energies are spread if asked for."""
+    """Return the greatest energy in each band, which frame has the finest, and the energies' spread if asked for."""
     best: list[np.ndarray] = []
     sharpest = np.zeros((0, 0), np.uint8)
     form: _Form | None = None
@@ -164,7 +163,7 @@ def _sharpest(
             np.maximum(smoothest, finest, out=smoothest)
             del finest
         del energies
-    assert form is not None  # there are two frames at least
+    assert form is not None  # there are at least two frames
     return best, sharpest if depth_map else None, form, spread
 
 
@@ -183,7 +182,7 @@ def _check(pixels: np.ndarray, index: int, form: _Form | None) -> None:
         raise InputError(f"frames[{index}] must have the size of frames[0], {form.shape}, got {pixels.shape[:2]}")
     if pixels.dtype not in (np.uint8, np.uint16) and pixels.dtype.kind != "f":
         raise InputError(f"frames[{index}] must be uint8, uint16 or floating point, got {pixels.dtype}")
-    if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):  # also where they are not numbers
+    if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):  # NaN fails too
         raise InputError(f"frames[{index}] must lie in [0, 1], got values from {pixels.min()} to {pixels.max()}")
 
 
@@ -193,7 +192,7 @@ def _strips(shape: tuple[int, int]):
 
 
 def _plane(pixels: np.ndarray, channel: int) -> np.ndarray:
-    """One channel in grey levels 0..255; of a grey frame the same for every channel."""
+    """Return one channel in grey levels 0..255; a grey frame gives the same for every channel."""
     plane = (pixels if pixels.ndim == 2 else pixels[..., channel]).astype(np.float32)
     plane *= np.float32(_scale(pixels.dtype))
     return plane
@@ -206,7 +205,7 @@ def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Return how sharp a frame is around each place of each band, and of what is left."""
+    """Return how sharp a frame is around each place, for each band and for what is left."""
     import cv2
 
     own = _squares(pixels, shapes)
@@ -229,14 +228,14 @@ def _squares(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarr
                 np.multiply(band, band, out=band)
                 energy[rows] += band
             rest = half
-        rest = half = np.empty(0)  # no two channels at a time
+        rest = half = np.empty(0)  # never hold two channels
     for energy in own:
         energy *= np.float32(1 / channels)
     return own
 
 
 def _summed(own: list[np.ndarray], shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Add to the energy of each band, in place, what its neighbours tell; return these, and that of what is left."""
+    """Add its neighbours' part to the energy of each band, in place; return them and the energy of what is left."""
     import cv2
 
     finer: np.ndarray | None = None
@@ -257,7 +256,7 @@ def _summed(own: list[np.ndarray], shapes: list[tuple[int, int]]) -> list[np.nda
 def _band(plane: np.ndarray, half: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield rows and the band of a plane there: the plane less ``cv2.pyrUp`` of its half, the same to the bit.
 
-    Each row of that is made of three neighbours in the half at most.
+    Each of its rows depends on at most three rows of the half.
     """
     import cv2
 
@@ -295,13 +294,13 @@ def _by_network(
     def logits(frame: Frame) -> list[np.ndarray]:
         return focus_net.logits(network, frame, form.levels, best, below)
 
-    # A pass more: all logits may be far below zero, and sums of whole numbers would lose what is small.
+    # One more pass: all logits may be far below zero, and sums of whole numbers would lose small weights.
     tops = focus_net.greatest_logits(logits, frames, form.levels)
     return lambda frame: focus_net.weights(logits(frame), tops)
 
 
 def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool = False) -> np.ndarray:
-    """Return the frames' weighted mean; ``again`` reads each once more rather than keep it while it is weighed."""
+    """Return the frames' weighted mean; ``again`` reads each frame once more rather than hold it during weighing."""
     import cv2
 
     channels = 3 if form.coloured else 1
@@ -363,14 +362,14 @@ def _collapsed(totals: list[np.ndarray], weights: list[np.ndarray]) -> np.ndarra
 
     plane: np.ndarray | None = None
     for total, weight in zip(reversed(totals), reversed(weights), strict=True):
-        band = total.view(np.float32)  # in place: each sum is read before its place is written
+        band = total.view(np.float32)  # in place: each sum is read before it is overwritten
         for rows in _strips(total.shape):
             quotient = total[rows].astype(np.float64) / np.maximum(weight[rows], 1)
             band[rows] = quotient * (_WEIGHT_STEPS / _SUM_STEPS)
         if plane is not None:
             band += cv2.pyrUp(plane, dstsize=band.shape[::-1])
         plane = band
-    assert plane is not None  # there is a band at least, of what is left
+    assert plane is not None  # there is at least one band, what is left
     return plane
 
 

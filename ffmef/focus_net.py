@@ -1,8 +1,7 @@
-"""The weights that :class:`ffmef.models.FocusNet` predicts, by NumPy: one frame and a strip of it at a time.
+"""The weights that :class:`ffmef.models.FocusNet` predicts, with NumPy: one frame at a time, strip by strip.
 
-:class:`ffmef.models.FocusNet` is the definition. Here the maps of one frame are kept, features only for a strip of
-rows, so that a picture of 24 megapixels takes no more memory than the formula of :mod:`ffmef.focus` and a few bytes a
-pixel.
+:class:`ffmef.models.FocusNet` is the definition. This code keeps the maps of one frame and the features of one strip of
+rows, so a picture of 24 megapixels takes only a few bytes per pixel more than the formula of :mod:`ffmef.focus`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ import numpy as np
 from ffmef import focus
 from ffmef.weight_files import find, stamp
 
-_PIXELS = 1 << 14  # of a strip: its features stay in the cache
-_LOG_STEPS = 1 << 14  # a unit of log energy, in sums over the frames
+_PIXELS = 1 << 14  # of a strip, whose features stay in the cache
+_LOG_STEPS = 1 << 14  # steps of a unit of log energy, in sums over the frames
 
 
 class Network(NamedTuple):
@@ -30,7 +29,7 @@ class Network(NamedTuple):
 
 
 def read(name_or_path: str | Path) -> Network | None:
-    """Return the network of a weights file, or None for a file of another model or a broken one.
+    """Return the network of a weight file, or None if the file is broken or of another model.
 
     Example:
         >>> read("mef") is None
@@ -50,12 +49,12 @@ def _read(path: Path, stamp: tuple) -> Network | None:
             if header.get("architecture") != "FocusNet":
                 return None
             return network_of({name: file.get_tensor(name) for name in file.keys()}, json.loads(header["config"]))
-    except Exception:  # whatever damaged bytes lead to; loading the model with torch says why
+    except Exception:  # whatever damaged bytes lead to; loading with torch then says why
         return None
 
 
 def network_of(state: dict[str, np.ndarray], config: dict) -> Network | None:
-    """Return the network of parameters by name, or None where they are not those of ``FocusNet(**config)``."""
+    """Return the network of named parameters, or None if they are not those of ``FocusNet(**config)``."""
     channels = config.get("channels")
     if config.keys() != {"channels"} or not isinstance(channels, int):
         return None
@@ -77,7 +76,7 @@ def network_of(state: dict[str, np.ndarray], config: dict) -> Network | None:
 
 
 class Spread:
-    """How the frames' energies are spread: gathered frame by frame, the greatest apart."""
+    """How the frames' energies are spread, gathered frame by frame; the greatest are kept elsewhere."""
 
     def __init__(self, shapes: list[tuple[int, int]]):
         self.count = 0
@@ -109,7 +108,7 @@ class Spread:
 
 
 def weights(logits: list[np.ndarray], tops: list[np.ndarray]) -> list[np.ndarray]:
-    """Turn a frame's logits, in place, into weights relative to the frame of the greatest."""
+    """Turn a frame's logits, in place, into weights relative to the frame with the greatest logit."""
     for logit, top in zip(logits, tops, strict=True):
         for rows in focus._strips(logit.shape):
             logit[rows] -= top[rows]
@@ -119,7 +118,7 @@ def weights(logits: list[np.ndarray], tops: list[np.ndarray]) -> list[np.ndarray
 
 
 def greatest_logits(logits_of, frames, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Return the greatest logits over the frames, float16, of a function that gives those of one."""
+    """Return the greatest logits over the frames, float16; ``logits_of`` gives those of one frame."""
     tops = [np.full(shape, -np.inf, np.float16) for shape in shapes]
     for frame in frames:
         for top, logit in zip(tops, logits_of(frame), strict=True):
@@ -134,14 +133,14 @@ def logits(
     greatest: list[np.ndarray],
     spread: list[tuple[np.ndarray, np.ndarray]],
 ) -> list[np.ndarray]:
-    """Return the logarithms of a frame's weights, but for a sum over the frames, in each band and for what is left.
+    """Return the logits of a frame's weights, before the softmax over frames, in each band and for what is left.
 
     Args:
-        network: what predicts them.
+        network: predicts them.
         frame: its array, or a function that returns it, which is not kept while the network runs.
         shapes: the sizes of the bands, finest first, and of what is left.
         greatest: logarithms of the greatest energy.
-        spread: of :meth:`Spread.below`.
+        spread: as :meth:`Spread.below` returns it.
     """
     own, narrow = _own(focus._pixels(frame), shapes)
     below = focus._summed([energy.copy() for energy in own[:-1]], shapes)
@@ -170,7 +169,7 @@ def _own(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> tuple[list[np.nda
 
     own = focus._squares(pixels, shapes)
     taps = np.array([0.25, 0.5, 0.25])
-    # Their logarithms need no more than three digits; the greatest square is 65025.
+    # Their logarithms need only three digits, and the greatest square is 65025, so float16 is enough.
     narrow = [cv2.sepFilter2D(square, -1, taps, taps).reshape(square.shape).astype(np.float16) for square in own]
     for energy in own:
         cv2.GaussianBlur(energy, (0, 0), focus.WINDOW, dst=energy)
@@ -186,7 +185,7 @@ def _half(maps: np.ndarray) -> np.ndarray:
 
 
 def _next(own, below, finer, level: int) -> list[np.ndarray | None]:
-    """Return what the next band's features need of this one and of the finer one."""
+    """Return what the next band's features need from this band and the finer one."""
     if level + 1 == len(own):
         return [None, None, None]
     return [_half(own[level]), None if finer[0] is None else _half(finer[0]), _half(below[level])]
@@ -214,7 +213,7 @@ def _features(own, narrow, below, greatest, spread, level, part, finer, wide) ->
 
 
 def _rows(maps: np.ndarray, shape: tuple[int, int], part: slice) -> np.ndarray:
-    """Return rows of maps interpolated to a shape, as ``cv2.resize`` makes all of them."""
+    """Return some rows of maps interpolated to a shape, equal to those of ``cv2.resize``."""
     import cv2
 
     places = (np.arange(part.start, part.stop) + 0.5) * (maps.shape[0] / shape[0]) - 0.5

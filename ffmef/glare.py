@@ -1,33 +1,32 @@
-"""Room for what infrared shows where the visible picture is white.
+"""Makes room for infrared detail where the visible picture is white.
 
-A network that adds the detail of the infrared picture to a white part of the visible one is clipped: a person before a
-headlamp cannot be brighter than the lamp. So white and what is nearly as bright is lowered there, and the detail laid
-over it, before the network sees the visible luminance. Where nothing is white, or the infrared picture shows nothing
-behind it, no sample changes.
+Infrared detail that a network adds to a white part of the visible picture is clipped: a person in front of a headlamp
+cannot be brighter than the lamp. So white and near-white parts are lowered there, and the detail is added, before the
+network sees the visible luminance. No sample changes if nothing is white or infrared shows nothing there.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-WHITE = 0.80, 0.90  # luminance Y / 255 from which, and at which wholly, a pixel counts as white; white itself is 0.92
-KNEE = 0.45  # of the tone curve: darker tones stay
-TOP = 0.75  # what the tone curve makes of 1
+WHITE = 0.80, 0.90  # luminance Y / 255 where a pixel begins and where it fully counts as white; pure white is 0.92
+KNEE = 0.45  # of the tone curve: darker tones do not change
+TOP = 0.75  # the tone curve's value at 1
 DETAIL = 0.03  # deviation of the infrared luminance behind white that counts as fully worth showing
-SHARE = 0.1  # of the pixels around that have to be white
+SHARE = 0.1  # of the surrounding pixels that must be white
 WINDOW = 0.08  # deviation of the windows, as a share of the shorter side
 _SMALL = 256  # pixels, the longest side at which wide windows are computed
 _EDGE = 2.0  # pixels, deviation by which the borders of white parts are smoothed
 
 
 def make_room(visible: np.ndarray, infrared: np.ndarray) -> np.ndarray:
-    r"""Return the visible luminance with white parts lowered as far as the infrared picture shows something there.
+    r"""Return the visible luminance with white parts lowered as far as the infrared picture shows detail there.
 
     .. math:: V' = V + s\,\bigl(c(V) - V\bigr) + s\, \bar g\,(I - m), \qquad
         c(V) = \min\bigl(V,\; k + (V - k) \tfrac{t - k}{1 - k}\bigr)
 
-    g is how white a pixel is, :math:`\bar g` that smoothed; m and :math:`\sigma` are mean and deviation of the infrared
-    luminance I over the white pixels of a window, and s the smoothed
+    g is how white a pixel is and :math:`\bar g` is g smoothed; m and :math:`\sigma` are mean and deviation of the
+    infrared luminance I over the white pixels of a window, and s the smoothed
     :math:`\min(\sigma / 0.03, 1) \min(\text{share of white} / 0.1, 1)`; k = 0.45 and t = 0.75.
 
     Args:

@@ -1,4 +1,4 @@
-"""Losses to train fusion networks without a reference picture, and one for scenes whose truth is known."""
+"""Losses that train fusion networks without a reference picture, and one for scenes whose truth is known."""
 
 from ffmef.losses.gif import GIFLoss
 from ffmef.losses.mef_ssim import MEFSSIMLoss

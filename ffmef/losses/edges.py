@@ -1,4 +1,4 @@
-"""Image gradients by shifted differences: no kernel tensors, no convolution of one channel."""
+"""Image gradients by shifted differences: no kernel tensors, no single-channel convolutions."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def magnitude(dx: Tensor, dy: Tensor, floor: float = 1e-8) -> Tensor:
 
 
 def gif_gradient(luminance: Tensor) -> Tensor:
-    """Return the gradient of the GIF loss: half the sum of the absolute Scharr derivatives, each cut at 1.
+    """Return the gradient of the GIF loss: half the sum of the absolute Scharr derivatives, each clipped at 1.
 
-    ``0.5 min(|g_x|, 1) + 0.5 min(|g_y|, 1)`` for a picture in [0, 1], which is the paper's gradient of the 0..255
-    picture, cut at 255 and divided by 255.
+    ``0.5 min(|g_x|, 1) + 0.5 min(|g_y|, 1)`` for a picture in [0, 1] is the paper's gradient of the 0..255 picture,
+    clipped at 255 and divided by 255.
 
     Args:
         luminance: (..., H, W) in [0, 1].

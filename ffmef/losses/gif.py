@@ -23,7 +23,7 @@ class GIFLoss(nn.Module):
 
     Args:
         steep_weight: :math:`\lambda_1`.
-        global_weight: :math:`\lambda_2`; 0 leaves the global term out (Fig. 7).
+        global_weight: :math:`\lambda_2`; 0 drops the global term (Fig. 7).
         threshold: of the gradient, in [0, 1].
         masks: ``"threshold"``; or ``"gradient"``, the raw gradients as weights instead of the steep and smooth
             terms (Fig. 7): :math:`\sum_i \overline{\nabla I_i |F - I_i|}`.
@@ -32,7 +32,7 @@ class GIFLoss(nn.Module):
             second is formed, so that they do not sum to 1.
 
     Raises:
-        ValueError: an unknown switch, or ``variant="release"`` with other than two sources.
+        ValueError: a switch is unknown; when called, if ``variant="release"`` gets other than two sources.
 
     Example:
         >>> import torch
@@ -62,14 +62,14 @@ class GIFLoss(nn.Module):
 
     @torch.no_grad()
     def source_maps(self, sources: Sources, gradients: Tensor | None = None) -> Tensor:
-        """Return all that the loss needs besides the luminance of the sources, to be computed once per scene.
+        """Return what the loss needs besides the sources' luminance; compute it once per scene.
 
         Args:
             sources: the scene.
-            gradients: (B, N, H, W), to use instead of our own source gradients.
+            gradients: (B, N, H, W), replace our own source gradients.
 
         Returns:
-            (B, N + 2, H, W): a weight map for each source, the smooth target (NaN-free; -1 where a source is steep),
+            (B, N + 2, H, W): a weight map for each source, the smooth target (free of NaN; -1 where a source is steep),
             and the largest source gradient. Flipping the scene flips the maps.
         """
         luminance = sources.luminance
@@ -99,7 +99,7 @@ class GIFLoss(nn.Module):
         """Return the total and the unweighted terms of a fused luminance (B, 1, H, W) in [0, 1].
 
         Args:
-            fused: the network's output; half precisions are computed in float32.
+            fused: the network's output; half precision is computed in float32.
             sources: the scene.
             maps: :meth:`source_maps` of the scene, if already computed.
         """

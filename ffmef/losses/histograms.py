@@ -1,4 +1,4 @@
-"""Histograms with a slope: each value is shared between its two nearest bins."""
+"""Differentiable histograms: each value is shared between its two nearest bins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def soft_histogram(values: Tensor, bins: int = 64) -> Tensor:
         tensor([[0.7500, 0.2500, 0.0000]])
     """
     if values.device.type == "cuda":
-        # A few rows at a time: the shares take the memory of all bins.
+        # A few rows at a time: the shares of a value take memory for every bin.
         return torch.cat([_shares(rows, bins).mean(1) for rows in values.split(4)])
     lower, share = _bin(values, bins)
     table = values.new_zeros(values.shape[0], bins)
@@ -51,8 +51,8 @@ def entropy(shares: Tensor) -> Tensor:
 
 
 def _joint_by_products(x: Tensor, y: Tensor, bins: int) -> Tensor:
-    """Return what :func:`soft_joint_histogram` does, as a product: a GPU's additions to one bin wait for each other."""
-    parts = math.gcd(x.shape[1], 64)  # a sum over all pixels at once would keep few processors busy
+    """Return what :func:`soft_joint_histogram` does, as a product: on a GPU, additions to one bin would queue."""
+    parts = math.gcd(x.shape[1], 64)  # one sum over all pixels would keep few processors busy
     rows, columns = (_shares(values, bins).unflatten(1, (parts, -1)) for values in (x, y))
     return (rows.mT @ columns).sum(1) / x.shape[1]
 

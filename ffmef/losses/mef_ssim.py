@@ -15,8 +15,8 @@ class MEFSSIMLoss(nn.Module):
         scales: number of scales, 1 to 3; the coarsest needs sides of 11 pixels.
 
     Raises:
-        ValueError: when called, for a fused picture of another shape than the sources', for pictures too small for the
-            scales, and for other numbers of scales.
+        ValueError: when called, if the fused picture's shape differs from the sources', a picture is too small for the
+            scales, or ``scales`` is out of range.
 
     Example:
         >>> import torch
@@ -31,7 +31,7 @@ class MEFSSIMLoss(nn.Module):
         self.scales = scales
 
     def forward(self, fused: Tensor, sources: Sources) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and the same as its only term, of a fused luminance (B, 1, H, W) in [0, 1]."""
+        """Return the loss of a fused luminance (B, 1, H, W) in [0, 1], and the same value as its only term."""
         fused = check_fused(fused, sources)
         value = 1 - mef_ssim(sources.luminance.unsqueeze(2) * 255, fused * 255, scales=self.scales).mean()
         return value, {"structure": value}

@@ -24,20 +24,20 @@ DEFAULT_WEIGHTS = {
 
 
 class PictureLoss(nn.Module):
-    r"""Weighted sum of :data:`ffmef.losses.terms.TERMS` on the RGB picture that the viewer gets.
+    r"""Weighted sum of :data:`ffmef.losses.terms.TERMS` on the RGB picture that the viewer sees.
 
     .. math:: P = \mathrm{RGB}(\operatorname{clamp}(F), C_b, C_r), \qquad L = \sum_t w_t\, L_t(\operatorname{clamp}(P))
 
-    The merged chroma (FFMEF paper, eq. 1) does not follow the fused luminance, and R, G and B are clipped afterwards;
-    a loss on luminance alone does not see what that does to the picture.
+    The merged chroma (FFMEF paper, eq. 1) does not follow the fused luminance, and R, G and B are clipped afterwards; a
+    loss on luminance alone does not see the effect on the picture.
 
     Args:
-        weights: weight of each term by name; None means :data:`DEFAULT_WEIGHTS`.
+        weights: the weight of each term, by name; None means :data:`DEFAULT_WEIGHTS`.
         grey: terms of edges and tones see the grey picture instead of R, G and B separately, at a third of the cost.
-        brackets: weights that differ where there are more than two sources, by name; None: none.
+        brackets: weights that differ for more than two sources, by name; None means none.
 
     Raises:
-        ValueError: an unknown term, or no term at all.
+        ValueError: a term is unknown, or no term has a weight.
 
     Example:
         >>> import torch

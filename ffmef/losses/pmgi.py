@@ -1,4 +1,4 @@
-"""The proportional loss of PMGI, intensity and gradient of every source."""
+"""The loss of PMGI: intensity and gradient of every source in fixed proportion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PMGILoss(nn.Module):
         gradient_weight: :math:`\mu`.
 
     Raises:
-        ValueError: when called, for a fused picture of another shape than the sources'.
+        ValueError: when called, if the fused picture's shape differs from the sources'.
 
     Example:
         >>> import torch

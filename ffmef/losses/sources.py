@@ -13,7 +13,7 @@ from ffmef.imaging.colour import merge_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 
 @dataclass(frozen=True)
 class Sources:
-    """The pictures of one scene as a loss sees them: constants, which no gradient reaches. :meth:`from_rgb` makes them.
+    """The pictures of one scene as a loss sees them: constants that no gradient reaches. :meth:`from_rgb` makes them.
 
     Attributes:
         rgb: (B, N, 3, H, W) in [0, 1].
@@ -42,7 +42,7 @@ class Sources:
 
         Args:
             rgb: (B, N, 3, H, W), uint8 or floating in [0, 1].
-            chroma_from: the picture whose chroma the fused picture takes (visible and infrared); None merges all.
+            chroma_from: the picture whose chroma the fused picture takes (for visible and infrared); None merges all.
             truth: (B, 3, H, W), of the same type, or None.
 
         Raises:

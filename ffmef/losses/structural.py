@@ -19,7 +19,7 @@ EXPONENTS = (0.0448, 0.2856, 0.3001)  # of the three scales of MEF-SSIM, before 
 _STABILISER = 2.0**-52  # keeps the quotients and the weights of textureless patches defined
 _NORM_FLOOR = 0.001  # grey levels; keeps the division of a flat patch by its norm defined
 _STRIP_PIXELS = 1 << 16
-_GRADIENT_FLOOR = 1e-3  # below it a power's slope is taken here, so that a bad start still learns
+_GRADIENT_FLOOR = 1e-3  # a power's slope below it is taken here, so a bad start still learns
 
 
 _GAUSSIAN = gaussian(WINDOW, 1.5)
@@ -30,7 +30,7 @@ class _SlidingSum(torch.autograd.Function):
     """Weighted sum over every window that lies inside the picture, one axis after the other.
 
     Shifted additions need no copy of the picture per tap and are several times faster on a CPU than a convolution of
-    one channel. A GPU is kept busy by launches instead, so there the sums are two products with banded matrices. The
+    one channel. On a GPU, launches would dominate, so there the sums are two products with banded matrices. The
     adjoint of a symmetric window is the same sum over the zero-padded gradient.
     """
 
@@ -72,7 +72,7 @@ def _by_bands(maps: Tensor, taps: Sequence[float]) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _band(side: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return (side, side - T + 1), each column the T taps from the row of its number on."""
+    """Return (side, side - T + 1): column i holds the T taps from row i on."""
     step = torch.arange(side).unsqueeze(1) - torch.arange(side - len(taps) + 1)
     inside = (step >= 0) & (step < len(taps))
     band = torch.tensor(taps, dtype=torch.float64)[step.clamp(0, len(taps) - 1)] * inside
@@ -87,7 +87,7 @@ def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[T
     """Return the factor of each source in the desired patch (B, N, h, w) and that patch's Gaussian variance.
 
     The desired patch is sum_k factor_k (patch_k - its mean), so box and Gaussian statistics of products of two sources
-    are all that is needed; no patch is ever formed. ``pairs`` names each source with itself, then all others. Whole
+    suffice; no patch is ever formed. ``pairs`` names each source with itself, then all others. Whole
     grey levels make the box sums exact in float64.
     """
     area = WINDOW * WINDOW
@@ -116,7 +116,7 @@ def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[T
 
 
 def _of(maps: Tensor, numbers: list[int]) -> Tensor:
-    """Return maps (B, K, h, w) of the numbers, in their order, without copying an index to the device."""
+    """Return maps (B, K, h, w) selected by number, in that order, without copying an index to the device."""
     return torch.stack([maps[:, number] for number in numbers], 1)
 
 
@@ -133,7 +133,7 @@ def _mef_ssim_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) 
 
 
 def _mean_of_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
-    """Mean of the local values; without gradients strip by strip, which bounds the memory and stays in cache."""
+    """Return the mean of the local values; without gradients, strip by strip: bounded memory, data in cache."""
     height, width = fused.shape[-2] - WINDOW + 1, fused.shape[-1] - WINDOW + 1
     rows = height if torch.is_grad_enabled() and fused.requires_grad else max(16, _STRIP_PIXELS // width)
     total = fused.new_zeros(fused.shape[0])
@@ -144,12 +144,12 @@ def _mean_of_map(sources: Tensor, fused: Tensor, pairs: list[tuple[int, int]]) -
 
 
 def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
-    r"""Structural similarity of a fused picture with the best structure found in any of its sources.
+    r"""Return the structural similarity of a fused picture with the best structure in any of its sources.
 
     .. math:: \prod_l \Big(\operatorname{mean} \frac{2\sigma_{\hat x f}+C}{\sigma_{\hat x}^2+\sigma_f^2+C}\Big)^{w_l}
 
     The desired patch :math:`\hat x` adds the mean-free source patches, weighted by their own contrast and by how well
-    they agree, and has the norm of the strongest of them (Ma, Zeng, Wang: Perceptual quality assessment for
+    they agree, and takes the norm of the strongest of them (Ma, Zeng, Wang: Perceptual quality assessment for
     multi-exposure image fusion, IEEE TIP 2015, equations 3 to 12). Windows are 11 x 11 and lie inside the picture;
     :math:`C = (0.03 \cdot 255)^2`; the weights of the scales are 0.0448, 0.2856, 0.3001, made to sum to 1. There is
     no luminance term. The value lies in [0, 1], higher is better; a scale whose mean is negative counts as 0.
@@ -164,7 +164,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
         (B,) values.
 
     Raises:
-        ValueError: for shapes that do not fit, and for pictures whose smallest scale has a side under 11 pixels.
+        ValueError: shapes do not fit, ``scales`` is out of range, or the smallest scale has a side under 11 pixels.
 
     Example:
         >>> import torch
@@ -200,7 +200,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *, scales: int = 3) -> Tensor:
 
 
 def ssim(x: Tensor, y: Tensor, *, data_range: float = 255.0) -> Tensor:
-    r"""Mean structural similarity of two pictures.
+    r"""Return the mean structural similarity of two pictures.
 
     .. math:: \operatorname{mean}
         \frac{(2\mu_x\mu_y+C_1)(2\sigma_{xy}+C_2)}{(\mu_x^2+\mu_y^2+C_1)(\sigma_x^2+\sigma_y^2+C_2)}
@@ -218,7 +218,7 @@ def ssim(x: Tensor, y: Tensor, *, data_range: float = 255.0) -> Tensor:
         (B,) values, the mean over channels and windows.
 
     Raises:
-        ValueError: for shapes that differ or have a side under 11 pixels.
+        ValueError: shapes differ or have a side under 11 pixels.
 
     Example:
         >>> import torch

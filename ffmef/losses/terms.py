@@ -1,7 +1,7 @@
-"""Differentiable stand-ins for the measures by which fused pictures are judged; each is smaller for a better picture.
+"""Differentiable surrogates of the measures that judge fused pictures; each is smaller for a better picture.
 
-Every term takes a :class:`View` and returns one value, the mean over the batch. They are surrogates: close to the
-measure where a slope exists, not equal to it, so gains in them are no substitute for looking at the pictures.
+Every term takes a :class:`View` and returns one value, the mean over the batch. A surrogate is close to its measure
+where a slope exists but not equal to it, so a gain is no substitute for looking at the pictures.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ffmef.windows import gaussian
 
 
 class View:
-    """The sources and the fused picture as the viewer gets them, RGB in [0, 1], with what several terms share.
+    """The sources and the fused picture as the viewer sees them, RGB in [0, 1], with what several terms share.
 
     Args:
         sources: (B, N, 3, H, W), constants.
@@ -31,8 +31,8 @@ class View:
     Attributes:
         grey_sources: (B, N, H, W).
         grey: (B, 1, H, W).
-        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with the channels as pictures of their own, or the
-            grey pictures (B, N, H, W) and (B, 1, H, W).
+        planes: sources (3 B, N, H, W) and picture (3 B, 1, H, W) with each channel as a separate picture, or the grey
+            pictures (B, N, H, W) and (B, 1, H, W).
     """
 
     def __init__(self, sources: Tensor, picture: Tensor, unclipped: Tensor, luminance: Tensor, *, grey: bool = False):
@@ -48,7 +48,7 @@ class View:
         return self.pick(self.grey_sources, brightest)
 
     def pick(self, maps: Tensor, brightest: bool) -> Tensor:
-        """Return the map (B, 1, H, W), out of one for each source, of the darkest or the brightest source."""
+        """Return the map (B, 1, H, W) of the darkest or the brightest source, from maps of all sources."""
         means = self.grey_sources.mean((-2, -1))
         chosen = means.argmax(1) if brightest else means.argmin(1)
         return maps[torch.arange(len(maps), device=maps.device), chosen].unsqueeze(1)
@@ -60,7 +60,7 @@ def structure(view: View) -> Tensor:
 
 
 def signed_gradient(view: View) -> Tensor:
-    """Distance of each forward difference to the strongest one among the sources, with its sign."""
+    """Distance of each forward difference to the strongest among the sources, sign included."""
     sources, picture = view.planes
     total = picture.new_zeros(())
     for wanted, got in zip(edges.differences(sources), edges.differences(picture), strict=True):
@@ -72,7 +72,7 @@ def signed_gradient(view: View) -> Tensor:
 
 
 def edge_strength(view: View) -> Tensor:
-    """1 - QABF with an orientation that knows no wrap: how much of each source's Sobel edges is kept."""
+    """1 - QABF with an orientation that does not wrap: how much of each source's Sobel edges is kept."""
     sources, picture = view.planes
     with torch.no_grad():
         source_x, source_y = edges.sobel(sources)
@@ -105,13 +105,13 @@ def edge_structure(view: View) -> Tensor:
 
 
 def fidelity(view: View) -> Tensor:
-    """Root mean squared distance to the sources, mean over them."""
+    """Root mean squared distance to a source, mean over the sources."""
     squares = (view.picture.unsqueeze(1) - view.sources).square().mean((-3, -2, -1))
     return (squares + 1e-8).sqrt().mean()
 
 
 def flatness(view: View) -> Tensor:
-    """1 - the mean gradient of each channel over that of the stronger source at each pixel; more is no gain."""
+    """1 - the mean gradient of each channel over that of the stronger source at each pixel; more earns nothing."""
     sources, picture = view.planes
     with torch.no_grad():
         strongest = edges.magnitude(*edges.sobel(sources)).amax(1).mean((1, 2))
@@ -119,7 +119,7 @@ def flatness(view: View) -> Tensor:
 
 
 def information_loss(view: View) -> Tensor:
-    """1 - visual information fidelity of the grey picture, from the source of smaller gain at each pixel.
+    """1 - visual information fidelity of the grey picture, against the source with the smaller gain at each pixel.
 
     Scales 1, 3 and 4 of the four; the second has no weight in the measure. The measure exceeds 1 where contrast is
     exaggerated, which this term does not reward.
@@ -206,10 +206,11 @@ def clipped(view: View) -> Tensor:
 
 
 def shade_loss(view: View) -> Tensor:
-    """What is missing of coarse light and shade, at 1/8, 1/16 and 1/32 size, where not all exposures record them.
+    """How much coarse light and shade is lost, at 1/8, 1/16 and 1/32 size, where not all exposures record them.
 
-    Asked for are nineteen twentieths of the differences of neighbouring cells in the grey exposure that shows the least
-    of them, of those which record both cells (means from 0.06 to 0.94); where all do, nothing is asked for.
+    The picture should keep nineteen twentieths of the difference between neighbouring cells, as shown by the grey
+    exposure with the smallest one among those that record both cells (means from 0.06 to 0.94). Where all exposures
+    record both, nothing counts as lost.
     """
     total = view.grey.new_zeros(())
     for size in (8, 16, 32):

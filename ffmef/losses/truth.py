@@ -1,4 +1,4 @@
-"""The loss against a known picture, for scenes that were made and not photographed."""
+"""The loss against a known picture, for scenes that are made rather than photographed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ffmef.losses.sources import Sources
 
 
 class TruthLoss(nn.Module):
-    r"""Mean over the batch of the squared error's logarithm, in decibels over one squared grey level of 255.
+    r"""Mean over the batch of the mean squared error in decibels, relative to one squared grey level of 255.
 
     .. math:: L = \frac{10}{B} \sum_b \log_{10}\bigl(255^2 \operatorname{mean}((F_b - T_b)^2) + f\bigr)
 
-    It is -PSNR + 48.13 dB but for the floor f, so that an easy scene counts as much as one that nobody can fuse well.
+    Apart from the floor f it is -PSNR + 48.13 dB: an easy scene counts as much as one that nobody can fuse well.
 
     Args:
-        floor: f, in squared grey levels; errors below are not worth anything.
+        floor: f, in squared grey levels; improving on smaller errors earns almost nothing.
 
     Raises:
         ValueError: ``floor`` is not positive.
@@ -38,7 +38,7 @@ class TruthLoss(nn.Module):
         self.floor = float(floor)
 
     def forward(self, fused: Tensor, sources: Sources) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and its one term of a fused picture (B, 3, H, W) or luminance (B, 1, H, W), not clipped."""
+        """Return the loss and its only term for a fused picture (B, 3, H, W) or luminance (B, 1, H, W), not clipped."""
         if sources.truth is None:
             raise ValueError("sources must hold the truth for this loss, got None")
         truth = sources.truth if fused.shape[1:2] == (3,) else sources.true_luminance

@@ -1,4 +1,4 @@
-"""Fusion metrics, equal to the benchmark toolkits."""
+"""Fusion metrics that equal those of the benchmark toolkits."""
 
 from __future__ import annotations
 
@@ -66,29 +66,28 @@ def compute(
     toolkit: str = "mefb",
     more: Sequence[object] = (),
 ) -> dict[str, float]:
-    """Return several metrics of one fused picture; what they have in common is computed once.
+    """Return several metrics of one fused picture; shared intermediates are computed once.
 
     The channels are scored one after the other, which bounds the memory: QP needs about 120 bytes per pixel (170 where
     most of a channel is flat), because its filters see the whole picture; any other metric needs at most 90.
 
     Args:
         a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch. The benchmarks' order is the darker picture first for
-            multi-exposure, visible before infrared for that task; it decides ties only.
+            multi-exposure, visible before infrared for that task; the order decides ties only.
         b: the other source, of the same size.
         fused: the fused picture, of the same size.
-        names: names of :data:`METRICS` in any form that :func:`canonical` understands; if None all that need no further
-            package.
+        names: names of :data:`METRICS` in any form that :func:`canonical` understands; None means all that need no
+            further package.
         toolkit: "mefb" or "vifb"; they differ in SF (see :func:`sf`).
-        more: the further sources of a bracket. MEF-SSIM, its colour form, QY, MI and CC see them; metrics that
-            compare two sources are NaN then.
+        more: the further sources of a bracket. MEF-SSIM, its colour form, QY, MI and CC use them; metrics that
+            compare two sources are then NaN.
 
     Returns:
         The values by key, in the order of ``names``. A metric that is not defined for these pictures is NaN (or
         infinite), as its own documentation states.
 
     Raises:
-        ValueError: for an unknown name, for pictures that are not whole grey levels 0..255 and for sizes or colours
-            that do not fit.
+        ValueError: a name is unknown, a picture is not in whole grey levels 0..255, or sizes or colours do not fit.
 
     Example:
         >>> import numpy as np
@@ -112,7 +111,7 @@ def compute(
     }
     measures = {name: METRICS[name].of_channel for name, measure in of_pictures.items() if not measure}
     by_channel = [(name, measure) for name, measure in measures.items() if measure]
-    by_channel.sort(key=lambda entry: entry[0] != "QP")  # needs most memory: before the others keep what they share
+    by_channel.sort(key=lambda entry: entry[0] != "QP")  # needs the most memory: first
     if by_channel:
         for channel in pictures.channels():
             for name, of_channel in by_channel:

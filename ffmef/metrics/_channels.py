@@ -1,4 +1,4 @@
-"""The three pictures that a metric compares, checked, and what the metrics of one colour channel share."""
+"""Checks the three pictures that a metric compares, and keeps what the metrics of one colour channel share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def to_grey(picture: np.ndarray) -> np.ndarray:
 
     .. math:: \lfloor 0.298936 R + 0.587043 G + 0.114021 B + 0.5 \rfloor
 
-    On it pictures are compared of which some are grey and some are in colour. Source: ITU-R BT.601.
+    Use it to compare grey pictures with colour pictures. Source: ITU-R BT.601.
 
     Args:
         picture: uint8 (H, W, 3) or (H, W).
@@ -60,7 +60,7 @@ def to_grey(picture: np.ndarray) -> np.ndarray:
 
 
 def stretch_table(low: int, high: int, *, unit: bool = False) -> np.ndarray:
-    """Return where 256 grey levels go when ``low``..``high`` is stretched to 0..255 and rounded, halves up.
+    """Return the table of 256 grey levels that stretches ``low``..``high`` to 0..255 and rounds, halves up.
 
     Most of the toolkit stretches grey levels, where halves are exact. QCB stretches levels divided by 255 (``unit``),
     where rounding decides which side of a half a level falls; the order of the operations is the toolkit's.
@@ -80,7 +80,7 @@ def entropy(counts: np.ndarray) -> float:
 
 
 def _remembered(method: Callable) -> Callable:
-    """Compute once per channel and arguments; the memory ends with the channel."""
+    """Compute once per channel and arguments; results are freed with the channel."""
 
     @functools.wraps(method)
     def wrapper(self, *names):
@@ -95,8 +95,8 @@ def _remembered(method: Callable) -> Callable:
 class Channel:
     """One colour channel of the sources ``a`` and ``b`` and of the fused picture ``f``, with shared intermediates.
 
-    Pictures are named by the letters a, b and f in all methods. Everything is computed when first asked for and kept
-    while the channel lives.
+    All methods name pictures by the letters a, b and f. Everything is computed on first use and kept as long as the
+    channel exists.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Channel:
 
     @property
     def stretchable(self) -> bool:
-        """Whether all three channels can be stretched: a constant one is 0/0 unless it is all zero."""
+        """Whether all three channels can be stretched: a constant one gives 0/0 unless it is all zero."""
         return all(self._stretch_table(name, False) is not None for name in "abf")
 
     @_remembered
@@ -177,7 +177,7 @@ def _joint_counts(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 class Pictures:
     """Checked sources and fused picture.
 
-    Grey sources and a colour fused picture compare with its first channel only, as the toolkits do. One grey source
+    Grey sources are compared with the first channel of a colour fused picture only, as the toolkits do. A grey source
     beside a colour one is compared with every channel.
     """
 

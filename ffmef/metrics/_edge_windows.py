@@ -1,4 +1,4 @@
-"""Edge maps of FMI, and how much two 3 x 3 windows of such maps tell about each other."""
+"""Edge maps for FMI, and how much two 3 x 3 windows of such maps say about each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _known = np.full((CODES, CODES), np.nan)  # scores computed so far; pictures sha
 def edge_map(levels: np.ndarray) -> np.ndarray:
     """Return the thinned Sobel edges (uint8 0 or 1) of a channel.
 
-    An edge is stronger than four times the mean squared gradient and at least as strong as its neighbours across.
+    An edge is stronger than four times the mean squared gradient and at least as strong as its neighbours on either
+    side.
     The rule for ties is the toolkit's: the earlier neighbour may be equal, the later one must be weaker.
     """
     dx, dy = _windows.derivatives(levels, _windows.SOBEL, "replicate")
@@ -65,7 +66,7 @@ def _score(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     a, f = distribution(first), distribution(second)
     centred_a, centred_f = a - 1 / 9, f - 1 / 9
     covariance = (centred_a * centred_f).sum(1)
-    covariance[np.abs(covariance) < 1e-14] = 0  # masses are multiples of 1/72 at the finest: below is rounding
+    covariance[np.abs(covariance) < 1e-14] = 0  # masses are at the finest multiples of 1/72: anything below is rounding
     spread = np.sqrt((centred_a**2).sum(1) * (centred_f**2).sum(1))
     correlation = np.divide(covariance, spread, out=np.zeros_like(spread), where=covariance != 0)
 

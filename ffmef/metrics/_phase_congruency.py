@@ -1,4 +1,4 @@
-"""Phase congruency of one channel: Kovesi's, with the toolkit's changes."""
+"""Phase congruency of one channel: Kovesi's method with the toolkit's changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TILE = 16  # columns of the tables' tiles in native code
 class FilterBank(NamedTuple):
     """Factors of the filters of one size, in the layout of the Fourier transform or in native code's tiles.
 
-    The tables are ``first, ratio, direction``, the last the angle of each frequency. The radial factor of a scale s is
+    The tables are ``first``, ``ratio`` and ``direction``, the angle of each frequency. The radial factor of scale s is
     ``first * ratio**s * decay[s]``: a log-Gabor function of scaled radius is a Gaussian in the logarithm, which a shift
     multiplies by an exponential.
     """
@@ -81,7 +81,7 @@ def filter_bank(height: int, width: int) -> FilterBank:
 
 
 def tiled(bank: FilterBank) -> FilterBank:
-    """Return the bank in the order in which native code reads it: in tiles of columns.
+    """Return the bank in the order in which native code reads it: tiles of columns.
 
     Frequencies up to the middle of a row come first, then those that mirror them, from W - 0 down.
     """
@@ -122,7 +122,7 @@ def _noise_gains(bank: FilterBank) -> list[float]:
 
 @functools.lru_cache(maxsize=1)
 def _bank(height: int, width: int, native: bool) -> FilterBank:
-    """The last size's filters are kept."""
+    """Return the filters for a size; the last size's are kept."""
     bank = filter_bank(height, width)
     return tiled(bank) if native else bank
 
@@ -130,7 +130,7 @@ def _bank(height: int, width: int, native: bool) -> FilterBank:
 def maps(channels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield phase congruency and its maximum and minimum moment of each uint8 channel of one size.
 
-    By native code where the library is built.
+    Native code computes them where the library is built.
     """
 
     from ffmef.ops.statistics import is_native
@@ -144,7 +144,7 @@ def maps(channels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def _maps_native(channels: Sequence[np.ndarray], bank: FilterBank, always_double: bool = False) -> np.ndarray:
-    """Native code transforms in float32 unless rounding would show, which is where half the channel is flat."""
+    """Run native code, which transforms in float32 unless half the channel is flat, where rounding would show."""
     import torch
 
     return torch.ops.ffmef.phase_congruency(

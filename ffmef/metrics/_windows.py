@@ -25,12 +25,12 @@ def gaussian(size: int, sigma: float) -> np.ndarray:
 def strips(height: int, width: int, margin: int, inside: bool) -> Iterator[tuple[slice, tuple[slice, slice]]]:
     """Cut a picture into strips of rows, which bound the memory and stay in cache.
 
-    Yields the rows to read, ``margin`` more than the strip on both sides where the picture has them, and what to keep
-    of them. If ``inside`` only places at least ``margin`` away from the picture's border are kept.
+    Yields the rows to read, ``margin`` more than the strip on both sides where the picture has them, and which part to
+    keep. With ``inside``, only places at least ``margin`` away from the picture's border are kept.
     """
     frame = margin if inside else 0
     rows = max(8 * margin, STRIP_PIXELS // width)
-    rows -= rows % 2  # so that every second row is the same with and without strips
+    rows -= rows % 2  # even, so that every second row is the same with and without strips
     for top in range(frame, height - frame, rows):
         bottom = min(top + rows, height - frame)
         start, stop = max(top - margin, 0), min(bottom + margin, height)
@@ -38,9 +38,9 @@ def strips(height: int, width: int, margin: int, inside: bool) -> Iterator[tuple
 
 
 def _weighted(maps: np.ndarray, taps: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Means of float64 maps (M, H, W) in the windows inside them, then covariances of pairs of maps.
+    """Return means of float64 maps (M, H, W) in the windows inside them, then covariances of pairs of maps.
 
-    By native code where the library is built.
+    Native code computes them where the library is built.
     """
     import torch
 
@@ -68,7 +68,7 @@ def _weighted_cv2(maps: np.ndarray, taps: np.ndarray, pairs: Sequence[tuple[int,
 def _strip(
     maps: Sequence[np.ndarray] | np.ndarray, rows: slice, kept: tuple[slice, slice], margin: int, inside: bool
 ) -> np.ndarray:
-    """Rows of the maps as float64 (M, h, w); if not ``inside``, with the zeros that windows at the border see."""
+    """Return rows of the maps as float64 (M, h, w); unless ``inside``, with the zeros beyond the border."""
     if inside:
         return np.stack([values[rows].astype(np.float64) for values in maps])
     top, bottom = margin - kept[0].start, margin - (rows.stop - rows.start - kept[0].stop)
@@ -81,14 +81,14 @@ def _strip(
 def means(
     maps: Sequence[np.ndarray] | np.ndarray, rows: slice, kept: tuple[slice, slice], taps: np.ndarray
 ) -> np.ndarray:
-    """Return the weighted sums of the maps around the places to keep of a strip, zeros outside the picture."""
+    """Return the weighted sums of the maps around the places that a strip keeps, zeros outside the picture."""
     return _weighted(_strip(maps, rows, kept, len(taps) // 2, False), taps, ())
 
 
 class Moments:
     """Means, variances and covariances of named maps in the windows of one strip.
 
-    Covariances are those of every map with "f", and of each two sources if ``of_sources``.
+    Covariances are those of every map with "f", and with ``of_sources`` those of every two sources.
     """
 
     def __init__(self, names: Sequence[str], strip: np.ndarray, taps: np.ndarray, of_sources: bool):
@@ -104,7 +104,7 @@ class Moments:
         return self._covariance[first, second]
 
     def similarity(self, first: str, second: str, c1: float, c2: float, covariance: np.ndarray | None = None):
-        """SSIM of two maps in each window."""
+        """Return the SSIM of two maps in each window."""
         if covariance is None:
             covariance = self.covariance(first, second)
         mean, other = self.mean[first], self.mean[second]
@@ -118,7 +118,7 @@ def moments(
 ) -> Iterator[Moments]:
     """Yield the float64 statistics of a picture's windows, strip by strip.
 
-    Of the windows that lie inside the picture, or around every pixel with zeros outside.
+    The windows lie inside the picture, or surround every pixel with zeros outside.
     """
     names, values, margin = list(maps), list(maps.values()), len(taps) // 2
     height, width = values[0].shape
@@ -127,7 +127,7 @@ def moments(
 
 
 def halved(maps: dict[str, np.ndarray], taps: np.ndarray) -> dict[str, np.ndarray]:
-    """Return every second weighted sum, from the first, over the windows that lie inside the picture."""
+    """Return every second weighted sum, starting with the first, over the windows inside the picture."""
     margin, values = len(taps) // 2, list(maps.values())
     height, width = values[0].shape
     parts = [

@@ -11,10 +11,10 @@ from ffmef.metrics import _phase_congruency, _windows
 from ffmef.metrics._channels import SOURCES, Channel, Pictures, channel_mean
 from ffmef.metrics.information import _choose
 
-# Gain, slope and centre of the two sigmoids of QABF: strength and orientation.
+# Gain, slope and centre of the two sigmoids of QABF, for strength and orientation.
 STRENGTH = (0.9994, 15.0, 0.5)
 ORIENTATION = (0.9879, 22.0, 0.8)
-# Of N_abf and L_abf: gain, slope and centre of the two sigmoids, then the weight of an edge.
+# For N_abf and L_abf: gain, slope and centre of the two sigmoids, then the weight of an edge.
 EDGE_STRENGTH = (0.9999, 19.0, 0.5)
 EDGE_ORIENTATION = (0.9995, 22.0, 0.5)
 LEAST_EDGE, LEAST_WEIGHT, WEIGHT_EXPONENT = 2.0, 0.001, 1.5
@@ -50,7 +50,7 @@ def sf_of_channel(channel: Channel) -> float:
 
 
 def sf_side_by_side(pictures: Pictures) -> float:
-    """Spatial frequency of the channels put side by side, so that differences cross their seams."""
+    """Spatial frequency of the channels side by side: differences cross their seams."""
     if pictures.a.ndim == pictures.b.ndim == 2:
         return float(np.mean([sf_of_channel(channel) for channel in pictures.channels()]))
     return _spatial_frequency(np.concatenate([pictures.fused[..., c] for c in range(3)], 1))
@@ -87,7 +87,7 @@ def qabf_of_channel(channel: Channel, tie: float | None = None) -> float:
 
 
 def _lost_and_added(channel: Channel) -> tuple[float, float]:
-    """Return how much edge information is lost and how much is added, which with what is kept make 1."""
+    """Return how much edge information is lost and how much is added; with what is kept they make 1."""
     if min(channel.shape) < 2:
         return math.nan, math.nan
     strengths, angles = {}, {}
@@ -160,8 +160,8 @@ def ag(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
     .. math:: \frac{1}{(H-1)(W-1)} \sum \sqrt{\frac{F_x^2 + F_y^2}{2}}
 
     Central differences, one-sided at the border; the sum runs over all HW pixels. Higher is better; from 0, for a
-    constant picture, to about 255; NaN for sides under 2 pixels. Mean over R, G and B; the grey version of a colour
-    picture fused from grey sources. Source: Cui, Feng, Xu, Li, Chen, Optics Communications 2015.
+    constant picture, to about 255; NaN for sides under 2 pixels. Mean over R, G and B; for a colour picture fused
+    from grey sources, the value of its grey version. Source: Cui, Feng, Xu, Li, Chen, Optics Communications 2015.
 
     Args:
         a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch (all metrics take these).
@@ -221,7 +221,7 @@ def sf(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "me
 
     Divided by the number of pixels, not of differences. Higher is better; 0, for a constant picture, to 361. Always
     defined. ``convention`` "mefb" takes the mean over R, G and B; "vifb" puts the three channels side by side, as that
-    toolkit does, so that differences run across the seams. Source: Eskicioglu, Fisher, IEEE Transactions on
+    toolkit does, and differences cross the seams. Source: Eskicioglu, Fisher, IEEE Transactions on
     Communications 1995. Arguments and errors as for :func:`ag`.
 
     Example:
@@ -236,7 +236,7 @@ def sf(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "me
 
 
 def qabf(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "toolkit") -> float:
-    r"""Gradient preservation Q^{AB/F}: how much of the sources' edges is found in the fused picture.
+    r"""Gradient preservation Q^{AB/F}: how much of the sources' edges the fused picture keeps.
 
     .. math:: \frac{\sum Q^{AF} g_A + Q^{BF} g_B}{\sum g_A + g_B}, \qquad
         Q^{XF} = \frac{0.9994}{1 + e^{-15(G - 0.5)}} \cdot \frac{0.9879}{1 + e^{-22(\alpha - 0.8)}}
@@ -258,14 +258,14 @@ def qabf(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "
 
 
 def n_abf(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
-    r"""Share of the edge information that the fused picture makes up: edges stronger than in both sources.
+    r"""Share of the edge information that the fused picture invents: edges stronger than in both sources.
 
     .. math:: \frac{\sum_{g_F > g_A, g_B} (1 - Q_{AF}) w_A + (1 - Q_{BF}) w_B}{\sum w_A + w_B}
 
     With g the length of the Sobel gradient (mirrored at the border, in grey levels per pixel);
     :math:`Q_{XF} = \sqrt{S_g(\min(g_X, g_F) / \max(g_X, g_F))\, S_o(||\theta_X - \theta_F| - \pi/2| \cdot 2/\pi)}`
     with sigmoids of gain, slope and centre 0.9999, 19, 0.5 and 0.9995, 22, 0.5; :math:`w = g^{1.5}` from 2 grey levels
-    on, 0.001 below. With :func:`l_abf` and the quality that its own constants give it makes 1. Lower is better; 0 to 1.
+    on, 0.001 below. This value, :func:`l_abf` and the quality by these constants add up to 1. Lower is better; 0 to 1.
     NaN for sides under 2 pixels. Mean over R, G and B. Source: Petrovic, Xydeas, ICCV 2005, as changed by Shreyamsha
     Kumar, Signal, Image and Video Processing 2013, whose code is in general use. Arguments and errors as for
     :func:`ag`.

@@ -3,13 +3,13 @@
 Every function takes the sources ``a`` and ``b`` (:func:`mef_ssim` any number) and the fused picture as (B, C, H, W) in
 grey levels 0..255, float32 or float64, and returns (B,) values: the mean over the channels. The function of the same
 name in :mod:`ffmef.metrics` states the formula, the range and the source. In float64 the values equal that function's
-within the tolerance of ``docs/metrics.md``; in float32 they agree to about 1e-4, and less if a picture is nearly flat.
+within the tolerance of ``docs/metrics.md``; in float32 they agree to about 1e-4, less closely if a picture is flat.
 :data:`DIFFERENTIABLE` names the metrics with a gradient in all three pictures. The others count grey levels or edges,
 so they have no gradient and need whole grey levels. :data:`BY_TOOLKIT` names those that :mod:`ffmef.metrics` computes
-on the CPU, wherever the tensors are.
+on the CPU, whatever the tensors' device.
 
-Every function raises ValueError if the shapes differ or are not (B, C, H, W), if a side is too small for the metric's
-windows, and, if it counts grey levels, for values that are not whole numbers from 0 to 255.
+Every function raises ValueError if the shapes differ or are not (B, C, H, W), or if a side is too small for the
+metric's windows. Those that count grey levels also raise it for values that are not whole numbers from 0 to 255.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def _checked(*pictures: Tensor) -> list[Tensor]:
 
 
 def _root(values: Tensor) -> Tensor:
-    """Square root with the slope 0 at 0."""
+    """Return the square root, with slope 0 at 0."""
     positive = values > 0
     return torch.where(positive, torch.where(positive, values, 1).sqrt(), 0)
 
 
 def _quotient(first: Tensor, second: Tensor) -> Tensor:
-    """Quotient where the divisor is not 0, else 0."""
+    """Return the quotient where the divisor is not 0, else 0."""
     used = second != 0
     return torch.where(used, first / torch.where(used, second, 1), 0)
 
@@ -334,7 +334,7 @@ def qabf(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     kept = weight = fused.new_zeros(())
     for strength, angle in zip(strengths[:2], angles[:2], strict=True):
         relative = _quotient(torch.minimum(strength, strengths[2]), torch.maximum(strength, strengths[2]))
-        relative = torch.where(strength == strengths[2], 255 * strength.detach(), relative)  # the toolkit's slip
+        relative = torch.where(strength == strengths[2], 255 * strength.detach(), relative)  # the toolkit's error
         aligned = 1 - (angle - angles[2]).abs() / (math.pi / 2)
         quality = _sigmoid(relative, 0.9994, 15, 0.5) * _sigmoid(aligned, 0.9879, 22, 0.8)
         kept = kept + _total(quality * strength)
@@ -460,9 +460,9 @@ def mef_ssim(sources: Tensor, fused: Tensor, *more: Tensor) -> Tensor:
     """Structural similarity for multi-exposure fusion, see :func:`ffmef.metrics.mef_ssim`.
 
     Args:
-        sources: (B, N, C, H, W), two or more exposures in grey levels 0..255; constants, no gradient reaches them.
+        sources: (B, N, C, H, W), two or more exposures in grey levels 0..255; constants that no gradient reaches.
         fused: (B, C, H, W). Its gradient is that of luma without rounding.
-        more: the exposures may also stand one by one, each (B, C, H, W), with the fused picture last.
+        more: the exposures may also be separate arguments, each (B, C, H, W), with the fused picture last.
 
     Example:
         >>> x = torch.arange(48.0 * 48).view(1, 1, 48, 48) % 256
@@ -474,7 +474,7 @@ def mef_ssim(sources: Tensor, fused: Tensor, *more: Tensor) -> Tensor:
 
 
 def _stacked(sources: Tensor, fused: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sources (B, N, C, H, W) and the fused picture, of these two or of pictures one by one."""
+    """Return sources (B, N, C, H, W) and the fused picture, given as these two or as separate pictures."""
     if not more:
         return sources, fused
     *frames, last = _checked(sources, fused, *more)
@@ -525,7 +525,7 @@ def mef_ssim_c(sources: Tensor, fused: Tensor, *more: Tensor) -> Tensor:
 
 
 def _regression(moments: _Moments, source: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Gain and rest of the fused picture's regression on a source, and the source's variance."""
+    """Return gain and residual of the fused picture's regression on a source, and the source's variance."""
     variance = moments.covariance(source, source).clamp_min(0)
     variance = torch.where(variance < _VIF_FLOOR, 0, variance)
     variance_f = moments.covariance("f", "f").clamp_min(0)
@@ -587,7 +587,7 @@ def vifp(a: Tensor, b: Tensor, fused: Tensor) -> Tensor:
     return (kept[0] / present[0] + kept[1] / present[1]).mean(1)
 
 
-# What counts edges or stretched levels, one picture after the other by the toolkit
+# Metrics that count edges or stretched levels: ffmef.metrics computes them one picture after the other
 
 
 def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -607,7 +607,7 @@ def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
     metric.__name__ = metric.__qualname__ = name.lower()
     metric.__doc__ = f"Values of :func:`ffmef.metrics.{name.lower()}` for each picture of a batch, without gradient."
-    if name not in ("BRISQUE", "NIQE"):  # which need further packages
+    if name not in ("BRISQUE", "NIQE"):  # these need further packages
         metric.__doc__ += f"""
 
     Example:
@@ -620,7 +620,7 @@ def _by_toolkit(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 OF_COLOUR = ("VIFF", "BRISQUE", "NIQE")  # not averaged over the channels
 BY_TOOLKIT = ("FMI", "NMI", "QNCIE", "TE", "QP", "QC", "QY", "QCB", "QCV", *OF_COLOUR)
-"""Metrics that are computed on the CPU by :mod:`ffmef.metrics`."""
+"""Metrics that :mod:`ffmef.metrics` computes on the CPU."""
 DIFFERENTIABLE = (
     "PSNR", "RMSE", "AG", "EI", "SD", "SF", "QABF", "N_ABF", "L_ABF", "CC", "SCD", "QW", "MEF_SSIM", "MEF_SSIM_C",
     "SSIM", "MS_SSIM", "VIF", "VIFP",

@@ -1,4 +1,4 @@
-"""Metrics of information theory: histograms, mutual information and (so called) signal-to-noise ratios."""
+"""Metrics of information theory: histograms, mutual information and (so-called) signal-to-noise ratios."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def qncie_of_channel(channel: Channel) -> float:
         own, other, joint = _entropies(channel, names[i], names[j])
         correlation[i, j] = correlation[j, i] = (own + other - joint) / 8
     shares = np.linalg.eigvalsh(correlation) / 3
-    shares = shares[shares > 0]  # of two equal channels one share is 0, up to rounding
+    shares = shares[shares > 0]  # two equal channels have one share of 0, up to rounding
     return 1 + float((shares * np.log2(shares)).sum()) / 8
 
 
@@ -165,11 +165,11 @@ def fmi(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     .. math:: \frac1{2N} \sum_{\text{windows}} \sum_{X \in \{A,B\}} \frac{2\,I(x;f)}{H(x)+H(f)}
 
-    The features are binary Sobel edges in 3 x 3 windows; a window's nine pixels, divided by their sum, are taken for
-    a distribution over the window, and the joint distribution of two windows lies between Frechet's bounds by their
-    correlation. A score thus depends on two codes of nine bits. Higher is better; about 0 to 1; 1 for pictures with
-    equal edges (two constant pictures, too). NaN for sides under 3 pixels. Mean over R, G and B. Source: Haghighat,
-    Razian, Fast-FMI, AICT 2014. Arguments and errors as for :func:`ce`.
+    The features are binary Sobel edges in 3 x 3 windows; a window's nine pixels, divided by their sum, are taken as
+    a distribution over the window, and the correlation of two windows places their joint distribution between
+    Frechet's bounds. A score thus depends on two codes of nine bits. Higher is better; about 0 to 1; 1 for pictures
+    with equal edges (two constant pictures, too). NaN for sides under 3 pixels. Mean over R, G and B. Source:
+    Haghighat, Razian, Fast-FMI, AICT 2014. Arguments and errors as for :func:`ce`.
 
     Example:
         >>> import numpy as np
@@ -185,10 +185,9 @@ def mi(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     .. math:: \sum_{X \in \{A,B\}} H(X) + H(F) - H(X,F)
 
-    From 256 x 256 joint histograms of the grey levels as they are, not stretched and not normalised; :func:`nmi` is.
-    Higher is better; 0 upwards, at most H(A) + H(B). Always defined; of a bracket all
-    sources are added. Mean over R, G and B. Source: Qu, Zhang, Yan,
-    Electronics Letters 2002. Arguments and errors as for :func:`ce`.
+    From 256 x 256 joint histograms of the grey levels, neither stretched nor normalised as in :func:`nmi`. Higher is
+    better; 0 upwards, at most H(A) + H(B). Always defined; for a bracket, all sources are added. Mean over R, G and B.
+    Source: Qu, Zhang, Yan, Electronics Letters 2002. Arguments and errors as for :func:`ce`.
 
     Example:
         >>> import numpy as np
@@ -224,13 +223,13 @@ def _choose(convention: str, choices: dict):
 
 
 def psnr(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "toolkit") -> float:
-    r"""Peak signal-to-noise ratio in dB; by default the toolkits' own, which depends on the picture's size.
+    r"""Peak signal-to-noise ratio in dB; by default the toolkits' version, which depends on the picture's size.
 
     .. math:: 20 \log_{10} \frac{255}{\sqrt{(e_A + e_B)/2}}, \qquad
         e_X = \frac{\sqrt{\sum (X-F)^2}}{HW} \text{ (toolkit)}, \quad \frac{\sum (X-F)^2}{HW} \text{ (standard)}
 
-    The toolkits take the root of the summed squared error before they divide by the number of pixels, where a mean
-    squared error has no root; published tables hold such values (near 57 dB), so they are the default. Higher is
+    The toolkits take the root of the summed squared error before they divide by the number of pixels; a mean squared
+    error has no root. Published tables hold such values (near 57 dB), so they are the default. Higher is
     better; infinite where all three pictures are equal. Mean of the channels' dB. Source: Jagalingam, Hegde, 2015.
     Arguments and errors as for :func:`ce`; ``convention`` is "toolkit" or "standard".
 
@@ -245,7 +244,7 @@ def psnr(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "
 
 
 def rmse(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "toolkit") -> float:
-    r"""Root mean squared error in grey levels; by default the toolkits' own, which shrinks with the picture's size.
+    r"""Root mean squared error in grey levels; by default the toolkits' version, which shrinks as pictures grow.
 
     .. math:: \tfrac12 (e_A + e_B), \qquad
         e_X = \frac{\sqrt{\sum (X-F)^2}}{HW} \text{ (toolkit)}, \quad
@@ -289,7 +288,7 @@ def te(a: np.ndarray, b: np.ndarray, fused: np.ndarray, *, convention: str = "to
     .. math:: \sum_{X \in \{A,B\}} \frac{1}{1-q} \Big(1 - \sum_{ij} \frac{h_{XF}(i,j)^q}{(m_i n_j)^{q-1}}\Big)
 
     With h the joint histogram of stretched channels. In the standard form m is the marginal of the source and n that
-    of the fused picture; the toolkit swaps them, so its values are huge and hardly mean anything, and terms whose
+    of the fused picture; the toolkit swaps them, so its values are huge and mean little. Terms whose
     product is 0 are left out. Higher is better; 0 upwards in the standard form, 100 to 100 000 on photographs in the
     toolkit's. NaN where a channel is constant and not zero. Mean over R, G and B. Source: Cvejic, Canagarajah, Bull,
     Electronics Letters 2006. Arguments and errors as for :func:`ce`; ``convention`` is "toolkit" or "standard".

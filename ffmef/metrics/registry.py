@@ -11,10 +11,10 @@ from ffmef.metrics._channels import Channel, Pictures
 
 
 class Metric(NamedTuple):
-    """A metric as tables need it.
+    """What tables need to know about a metric.
 
-    ``frames`` says what it sees of a bracket: "all" sources, "two" (then it is not defined for more), or "none" where
-    it looks at the fused picture alone. ``extra`` is what has to be installed for it.
+    ``frames`` says which sources of a bracket it uses: "all", "two" (it is undefined for more), or "none" (it looks at
+    the fused picture alone). ``extra`` is the extra that must be installed for it.
     """
 
     name: str
@@ -70,10 +70,10 @@ _PLAIN |= {
 def canonical(name: str) -> str:
     """Return the key of :data:`METRICS` for a name in any case, with or without hyphens, underscores and slashes.
 
-    A few names in words are known as well, such as "standard deviation".
+    A few names in words, such as "standard deviation", work too.
 
     Raises:
-        ValueError: for a name that no metric has.
+        ValueError: no metric has that name.
 
     Example:
         >>> canonical("MEF-SSIM"), canonical("qabf"), canonical("Q^{AB/F}"), canonical("Nabf")

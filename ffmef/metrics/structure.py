@@ -34,7 +34,7 @@ def qw_of_channel(channel: Channel) -> float:
 
 
 def _mean_over_windows(channel: Channel, taps: np.ndarray, measure: Callable[[_windows.Moments], np.ndarray]) -> float:
-    """Mean of a measure over the windows inside the picture where it is defined."""
+    """Return the mean of a measure over the windows inside the picture where it is defined."""
     if min(channel.shape) < len(taps):
         return math.nan
     total, count = 0.0, 0
@@ -48,7 +48,7 @@ def _mean_over_windows(channel: Channel, taps: np.ndarray, measure: Callable[[_w
 
 
 def _qy_of_windows(moments: _windows.Moments) -> np.ndarray:
-    """For two sources the published rule; for more, all must be alike, and all are weighted by their variances."""
+    """Apply the published rule to two sources; more must all be alike, and their variances weight them all."""
     sources = [name for name in moments.variance if name != "f"]
     alike = [moments.similarity(*pair, NEARLY_ZERO, NEARLY_ZERO) for pair in itertools.combinations(sources, 2)]
     like_fused = [moments.similarity(name, "f", NEARLY_ZERO, NEARLY_ZERO) for name in sources]
@@ -132,7 +132,7 @@ def ms_ssim_of_channel(channel: Channel) -> float:
 
 
 def _correlation(covariance: int, first: int, second: int) -> float:
-    """Pearson's correlation from whole numbers, NaN where a picture is constant."""
+    """Return Pearson's correlation from whole numbers, NaN where a picture is constant."""
     return covariance / math.sqrt(first * second) if first > 0 and second > 0 else math.nan
 
 
@@ -185,11 +185,11 @@ def mef_ssim_c(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
         \mu_{\hat x} = \frac{\sum_k L_k \mu_k}{\sum_k L_k}, \quad
         L_k = \exp\Big(-\frac{(\mu_k - 1/2)^2 + (\bar\mu_k - 1/2)^2}{2 \cdot 0.2^2}\Big)
 
-    In windows of 8 x 8 pixels and all channels inside the picture, at one scale. The desired patch has the structure
-    and contrast of the source with the largest variance there, and a mean weighted by how well each source's window
-    (:math:`\mu_k`) and whole picture (:math:`\bar\mu_k`, both from 0 to 1) are exposed. Higher is better; at most 1.
+    In windows of 8 x 8 pixels inside the picture, across all channels, at one scale. The desired patch has the
+    structure and contrast of the source with the largest variance there, and a mean weighted by how well each source's
+    window (:math:`\mu_k`) and whole picture (:math:`\bar\mu_k`, both from 0 to 1) are exposed. Higher is better; at most 1.
     NaN for sides under 8 pixels. Source: Ma, Duanmu, Yeganeh, Wang, IEEE Transactions on Computational Imaging 2018,
-    with the limit of its exponent that its code takes. Arguments and errors as for :func:`mef_ssim`.
+    with the limit on the exponent that its code sets. Arguments and errors as for :func:`mef_ssim`.
 
     Example:
         >>> import numpy as np
@@ -206,8 +206,8 @@ def ms_ssim(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
     .. math:: \sum_{X \in \{A,B\}} \mathrm{SSIM}_5(X,F)^{w_5} \prod_{l=1}^{4} \mathrm{cs}_l(X,F)^{w_l}, \qquad
         w = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
-    With cs the factor of contrast and structure in :func:`ssim`, whose windows and constants these are, and 2 x 2 means
-    between the scales. A scale whose mean is negative counts as 0. Higher is better; 0 to 2. NaN for sides under 176
+    With cs the factor of contrast and structure in :func:`ssim`, its windows and constants, and 2 x 2 means between the
+    scales. A scale whose mean is negative counts as 0. Higher is better; 0 to 2. NaN for sides under 176
     pixels. Mean over R, G and B. Source: Wang, Simoncelli, Bovik, Asilomar 2003. Arguments and errors as for
     :func:`mef_ssim`.
 
@@ -239,7 +239,7 @@ def cc(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
 
 def scd(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
-    r"""Sum of the correlations of differences: what one source gave the fused picture, beside that source.
+    r"""Sum of the correlations of differences: each source with what it gave the fused picture.
 
     .. math:: r(F - B, A) + r(F - A, B)
 
@@ -263,9 +263,9 @@ def qw(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
         \lambda = \frac{\sigma_A^2}{\sigma_A^2 + \sigma_B^2}, \quad
         c = \frac{\max(\sigma_A^2, \sigma_B^2)}{\sum \max(\sigma_A^2, \sigma_B^2)}
 
-    Of the lengths of Prewitt gradients (zeros outside the picture), in 11 x 11 Gaussian windows (sigma 1.5) inside
-    the picture; this is the edge-dependent form that the toolkit computes under this name. Higher is better; at most
-    1. Where both variances are 0, both count as 0.5. NaN for sides under 11 pixels. Mean over R, G and B. Source:
+    Computed on the lengths of Prewitt gradients (zeros outside the picture), in 11 x 11 Gaussian windows (sigma 1.5)
+    inside the picture; this is the edge-dependent form that the toolkit computes under this name. Higher is better; at
+    most 1. Where both variances are 0, both count as 0.5. NaN for sides under 11 pixels. Mean over R, G and B. Source:
     Piella, Heijmans, ICIP 2003. Arguments and errors as for :func:`mef_ssim`.
 
     Example:
@@ -278,14 +278,14 @@ def qw(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
 
 def qy(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
-    r"""Structural similarity by Yang: a mixture where the sources agree, the better of both where they do not.
+    r"""Structural similarity by Yang: a mixture where the sources agree, the better of the two where they do not.
 
     .. math:: \lambda\, \mathrm{SSIM}_{AF} + (1 - \lambda)\, \mathrm{SSIM}_{BF} \text{ where } \mathrm{SSIM}_{AB}
         \ge 0.75, \quad \max(\mathrm{SSIM}_{AF}, \mathrm{SSIM}_{BF}) \text{ elsewhere}
 
     7 x 7 Gaussian windows (sigma 1.5) inside the picture, :math:`\lambda = \sigma_A^2 / (\sigma_A^2 + \sigma_B^2)`,
-    undefined windows left out. The constants of SSIM are nearly 0 (2e-16), so windows of clipped areas are decided by
-    rounding and values compare to about 1e-4 only. Higher is better; -1 to 1. NaN for sides under 7 pixels. Mean over
+    undefined windows left out. The constants of SSIM are nearly 0 (2e-16), so rounding decides windows in clipped
+    areas, and values compare to about 1e-4 only. Higher is better; -1 to 1. NaN for sides under 7 pixels. Mean over
     R, G and B. Source: Yang, Zhang, Wang, Xydeas, 2008. Arguments and errors as for :func:`mef_ssim`.
 
     Example:
