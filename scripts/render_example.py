@@ -1,4 +1,4 @@
-"""Render the exposures in examples/ from radiance maps, so that anybody can make them again.
+"""Render the exposures in examples/ from radiance maps, so that anyone can reproduce them.
 
     apt-get download blender-data && dpkg -x blender-data_*.deb blender-data
     pip install OpenEXR

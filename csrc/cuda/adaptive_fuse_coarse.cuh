@@ -218,8 +218,8 @@ template <class T, class Index> __device__ __forceinline__ void images_gradient_
   }
 }
 
-// A thread computes one tap of one cell of the problem's only level. Interpolation is linear: the sums over pixels that
-// are a cell's gradient, times the cell, add up to the gradient of alpha.
+// A thread computes one tap of one cell of the problem's only level. Interpolation is linear: the sums over pixels
+// behind each cell's gradient, times that cell, add up to the gradient of alpha.
 template <class T, class Index>
 __device__ __forceinline__ void cells_gradient(const CoarseProblem<T>& q, Accumulate<T>* sums) {
   using Shape = Tile<T, 1>;

@@ -185,7 +185,7 @@ struct EntryPass {
   Frame frame;
   Stem stem;
   Mixture mixture;
-  Pixel* mixed;         // null: nobody needs it again
+  Pixel* mixed;         // null: not needed again
   const Pixel* beside;  // the first half of the convolution's input channels, with Beside
   Convolution conv;
   Pixel* raw;

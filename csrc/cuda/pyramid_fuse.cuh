@@ -33,7 +33,7 @@ template <class S, class W> struct Problem {
   int64_t weight_strides[5];  // batch, band, image, row, column
   const W* base;              // null: `coarse` is what lies below the last band
   int64_t base_strides[4];
-  // Level `bands`, (batch, channels, rows, columns): fused; its gradient is written where not null. And the gradient of
+  // The fused level `bands`, (batch, channels, rows, columns), and its gradient, written if not null; the gradient of
   // the images' level `bands`, (batch, images, channels, rows, columns).
   const A *coarse, *coarse_images_gradient;
   A* coarse_gradient;

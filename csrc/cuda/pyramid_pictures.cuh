@@ -25,7 +25,7 @@ namespace ffmef::cuda::pictures {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kBands = 3, kPlanes = kBands + 3;  // the bands, the base, the fine octaves, the others
-constexpr int kFine = 2;                         // octaves with a plane of their own, the finest: they alone are halved
+constexpr int kFine = 2;                         // the finest octaves, each with its own plane: only they are halved
 constexpr int kScaleShift = 3;                   // cells of 8 x 8 pixels
 constexpr int kFinest = 16;                      // channels of the finest grid
 constexpr int kMostStem = 16;

@@ -93,7 +93,7 @@ constexpr int kWeights = 9 * kChannels * kChannels;
 struct Weights {
   float values[(kWeights + kThreads - 1) / kThreads];
 
-  // From torch's (outputs, channels, 3, 3) with `channels` inputs, of which four from `first` on; or from a transposed
+  // From torch's (outputs, channels, 3, 3) with `channels` inputs, taking four from `first` on; or from a transposed
   // convolution of stride 1, (channels, outputs, 3, 3), turned round.
   __device__ __forceinline__ Weights(const float* source, int channels, int first, bool transposed) {
     constexpr int kTaps = 9;
