@@ -1,4 +1,4 @@
-"""From pictures to one fused picture: colour, order of the exposures, the model, colour again."""
+"""Fuses pictures into one picture: colour, order of the exposures, the model, colour again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ffmef.imaging.io import Picture
 
-# Pixels converted at a time: colour then needs a few megabytes, however large the picture.
+# Pixels converted at a time; colour then needs only a few megabytes, however large the picture.
 _BAND = 1 << 16
 
 
@@ -48,43 +48,42 @@ def fuse(
 
     The luminance of the pictures (BT.601, studio swing, divided by 255) goes through the model and is clamped to
     [0, 1]. Multi-exposure and multi-focus fusion by FFMEF merge the chroma by
-    ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|`` (FFMEF paper, eq. 1); infrared-visible fusion takes that of the
-    visible picture, and with the bundled weights makes room in glare (:func:`ffmef.glare.make_room`). Nothing is
-    rounded before the end. Focus stacks are fused by :func:`ffmef.focus.fuse` unless a model or weights are named.
+    ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|`` (FFMEF paper, eq. 1); infrared-visible fusion takes the chroma
+    of the visible picture, and with the bundled weights makes room in glare (:func:`ffmef.glare.make_room`). Nothing is
+    rounded before the end. :func:`ffmef.focus.fuse` fuses focus stacks unless a model or weights are named.
 
     Args:
         images: pictures of one size and dtype, two for FFMEF, two or more for a model that takes any number: (H, W, 3)
-            for colour in the order R, G, B, or (H, W) for grey;
-            uint8, uint16, or floating point with values in [0, 1]. At least 2 pixels, because the model takes
-            statistics over the picture. For ``task="vif"`` a mapping with the keys ``infrared`` and ``visible``, of
-            which either may be grey.
+            for colour in the order R, G, B, or (H, W) for grey; uint8, uint16, or floating point with values in
+            [0, 1]. At least 2 pixels, because the model takes statistics over the picture. For ``task="vif"`` a
+            mapping with the keys ``infrared`` and ``visible``, either of which may be grey.
         task: ``mef`` (exposures, in any order: they are sorted by mean luminance, the darkest first), ``mff`` (focus,
             in any order; FFMEF keeps the order given) or ``vif`` (infrared and visible).
-        weights: name of bundled weights or path of a weights file; None means those of the model for the task and the
+        weights: name of bundled weights or path of a weight file; None means those of the model for the task and the
             number of pictures.
         backend: how to compute; None chooses the fastest that is available. A name of ``ffmef.ops.backends()``, and for
             FFMEF also ``fused``, the whole network in one operator, or ``eager``, layer by layer.
-        model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with weights
-            of its own; ``focus`` and ``energy`` for ``mff``, see :func:`ffmef.focus.fuse`; None chooses by ``weights``,
+        model: ``ffmef``, the paper's network for two pictures; ``pyramid``, for two or more exposures, with other
+            weights; ``focus`` and ``energy`` for ``mff``, see :func:`ffmef.focus.fuse`; None chooses by ``weights``,
             or else by task and number of pictures. Or a callable to use instead, which takes luminance (1, N, H, W),
             float32 in [0, 1], and returns (1, 1, H, W).
-        device: where to run the model: ``cpu``, ``cuda``, ...; None means where the model is, or the CPU.
-        threads: processor threads, on which the result does not depend. None means the number in the variable
-            ``FFMEF_THREADS``, or torch's where torch is loaded, or the number in ``OMP_NUM_THREADS``, or one for each
-            processor that the process may run on.
+        device: where to run the model: ``cpu``, ``cuda``, ...; None means the model's device, or the CPU.
+        threads: processor threads; the result does not depend on them. None means the number in the variable
+            ``FFMEF_THREADS``, else torch's number if torch is loaded, else the number in ``OMP_NUM_THREADS``, else one
+            per processor that the process may run on.
         validity: for each image (H, W), uint8, how far its pixels may be used: 255 as far as they are recorded, 0 not
-            at all; None for all of an image. Like ``adjust`` for the model ``pyramid`` alone.
-        adjust: brightness, contrast, saturation and preferred exposures, where they are to be different.
-        deghost: take what moved between exposures from one of them, by :func:`ffmef.deghost.deghost`: True from the
-            best exposed image, a number from the image of that index. For the model ``pyramid`` alone.
+            at all; None for all of an image. Like ``adjust``, for the model ``pyramid`` only.
+        adjust: changes of brightness, contrast, saturation and preferred exposures.
+        deghost: take what moved between exposures from one of them, by :func:`ffmef.deghost.deghost`: True means the
+            best exposed image, a number the image of that index. For the model ``pyramid`` only.
         engine: deprecated; ``backend`` takes its values.
 
     Returns:
-        The fused picture, same size and dtype, colour if any picture is (for ``vif``: if the visible one is). Integers
-        are rounded; floating point stays in [0, 1].
+        The fused picture, of the same size and dtype, in colour if any picture is (for ``vif``: if the visible one is).
+        Integers are rounded; floating point stays in [0, 1].
 
     Raises:
-        InputError: an argument breaks one of these rules; the message names it.
+        InputError: an argument breaks one of these rules; the message names the argument.
 
     >>> under = np.full((4, 4, 3), 40, np.uint8)
     >>> over = np.full((4, 4, 3), 200, np.uint8)
@@ -105,7 +104,7 @@ def fuse(
         fused, _ = _fuse(
             images, task, fuser, device=device, threads=threads, validity=validity, adjust=adjust, deghost=deghost
         )
-    except picture.OutOfRange:  # found while the samples were read anyway: to look at them before takes a tenth more
+    except picture.OutOfRange:  # found while reading the samples: a check beforehand takes a tenth more time
         _check_range(named)
         raise
     return fused.astype(listed[0][1].dtype, copy=False)  # in the byte order of the first picture
@@ -121,9 +120,9 @@ def fuse_pictures(
 ) -> Picture:
     """Fuse decoded pictures, with their depth, alpha, colour profile and EXIF.
 
-    - Depth: 16 bit where any picture has 16 bit; 8-bit samples are multiplied by 257.
+    - Depth: 16 bit if any picture has 16 bit; 8-bit samples are multiplied by 257.
     - Alpha, for the model ``pyramid``: the result is as opaque as the most opaque picture. Where one is less opaque,
-      such as in the margin of an aligned exposure, the others alone count. For other models: the minimum over all
+      such as in the margin of an aligned exposure, only the others count. For other models: the minimum over all
       pictures, one without alpha counting as opaque.
     - ICC profile and EXIF: of the first picture, in fusion order, that has one (``vif``: of the visible picture).
 
@@ -179,10 +178,10 @@ def fuse_pictures(
 
 @dataclass(frozen=True)
 class _Fuser:
-    """What fuses: a native network, from pictures to a picture, a model that torch runs, or how sharp each frame is.
+    """What fuses: a native network, from pictures to a picture; a model that torch runs; or how sharp each frame is.
 
-    Selective ones take validity and adjustments, and merge chroma by their own shares. ``room`` says whether the
-    visible luminance is changed where it is white, by :func:`ffmef.glare.make_room`.
+    Selective ones take validity and adjustments, and merge chroma by the shares that they predict. ``room`` says
+    whether :func:`ffmef.glare.make_room` changes the visible luminance where it is white.
     """
 
     network: object | None = None
@@ -194,19 +193,19 @@ class _Fuser:
 
 @dataclass(frozen=True)
 class _Focus:
-    """That frames are fused one after the other, by weights of a network, or of the formula where there is none."""
+    """Frames are fused one after another, by the weights of a network, or by the formula if there is none."""
 
     network: Any
 
 
 def _taken(options: dict, **given) -> dict:
-    """Return what chooses the model, taken out of the options but for the device."""
+    """Remove what chooses the model from the options, all but the device, and return it."""
     names = ("backend", "model", "engine")
     return {**given, **{name: options.pop(name, None) for name in names}, "device": options.get("device")}
 
 
 def _fuser_of(task: str, count: int, weights, backend, model, device, engine) -> _Fuser:
-    """Return what the arguments of :func:`fuse` choose to fuse ``count`` images."""
+    """Return the fuser that the arguments of :func:`fuse` choose for ``count`` images."""
     if engine is not None:
         backend = _backend_of_engine(engine, backend)
     if not (model is None or isinstance(model, str) or callable(model)):
@@ -239,10 +238,10 @@ def _fuse(
     adjust: Adjustments = NEUTRAL,
     deghost: bool | int = False,
 ) -> tuple[np.ndarray, list[int]]:
-    """Return the fused picture and the fusion order of the images, by which facts about the files are chosen.
+    """Return the fused picture and the fusion order of the images, which decides whose metadata is kept.
 
     Args:
-        ties: what orders pictures with equal samples, one for each; None where nobody asks for the order.
+        ties: keys that order pictures with equal samples, one per picture; None if nobody asks for the order.
     """
     threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
     if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
@@ -261,7 +260,7 @@ def _fuse(
     if fuser.network is not None or fuser.selective or there:
         order = list(range(len(images)))
         if task == "mef" and ties is not None:
-            # The model does not care for the order, what is known about the files does; every eighth pixel tells it.
+            # The order does not matter to the model but to the files' metadata; every eighth pixel is enough for it.
             order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
         if there:
             with _torch_threads(threads):
@@ -287,7 +286,7 @@ def _fuse(
 
 
 def _counting(images: list[np.ndarray], validity: list[np.ndarray | None] | None) -> list[int]:
-    """Return the indices of the images of which something may be used; all where nothing of any may."""
+    """Return the indices of the images with any usable pixel; all indices if no image has one."""
     everything = list(range(len(images)))
     if not validity:
         return everything
@@ -295,8 +294,8 @@ def _counting(images: list[np.ndarray], validity: list[np.ndarray | None] | None
 
 
 def _fuse_counting(images, validity, counting: list[int], task: str, fuser: _Fuser, *, ties, deghost, **options):
-    """Fuse as :func:`_fuse` does, as if the images that count nowhere were not there."""
-    chosen = counting * 2 if len(counting) == 1 else counting  # a picture fused with itself stays as it is
+    """Fuse as :func:`_fuse` does, ignoring the images that count nowhere."""
+    chosen = counting * 2 if len(counting) == 1 else counting  # a picture fused with itself is unchanged
     if not isinstance(deghost, bool):
         if deghost not in chosen:
             raise InputError(f"deghost must name a frame that can be used somewhere, got {deghost}, which cannot")
@@ -317,13 +316,13 @@ def _fuse_counting(images, validity, counting: list[int], task: str, fuser: _Fus
 
 
 def focus_of(task: str, weights: str | None, model, backend: str | None, device) -> _Focus | None:
-    """Return how :mod:`ffmef.focus` is to fuse, or None where something else is asked for.
+    """Return how :mod:`ffmef.focus` is to fuse, or None if something else is asked for.
 
-    The formula, ``energy``, is the default for focus stacks on the CPU; the model ``focus``, or weights of FocusNet,
-    may be named.
+    The formula, ``energy``, is the default for focus stacks on the CPU; the caller may name the model ``focus`` or
+    weights of FocusNet instead.
 
     Raises:
-        InputError: it is asked for where it cannot be used.
+        InputError: the formula or the model is named where it cannot be used.
     """
     if not isinstance(model, str | None):
         return None
@@ -350,7 +349,7 @@ def focus_of(task: str, weights: str | None, model, backend: str | None, device)
 
 @contextlib.contextmanager
 def _cv2_threads(threads: int | None):
-    """Let OpenCV use so many threads for a while; None leaves it alone."""
+    """Limit OpenCV to this many threads inside the block; None leaves it alone."""
     import cv2
 
     before = cv2.getNumThreads()
@@ -363,7 +362,7 @@ def _cv2_threads(threads: int | None):
 
 
 def _deghosted(images: list[np.ndarray], validity: list[np.ndarray | None] | None, reference: int | None):
-    """Return images that show what the reference shows, and how far they may then be used."""
+    """Return images without ghosts, and how far each pixel may then be used."""
     from ffmef.deghost import deghost
 
     if reference is not None and (isinstance(reference, bool) or not isinstance(reference, int)):
@@ -380,7 +379,7 @@ def _deghosted(images: list[np.ndarray], validity: list[np.ndarray | None] | Non
 
 
 def _native_network(source, task: str, backend: str | None, device):
-    """Return what fuses pictures in one native pass, colour included, for a name or path of weights or a model."""
+    """Return the native network, which fuses colour pictures in one pass, of named weights, a path or a model."""
     if picture.missing is not None or task == "vif" or str(device or "cpu") != "cpu":
         return None
     if isinstance(source, str | Path):
@@ -393,7 +392,7 @@ def _native_network(source, task: str, backend: str | None, device):
 
 @contextlib.contextmanager
 def _torch_threads(threads: int | None):
-    """Let torch use so many threads for a while; None leaves it alone."""
+    """Limit torch to this many threads inside the block; None leaves it alone."""
     import torch
 
     before = torch.get_num_threads()
@@ -411,7 +410,7 @@ def _exposure_order(planes: np.ndarray, images: list[np.ndarray], ties: list[byt
     means = [float(plane.mean(dtype=np.float64)) for plane in planes]
 
     def key(index: int):
-        # Only equal means need the samples themselves, which are large; what is then still equal fuses to the same.
+        # Only equal means need the samples, which are large; images that are still equal fuse to the same picture.
         tied = means.count(means[index]) > 1
         samples = np.ascontiguousarray(images[index]).tobytes() if tied else b""
         return means[index], images[index].ndim, samples, ties[index] if ties else b""
@@ -424,7 +423,7 @@ def _exposure_order(planes: np.ndarray, images: list[np.ndarray], ties: list[byt
 
 def _listed(images, task: str) -> list[tuple[str, np.ndarray]]:
     """Return the images with the names that messages use, infrared before visible."""
-    if not isinstance(task, str):  # fuse(under, over) is easily written
+    if not isinstance(task, str):  # fuse(under, over) is an easy mistake
         raise InputError(f"task must be one of {', '.join(TASKS)}, got {type(task).__name__}; images must be in a list")
     if task not in TASKS:
         raise InputError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
@@ -472,7 +471,7 @@ def _check_range(named: list[tuple[str, np.ndarray]]) -> None:
     for name, image in named:
         if image.dtype.kind == "f":
             low, high = image.min(), image.max()
-            if not (low >= 0 and high <= 1):  # also where they are not numbers
+            if not (low >= 0 and high <= 1):  # NaN fails too
                 raise InputError(f"{name} must lie in [0, 1], got values from {low} to {high}")
 
 
@@ -509,7 +508,7 @@ def _bands(height: int, width: int):
 
 
 def _scaled(samples: np.ndarray) -> np.ndarray:
-    """Return samples as floating point on the scale 0..255, in which the colour equations are written.
+    """Return samples as floating point on 0..255, the scale of the colour equations.
 
     Colour comes as (3, H, W): arithmetic on whole planes is twice as fast as on every third sample.
     """
@@ -554,7 +553,7 @@ def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[
         if not coloured:
             picture[rows] = _unscaled(colour.luminance_to_grey(y), dtype)
             continue
-        # A grey picture has no chroma and so no weight in the merge.
+        # A grey picture has no chroma, and so no weight in the merge.
         chroma = [colour.rgb_to_ycbcr(_scaled(image[rows]), axis=0)[1:] for image in coloured]
         merged = chroma[0] if len(chroma) == 1 else colour.merge_chroma(chroma)
         rgb = colour.ycbcr_to_rgb(np.concatenate([y[None], merged]), axis=0)
@@ -566,7 +565,7 @@ def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[
 
 
 def default_weights(task: str) -> str:
-    """Return the name of the bundled weights that fuse pictures of a task where nothing else is asked for.
+    """Return the name of the bundled weights that fuse pictures of a task by default.
 
     >>> default_weights("mff")
     'focus'
@@ -575,7 +574,7 @@ def default_weights(task: str) -> str:
 
 
 def _backend_of_engine(engine: str, backend: str | None) -> str | None:
-    """Return what ``backend`` says today where ``engine`` is given."""
+    """Return the value of ``backend`` that replaces ``engine``, if that is given."""
     if engine not in ("auto", "eager", "fused"):
         raise InputError(f"engine must be one of auto, eager, fused, got {engine!r}")
     if engine == "fused" and backend is not None:
@@ -597,7 +596,7 @@ def _weights_name(task: str, weights: str | None, model: str | None, backend: st
 
 
 def _load_model(weights: str, images: int, backend: str | None, device):
-    """Return the model of the named weights, ready to run on that many images, or raise what a user can mend."""
+    """Return the model of the named weights, ready for that many images, or raise an error for the user."""
     import torch
 
     from ffmef.ops._backends import NAMES, check_device
@@ -615,7 +614,7 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     except (ValueError, RuntimeError) as error:
         raise InputError(str(error)) from None
     path = find(weights)
-    if place.type == "cuda" and place.index is None:  # which GPU that is can change
+    if place.type == "cuda" and place.index is None:  # which GPU this means can change
         place = torch.device("cuda", torch.cuda.current_device())
     model = _ready_model(path, stamp(path), backend, place)
     if spec := registry.of(model):
@@ -625,9 +624,9 @@ def _load_model(weights: str, images: int, backend: str | None, device):
 
 @functools.lru_cache(maxsize=8)
 def _ready_model(path: Path, stamp: tuple, backend: str | None, place: torch.device):
-    """Return the model of a weights file; whoever gets it shares it, so nobody changes it.
+    """Return the model of a weight file; all callers share it, so none may change it.
 
-    Reading takes longer than fusing a small picture. A file that changes gets another stamp, so it is read again.
+    Reading takes longer than fusing a small picture. A changed file has another stamp, so it is read again.
     """
     from ffmef import models
     from ffmef.ops._backends import why_not
@@ -674,9 +673,9 @@ def _takes_pictures_there(model, images: list[np.ndarray], device) -> bool:
 
 
 def _fuse_pictures_there(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
-    """Return the fused picture of RGB ones; only their samples go to the device and back.
+    """Return the picture fused from RGB pictures; only samples go to the device and back.
 
-    While one picture is on its way to a GPU, the next is copied to memory that the GPU can read by itself.
+    While one picture is on its way to a GPU, the next is copied to pinned memory.
     """
     import torch
 
@@ -717,13 +716,13 @@ def _sent(arrays: list[np.ndarray], place: torch.device) -> torch.Tensor:
 
 
 def _without_flips(array: np.ndarray) -> np.ndarray:
-    """Return the array, contiguous. NumPy takes an axis of one pixel for so even where it runs backwards, torch not."""
+    """Return the array, contiguous for torch too: NumPy ignores even a negative stride of an axis of one pixel."""
     array = np.ascontiguousarray(array)
     return array.copy() if any(stride < 0 for stride in array.strides) else array
 
 
 def _run_stack(model, images: list[np.ndarray], device) -> np.ndarray:
-    """Return the picture that a FocusNet makes, by torch: what :func:`ffmef.focus.fuse` computes with its weights."""
+    """Return the picture that FocusNet makes, by torch: equal to :func:`ffmef.focus.fuse` with its weights."""
     import torch
 
     coloured = any(image.ndim == 3 for image in images)
@@ -738,7 +737,7 @@ def _run_stack(model, images: list[np.ndarray], device) -> np.ndarray:
 
 
 def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
-    """Return the picture that a PyramidFFMEF makes, by torch: what the native pass computes."""
+    """Return the picture that PyramidFFMEF makes, by torch: equal to the native pass."""
     import torch
 
     from ffmef.models.pyramid import to_rgb

@@ -27,7 +27,7 @@ NO_METHODS = (
     "results",
     "output",
     "out",
-)  # what NAME_fused.png is not made by
+)  # NAME_fused.png names no method
 SEPARATORS = "_- ."
 BRACKETS = "()[]"
 
@@ -36,8 +36,8 @@ def find_pairs(dataset: Path) -> Found:
     """Return the pairs of a folder in one of the layouts of :mod:`ffmef.evaluation.layouts`, or of a table.
 
     Raises:
-        InputError: for a path that is no folder and no table, and one without any pair; the message lists what was
-            found and what was expected.
+        InputError: the path is neither a folder nor a table, or holds no pair; the message lists what was found and
+            what was expected.
     """
     if dataset.suffix.lower() in TABLES and not dataset.is_dir():
         return _of_table(dataset)
@@ -70,7 +70,7 @@ def find_pairs(dataset: Path) -> Found:
 
 
 def _of_table(path: Path) -> Found:
-    """Read a table with one pair a line: columns of sources, fused pictures by method, and perhaps a name."""
+    """Read a table with one pair per line: columns of sources, fused pictures by method, and perhaps a name."""
     header, rows = _rows(path)
     columns = _source_columns(header)
     if columns is None:
@@ -119,10 +119,10 @@ def _of_table(path: Path) -> Found:
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the titles of a table's columns, and each further line's number and cells."""
+    """Return the titles of a table's columns, and the number and cells of each further line."""
     try:
         content = path.read_bytes()
-        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # as spreadsheets write "Unicode text"
+        wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))  # spreadsheets save "Unicode text" like this
         text = content.decode("utf-16" if wide else "utf-8-sig")
         first = next((line for line in text.splitlines() if line.strip() and not line.startswith("#")), "")
         unquoted = re.sub(r'"[^"]*"', "", first)
@@ -145,14 +145,14 @@ def _is_picture(cell: str) -> bool:
 
 
 def _file(folder: Path, cell: str) -> Path:
-    """Return the file that a cell names, absolute or from the table's folder, with either slash."""
+    """Return the file that a cell names, absolute or relative to the table's folder, with either slash."""
     path = folder / Path(cell).expanduser()
     other = folder / cell.replace("\\", "/")
     return other if "\\" in cell and other.exists() and not path.exists() else path
 
 
 def _name_column(header: list[str], sources: list[int]) -> int | None:
-    """Return the column of the pairs' names, the first whose title consists of words for that."""
+    """Return the column of the pairs' names: the first whose title consists of words for a name."""
     for i, title in enumerate(header):
         words = title.casefold().replace("_", " ").split() or [""]
         if i not in sources and all(word in NAME_COLUMNS for word in words):
@@ -161,7 +161,7 @@ def _name_column(header: list[str], sources: list[int]) -> int | None:
 
 
 def _source_columns(header: list[str]) -> list[int] | None:
-    """Return the columns of the sources in the toolkits' order, or None where no two belong together."""
+    """Return the columns of the sources in the toolkits' order, or None if no two belong together."""
     for family in roles.FAMILIES:
         numbers = {i: roles.of_column(title, family) for i, title in enumerate(header)}
         by_role = {role: i for i, role in reversed(numbers.items()) if role is not None}
@@ -176,19 +176,19 @@ def find_fused(
 ) -> tuple[dict[str, dict[str, Path]], list[Failure]]:
     """Return the fused pictures by method and pair: NAME_METHOD.ext, or NAME.ext of the method named like its folder.
 
-    A folder that holds only folders holds those of methods. The name may be that of a source; NAME_fused.ext names no
-    method; METHOD_NAME.ext is understood where nothing else fits. Case, zeros before numbers and the form of accents do
-    not matter where they leave one choice. Pictures of other pairs are passed over. A method that lacks a pair is a
-    failure of that pair.
+    A folder that holds only folders holds one per method. NAME may be the name of a source; NAME_fused.ext names no
+    method; METHOD_NAME.ext is understood if nothing else fits. Case, leading zeros of numbers and the form of accents
+    do not matter as long as one choice is left. Pictures of other pairs are ignored. A pair that a method lacks counts
+    as a failure.
 
     Args:
         folders: where to look.
-        pairs: those to look for.
-        named: pictures that are known already, by method and pair, as a table names them.
+        pairs: the pairs to look for.
+        named: pictures already known, by method and pair, such as those that a table names.
 
     Raises:
-        InputError: for a path that is no folder, a folder without any picture of these pairs, or two pictures of one
-            pair and method.
+        InputError: a path is no folder, a folder holds no picture of these pairs, or two pictures belong to one pair
+            and method.
     """
     methods: dict[str, dict[str, Path]] = {method: dict(pictures) for method, pictures in (named or {}).items()}
     names = _Names(pairs)
@@ -223,7 +223,7 @@ def find_fused(
 
 
 def _holders(folder: Path) -> list[tuple[Path, list[Path]]]:
-    """Return the folder of each method with its pictures: the folder itself, or those in it."""
+    """Return the folder of each method with its pictures: the folder itself, or its subfolders."""
     own = layouts.pictures(folder)
     if own:
         return [(folder, own)]
@@ -239,7 +239,7 @@ class _Names:
         self._sources = _unique(((path.stem, pair.name) for pair in pairs for path in pair.frames), roles.folded)
 
     def of_all(self, pictures: list[Path], folder: str) -> list[tuple[Path, str, str]]:
-        """Return those of a folder's pictures that belong to pairs, with pair and method."""
+        """Return the pictures of a folder that belong to pairs, each with its pair and method."""
         for read in (self._named, self._named_behind):
             found = [(path, *read(path.stem, folder)) for path in pictures]
             found = [entry for entry in found if entry[1]]
@@ -285,7 +285,7 @@ _FOLDS: tuple[Callable[[str], str], ...] = (str, roles.folded, _without_zeros)
 
 
 def _unique(entries: Iterable[tuple[str, str]], fold: Callable[[str], str]) -> dict[str, str]:
-    """Return names by what they become, where no two become the same."""
+    """Return names by their folded form, without those that share one."""
     known: dict[str, str] = {}
     for text, name in entries:
         key = fold(text)

@@ -32,7 +32,7 @@ class Failure:
 
 @dataclass
 class Found:
-    """The pairs of a benchmark, what is wrong with others, and what a reader of the scores has to know."""
+    """The pairs of a benchmark, what is wrong with others, and what readers of the scores must know."""
 
     pairs: list[Pair] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)

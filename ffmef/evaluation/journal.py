@@ -29,7 +29,7 @@ class Journal:
         return self._known.get((pair, method, key), {})
 
     def note(self, pair: str, method: str, key: str) -> str:
-        """Return what has to be said of how a fused picture was scored, empty where nothing has."""
+        """Return what readers must know about how a fused picture was scored; empty if nothing."""
         return self._notes.get((pair, method, key), "")
 
     def add(self, pair: str, method: str, key: str, values: dict[str, float | None], note: str = "") -> None:

@@ -12,10 +12,10 @@ from ffmef.evaluation.found import Failure, Found, Pair
 from ffmef.imaging.io import FORMATS
 
 LISTED = 6  # names in a message, before "and N more"
-CLOSE = 0.75  # least likeness of a file's name to its folder's where letters were mistaken
-DEPTH = 3  # folders that are gone down to find the pairs
-MOST_NUMBERED = 9  # frames of a scene that only numbers tell apart in one folder
-NUMBER = re.compile(r"(?:ev ?)?[-+]?\d+(?:\.\d+)?(?: ?ev)?$", re.IGNORECASE)  # behind a frame's name, or its exposure
+CLOSE = 0.75  # least similarity of a file's name to its folder's that counts as a misspelling
+DEPTH = 3  # levels of folders searched for pairs
+MOST_NUMBERED = 9  # frames per scene where only numbers tell them apart in one folder
+NUMBER = re.compile(r"(?:ev ?)?[-+]?\d+(?:\.\d+)?(?: ?ev)?$", re.IGNORECASE)  # after a frame's name: number or exposure
 NO_SCENES = {
     "label", "labels", "gt", "groundtruth", "ground_truth", "reference", "fused", "fusion", "result", "results",
     "output", "outputs", "out",
@@ -24,7 +24,7 @@ SOURCE_FOLDERS = ("input", "inputs", "source", "sources", "source_images")
 
 
 def pictures(folder: Path, deep: bool = False) -> list[Path]:
-    """Return the pictures in a folder by name, with those of its folders if ``deep``."""
+    """Return the pictures in a folder sorted by name, with those of its subfolders if ``deep``."""
     return sorted(
         path
         for path in (folder.rglob("*") if deep else folder.iterdir())
@@ -37,13 +37,13 @@ def folders(folder: Path) -> list[Path]:
 
 
 def listed(names: list[str]) -> str:
-    """Return names as a sentence lists them, the first few of many."""
+    """Return names as a list for a sentence, only the first few of many."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 
 
 def find(folder: Path) -> Found:
-    """Return what the layout that a folder has holds; nothing where it has none."""
+    """Return what a folder holds by its layout; nothing if it has none."""
     scenes = _scene_folders(folder)
     if len(scenes.pairs) == len(scenes.guessed) or _are_roles(scenes):
         by_role = _role_folders(folder)
@@ -57,9 +57,9 @@ def find(folder: Path) -> Found:
 
 
 def _are_roles(scenes: Found) -> bool:
-    """Return whether the folders, each of which holds a pair, are rather two roles: A/car_a, A/car_b; B/car_a, B/car_b.
+    """Return whether folders that each hold a pair are really two roles: A/car_a, A/car_b; B/car_a, B/car_b.
 
-    Then they are named like roles, and their pictures are not named like them.
+    If so, the folders are named like roles, and their pictures are not named like the folders.
     """
     for family in roles.FAMILIES:
         if {roles.of_folder(pair.name, family) for pair in scenes.pairs} == {0, 1} and len(scenes.pairs) == 2:
@@ -70,9 +70,9 @@ def _are_roles(scenes: Found) -> bool:
 
 
 def find_below(folder: Path, depth: int = DEPTH, *, guesses: bool = False) -> list[tuple[Path, Found]]:
-    """Return the folders below that have a layout, of the first depth that has any.
+    """Return the folders below that have a layout, from the first depth with any.
 
-    Only the one for sources is returned where one is named so. Layouts that are guessed count with ``guesses`` alone.
+    If one is named as the sources' folder, only that is returned. Guessed layouts count only with ``guesses``.
     """
     own = folders(folder)
     below = [(path, find(path)) for path in own]
@@ -83,7 +83,7 @@ def find_below(folder: Path, depth: int = DEPTH, *, guesses: bool = False) -> li
     return sources if len(sources) == 1 else below
 
 
-# A folder a scene
+# One folder per scene
 
 
 def _scene_folders(folder: Path) -> Found:
@@ -139,16 +139,16 @@ def _scene(folder: Path, own: list[Path]) -> tuple[Pair | None, str, bool]:
 
 
 def _natural(path: Path) -> list[tuple[bool, int | str]]:
-    """Order of names in which 2 stands before 10."""
+    """Return a sort key that puts 2 before 10."""
     return [
         (not part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", path.stem) if part
     ]
 
 
 def _members(scene: str, own: list[Path], family: roles.Family) -> tuple[dict[int, Path], dict[int, list[str]]]:
-    """Return the picture of each role, and the names where several fit equally well.
+    """Return the picture of each role, and the names if several fit equally well.
 
-    A picture named like its folder goes before one whose name has slips, and that before one with the role alone.
+    A picture named like its folder comes before one with a misspelt name, and that before one with the role alone.
     """
     ranked: dict[int, list[tuple[int, Path]]] = defaultdict(list)
     for path in own:
@@ -160,7 +160,7 @@ def _members(scene: str, own: list[Path], family: roles.Family) -> tuple[dict[in
     for role, entries in ranked.items():
         first = min(rank for rank, _ in entries)
         if role > 1 and first > max(best, 2):
-            continue  # further frames are named like the pair, so that D.png beside NAME_A and NAME_B is not one
+            continue  # further frames must be named like the pair: D.png beside NAME_A and NAME_B is not one
         paths = [path for rank, path in entries if rank == first]
         if len(paths) == 1:
             members[role] = paths[0]
@@ -180,7 +180,7 @@ def _rank(key: str, scene: str) -> int:
     return 4 if key else 3
 
 
-# A folder a role
+# One folder per role
 
 
 def _role_folders(folder: Path) -> Found:
@@ -232,7 +232,7 @@ def _of_holders(family: roles.Family, holders: dict[int, list[Path]]) -> Found:
 
 
 def _pair_by_order(found: Found, chosen: dict[int, Path], files: dict[int, dict[str, tuple[str, Path]]]) -> None:
-    """Pair pictures of no common name where one choice is left: one in each folder, or numbers alone differ."""
+    """Pair pictures without a common name if one choice is left: one in each folder, or only numbers differ."""
     own = {role: sorted((path for _, path in files[role].values()), key=_natural) for role in sorted(files)}
     patterns = {re.sub(r"\d+", "", roles.folded(path.stem)) for paths in own.values() for path in paths}
     count = len(own[0])
@@ -246,7 +246,7 @@ def _pair_by_order(found: Found, chosen: dict[int, Path], files: dict[int, dict[
 
 
 def _by_keys(family: roles.Family, chosen: dict[int, Path], found: Found) -> dict[int, dict[str, tuple[str, Path]]]:
-    """Return the pictures of each role by what they share; names that both folders have stay whole."""
+    """Return the pictures of each role by the name they share; names that occur in both folders stay whole."""
     stems = [{_whole(path, chosen[role]) for path in pictures(chosen[role], deep=True)} for role in (0, 1)]
     return {role: _by_key(path, family, found, stems[0] & stems[1]) for role, path in chosen.items()}
 
@@ -258,7 +258,7 @@ def _whole(path: Path, folder: Path) -> str:
 def _by_key(
     folder: Path, family: roles.Family, found: Found, whole: frozenset[str] | set[str] = frozenset()
 ) -> dict[str, tuple[str, Path]]:
-    """Return the pictures of a role by what they share with those of the others: path and name without the role."""
+    """Return the pictures of a role by what they share with the other roles': path and name without the role."""
     entries: dict[str, tuple[str, Path]] = {}
     for path in pictures(folder, deep=True):
         parts = None if _whole(path, folder) in whole else roles.split(path.stem, family)
@@ -276,7 +276,7 @@ def _by_key(
 
 
 def _fitting(paths: list[Path], others: list[Path], family: roles.Family) -> Path | None:
-    """Return the one folder whose pictures have the names and sizes of those in the other role's folders."""
+    """Return the only folder whose pictures match those of the other role's folders in name and size."""
     from PIL import Image
 
     def size(path: Path) -> tuple[int, int]:
@@ -334,7 +334,7 @@ def _flat_of(family: roles.Family, own: list[Path]) -> Found:
 
 
 def _numbered(folder: str, own: list[Path]) -> Found:
-    """Return the scenes of pictures that only their last numbers tell apart, 1, 2, ... in each, as a guess."""
+    """Return, as a guess, scenes whose pictures differ only in their last number: 1, 2, ... in each."""
     scenes: dict[str, dict[int, Path]] = defaultdict(dict)
     for path in own:
         parts = re.fullmatch(r"(.*?)[ _\-.]?0*(\d{1,3})", path.stem)

@@ -27,7 +27,7 @@ def _embedded(path: Path, longest_side: int) -> str:
 
 
 def _shown(path: Path) -> np.ndarray:
-    """Return a picture in 8 bits; counts that use little of their range, as of infrared cameras, are stretched."""
+    """Return a picture in 8 bits; counts that use little of their range, as from infrared cameras, are stretched."""
     from ffmef.imaging.io import read_picture, to_depth
 
     pixels = read_picture(path).pixels
@@ -41,7 +41,7 @@ def _shown(path: Path) -> np.ndarray:
 
 
 def frame_name(pair: Pair, path: Path) -> str:
-    """Return what tells a frame from the pair's others: its name beside the pair's, or its folder's."""
+    """Return what tells a frame from the others of its pair: its name without the pair's, or its folder's name."""
     stems = [frame.stem for frame in pair.frames]
     if stems.count(path.stem) > 1:
         return path.parent.name
@@ -59,7 +59,7 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
     for pair in report.pairs:
         values = {m: report.scores[m][pair.name] for m in report.methods if pair.name in report.scores.get(m, {})}
         if not values:
-            continue  # named among the failures; its pictures may be what is broken
+            continue  # listed among the failures; its pictures may be broken
         pictures = {frame_name(pair, path): path for path in pair.frames}
         pictures |= {method: report.fused[method][pair.name] for method in values}
         scenes.append(
@@ -88,7 +88,7 @@ def write_page(report: Report, path: Path, longest_side: int) -> None:
 
 
 def _cells(values: dict[str, float | None], rows: list[dict[str, float | None]], metrics: list[str]) -> list:
-    """Return the text of each value and whether it is the best of its column."""
+    """Return the text of each value and whether it is the best in its column."""
     leading = {name: best([row.get(name) for row in rows], name) for name in metrics}
     texts = [show(values.get(name)) for name in metrics]
     return [(text, text == show(leading[name]) != show(None)) for text, name in zip(texts, metrics, strict=True)]

@@ -1,6 +1,6 @@
-"""Averages that a paper states for a whole benchmark, to stand beside measured ones.
+"""Averages that a paper states for a whole benchmark, to show beside measured ones.
 
-Only MEFB has a row: we did not have what the paper states for MFIFB and VIFB, and nothing here is from memory.
+Only MEFB has a row: we lack the paper's figures for MFIFB and VIFB, and quote nothing from memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REMARK = (
 
 
 def rows(pairs: list[str]) -> dict[str, dict[str, float]]:
-    """Return the published averages by label if the pairs are a whole benchmark, else nothing."""
+    """Return the published averages by label if the pairs are the whole benchmark, else nothing."""
     if len(pairs) == 100 and set(pairs) >= _MEFB_SCENES:
         return {"FFMEF (paper)": _MEFB}
     return {}

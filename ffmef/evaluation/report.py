@@ -37,13 +37,13 @@ class Report:
     faults: dict[str, list[Fault]] = field(default_factory=dict)  # by method
 
     def average(self, method: str, metric: str) -> tuple[float | None, int]:
-        """Return the mean over the pairs where a metric is defined and finite, and their number."""
+        """Return the mean over the pairs for which a metric is defined and finite, and their number."""
         values = [values.get(metric) for values in self.scores.get(method, {}).values()]
         defined = [value for value in values if value is not None and math.isfinite(value)]
         return (math.fsum(defined) / len(defined) if defined else None), len(defined)
 
     def fewer_pairs(self) -> list[str]:
-        """Return a sentence for each method with averages that do not cover all pairs."""
+        """Return a sentence for each method whose averages do not cover all pairs."""
         sentences = []
         for method in self.methods:
             counts = {name: self.average(method, name)[1] for name in self.metrics}
@@ -70,7 +70,7 @@ class Report:
 
     @functools.cached_property
     def p_values(self) -> dict[tuple[str, str], dict[str, float | None]]:
-        """P-values of the paired Wilcoxon test between each two methods, by metric, over the pairs that both have."""
+        """P-values of the paired Wilcoxon test between every two methods, by metric, over the pairs that both have."""
         found: dict[tuple[str, str], dict[str, float | None]] = {}
         for first, second in itertools.combinations(self.methods, 2):
             found[first, second] = {}
@@ -95,7 +95,7 @@ class Report:
         return rows
 
     def best(self, metric: str) -> float | None:
-        """Return the best average of a metric, as it is shown, or None where there is nothing to compare."""
+        """Return the best average of a metric, as it is shown, or None if there is nothing to compare."""
         return best([values.get(metric) for _, values in self.rows()], metric)
 
 
@@ -108,14 +108,14 @@ def best(values: list[float | None], metric: str) -> float | None:
 
 
 def show(value: float | None) -> str:
-    """Return a value with four decimals, two from 100 on, and a dash where there is none."""
+    """Return a value with four decimals, two from 100 on, or a dash if there is none."""
     if value is None or math.isnan(value):
         return "–"
     return f"{value:.2f}" if abs(value) >= 100 else f"{value:.4f}"
 
 
 def label(metric: str) -> str:
-    """Return a metric's name with an arrow towards better values."""
+    """Return a metric's name with an arrow in the direction of better values."""
     return f"{metric.replace('_', '-')} {'↑' if METRICS[metric].higher_is_better else '↓'}"
 
 
@@ -198,7 +198,7 @@ def markdown(report: Report) -> str:
 
 
 def pairs_of(report: Report) -> str:
-    """Return the number of pairs in words of one number or the other."""
+    """Return the number of pairs with its noun, singular or plural."""
     return f"{len(report.pairs)} pair{'s' * (len(report.pairs) != 1)}"
 
 
@@ -208,17 +208,17 @@ STANDINGS = "Ranks over all metrics (Borda: M - rank added up, of M methods; mea
 
 
 def show_p(value: float | None) -> str:
-    """Return a p-value with three significant digits, and a dash where there is none."""
+    """Return a p-value with three significant digits, or a dash if there is none."""
     return show(None) if value is None else f"{value:.3g}" if value >= 0.001 else "< 0.001"
 
 
 def show_interval(both: tuple[float, float] | None) -> str:
-    """Return an interval as two values, and a dash where there is none."""
+    """Return an interval as two values, or a dash if there is none."""
     return show(None) if both is None else f"{show(both[0])} to {show(both[1])}"
 
 
 def statistics_tables(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return the tables of statistics as title, header and rows of text; those that need several methods may lack."""
+    """Return the tables of statistics as title, header and rows of text; a single method has fewer."""
     labels = [label(name) for name in report.metrics]
     tables = []
     if any(both is not None for of_method in report.intervals.values() for both in of_method.values()):
@@ -253,7 +253,7 @@ _TEX = str.maketrans(
 
 
 def latex(report: Report) -> str:
-    """Return the averages, best in bold, and the statistics as LaTeX tables of the package booktabs."""
+    """Return the averages, best in bold, and the statistics as LaTeX tables for the package booktabs."""
     leading = {name: report.best(name) for name in report.metrics}
     rows = []
     for method, values in report.rows():

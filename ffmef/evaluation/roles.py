@@ -1,4 +1,4 @@
-"""Reads from the names of files and folders which frame of a scene a picture is."""
+"""Tells from the names of files and folders which frame of a scene a picture is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Family:
     roles: tuple[tuple[str, ...], ...]
 
     def names(self, count: int | None = 2) -> list[str]:
-        """Return the usual name of each role, those of a pair unless more are asked for."""
+        """Return the usual name of each role, by default those of a pair."""
         return [spellings[0] for spellings in self.roles[:count]]
 
 
@@ -68,7 +68,7 @@ _COLUMN_WORDS = re.compile(r"(?<![a-z])(?:files?|paths?|file ?names?|names?)(?![
 
 
 def folded(text: str) -> str:
-    """Return a name as it is compared: in any case, with accents in either of Unicode's forms."""
+    """Return a name in the form used for comparison, without differences of case and of Unicode's forms of accents."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
@@ -82,7 +82,7 @@ def without_copy_mark(stem: str) -> str:
 
 
 def split(stem: str, family: Family) -> tuple[str, int] | None:
-    """Return what a file's name says beside its role, and the role's number; None where it names no role.
+    """Return a file's name without its role, and the role's number; None if it names no role.
 
     The role stands at the end, after a separator; or at the beginning, before a separator or a number; or is a capital
     letter at the end. Case does not matter otherwise.
@@ -150,7 +150,7 @@ def of_column(title: str, family: Family) -> int | None:
 
 
 def is_infrared(path: Path) -> bool:
-    """Return whether a picture or one of the folders on its path, which begins at the data set, is named as infrared.
+    """Return whether a picture, or a folder on its path from the data set down, is named as infrared.
 
     >>> is_infrared(Path("IR/man.png")), is_infrared(Path("x_ir.png")), is_infrared(Path("B/man.png"))
     (True, True, False)

@@ -62,17 +62,17 @@ def evaluate(
     Args:
         folder: a benchmark in one of the layouts of :mod:`ffmef.evaluation.layouts`, or a table (CSV) of its files.
         output: the report's folder. Scores of an earlier run there are reused while their files are unchanged.
-        task: "mef", "mff" or "vif"; decides the metrics and how weights fuse.
+        task: "mef", "mff" or "vif"; decides the metrics and how to fuse.
         fused: folders of fused pictures NAME_METHOD.ext, or NAME.ext of a method named like the folder.
-        weights: names or files of weights to fuse with; those of the task if ``fused`` is not given either.
-        metrics: names of :data:`ffmef.metrics.METRICS`, in any case and with or without hyphens, one or several in a
-            text; "all" for all that need no further package; those of the paper's table if None.
-        save_as: "lossless" scores pictures as they are, "source" as saved under the extension of their first source by
-            an image library's defaults, which is what published tables hold.
-        faults: measure the faults of :mod:`ffmef.faults` as well, of every method that fuses here, on the pairs reduced
-            to sides of at most 768 pixels; task "mef" only.
-        jobs: processes that score at the same time. One that dies takes only its own picture with it.
-        scheduler: address of a dask.distributed cluster that scores in their place; its workers must see the files.
+        weights: names or files of weights to fuse with; if ``fused`` is not given either, those of the task.
+        metrics: names of :data:`ffmef.metrics.METRICS`, in any case, with or without hyphens, one or several per
+            string; "all" means all that need no further package, None those of the paper's table.
+        save_as: "lossless" scores pictures as they are, "source" scores them as saved under their first
+            source's extension with an image library's defaults, as published tables do.
+        faults: also measure the faults of :mod:`ffmef.faults` of every method that fuses here, on the pairs reduced to
+            sides of at most 768 pixels; task "mef" only.
+        jobs: processes that score at the same time. If one dies, only its picture is lost.
+        scheduler: address of a dask.distributed cluster that scores instead; its workers must see the files.
         page_pixels: the longest side of pictures embedded in the page.
         progress: wraps the iterator of outcomes, given their number.
 
@@ -80,10 +80,10 @@ def evaluate(
         The report; its ``failures`` name what could not be scored.
 
     Raises:
-        InputError: for arguments that cannot be used, before anything is scored.
+        InputError: an argument cannot be used; nothing has been scored then.
     """
     folder, output = Path(folder), Path(output)
-    if scheduler is not None:  # workers have a working folder of their own
+    if scheduler is not None:  # workers have another working folder
         folder, output = folder.absolute(), output.absolute()
         fused = [str(Path(given).absolute()) for given in fused or ()]
         weights = [str(Path(given).absolute()) if Path(given).is_file() else given for given in weights or ()]
@@ -108,7 +108,7 @@ def evaluate(
     fusing = _names_of_weights(weights or ([] if methods else _default_weights(task)), methods)
     for method, given in fusing:
         if given != focus.NAME:
-            models.load(given)  # what is wrong with the weights is wrong with every pair
+            models.load(given)  # broken weights would fail for every pair
         methods[method] = {}
         identity = _weights_identity(given)
         for pair in pairs:
@@ -154,7 +154,7 @@ def _write(result: report.Report, output: Path, page_pixels: int) -> None:
 
 
 def _metric_names(given: list[str] | None) -> list[str] | None:
-    """Return the keys of the metrics that are asked for, each once, or None where none are."""
+    """Return the keys of the metrics that are asked for, each once, or None if there are none."""
     if given is None:
         return None
     keys: list[str] = []
@@ -165,7 +165,7 @@ def _metric_names(given: list[str] | None) -> list[str] | None:
         parts = text.split()
         try:
             keys.append(canonical(text)) if parts else None
-        except ValueError as error:  # perhaps several beside each other
+        except ValueError as error:  # perhaps several in one string
             if len(parts) < 2:
                 raise InputError(f"--metrics {str(error).removeprefix('names ')}") from None
             keys += _metric_names(parts) or []
@@ -175,7 +175,7 @@ def _metric_names(given: list[str] | None) -> list[str] | None:
 
 
 def _check_settings(output: Path, task: str, save_as: str, faults: bool, jobs: int, page_pixels: int) -> None:
-    """Raise InputError for a setting that cannot be used, whatever the pictures are."""
+    """Raise InputError for a setting that cannot be used with any pictures."""
     if task not in TASK_METRICS:
         raise InputError(f"--task must be one of {', '.join(TASK_METRICS)}, got {task!r}")
     if save_as not in SAVE_AS:
@@ -197,7 +197,7 @@ def _score(
     outcomes_of: Callable[[list[scoring.Task]], Iterator],
     progress: Callable[[Iterator, int], Iterator],
 ) -> tuple[list[scoring.Task], list[datasets.Failure]]:
-    """Score what the journal does not know yet, and return what is scored now and what failed."""
+    """Score what the journal does not hold yet, and return what was scored and what failed."""
     done, open_tasks, failures = [], [], []
     for item in tasks:
         known = journal.values(item.pair, item.method, item.key)
@@ -216,7 +216,7 @@ def _score(
 
 
 def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[dict[str, list[Fault]], list[str]]:
-    """Return the faults of every method that fuses, and what to say about scenes that cannot be measured."""
+    """Return the faults of every method that fuses, and remarks about scenes that cannot be measured."""
     from ffmef import faults, pipeline
     from ffmef.imaging.io import read_picture
 
@@ -245,7 +245,7 @@ def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[
 
 
 def _assumed_infrared(folder: Path, pairs: list[datasets.Pair]) -> list[str]:
-    """Say which pictures are taken for infrared where neither file nor folder is named so."""
+    """Say which pictures are assumed to be infrared if neither file nor folder is named so."""
     unnamed = [pair.b.name for pair in pairs if not roles.is_infrared(pair.b.relative_to(folder))]
     return [f"Taken for infrared, the second of two: {layouts.listed(unnamed)}."] if unnamed else []
 
@@ -282,7 +282,7 @@ def _notes(done: list[scoring.Task], journal: Journal) -> list[str]:
 
 
 def _names_of_weights(weights: list[str], taken: Iterable[str]) -> list[tuple[str, str]]:
-    """Return each weights' method name: the file's, with its folder's before it where that alone is not unique."""
+    """Return each weights' method name: the file's name, after its folder's if that alone is not unique."""
     stems = [*taken, *(Path(given).stem for given in weights)]
     named = []
     for given in weights:
@@ -297,7 +297,7 @@ def _names_of_weights(weights: list[str], taken: Iterable[str]) -> list[tuple[st
 
 
 def _default_metrics(task: str, pairs: list[datasets.Pair]) -> list[str]:
-    """Return the metrics of the paper's table; for brackets, those that are defined, and those made for brackets."""
+    """Return the metrics of the paper's table; for brackets, those that are defined plus those for brackets."""
     if all(pair.more for pair in pairs):
         return [*(n for n in TASK_METRICS[task] if METRICS[n].frames != "two"), "MEF_SSIM_C", "QY", "MI", "CC"]
     return TASK_METRICS[task]

@@ -17,8 +17,8 @@ from ffmef.errors import InputError
 class Task:
     """One fused picture to score.
 
-    ``fused`` is its file, or None to fuse with ``weights``. ``saved`` is where the picture
-    that is scored is kept, or None to score ``fused`` as it is. ``key`` changes with any file that decides the scores.
+    ``fused`` is its file, or None to fuse with ``weights``. ``saved`` is where to keep the scored picture, or None to
+    score ``fused`` as it is. ``key`` changes with any file that affects the scores.
     """
 
     pair: str
@@ -34,7 +34,7 @@ class Task:
 
 
 def fingerprint(*parts: object) -> str:
-    """Return a text that changes when a file does (by size and time of change) or another part does."""
+    """Return a text that changes when a file changes (by size and modification time) or another part does."""
     facts = []
     for part in parts:
         if isinstance(part, Path):
@@ -52,7 +52,7 @@ def _read(path: str, notes: list[str]) -> np.ndarray:
 
 
 def _eight_bit(pixels: np.ndarray, path: str, notes: list[str]) -> np.ndarray:
-    """Return a picture in whole grey levels 0..255, of which the metrics are defined."""
+    """Return a picture in whole grey levels 0..255, for which the metrics are defined."""
     from ffmef.imaging.io import to_depth
 
     if pixels.dtype == np.uint8:
@@ -70,7 +70,7 @@ def _check_range(pixels: np.ndarray, path: str) -> None:
 
 
 def _sources(task: Task, notes: list[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the sources as they are fused, and as they are scored."""
+    """Return the sources for fusing and the sources for scoring."""
     from ffmef.imaging.bracket import read_bracket
     from ffmef.imaging.io import read_picture
 
@@ -83,7 +83,7 @@ def _sources(task: Task, notes: list[str]) -> tuple[list[np.ndarray], list[np.nd
     if len(sizes) > 1 or any(frame.dtype != np.uint8 for frame in frames):
         for path, frame in zip(task.frames[:1] if task.task == "vif" else task.frames, frames, strict=False):
             _check_range(frame, path)
-        # As the command reads what it fuses: infrared of one size with the visible picture, counts stretched.
+        # As ffmef fuse reads them: infrared scaled to the visible picture's size, counts stretched.
         backwards = task.task == "vif"
         pictures, remarks = read_bracket(task.frames[::-1] if backwards else task.frames, task.task)
         frames = [picture.pixels for picture in (pictures[::-1] if backwards else pictures)]
@@ -97,15 +97,15 @@ def _fuse(task: Task, frames: list[np.ndarray]) -> np.ndarray:
     if task.task == "vif" and len(frames) > 2:
         raise InputError(f"task vif fuses two pictures, got {len(frames)}")
     images = {"visible": frames[0], "infrared": frames[1]} if task.task == "vif" else frames
-    if task.weights == focus.NAME:  # which has none
+    if task.weights == focus.NAME:  # the formula has no weights
         return ffmef.fuse(images, task=task.task, model=focus.NAME)
     return ffmef.fuse(images, task=task.task, weights=task.weights)
 
 
 def save_plainly(pixels: np.ndarray, path: str) -> None:
-    """Write a picture as image libraries do when nothing is asked for: JPEG of quality 75 with halved chroma.
+    """Write a picture as image libraries do by default: JPEG at quality 75 with halved chroma.
 
-    Published tables were scored on such files wherever a source is a JPEG; our own writer keeps more.
+    Published tables were scored on such files wherever a source is a JPEG; our own writer keeps more detail.
     """
     from PIL import Image
 
@@ -123,10 +123,10 @@ LUMA = "on luma, because fused picture and sources are not both in colour"
 
 
 def score(task: Task) -> dict:
-    """Return ``{"values": {metric: value}, "note": text}``, or ``{"failure": reason}`` for what the user can mend.
+    """Return ``{"values": {metric: value}, "note": text}``, or ``{"failure": reason}`` if the user can mend it.
 
-    A value that is not defined for these pictures is None where NaN, and infinite where infinite. The note says what
-    a reader has to know of these values; it is empty mostly.
+    NaN, for a value that is undefined for these pictures, becomes None; infinity stays. The note says what a reader
+    must know about these values; it is mostly empty.
     """
     from ffmef import metrics
 
@@ -154,11 +154,11 @@ def score(task: Task) -> dict:
 
 
 def _mixed(frames: list[np.ndarray], fused: np.ndarray) -> bool:
-    """Return whether the fused picture is grey beside a colour source, or coloured beside grey sources alone."""
+    """Return whether the fused picture is grey but a source is in colour, or coloured but all sources are grey."""
     in_colour = any(frame.ndim == 3 for frame in frames)
     if fused.ndim == 2:
         return in_colour
-    # A colour file of a grey picture is the same on luma; the toolkits take its first channel.
+    # A grey picture in a colour file is the same on luma; the toolkits take its first channel.
     return not in_colour and bool((fused != fused[..., :1]).any())
 
 

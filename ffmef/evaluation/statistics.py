@@ -1,4 +1,4 @@
-"""What reviewers ask about averages: how certain they are, whether methods differ, and which leads over all metrics."""
+"""What reviewers ask about averages: how certain they are, whether methods differ, and which leads overall."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-SEED = 20230601  # fixed, so that a report can be made again to the digit
-LEAST_PAIRS = 5  # with fewer no p-value of Wilcoxon's test can reach 0.05 (5 pairs: 0.0625, 6: 0.03)
+SEED = 20230601  # fixed: a report can be reproduced to the digit
+LEAST_PAIRS = 5  # fewer say nothing: Wilcoxon's smallest p-value is 0.0625 for 5 pairs, 0.03 for 6
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, floa
     Percentiles of the means of 10 000 samples of the pairs, drawn with replacement (Efron, Annals of Statistics 1979).
 
     Args:
-        values: one finite value a pair.
-        level: the share of the means inside.
+        values: one finite value per pair.
+        level: the share of the means that lie inside.
 
     Example:
         >>> low, high = interval([1.0, 2.0, 3.0, 4.0])
@@ -49,10 +49,10 @@ def interval(values: Sequence[float], level: float = LEVEL) -> tuple[float, floa
 
 
 def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test of paired values, or None where it says nothing.
+    """Return the two-sided p-value of Wilcoxon's signed-rank test of paired values, or None if it says nothing.
 
-    Exact for few pairs without ties; pairs without a difference are left out (Wilcoxon, Biometrics Bulletin 1945);
-    computed by SciPy. None for fewer than five pairs that differ.
+    Exact for few pairs without ties; pairs without a difference are left out (Wilcoxon, Biometrics Bulletin 1945).
+    SciPy computes it. None for fewer than five pairs that differ.
 
     Example:
         >>> round(wilcoxon([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [0.5, 1.4, 2.3, 3.2, 4.1, 4.9]), 4)
@@ -68,7 +68,7 @@ def wilcoxon(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def ranks(values: Sequence[float | None], higher_is_better: bool) -> list[float | None]:
-    """Return the rank of each value, 1 for the best, equal ones sharing theirs; None where there is no value.
+    """Return the rank of each value, 1 for the best; equal values share the mean rank; None for no value.
 
     Example:
         >>> ranks([0.5, None, 0.7, 0.5], True)
@@ -88,7 +88,7 @@ def standings(
 ) -> dict[str, Standing]:
     """Return the Borda count and the mean rank of each method over the metrics that all methods have.
 
-    Of M methods the one with rank r in a metric gets M - r points.
+    Among M methods, the one with rank r in a metric gets M - r points.
 
     Args:
         averages: by method and metric.
@@ -123,7 +123,7 @@ def standings(
 def badness(
     scores: Mapping[str, Mapping[str, Mapping[str, float | None]]], metrics: Mapping[str, bool]
 ) -> dict[str, float]:
-    """Return how badly each pair came out, 0 best to 1 worst: its mean rank among the pairs over methods and metrics.
+    """Return how badly each pair scored, 0 best to 1 worst: its mean rank among the pairs over methods and metrics.
 
     Args:
         scores: by method, pair and metric.

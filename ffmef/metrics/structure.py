@@ -187,9 +187,9 @@ def mef_ssim_c(a: np.ndarray, b: np.ndarray, fused: np.ndarray) -> float:
 
     In windows of 8 x 8 pixels inside the picture, across all channels, at one scale. The desired patch has the
     structure and contrast of the source with the largest variance there, and a mean weighted by how well each source's
-    window (:math:`\mu_k`) and whole picture (:math:`\bar\mu_k`, both from 0 to 1) are exposed. Higher is better; at most 1.
-    NaN for sides under 8 pixels. Source: Ma, Duanmu, Yeganeh, Wang, IEEE Transactions on Computational Imaging 2018,
-    with the limit on the exponent that its code sets. Arguments and errors as for :func:`mef_ssim`.
+    window (:math:`\mu_k`) and whole picture (:math:`\bar\mu_k`, both from 0 to 1) are exposed. Higher is better; at
+    most 1. NaN for sides under 8 pixels. Source: Ma, Duanmu, Yeganeh, Wang, IEEE Transactions on Computational Imaging
+    2018, with the limit on the exponent that its code sets. Arguments and errors as for :func:`mef_ssim`.
 
     Example:
         >>> import numpy as np
