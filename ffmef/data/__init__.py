@@ -1,4 +1,4 @@
-"""Training data: scenes of several exposures, or foci, real or made from photographs, as seeded samples."""
+"""Training data: scenes of several exposures or foci, real or made from photographs, as seeded samples."""
 
 from ffmef.data.dataset import EpochBatches, Mixture, Scenes, TrainingSet
 from ffmef.data.device import DeviceBatches

@@ -1,4 +1,4 @@
-"""How many pictures a training sample has, which part of them it shows, and the resizing of it."""
+"""Draws how many pictures a training sample has and which part it shows, and resizes that part."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Window(NamedTuple):
 
 
 def draw_window(height: int, width: int, size: int, recipe: str, rng: np.random.Generator) -> Window:
-    """Draw the rectangle that is to be resized to ``size`` x ``size``.
+    """Draw the rectangle to be resized to ``size`` x ``size``.
 
     Args:
         height: of the picture.
         width: of the picture.
         size: side of the sample.
         recipe: ``"whole"``, the whole picture (the paper's); ``"release"``, 50 to 100 % of each side (the release's);
-            ``"mixed"``, a sixth whole pictures and else squares of 0.56 to 2.4 times the sample's side, so that the
-            network meets fine detail and large shapes alike.
-        rng: where the chance comes from.
+            ``"mixed"``, one sixth whole pictures, the rest squares of 0.56 to 2.4 times the sample's side: the network
+            sees fine detail and large shapes alike.
+        rng: the source of randomness.
     """
     if recipe == "whole" or (recipe == "mixed" and rng.random() < 1 / 6):
         return Window(0, 0, height, width)
@@ -42,14 +42,14 @@ def draw_window(height: int, width: int, size: int, recipe: str, rng: np.random.
 
 
 def draw_count(count: int, largest_count: int, rng: np.random.Generator) -> int:
-    """Draw how many pictures a sample has: half of the samples ``count``, the others more, up to ``largest_count``."""
+    """Draw how many pictures a sample has: ``count`` in half of the samples, else more, up to ``largest_count``."""
     if largest_count <= count or rng.random() < 0.5:
         return count
     return int(rng.integers(count + 1, largest_count + 1))
 
 
 def cut(picture: np.ndarray, window: Window, size: int) -> np.ndarray:
-    """Return the window resized to ``size`` x ``size``, by areas where it shrinks and cubic where it grows."""
+    """Return the window resized to ``size`` x ``size``: area averages if it shrinks, else cubic interpolation."""
     import cv2
 
     top, left, height, width = window

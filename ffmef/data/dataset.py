@@ -1,4 +1,4 @@
-"""Samples and batches whose randomness depends only on seed, epoch and number, so that any can be redrawn."""
+"""Samples and batches whose randomness depends only on seed, epoch and number: any can be redrawn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ffmef.errors import InputError
 
 
 class Scenes(Protocol):
-    """Anything that gives samples of scenes: :class:`PictureScenes`, :class:`SyntheticBrackets`, :class:`Mixture`."""
+    """Anything that yields samples of scenes: :class:`PictureScenes`, :class:`SyntheticBrackets`, :class:`Mixture`."""
 
     names: list[str]
 
@@ -41,7 +41,7 @@ class Mixture:
         return len(self._places)
 
     def sample(self, index: int, size: int, recipe: str, rng: np.random.Generator) -> np.ndarray:
-        """Return uint8 (N, size, size, 3) of scene ``index`` of all parts in a row."""
+        """Return uint8 (N, size, size, 3) of scene ``index``, counted through all parts."""
         part, index = self._places[index]
         return part.sample(index, size, recipe, rng)
 
@@ -53,10 +53,10 @@ class TrainingSet(Dataset):
         scenes: where the samples come from.
         size: side of the samples in pixels.
         recipe: which part of a picture is shown, see :func:`ffmef.data.crops.draw_window`.
-        samples_per_epoch: an epoch's length; None means one sample a scene.
+        samples_per_epoch: an epoch's length; None means one sample per scene.
         flips: whether samples are flipped along either axis, as in the paper.
-        turns: whether they are turned by quarters as well.
-        seed: of all chance.
+        turns: whether they are also rotated by quarter turns.
+        seed: of all randomness.
     """
 
     def __init__(
@@ -94,24 +94,24 @@ class TrainingSet(Dataset):
                     sample = np.flip(sample, axis)
         if self.turns and rng.random() < 0.5:
             sample = sample.swapaxes(1, 2)
-        # A copy: to ascontiguousarray, a flipped side of one pixel is contiguous, to torch it is not.
+        # A copy: ascontiguousarray takes a flipped side of one pixel as contiguous, torch does not.
         return torch.from_numpy(sample.transpose(0, 3, 1, 2).copy())
 
 
 class EpochBatches(Sampler):
     """The batches of one epoch as lists of (epoch, number), a fresh permutation each epoch, whole batches only.
 
-    In several processes each takes its share of every global batch, so that their mean gradient is that of one process
-    with the global batch.
+    Each of several processes takes its share of every global batch; their mean gradient equals that of one process with
+    the global batch.
 
     Args:
-        dataset: what is sampled.
+        dataset: the samples.
         batch_size: the global batch, over all processes.
         rank: of this process.
         world_size: number of processes.
 
     Raises:
-        InputError: fewer samples than one batch, or a batch that the processes cannot share evenly.
+        InputError: there are fewer samples than one batch, or the processes cannot share a batch evenly.
     """
 
     def __init__(self, dataset: TrainingSet, batch_size: int, *, rank: int = 0, world_size: int = 1):
@@ -124,7 +124,7 @@ class EpochBatches(Sampler):
         self.epoch, self.start = 0, 0
 
     def seek(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch, and the batch in it with which the next iteration begins."""
+        """Choose the epoch and the batch with which the next iteration begins."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class EpochBatches(Sampler):
             yield [(self.epoch, int(number)) for number in order[first : first + share]]
 
     def at(self, epoch: int, batch: int) -> list[tuple[int, int]]:
-        """Return the whole global batch with a number."""
+        """Return the whole global batch with this number."""
         first = batch * self._batch
         return [(epoch, int(number)) for number in self._order(epoch)[first : first + self._batch]]
 

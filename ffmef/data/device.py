@@ -1,7 +1,7 @@
-"""The samples of synthetic brackets, made by the device that trains, a whole batch at once.
+"""Samples of synthetic brackets, made on the training device, a whole batch at once.
 
-Chance is drawn as :class:`ffmef.data.SyntheticBrackets` draws it, from generators of its own: the same kinds of
-samples, not the same samples. Nothing waits for the device: a batch is prepared while the last one is still trained on.
+Random numbers are drawn as in :class:`ffmef.data.SyntheticBrackets`, but from separate generators: the same kinds of
+samples, not the same samples. Nothing waits for the device: it still trains on one batch while the next is prepared.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from ffmef.errors import InputError
 
 
 class DeviceBatches:
-    """The batches of an epoch as uint8 (B, N, 3, size, size) on a device; all samples of a batch have as many pictures.
+    """The batches of an epoch as uint8 (B, N, 3, size, size) on a device; a batch has one number of pictures.
 
     Args:
-        dataset: which samples; its scenes must be synthetic brackets.
-        batches: which batches; iterating begins where it was sent to by ``seek``.
+        dataset: the samples; its scenes must be synthetic brackets.
+        batches: the batches; iteration begins where ``seek`` has put it.
         device: keeps all photographs in its memory.
 
     Raises:
-        InputError: the scenes hold pictures that were taken, not made.
+        InputError: the scenes hold real exposures.
     """
 
     def __init__(self, dataset: TrainingSet, batches: EpochBatches, device: torch.device):
@@ -51,7 +51,7 @@ class DeviceBatches:
 
     @torch.no_grad()
     def make(self, places: list[tuple[int, int]]) -> Tensor:
-        """Return the samples of (epoch, number); they depend on the seed and on these only."""
+        """Return the samples of (epoch, number); they depend only on these and the seed."""
         rng = np.random.default_rng([self._dataset.seed, 2, *places[0]])
         self._generator.manual_seed(int(rng.integers(2**62)))
         part = self._parts[0]
@@ -101,7 +101,7 @@ class DeviceBatches:
         return linear * ((base - base.mean()) * rng.uniform(0.0, 1.5)).exp2()
 
     def _blur(self, sigma: float) -> Tensor:
-        """Return the matrix (size, size) that blurs columns by a Gaussian, its weights made to sum to 1 at borders."""
+        """Return the matrix (size, size) that blurs columns by a Gaussian; its weights sum to 1 at borders too."""
         place = torch.arange(self._dataset.size, device=self._device, dtype=torch.float32)
         return (-(place[:, None] - place).square() / (2 * sigma**2)).softmax(1)
 
@@ -124,7 +124,7 @@ class DeviceBatches:
         return scene * (1 - mask) + other * (mask * level)
 
     def _range(self, scene: Tensor, rng: np.random.Generator) -> Tensor:
-        """Return the least and the largest gain, (2,), which save what is bright and what is dark."""
+        """Return the smallest and the largest gain, (2,), which preserve highlights and shadows."""
         levels = _luminance(scene)[::2, ::2].flatten().sort().values
         last = len(levels) - 1
         under = _log_uniform(0.05, 0.8, rng) / levels[int(rng.uniform(0.92, 0.997) * last)]
@@ -136,7 +136,7 @@ class DeviceBatches:
         return torch.stack([under, over * 2 ** (rng.uniform(0, 3) * (rng.random() < jitter))])
 
     def _take(self, light: Tensor, gains: Tensor, rng: np.random.Generator) -> Tensor:
-        """Photograph linear light (B, 3, size, size) with gains (B, N), 1.0 the brightest that is recorded."""
+        """Photograph linear light (B, 3, size, size) with gains (B, N); 1.0 is the brightest recorded value."""
         low = np.array([1 / 2.4, 0.0, 3.0, 0.0005])
         high = np.array([1 / 1.9, 0.5, 4.5, 0.003])
         camera = torch.from_numpy(rng.uniform(low, high, (len(light), 4)).astype(np.float32))
@@ -173,6 +173,6 @@ def _view(panorama: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     latitude = torch.atan2(down, (x.square() + depth.square()).sqrt())
     rows = (latitude / math.pi + 0.5) * panorama.shape[1] - 0.5
     grid = torch.stack([longitude / math.pi - 1, rows * (2 / (panorama.shape[1] - 1)) - 1], -1)
-    # The first column once more behind the last, so that the seam is interpolated too.
+    # The first column is repeated after the last, so the seam is interpolated too.
     closed = torch.cat([panorama, panorama[..., :1]], 2)
     return F.grid_sample(closed[None], grid[None], padding_mode="border", align_corners=True)[0] + 1e-6

@@ -1,4 +1,4 @@
-"""Scenes of real pictures: decoded once, kept small in memory, cut into samples."""
+"""Scenes of real pictures: decoded once, kept small in memory, cropped into samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def read_rgb(path: Path, longest_side: int | None = None) -> np.ndarray:
-    """Return a picture file as uint8 (H, W, 3), shrunk so that no side exceeds ``longest_side``.
+    """Return a picture file as uint8 (H, W, 3), shrunk to sides of at most ``longest_side``.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -29,7 +29,7 @@ def read_rgb(path: Path, longest_side: int | None = None) -> np.ndarray:
 def read_each(
     paths: Sequence[Path], read: Callable[[Path], np.ndarray]
 ) -> tuple[list[str], dict[str, str], list[np.ndarray]]:
-    """Return the names of the photographs that can be read, ``{name: reason}`` of the others, and what was read."""
+    """Return the names of the readable photographs, ``{name: reason}`` of the others, and what was read."""
     names, skipped, found = [], {}, []
     for path in paths:
         try:
@@ -42,7 +42,7 @@ def read_each(
 
 
 def shrink(pixels: np.ndarray, longest_side: int | None) -> np.ndarray:
-    """Return a picture shrunk by areas so that no side exceeds ``longest_side``; None keeps it."""
+    """Return a picture shrunk by area averages to sides of at most ``longest_side``; None keeps it."""
     import cv2
 
     height, width = pixels.shape[:2]
@@ -61,14 +61,14 @@ class PictureScenes:
 
     Args:
         scenes: ``{name: paths}`` as :func:`ffmef.data.find_scenes` returns it.
-        count: pictures a sample, N.
-        largest_count: half of the samples have more, up to so many or as many as the scene has; 0: none has.
+        count: pictures per sample, N.
+        largest_count: half of the samples have more, up to this many or all that the scene has; 0: none has.
         order: ``"luminance"``, the darker first; ``"given"``, as the paths are ordered; ``"random"``.
-        gap: least difference of mean grey level between neighbours in a sample of a bracket with more than ``count``
-            exposures; where a bracket has none, its darkest and brightest are taken.
+        gap: least difference in mean grey level between neighbours in a sample of a bracket with more than ``count``
+            exposures; if a bracket has none so far apart, its darkest and brightest are taken.
         jitter: share of the samples whose dark picture is darkened further or whose bright one is brightened further.
-        glare: share of the samples whose last picture, the visible one of a pair given as infrared and visible, a lamp
-            dazzles.
+        glare: share of the samples in which a lamp dazzles the last picture, the visible one of an infrared-visible
+            pair.
         longest_side: pictures are kept no larger than this.
 
     Attributes:
@@ -174,11 +174,11 @@ def _expose_further(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _dazzled(picture: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a picture with a lamp in it that hides what the other one shows: white within, and a halo around."""
+    """Return a picture with a lamp that hides what the other picture shows: white inside, a halo around it."""
     size = picture.shape[0]
     places = rng.uniform(0.1, 0.9, (4, 2)) * size
     reach = size * np.exp(rng.uniform(np.log(0.06), np.log(0.3)))
-    # Of four places the one where the other picture varies most.
+    # Of four places, take the one where the other picture varies most.
     centre = max(places, key=lambda place: _variation(other, place, reach))
     rows, columns = np.mgrid[0:size, 0:size].astype(np.float32)
     stretch = np.exp(rng.uniform(-0.4, 0.4))

@@ -17,15 +17,15 @@ HDR_EXTENSIONS = (".hdr", ".exr", ".npy")
 
 
 def is_picture(path: Path) -> bool:
-    """Tell whether the extension is that of a picture that can be read."""
+    """Return whether the extension is that of a readable picture."""
     return path.suffix.lower() in FORMATS and path.is_file()
 
 
 def find_pairs(folder: str | Path) -> dict[str, list[Path]]:
     """Return the pairs of a folder as ``{name: [A, B]}``, sorted by name.
 
-    Each scene is a subfolder NAME that holds ``NAME_A.*`` and ``NAME_B.*``, or ``A.*`` and ``B.*``, in any case of the
-    extension.
+    Each scene is a subfolder NAME that holds ``NAME_A.*`` and ``NAME_B.*``, or ``A.*`` and ``B.*``, with extensions in
+    upper or lower case.
 
     Raises:
         InputError: the folder does not exist or holds no pair.
@@ -48,7 +48,7 @@ def find_pairs(folder: str | Path) -> dict[str, list[Path]]:
 def find_brackets(folder: str | Path) -> dict[str, list[Path]]:
     """Return the brackets of a folder as ``{name: [exposure, ...]}``: each subfolder with two or more pictures.
 
-    Numbers in file names are sorted as numbers. The order says nothing: exposures are told apart by their luminance.
+    Numbers in file names are sorted as numbers. The order does not matter: luminance tells exposures apart.
 
     Raises:
         InputError: the folder does not exist or holds no bracket.
@@ -104,11 +104,10 @@ def find_photographs(folder: str | Path) -> list[Path]:
 def find_scenes(place: str | Path) -> dict[str, list[Path]]:
     """Return the scenes of a folder of pairs, of a folder of brackets, or of a CSV table.
 
-    A folder that holds pictures but is no scene of the kind found, such as one with a single picture, is named in a
-    warning.
+    A warning names any folder that holds pictures but is no scene of the kind found, such as one with a single picture.
 
     Raises:
-        InputError: nothing of the three is there.
+        InputError: none of the three is there.
     """
     place = Path(place)
     if place.suffix.lower() == ".csv":
@@ -119,7 +118,7 @@ def find_scenes(place: str | Path) -> dict[str, list[Path]]:
         pairs = {}
     if not pairs and not place.is_dir():
         raise InputError(f"{place}: must be a folder or a .csv table")
-    # A folder of brackets may hold a scene or two that look like a pair: the larger reading is the right one.
+    # In a folder of brackets, a scene or two may look like a pair: the reading that finds more scenes is right.
     try:
         brackets = find_brackets(place)
     except InputError:

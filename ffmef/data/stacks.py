@@ -1,4 +1,4 @@
-"""Focus stacks made from ordinary photographs, with the scene all in focus, so that training knows the truth."""
+"""Focus stacks made from ordinary photographs, together with the all-in-focus scene as the truth for training."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from ffmef.data.scenes import HDR_EXTENSIONS, find_photographs
 
 Blur = Callable[[np.ndarray, float], np.ndarray]
 
-_RADII = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 11], np.float32)  # between which a slanted plane is interpolated
+_RADII = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 11], np.float32)  # of blurs interpolated for slanted planes
 
 
 class SyntheticStacks:
-    """Scenes of one to five depths, photographed with the focus at 2 to many distances.
+    """Scenes of one to five depths, photographed with the focus at two or more distances.
 
     A photograph, level or slanted in depth, lies behind up to four shapes cut from other photographs. Each frame blurs
-    every layer together with its edge, by a disc or a Gaussian that grows with the distance from the focus, and lays
-    the others over it, in linear light or in that of the files. Some frames are magnified or moved by a fraction of a
-    pixel, as they are after alignment, or differ in exposure by a hundredth; noise, rounding to 8 bit and, in some
-    samples, JPEG follow.
+    every layer together with its edge, by a disc or a Gaussian that grows with the distance from the focus, and
+    composites the layers back to front, in linear light or on display values. Some frames are magnified or
+    moved by a fraction of a pixel, as they are after alignment, or differ in exposure by a hundredth; noise, rounding
+    to 8 bit and, in some samples, JPEG follow.
 
     Args:
         photographs: a folder, searched with its subfolders, or paths; radiance maps among them are left out.
         count: frames per sample.
         largest_count: half of the samples have more, up to this many; 0: none has.
-        truth: whether the scene all in focus follows the frames as the last picture of a sample.
+        truth: whether the all-in-focus scene follows the frames as the last picture of a sample.
         longest_side: photographs are kept no larger than this.
 
     Attributes:
@@ -75,7 +75,7 @@ class SyntheticStacks:
         return np.stack([*frames, _rounded(truth)] if self.truth else frames)
 
     def _part(self, index: int, size: int, gamma: float, rng: np.random.Generator) -> np.ndarray:
-        """Return light (size, size, 3), float32, of a part of a photograph that is never enlarged if it is large."""
+        """Return light (size, size, 3), float32, of a part of a photograph; large photographs are never enlarged."""
         photograph = self._photographs[index]
         height, width = photograph.shape[:2]
         most = min(height, width)
@@ -86,7 +86,7 @@ class SyntheticStacks:
     def _layers(
         self, index: int, size: int, gamma: float, foci: np.ndarray, rng: np.random.Generator
     ) -> list[tuple[np.ndarray, float | np.ndarray]]:
-        """Return layers from the farthest, each RGB and cover (size, size, 4) and its depth, 0 to 1 or a map of it."""
+        """Return layers, farthest first: RGB and coverage (size, size, 4), and depth, a number from 0 to 1 or a map."""
         picture = self._part(index, size, gamma, rng)
         depth = _depth(foci, rng)
         if rng.random() < 0.5:
@@ -106,18 +106,18 @@ class SyntheticStacks:
 
 
 def _foci(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw the distances of the focus, evenly from 0 to 1 but for a jitter."""
+    """Draw the focus distances, evenly from 0 to 1 with some jitter."""
     step = 1 / (count - 1)
     return np.clip(np.linspace(0, 1, count) + rng.uniform(-0.2, 0.2, count) * step, 0, 1)
 
 
 def _depth(foci: np.ndarray, rng: np.random.Generator) -> float:
-    """Draw a layer's depth, mostly one at which the focus was."""
+    """Draw a layer's depth, mostly one of the focus distances."""
     return float(rng.choice(foci) if rng.random() < 0.7 else rng.uniform(0, 1))
 
 
 def _shape(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how far a random shape covers each pixel: an ellipse, a polygon, a thin stem, or blots."""
+    """Return how far a random shape covers each pixel: an ellipse, a polygon, a thin stem, or blobs."""
     import cv2
 
     cover = np.zeros((size, size), np.uint8)
@@ -145,7 +145,7 @@ def _shape(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _rendered(layers, focus: float | None, growth: float, blur: Blur) -> np.ndarray:
-    """Return the light of layers seen with the focus at a depth; None: all in focus."""
+    """Return the light of the layers with the focus at a depth; None means all in focus."""
     picture: np.ndarray | None = None
     for layer, depth in layers:
         if focus is None:
@@ -197,7 +197,7 @@ def _encoded(light: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def _photographed(frames: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Return frames with what a camera adds, as uint8."""
+    """Return frames with a camera's imperfections, as uint8."""
     if rng.random() < 0.2:
         frames = [_moved(frame, rng) for frame in frames]
     if rng.random() < 0.15:

@@ -1,4 +1,4 @@
-"""Exposure brackets made from ordinary photographs and from radiance maps, so that training needs no real bracket."""
+"""Exposure brackets made from ordinary photographs and from radiance maps, so training needs no real brackets."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ LUMINANCE = np.array([0.2126, 0.7152, 0.0722], np.float32)
 
 
 class SyntheticBrackets:
-    """Under- and over-exposed pictures of scenes that were photographed once.
+    """Under- and over-exposed pictures of scenes that were photographed only once.
 
-    A photograph is taken back to linear light by a random camera curve, and its large tones are spread to the range
-    of a scene that needs a bracket; in some samples a second photograph appears behind a sharp or soft edge, many times
-    brighter, as a window does. A radiance map has that range already; a panorama is seen through a random view of it.
-    Each exposure is then taken from this light: shutter chosen by what it saves of highlights or shadows, photon and
-    read noise, clipping, the camera's curve, rounding to 8 bit.
+    A random camera curve turns a photograph back into linear light, and its large tones are spread to the range of a
+    scene that needs a bracket. In some samples a second photograph, many times brighter, appears behind a sharp or soft
+    edge, like a window. A radiance map has that range already; a panorama gives a random view. Each exposure is then
+    taken from this light: a shutter that preserves highlights or shadows, photon and read noise, clipping, the camera's
+    curve, rounding to 8 bit.
 
     Args:
         photographs: a folder, searched with its subfolders, or paths.
-        count: pictures per sample, N: the first and last save highlights and shadows, others lie between in even stops.
+        count: pictures per sample, N: the first preserves highlights, the last shadows; others lie between in even
+            stops.
         largest_count: half of the samples have more pictures, up to this many; 0: none has.
         order: ``"luminance"``, the darker first, or ``"random"``.
         windows: share of the samples with a second, brighter scene behind an edge.
-        jitter: share of the samples whose darkest picture is taken up to 2.5 stops darker still, and of those whose
-            brightest one is up to 3 stops brighter: brackets that were set too wide.
+        jitter: share of the samples whose darkest picture is up to 2.5 stops darker still, and of those whose brightest
+            is up to 3 stops brighter: brackets that were set too wide.
         longest_side: photographs are kept no larger than this.
         names: keeps only photographs whose file name is among these; None keeps all.
 
@@ -199,7 +200,7 @@ def _view(panorama: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
 def _take(
     light: np.ndarray, gamma: float, bend: float, full_well: float, read_noise: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Photograph linear light, 1.0 the brightest that is recorded, as 8 bit."""
+    """Photograph linear light as 8 bit; 1.0 is the brightest recorded value."""
     noise = rng.standard_normal(light.shape, np.float32)
     light = light + noise * np.sqrt(light.clip(0, 1) / np.float32(full_well) + np.float32(read_noise) ** 2)
     curve = light.clip(0, 1) ** np.float32(1 / gamma)

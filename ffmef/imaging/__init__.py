@@ -1,1 +1,1 @@
-"""Pictures in files and colour."""
+"""Picture files and colour."""

@@ -1,4 +1,4 @@
-"""Reads the files of one scene to be fused: one white balance, orientation, size, profile, range and depth."""
+"""Reads the files of one scene and gives them one white balance, orientation, size, profile, range and depth."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ffmef.errors import InputError
 from ffmef.imaging import formats, metadata
 from ffmef.imaging.io import Picture, read_picture, to_depth
 
-_LARGE_FILE = 1 << 20  # bytes; smaller ones are read before a second thread has started
+_LARGE_FILE = 1 << 20  # bytes; reading a smaller file is faster than starting a thread
 _THUMBNAIL = 64
-_DARK = 1 / 4  # of the range: samples of 14 bits reach no further
+_DARK = 1 / 4  # of the range: 14-bit samples reach no further
 _ASPECT_TOLERANCE = 0.02
-_COLOURED = 0.02  # mean distance of the channels, as a share of white, of a picture that is in colour
-_OVERSHOOT = 1e-3  # of floats beyond black and white that needs no remark
+_COLOURED = 0.02  # least mean distance between the channels of a colour picture, as a share of white
+_OVERSHOOT = 1e-3  # by which floats may pass black and white without a remark
 
 
 def read_bracket(
@@ -33,26 +33,26 @@ def read_bracket(
     """Read the pictures to be fused and make them comparable.
 
     - Raw files are developed with the white balance of the first of them.
-    - Frames whose EXIF orientation tags differ are taken as stored, where that fits the pictures better.
-    - For ``vif`` the infrared picture is scaled to the size of the visible one, where their shapes agree.
+    - Frames whose EXIF orientation tags differ are taken as stored if that fits the pictures better.
+    - For ``vif`` the infrared picture is scaled to the size of the visible one if their shapes agree.
     - ICC profiles that differ from the first colour picture's are converted to it; damaged ones count as none.
     - Samples that use little of their range are stretched if ``stretch`` says so, by one factor for a bracket; floats
       are clipped to [0, 1]. Infrared deeper than 8 bits that uses less than a quarter of its range, and infrared
       beyond it, is always stretched: the 0.1 % and 99.9 % quantiles become black and white.
-    - All get one sample type: that of the deepest.
+    - All get the sample type of the deepest.
 
     Args:
         paths: two or more files; for ``task="vif"`` infrared and visible.
         task: mef, mff or vif.
         stretch: see above.
         depth: 16 to fuse 8-bit pictures at 16 bit, too.
-        read: reads one path, and takes ``white_balance``.
+        read: reads one path; takes ``white_balance``.
 
     Returns:
-        The pictures and the remarks: what was guessed, changed or may surprise, a line each.
+        The pictures and the remarks: what was guessed, changed or may surprise, one line each.
 
     Raises:
-        InputError: a file cannot be read, sizes differ, profiles of more than 8 bit need a missing package.
+        InputError: a file cannot be read, sizes differ, or a profile at more than 8 bit needs a missing package.
     """
     names = [str(path) for path in paths]
     pictures = _read_all(paths, read)
@@ -81,7 +81,7 @@ def _read_all(paths: Sequence, read: Callable[..., Picture]) -> list[Picture]:
     sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in paths]
     first = read(paths[0])
     rest = list(paths[1:])
-    # One white balance for all raw files: the first one's, wherever it is.
+    # All raw files get the white balance of the first raw file, wherever that is.
     balance = first.white_balance
     if max(sizes, default=0) < _LARGE_FILE or first.format in (*formats.RAW_KINDS, "DNG"):
         pictures = [first]
@@ -91,7 +91,7 @@ def _read_all(paths: Sequence, read: Callable[..., Picture]) -> list[Picture]:
         return pictures
     pictures = [first, *_map_in_threads(lambda path: read(path, white_balance=balance), rest)]
     balances = [picture.white_balance for picture in pictures if picture.white_balance]
-    if len(set(balances)) > 1:  # a raw file that is not the first of the bracket
+    if len(set(balances)) > 1:  # the first raw file is not the first of the bracket
         pictures = [
             read(path, white_balance=balances[0]) if picture.white_balance not in (None, balances[0]) else picture
             for path, picture in zip(paths, pictures)
@@ -100,7 +100,7 @@ def _read_all(paths: Sequence, read: Callable[..., Picture]) -> list[Picture]:
 
 
 def _map_in_threads(function: Callable, items: Sequence) -> list:
-    """Return the function of each item, in four threads, or fewer where the system permits no more."""
+    """Apply a function to each item in four threads, or fewer if the system permits no more."""
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         futures = []
         for item in items:
@@ -116,7 +116,7 @@ def _map_in_threads(function: Callable, items: Sequence) -> list:
 
 
 def _orient(pictures: list[Picture], remarks: list[str]) -> list[Picture]:
-    """Undo orientation tags that differ although the frames lie alike."""
+    """Undo orientation tags that differ although the frames have the same orientation."""
     tags = [picture.orientation for picture in pictures]
     if len(set(tags)) == 1:
         return pictures
@@ -124,7 +124,7 @@ def _orient(pictures: list[Picture], remarks: list[str]) -> list[Picture]:
     if len({pixels.shape[:2] for pixels in stored}) > 1:
         return pictures
     counts = Counter(tags)
-    common = max(tags, key=lambda tag: counts[tag])  # of equally frequent ones the first
+    common = max(tags, key=lambda tag: counts[tag])  # the first of equally frequent ones
     reference = pictures[tags.index(common)]
     as_stored = list(pictures)
     for index, picture in enumerate(pictures):
@@ -177,7 +177,7 @@ def _check_sizes(pictures: list[Picture], names: list[str]) -> None:
 
 
 def _note_false_colour(infrared: Picture, name: str, remarks: list[str]) -> None:
-    """Say that a palette was taken as it looks."""
+    """Remark that the infrared picture is in colour, perhaps false colour."""
     pixels = infrared.pixels[::4, ::4]
     if pixels.ndim == 3 and pixels.size:
         apart = np.ptp(pixels.astype(np.float64), axis=2).mean()
@@ -244,7 +244,7 @@ def _convert_profiles(pictures: list[Picture], names: list[str], remarks: list[s
 
 
 def _finite(picture: Picture, name: str) -> Picture:
-    """Take infinitely bright samples (light sources in OpenEXR) as white; refuse what is no number."""
+    """Take infinitely bright samples (light sources in OpenEXR) as white; refuse NaN."""
     pixels = picture.pixels
     if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
         return picture
@@ -257,7 +257,7 @@ def _finite(picture: Picture, name: str) -> Picture:
 def _fit_range(
     pictures: list[Picture], names: list[str], stretch: bool, infrared: bool, remarks: list[str]
 ) -> list[Picture]:
-    """Stretch what uses little of its range, or say so; clip floats."""
+    """Stretch pictures that use little of their range, or remark on it; clip floats."""
     tops = [1 if p.pixels.dtype.kind == "f" else np.iinfo(p.pixels.dtype).max for p in pictures]
     highest = max(float(p.pixels.max()) / top for p, top in zip(pictures, tops))
     lowest = min(float(p.pixels.min()) / top for p, top in zip(pictures, tops))
@@ -295,7 +295,7 @@ def _fit_range(
 
 
 def _white_of_bits(highest: float) -> float:
-    """Return white of samples of 8, 10, 12 or 14 bits in a 16-bit file, as a share of 65535."""
+    """Return the white level of 8, 10, 12 or 14-bit samples in a 16-bit file, as a share of 65535."""
     bits = round(highest * 65535).bit_length()
     bits = max(8, bits + bits % 2)
     return (2**bits - 1) / 65535

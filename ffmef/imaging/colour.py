@@ -2,7 +2,7 @@
 
 Everything here is plain arithmetic on NumPy arrays or torch tensors, in floating point on the 0..255 scale, with no
 rounding between steps. The channel axis is the last one of an array (H, W, 3) and the third from last of a tensor
-(..., 3, H, W), as each library holds pictures; ``axis`` names another.
+(..., 3, H, W), as each library stores pictures; ``axis`` names another.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def luminance_to_grey(y: Array) -> Array:
 
 
 def merge_chroma(chroma: Sequence[Array]) -> Array:
-    """Merge the chroma of several pictures, the more colourful one weighing more (FFMEF paper, eq. 1, for N pictures).
+    """Merge the chroma of several pictures; more colourful ones weigh more (FFMEF paper, eq. 1, for N pictures).
 
     ``C = sum_i C_i |C_i - 128| / sum_i |C_i - 128|``, and 128 where the denominator is 0.
 
@@ -150,7 +150,7 @@ def merge_chroma(chroma: Sequence[Array]) -> Array:
         weight = abs(deviation)
         total = total + deviation * weight
         weights = weights + weight
-    # Where weights is 0 so is total, and dividing by 1 leaves 128.
+    # If weights is 0, so is total; dividing by 1 leaves 128.
     return 128 + total / (weights + (weights == 0))
 
 

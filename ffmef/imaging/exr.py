@@ -44,7 +44,7 @@ def decode(data: bytes) -> np.ndarray:
         InputError: OpenEXR is missing, or the file holds neither R, G, B nor a grey channel.
     """
     library = _library()
-    with tempfile.TemporaryDirectory(prefix="ffmef-") as folder:  # the library reads from files alone
+    with tempfile.TemporaryDirectory(prefix="ffmef-") as folder:  # the library reads only from files
         path = os.path.join(folder, "picture.exr")
         Path(path).write_bytes(data)
         with library.File(path, separate_channels=True) as file:
@@ -64,7 +64,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def encode(samples: np.ndarray, alpha: np.ndarray | None) -> bytes:
-    """Return the file of display values in [0, 1], (H, W, 3) or (H, W), as 32-bit linear light."""
+    """Return a file with display values in [0, 1], (H, W, 3) or (H, W), as 32-bit linear light."""
     library = _library()
     linear = decode_display(samples).astype(np.float32)
     names = "RGB" if linear.ndim == 3 else "Y"

@@ -20,7 +20,7 @@ FORMATS = {
     ".webp": "WEBP",
     ".exr": "EXR",
 }
-# What folders of pictures may hold besides.
+# Further extensions that folders of pictures may hold.
 READ_ONLY = (".avif", ".heic", ".heif", ".hif", ".jxl", ".ppm", ".pgm")
 RAW = (
     ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".raf", ".orf", ".rw2", ".pef", ".srw",
@@ -52,7 +52,7 @@ _SIGNATURES = (
     (b"GIF89a", "GIF"),
     *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
 )
-# What is recognised to be named in a message.
+# Formats that are recognised only so that a message can name them.
 _OTHERS = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 picture"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 picture"),
@@ -70,9 +70,9 @@ RAW_KINDS = ("CR3", "CR2", "RAF", "ORF", "RW2", "X3F", "MRW", "CRW")
 
 
 def recognise(data: bytes) -> str | None:
-    """Return the format that the first bytes of a file tell, raw kinds included, or None.
+    """Return the format that a file's first bytes show, raw kinds included, or None.
 
-    A raw file that is a TIFF inside counts as TIFF here; :func:`ffmef.imaging.raw.kind_of_tiff` tells those apart.
+    A raw file that is a TIFF inside counts as TIFF here; :func:`ffmef.imaging.raw.kind_of_tiff` tells the two apart.
 
     >>> recognise(b"FUJIFILMCCD-RAW 0201"), recognise(b"Dear diary")
     ('RAF', None)
@@ -90,7 +90,7 @@ def recognise(data: bytes) -> str | None:
 
 
 def name_of_other(data: bytes) -> str | None:
-    """Return in words what a file is that is recognised but not read, or None.
+    """Return in words what a recognised but unreadable file is, or None.
 
     >>> name_of_other(b"8BPS and so on")
     'a Photoshop document'
@@ -101,11 +101,11 @@ def name_of_other(data: bytes) -> str | None:
 
 
 def check_target(path: str | os.PathLike, extension: str | None = None) -> str:
-    """Return the format that a target's extension names; raise early what ``write_picture`` would raise late.
+    """Return the format that a target's extension names, and raise errors of ``write_picture`` before any work is done.
 
     Args:
         path: the target.
-        extension: with a dot; decides for a name whose own extension says nothing, such as that of a device.
+        extension: with a dot; replaces that of a name whose extension says nothing, such as a device's.
 
     Raises:
         InputError: the extension names no known format, the target is a directory, or its directory does not exist or
@@ -121,7 +121,7 @@ def check_target(path: str | os.PathLike, extension: str | None = None) -> str:
         raise InputError(f"{path}: the extension must be one of {', '.join(FORMATS)}, got {path.suffix or 'none'!r}")
     try:
         is_folder, directory = path.is_dir(), Path(os.path.realpath(path)).parent
-        path.exists()  # a name that is too long is one for existing files too
+        path.exists()  # raises for a name that is too long, like writing
         has_directory = directory.is_dir()
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise InputError(f"{path}: cannot be written: {files.reason(error)}") from None

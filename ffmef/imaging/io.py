@@ -39,7 +39,7 @@ _GAIN_MAPS = (b"http://ns.adobe.com/hdr-gain-map/1.0/", b"urn:iso:std:iso:ts:214
 _PLUGINS = {"AVIF": "pillow_avif", "HEIF": "pillow_heif", "JXL": "pillow_jxl"}
 
 _process_settings = threading.RLock()
-_hiding = 0  # threads that hide decoders' messages at the moment
+_hiding = 0  # threads that are hiding decoders' messages
 hidden_error_streams: list[int] = []  # the real standard error, while hidden_decoder_messages redirects it
 
 
@@ -50,8 +50,8 @@ class Picture:
     Attributes:
         pixels: uint8, uint16 or float32 (white is 1), (H, W, 3) for colour in the order R, G, B, or (H, W) for grey.
         alpha: same dtype, (H, W), the largest value (1) for opaque, or None.
-        icc: ICC profile that fits the pixels, or None.
-        exif: EXIF block, beginning with ``Exif`` and two zero bytes, or None. Its orientation is already applied.
+        icc: an ICC profile that fits the pixels, or None.
+        exif: the EXIF block, beginning with ``Exif`` and two zero bytes, or None. Its orientation is already applied.
         format: name of the file format: PNG, JPEG, TIFF, BMP, WEBP, GIF, PNM, EXR, AVIF, HEIF, JXL or a kind of raw
             file.
         orientation: the EXIF orientation that was applied, 1 to 8.
@@ -70,23 +70,23 @@ class Picture:
 
 
 def read_picture(path: str | os.PathLike, *, white_balance: tuple[float, ...] | None = None) -> Picture:
-    """Read one picture file, decided by its content and not by its name.
+    """Read one picture file; its content decides the format, not its name.
 
     8-bit, 16-bit and float samples are kept as they are; palettes, bilevel, CMYK and YCbCr pictures become 8-bit grey
     or RGB, CMYK by its profile; samples of PGM and PPM are scaled from their own white; OpenEXR's linear light becomes
     display values; AVIF, HEIF and JPEG XL become 8 bit. Camera raw files are developed by rawpy, an extra. The EXIF
-    orientation is applied. Of a file with several pages or frames the first is read, which a remark says.
+    orientation is applied. From a file with several pages or frames, only the first is read, and a remark says so.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP, WebP, GIF, PGM, PPM, OpenEXR, AVIF, HEIF, JPEG XL or camera raw file.
-        white_balance: for raw files: the gains of another frame, so that a bracket shares them; None: the camera's.
+        white_balance: for raw files: the gains of another frame, which a bracket shares; None means the camera's.
 
     Returns:
         The picture, pixels uint8, uint16 or float32.
 
     Raises:
-        InputError: the file is missing, not readable, no picture, damaged, or of a sample type other than 8 or 16 bit
-            unsigned or floating point, or the library that reads its format is missing.
+        InputError: the file is missing, unreadable, damaged or no picture, its samples are neither 8 or 16 bit unsigned
+            nor floating point, or the library that reads its format is missing.
     """
     path = Path(path)
     return decode_picture(_read_bytes(path), str(path), white_balance=white_balance)
@@ -135,11 +135,11 @@ def write_picture(
     compression: int = 3,
     depth: int | None = None,
 ) -> Picture:
-    """Write a picture into the format that the extension of its path names.
+    """Write a picture in the format that the extension of its path names.
 
     PNG and TIFF keep 8 and 16 bit, TIFF and OpenEXR floating point, compressed without loss; WebP is lossless unless a
-    quality is given, 8 bit; JPEG has no chroma subsampling, 8 bit; BMP is 8 bit. Where the format has only 8 bit,
-    16-bit samples are divided by 257 and rounded; where it has no alpha (JPEG, BMP), alpha is left out. The file
+    quality is given, 8 bit; JPEG has no chroma subsampling, 8 bit; BMP is 8 bit. If the format has only 8 bit,
+    16-bit samples are divided by 257 and rounded; if it has no alpha (JPEG, BMP), alpha is left out. The file
     appears complete or not at all: it is written under a temporary name beside the target and then renamed.
 
     Args:
@@ -147,7 +147,7 @@ def write_picture(
         picture: what to write; ``picture.format`` is ignored.
         quality: 1 to 100, of JPEG (None: 95) and WebP (None: lossless).
         compression: effort of PNG and TIFF, 0 (TIFF: none) to 9.
-        depth: 8 or 16 bits a sample; None keeps those of the picture, as far as the format has them.
+        depth: 8 or 16 bits per sample; None keeps the picture's depth as far as the format has it.
 
     Returns:
         The picture as the file holds it: after the reductions above, before JPEG's losses.
@@ -185,10 +185,10 @@ def encode_picture(
 
 @contextlib.contextmanager
 def hidden_decoder_messages() -> Iterator[None]:
-    """Keep off the terminal what C libraries print about a damaged file, for commands: the error says it in one line.
+    """Keep C libraries' messages about a damaged file off the terminal, for commands, whose errors are one line.
 
-    It redirects the standard error of the whole process, so a library must not do it on its own. Threads share it: the
-    first hides, the last shows again.
+    It redirects standard error of the whole process, so a library must not use it unasked. Threads share it: the first
+    one hides messages, the last one shows them again.
     """
     global _hiding
     with _process_settings:
@@ -245,7 +245,7 @@ def _open(data: bytes, kind: str | None) -> ImageFile.ImageFile:
 
 
 def open_lazily(path: Path, kind: str) -> ImageFile.ImageFile:
-    """Return a picture of which only the header is read, for what it says about itself."""
+    """Open a picture and read only its header, for what it says about the picture."""
     if kind in _PLUGINS:
         _load_plugin(kind)
     with _quiet_decoders():
@@ -253,7 +253,7 @@ def open_lazily(path: Path, kind: str) -> ImageFile.ImageFile:
 
 
 def _load_plugin(kind: str) -> None:
-    """Let Pillow read a format of its plug-ins, or say which package it needs."""
+    """Let Pillow read a format that needs a plug-in, or say which package is missing."""
     Image.preinit()
     Image.init()
     if kind in Image.OPEN:
@@ -283,12 +283,12 @@ def _decode(image: ImageFile.ImageFile, data: bytes) -> Picture:
     if sixteen:
         from ffmef.imaging.png import decode_opencv
 
-        _open(data, name).verify()  # OpenCV does not check the sums of the chunks
+        _open(data, name).verify()  # OpenCV does not verify the chunks' checksums
         pixels, alpha = _split(decode_opencv(data), grey_alpha=data[25] == 4)
     else:
         pixels, alpha = _eight_bit(image)
         if name in ("TIFF", "AVIF", "HEIF", "JXL"):
-            # Pillow and the plug-ins turn these themselves and drop the tag; what is left is still to be done.
+            # Pillow and the plug-ins turn these themselves and drop the tag; a tag that is left is still to be applied.
             orientation = image.getexif().get(metadata.ORIENTATION, 1)
     return _upright(pixels, alpha, profile, exif, name, orientation, remarks)
 
@@ -306,7 +306,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _remarks(image: ImageFile.ImageFile, data: bytes) -> tuple[str, ...]:
-    """Return what a reader of the first picture of a file, as the screen shows it, leaves out."""
+    """Return remarks about what is lost by reading only the first picture of a file as the screen shows it."""
     remarks: tuple[str, ...] = ()
     gain_map = any(name in data[:_HEAD] for name in _GAIN_MAPS)
     if gain_map:
@@ -314,7 +314,7 @@ def _remarks(image: ImageFile.ImageFile, data: bytes) -> tuple[str, ...]:
     if image.format != "MPO":
         remarks += _frames_remark(getattr(image, "n_frames", 1))
     elif isinstance(image, MpoImageFile) and not gain_map:
-        # Cameras keep previews and thumbnails beside the picture, which nobody misses.
+        # Cameras store previews and thumbnails beside the picture; nobody misses those.
         kinds = [entry["Attribute"]["MPType"] for entry in (image.mpinfo or {}).get(0xB002, ())[1:]]
         others = sum(not kind.startswith("Large Thumbnail") for kind in kinds)
         remarks += _frames_remark(1 + others if others else 1)
@@ -392,9 +392,9 @@ def _split(samples: np.ndarray, grey_alpha: bool = False) -> tuple[np.ndarray, n
 
 @contextlib.contextmanager
 def _quiet_decoders() -> Iterator[None]:
-    """Let large pictures in, and keep Pillow's remarks off the terminal: what matters is raised as an error.
+    """Allow large pictures, and keep Pillow's warnings off the terminal: anything important is raised as an error.
 
-    These are settings of the process, so one thread at a time.
+    These are settings of the process, so only one thread runs this at a time.
     """
     with _process_settings, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -429,7 +429,7 @@ def _fit(picture: Picture, format: str, name: str, depth: int | None) -> Picture
         pixels = np.dstack([pixels] * 3)  # WebP has no grey; few programs, and not Pillow, read 16-bit grey with alpha
     icc, exif = (None, None) if format in ("BMP", "EXR") else (picture.icc, picture.exif)
     if format == "JPEG" and len(exif or b"") > _JPEG_SEGMENT:
-        exif = None  # JPEG has one segment for it
+        exif = None  # too large: JPEG has only one segment for it
     return Picture(pixels, alpha, metadata.fitting_profile(icc, pixels), exif, format)
 
 
@@ -449,7 +449,7 @@ def to_depth(samples: np.ndarray, dtype) -> np.ndarray:
     if dtype == np.uint16 and samples.dtype == np.uint8:
         return samples * np.uint16(257)
     converted = np.empty(samples.shape, dtype)
-    for row, source in zip(converted, samples):  # by rows, so that the steps between need no memory
+    for row, source in zip(converted, samples):  # by rows: intermediate results then need no memory
         if dtype.kind == "f":
             row[...] = source / dtype.type(1 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max)
         else:
@@ -488,7 +488,7 @@ def _encode(picture: Picture, quality: int | None, compression: int) -> bytes:
         from ffmef.imaging import png
 
         return png.encode16(samples, picture.icc, picture.exif, compression)
-    lossless = {"lossless": True, "quality": 0, "method": 0, "exact": True}  # a tenth of the time of the defaults
+    lossless = {"lossless": True, "quality": 0, "method": 0, "exact": True}  # takes a tenth of the defaults' time
     options: dict[str, Any] = {
         "PNG": {"compress_level": compression},
         "JPEG": {"quality": quality or 95, "subsampling": 0},

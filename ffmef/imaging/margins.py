@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-REACH = (
-    12  # pixels around one that is missing in which a frame's weights, interpolated between cells, would still count
-)
-_BESIDE = 3  # of 255: what is recorded but near a margin counts where nothing better is there
+REACH = 12  # pixels around a missing one that weights interpolated between cells would still reach
+_BESIDE = 3  # of 255: samples near a margin count only where there is nothing better
 
 
 def usable_parts(
@@ -20,11 +18,11 @@ def usable_parts(
     The result is as opaque as the most opaque frame. A frame can be used where none is more opaque.
 
     Args:
-        alphas: (H, W) of each frame, of one dtype; None for an opaque frame.
+        alphas: (H, W) per frame, of one dtype; None for an opaque frame.
         opaque: alpha of an opaque pixel.
 
     Returns:
-        Alpha, None for opaque everywhere, and a mask (H, W) of each frame, None where it can be used everywhere.
+        Alpha, or None if opaque everywhere, and a mask (H, W) per frame, or None if it can be used everywhere.
 
     Example:
         >>> alpha, (first, second) = usable_parts([np.array([[0, 255]], np.uint8), None], 255)
@@ -45,7 +43,7 @@ def usable_parts(
 
 
 def validity_of(mask: np.ndarray) -> np.ndarray:
-    """Return how far each pixel of a frame may be used, (H, W), uint8: 255, little near what is missing, 0 there.
+    """Return how far each pixel may be used, (H, W), uint8: 0 for missing pixels, little near them, else 255.
 
     Example:
         >>> validity_of(np.arange(40).reshape(1, 40) > 5)[0, ::6].tolist()
@@ -59,9 +57,9 @@ def validity_of(mask: np.ndarray) -> np.ndarray:
 
 
 def continued(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return a picture whose missing pixels continue those around smoothly; all others stay as they are.
+    """Return a picture whose missing pixels smoothly continue those around them; all others are unchanged.
 
-    Means of ever larger squares of what is there are interpolated into what is missing, so that there is no edge.
+    Missing pixels are interpolated from means of ever larger squares of the others, so there is no edge.
 
     Args:
         image: (H, W) or (H, W, 3), any dtype.
@@ -86,7 +84,7 @@ def continued(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     for weight, value in zip(reversed(weights), reversed(values), strict=True):
         weight = weight if image.ndim == 2 else weight[..., None]
         own = value / np.maximum(weight, 1e-6)
-        if filled.ndim:  # all but the coarsest, which holds a mean of the whole picture
+        if filled.ndim:  # all but the coarsest, the mean of the whole picture
             coarser: np.ndarray = cv2.resize(filled, own.shape[1::-1], interpolation=cv2.INTER_LINEAR)
             own = np.where(weight > 0, own, coarser.reshape(own.shape))
         filled = own

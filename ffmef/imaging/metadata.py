@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ORIENTATION, EXIF_IFD, GPS_IFD = 274, 34665, 34853
-# What describes the photograph. The rest of a TIFF directory describes the file that is left behind.
+# Tags that describe the photograph. The rest of a TIFF directory describes the file, which is not kept.
 _DESCRIPTIVE_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 33432}
 _MAKER_NOTE, _EXIF_WIDTH, _EXIF_HEIGHT, _INTEROP_IFD = 37500, 40962, 40963, 40965
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -32,12 +32,12 @@ def turn(samples: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def turn_back(samples: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo :func:`turn`: its inverse is itself, but for the quarter turns, which are each other's."""
+    """Undo :func:`turn`. Each turn is its own inverse, except for the quarter turns, which are each other's."""
     return turn(samples, {6: 8, 8: 6}.get(orientation, orientation))
 
 
 def tiff_exif(data: bytes) -> Image.Exif:
-    """Return the tags of the first directory of a TIFF file, of whatever sample type."""
+    """Return the tags of the first directory of a TIFF file of any sample type."""
     from PIL import Image
 
     exif = Image.Exif()
@@ -46,10 +46,10 @@ def tiff_exif(data: bytes) -> Image.Exif:
 
 
 def read_exif(load) -> tuple[int, bytes | None]:
-    """Return the orientation and a clean EXIF block without it, thumbnail and maker notes.
+    """Return the orientation, and a clean EXIF block without orientation, thumbnail and maker notes.
 
     Args:
-        load: gives the tags, a ``PIL.Image.Exif``. Damaged EXIF is dropped: the picture is still good.
+        load: returns the tags, a ``PIL.Image.Exif``. Damaged EXIF is dropped: the picture is still good.
     """
     from PIL import Image
 
@@ -72,18 +72,18 @@ def read_exif(load) -> tuple[int, bytes | None]:
         if place:
             clean.get_ifd(GPS_IFD).update(place)
         return orientation, (clean.tobytes() if len(clean) or details or place else None)
-    except Exception:  # as many ways to be damaged as there are cameras
+    except Exception:  # EXIF is damaged in as many ways as there are cameras
         return 1, None
 
 
 def fitting_profile(profile: bytes | None, pixels: np.ndarray) -> bytes | None:
-    """Keep a profile only where its colour space is that of the pixels: a CMYK profile says nothing about RGB."""
+    """Keep a profile only if its colour space is that of the pixels: a CMYK profile says nothing about RGB."""
     space = b"RGB " if pixels.ndim == 3 else b"GRAY"
     return profile if profile and profile[16:20] == space else None
 
 
 def profile_remarks(image: Image.Image) -> tuple[str, ...]:
-    """Return what is to be said about the profile that Pillow has read with a picture: that it cannot be used."""
+    """Return a remark if the profile that Pillow read with a picture cannot be used."""
     profile = image.info.get("icc_profile")
     if image.mode == "CMYK":
         if _cmyk_profile(profile) is None:
@@ -119,7 +119,7 @@ def is_damaged(profile: bytes | None) -> bool:
 
 
 def from_cmyk(image: Image.Image) -> Image.Image:
-    """Return a CMYK picture as sRGB by its profile, or by Pillow's plain formula where it has none that can be used."""
+    """Return a CMYK picture as sRGB by its profile, or by Pillow's plain formula if it has no usable profile."""
     from PIL import ImageCms
 
     profile = _cmyk_profile(image.info.get("icc_profile"))
@@ -128,7 +128,7 @@ def from_cmyk(image: Image.Image) -> Image.Image:
     flags, intent = ImageCms.Flags.BLACKPOINTCOMPENSATION, ImageCms.Intent.RELATIVE_COLORIMETRIC
     screen = ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, profile, screen, intent, outputMode="RGB", flags=flags)
-    assert converted is not None  # it is only where the picture itself is changed
+    assert converted is not None  # it is None only when Pillow converts in place
     return converted
 
 
@@ -148,7 +148,7 @@ def profile_name(profile: bytes | None) -> str:
 def convert_profile(pixels: np.ndarray, source: bytes | None, target: bytes | None) -> np.ndarray:
     """Return RGB pixels of the profile ``source`` as those of ``target`` (None: sRGB), relative colorimetric.
 
-    LittleCMS converts: 8 bit through Pillow, other depths through imagecodecs, because Pillow has 8 bit only.
+    LittleCMS converts: 8 bit through Pillow, other depths through imagecodecs, because Pillow supports 8 bit only.
 
     Raises:
         InputError: a profile is damaged, or imagecodecs is needed and missing.

@@ -1,4 +1,4 @@
-"""Which files a command line means: wildcards that no shell expanded, standard streams, outputs that are inputs."""
+"""The files that a command line names: wildcards left by the shell, standard streams, outputs that are inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STANDARD = "-"
 def expand(paths: Iterable[str], folders: bool = False) -> list[str]:
     """Return the paths with wildcards (``*``, ``?``, ``[...]``) replaced by what they match, in natural order.
 
-    A path that names a file as it stands is left alone, as is ``-``. Patterns stand for files, or for folders.
+    The path of an existing file is left alone, as is ``-``. Patterns match files, or with ``folders`` folders.
 
     Raises:
         InputError: a pattern matches nothing, or ``-`` is given twice.
@@ -47,10 +47,10 @@ def natural(name: str) -> list:
 
 
 def refuse_input_as_output(output: str, inputs: Iterable[str]) -> None:
-    """Raise where an output is one of the inputs, also through a link or in another spelling.
+    """Raise if an output is one of the inputs, even through a link or in another spelling.
 
     Raises:
-        InputError: naming both.
+        InputError: it is; the message names both.
     """
     if output == STANDARD:
         return

@@ -1,4 +1,4 @@
-"""PNG of 16 bit, which Pillow reduces to 8: the samples by OpenCV, profile and EXIF put in by chunks."""
+"""16-bit PNG, which Pillow reduces to 8 bit: OpenCV codes the samples, and we insert the profile and EXIF chunks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decode_opencv(data: bytes, dtypes: tuple = (np.uint16,)) -> np.ndarray:
 
 
 def encode16(samples: np.ndarray, icc: bytes | None, exif: bytes | None, level: int) -> bytes:
-    """Return the file of uint16 samples, (H, W) or (H, W, 2 to 4)."""
+    """Return a file with uint16 samples, (H, W) or (H, W, 2 to 4)."""
     import cv2
 
     if samples.ndim == 3:

@@ -1,4 +1,4 @@
-"""PGM and PPM in binary, as dcraw writes them: Pillow reduces 16-bit colour to 8, OpenCV forgets the white level."""
+"""Binary PGM and PPM, as dcraw writes them: Pillow reduces 16-bit colour to 8 bit, OpenCV ignores the white level."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEADER = re.compile(rb"P([56])" + _SPACE.join([b"", rb"(\d{1,10})", rb"(\d{1,10
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Return the samples, (H, W) or (H, W, 3), uint8 or uint16, scaled so that the file's own white is white.
+    """Return the samples, (H, W) or (H, W, 3), uint8 or uint16, scaled from the file's white level.
 
     >>> decode(b"P5 2 1 # two pixels\\n1023 " + bytes([0, 0, 3, 255])).tolist()
     [[0, 65535]]

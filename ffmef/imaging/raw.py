@@ -66,7 +66,7 @@ def _directories(data: bytes) -> list[dict[int, tuple]]:
 
 
 def _entry(data: bytes, order: str, start: int) -> tuple[int, tuple]:
-    """Return one tag with its integers or text; other types and what lies outside the file give nothing."""
+    """Return one tag with its integers or text; empty for other types and for values outside the file."""
     tag, kind, count = struct.unpack_from(order + "HHI", data, start)
     size = _TYPE_SIZES.get(kind, 0) * count
     place = start + 8 if size <= 4 else struct.unpack_from(order + "I", data, start + 8)[0]
@@ -81,14 +81,14 @@ def _entry(data: bytes, order: str, start: int) -> tuple[int, tuple]:
 def develop(data: bytes, kind: str, white_balance: tuple[float, ...] | None = None) -> tuple[np.ndarray, tuple]:
     """Return a raw file as upright uint16 RGB (H, W, 3) in sRGB, and the white balance that was used.
 
-    LibRaw develops linearly at 16 bit, without brightening or a camera's tone curve, so that exposures keep their
-    relation; the sRGB curve is applied last, because fusion expects display values.
+    LibRaw develops linearly at 16 bit, without brightening or a camera's tone curve, so exposures keep their ratios;
+    the sRGB curve is applied last, because fusion expects display values.
 
     Args:
         data: the whole file.
         kind: its kind, for messages.
-        white_balance: gains of red, green, blue and second green, those of another frame of the bracket; None takes
-            what the camera noted, or daylight where it noted none.
+        white_balance: gains of red, green, blue and second green, from another frame of the bracket; None means the
+            camera's, or daylight if it recorded none.
 
     Raises:
         InputError: rawpy is missing, or LibRaw cannot develop the file.
@@ -115,7 +115,7 @@ def develop(data: bytes, kind: str, white_balance: tuple[float, ...] | None = No
                 output_color=rawpy.ColorSpace.sRGB,
                 highlight_mode=rawpy.HighlightMode.Clip,
             )
-    except Exception as error:  # LibRaw's errors, and a sensor that it does not know
+    except Exception as error:  # LibRaw's errors, or a sensor that it does not know
         raise InputError(f"is a camera raw file ({kind}) that cannot be developed: {_text(error)}") from None
     return np.take(_srgb_table(), linear), white_balance
 

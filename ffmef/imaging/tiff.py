@@ -1,4 +1,4 @@
-"""TIFF pictures of 16 bit and floating point, and the writing of all of them: Pillow has neither."""
+"""Reads 16-bit and floating-point TIFF, and writes all TIFF: Pillow can do neither."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ffmef.errors import InputError
 from ffmef.imaging import metadata
 from ffmef.imaging.png import decode_opencv
 
-_STRIP_SAMPLES = 1 << 20  # samples of a strip
+_STRIP_SAMPLES = 1 << 20  # samples per strip
 _UNSIGNED, _FLOAT = 1, 3  # SampleFormat
 _ICC_PROFILE = 34675
 _ASSOCIATED = 1  # ExtraSamples: alpha that is multiplied into the colours
 
 
 def sample_type(data: bytes) -> np.dtype:
-    """Return the type in which a file's samples are kept: uint8 (also for fewer bits), uint16 or float32.
+    """Return the type that holds a file's samples: uint8 (also for fewer bits), uint16 or float32.
 
     Raises:
-        InputError: signed or complex samples, or integers of another width.
+        InputError: the samples are signed, complex, or integers of another width.
     """
     with _opened(data) as file:
         page = file.pages[0]
@@ -38,7 +38,7 @@ def sample_type(data: bytes) -> np.dtype:
 
 
 def pages(data: bytes) -> int:
-    """Return how many pictures of full size a file holds."""
+    """Return how many full-size pictures a file holds."""
     with _opened(data) as file:
         return sum(not page.is_reduced and not page.is_mask for page in file.pages[:1000])
 
@@ -46,7 +46,7 @@ def pages(data: bytes) -> int:
 def _opened(data: bytes):
     import tifffile
 
-    logging.getLogger("tifffile").disabled = True  # what matters is raised
+    logging.getLogger("tifffile").disabled = True  # anything important is raised
     return tifffile.TiffFile(io.BytesIO(data))
 
 
@@ -61,7 +61,7 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def _divided(samples: np.ndarray) -> np.ndarray:
-    """Return samples whose last channel, alpha, is not multiplied into the others any more."""
+    """Divide the other channels by the last one, alpha, which was multiplied into them."""
     opaque = np.float32(65535 if samples.dtype == np.uint16 else 1)
     alpha = samples[..., -1:].astype(np.float32)
     colours = samples[..., :-1] * (opaque / np.where(alpha > 0, alpha, opaque))
@@ -86,7 +86,7 @@ def _decode(data: bytes) -> np.ndarray:
             samples = page.asarray()
             samples = np.moveaxis(samples, 0, -1) if planar else samples
             return samples if samples.dtype == np.uint16 else samples.astype(np.float32)
-    # tifffile leaves LZW and a few others to a further package. libtiff reads them, and turns the picture upright.
+    # tifffile needs a further package for LZW and a few others. libtiff reads them, and turns the picture upright.
     samples = decode_opencv(data, (np.uint16, np.float32, np.float64))
     samples = samples if samples.dtype == np.uint16 else samples.astype(np.float32)
     orientation, _ = metadata.read_exif(lambda: metadata.tiff_exif(data))
@@ -101,9 +101,9 @@ def profile(data: bytes) -> bytes | None:
 
 
 def encode(samples: np.ndarray, *, alpha: bool, icc: bytes | None, exif: bytes | None, level: int) -> bytes:
-    """Return the file of uint8, uint16 or float32 samples, (H, W) or (H, W, channels).
+    """Return a file with uint8, uint16 or float32 samples, (H, W) or (H, W, channels).
 
-    Pillow writes the directory, the strips are ours: Pillow has no 16-bit RGB, nor EXIF if compressing.
+    Pillow writes the directory and we write the strips: Pillow has no 16-bit RGB, and no EXIF with compression.
 
     Args:
         alpha: the last channel is alpha, not multiplied into the colours.
