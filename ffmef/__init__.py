@@ -1,7 +1,7 @@
 """Image fusion by predicted filters: a fused operator, the FFMEF networks, their losses, metrics and tools.
 
-Importing builds nothing, prints nothing, touches no GPU and does not load torch: modules are loaded when they are
-first named. To call ``torch.ops.ffmef`` directly, import :mod:`ffmef.ops` first: it registers the operators.
+Importing builds nothing, prints nothing, touches no GPU and does not load torch: modules are loaded on first use.
+To call ``torch.ops.ffmef`` directly, import :mod:`ffmef.ops` first: it registers the operators.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import importlib
 from ffmef.errors import InputError
 from ffmef.version import __version__
 
-TYPE_CHECKING = False  # as type checkers know it; importing typing would be most of the time that this module takes
+TYPE_CHECKING = False  # type checkers know the name; importing typing would take most of this module's time
 if TYPE_CHECKING:
     from typing import Any
 

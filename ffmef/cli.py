@@ -17,7 +17,7 @@ from ffmef.version import __version__
 CATCHING = ("batch", "evaluate", "train")  # clean up after KeyboardInterrupt: other processes, checkpoints
 
 
-# What the system's refusals say, from wherever they come, and what a user needs to know.
+# Texts of the system's errors, wherever they come from, and what a user needs to know.
 _SYSTEM_LIMITS = {
     "can't start new thread": "the system permits no further thread: it lacks memory, or limits them",
     "failed to map segment": "there is not enough memory to load a library",
@@ -27,20 +27,20 @@ _SYSTEM_LIMITS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says a mistake in one line; the usage is what ``--help`` prints."""
+    """Reports a mistake in one line; only ``--help`` prints the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {printable(' '.join(message.split()))} ('{self.prog} --help' lists the options)\n")
 
     def _print_message(self, message: str, file=None) -> None:
-        (file or sys.stderr).write(message)  # argparse would pass over a full disk in silence
+        (file or sys.stderr).write(message)  # argparse would silently ignore a full disk
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """Return the parser with one subparser for each module of :mod:`ffmef.commands`.
 
     Args:
-        chosen: import and describe this command alone, the others by one line each; None means all.
+        chosen: import and describe only this command, and list the others by one line each; None means all.
     """
     parser = _Parser(prog="ffmef", description="Fuse pictures of one scene into one picture.")
     parser.add_argument("--version", action="version", version=f"ffmef {__version__}")
@@ -59,7 +59,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 
 def _summary(module: pkgutil.ModuleInfo) -> str:
     """Return the first line of a module's docstring; importing all of them takes longer than most answers."""
-    finder: Any = module.module_finder  # of files or of an archive
+    finder: Any = module.module_finder  # for files or for an archive
     source = finder.find_spec(module.name).loader.get_source(module.name)
     return source.split('"""', 2)[1].strip().splitlines()[0]
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare_streams() -> None:
-    """Let no file opened later become a standard stream that the caller closed (``2>&-``), and print every name."""
+    """Keep files opened later from becoming a standard stream that the caller closed (``2>&-``); print any name."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
             continue
@@ -105,7 +105,7 @@ def _run(args: argparse.Namespace) -> int:
     except MemoryError:
         print(f"ffmef {args.command}: there is not enough memory", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a name that is too long, a lost file system: wherever it was met
+    except OSError as error:  # a full disk, a name that is too long or a lost file system, from anywhere
         name = printable(str(error.filename)) if error.filename is not None else ""
         name = f"{name[:200]} ..." if len(name) > 200 else name
         print(f"ffmef {args.command}: {name and name + ': '}{error.strerror or error}", file=sys.stderr)

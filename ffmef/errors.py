@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Return text in one line that can be printed whatever it holds: names of files may hold line breaks.
+    """Return text as one printable line: file names may hold line breaks and more.
 
     >>> printable("two\\nlines \\ud800 \u00fc")
     'two\\\\nlines \\\\ud800 \u00fc'

@@ -1,4 +1,4 @@
-"""From files to a file: what one call of ``ffmef fuse`` and one group of ``ffmef batch`` do."""
+"""From files to a file: the work of one call of ``ffmef fuse`` and of one group of ``ffmef batch``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STANDARD_FORMATS = ("png", "jpg", "tif", "webp", "bmp", "exr")
 
 @dataclass(frozen=True)
 class Options:
-    """How to fuse and how to write; the pictures and the target decide what is None.
+    """How to fuse and how to write; where an option is None, the pictures and the target decide.
 
     Attributes:
         task: mef, mff or vif.
@@ -30,8 +30,8 @@ class Options:
         crop: cut to what every aligned frame covers.
         reference: the frame that stays where it is and gives the EXIF block: its number from 1, or its path; None takes
             the best exposed one.
-        standard_format: extension that says what is written to standard output (None: png), or to a file whose name
-            has no extension that does.
+        standard_format: extension that names the format for standard output (None: png), or for a file whose name does
+            not.
         fusion: the further arguments of :func:`ffmef.pipeline.fuse_pictures`.
     """
 
@@ -50,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job did: the size and depth written, the seconds that fusion took, and what is to be said about it."""
+    """What a job did: the size and depth written, the seconds that fusion took, and remarks."""
 
     width: int
     height: int
@@ -60,10 +60,10 @@ class Outcome:
 
 
 def check(output: str, options: Options) -> None:
-    """Raise what is wrong with the target and its options before anything is read.
+    """Check the target and its options before anything is read.
 
     Raises:
-        InputError: naming the option.
+        InputError: an option cannot be used; the message names it.
     """
     name = _target_format(output, options)
     if options.quality is not None and not 1 <= options.quality <= 100:
@@ -106,7 +106,7 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
         remark: called with each line that the user should read, as soon as it is known.
 
     Raises:
-        InputError: naming the file or option at fault; nothing is written then.
+        InputError: a file or option cannot be used; the message names it, and nothing is written.
     """
     from ffmef import pipeline
     from ffmef.imaging import bracket, io, paths
@@ -237,12 +237,12 @@ def _frames_together(stack: _Stack, options: Options, remark) -> list:
     stack.exif = exif or stack.exif
     dtype = pictures[0].pixels.dtype
     _, masks = usable_parts([p.alpha for p in pictures], np.iinfo(dtype).max if dtype.kind == "u" else 1)
-    # Continued into the margins, because their edges would be the sharpest places.
+    # Continued into the margins: otherwise the margins' edges would be the sharpest places.
     return [p.pixels if mask is None else continued(p.pixels, mask) for p, mask in zip(pictures, masks, strict=True)]
 
 
 class _Stack:
-    """Reads the frames of a stack one at a time, alike, and keeps what the files say beside their samples."""
+    """Reads the frames of a stack one at a time, made comparable, and keeps the files' metadata."""
 
     def __init__(self, inputs: Sequence[str], remark):
         self.inputs, self.remark = list(inputs), remark
@@ -295,7 +295,7 @@ class _Stack:
             self.remark(line)
 
     def note(self, picture) -> None:
-        """Keep a picture's alpha, profile and EXIF data where they are the first."""
+        """Keep a picture's alpha, profile and EXIF data if they are the first."""
         from ffmef.imaging import io
 
         self.shape = self.shape or picture.pixels.shape[:2]

@@ -1,7 +1,7 @@
-"""The operators in ONNX: what ``torch.onnx.export(dynamo=True)`` writes for them, in standard operators alone.
+"""The operators in ONNX: what ``torch.onnx.export(dynamo=True)`` writes for them, in standard operators only.
 
-Importing this module needs the extra ``export``. Whoever exports a network need not: :mod:`ffmef.ops` tells torch's
-exporter of these translations when it is first used.
+Importing this module needs the extra ``export``. Exporting a network does not require the import: :mod:`ffmef.ops`
+tells torch's exporter about these translations when it is first used.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def adaptive_fuse(images: TReal, filters: Sequence[TReal], alphas: TReal, paddin
         for tap in range(size * size):
             product = op.Mul(_cut(level, [2], [tap], [tap + 1]), _window(padded, size, *divmod(tap, size)))
             response = product if response is None else op.Add(response, product)
-        # Over the images last: additions of whole tensors are faster than many sums along one axis.
+        # The images come last: adding whole tensors is faster than many sums along one axis.
         fused = op.ReduceSum(response, _ints(1), keepdims=0)
         fused = op.Mul(fused, op.Gather(alphas, op.Constant(value_int=index)))
         total = fused if total is None else op.Add(total, fused)
@@ -109,7 +109,7 @@ def _levels(images: Any, bands: int) -> list[Any]:
 
 
 def _collapse(out: Any, levels: list[Any], weights: Any, scale: int) -> Any:
-    """Add to the lowest level, (B, 1, C, h, w), the bands above it by their weights."""
+    """Add the weighted bands above it to the lowest level, (B, 1, C, h, w)."""
     for level in reversed(range(len(levels) - 1)):
         band = op.Sub(levels[level], _expand(levels[level + 1], 2, levels[level]))
         share = op.Unsqueeze(op.Gather(weights, _int(level), axis=1), _ints(2))
@@ -234,7 +234,7 @@ _FUNCTIONS = {
 
 
 def _wide(tensor: Any) -> int:
-    """Return ONNX's number of the dtype in which sums are kept."""
+    """Return ONNX's number for the dtype in which sums are kept."""
     return FLOAT.dtype if tensor.dtype.name in _HALVES else int(tensor.dtype)
 
 
@@ -256,7 +256,7 @@ def _cut(tensor: Any, axes: list[int], starts: list[int], ends: list[int]) -> An
 
 
 def _window(padded: Any, size: int, row: int, column: int) -> Any:
-    """Return the part of padded images that a tap reads; ends count from the end, so that sizes may change."""
+    """Return the part of padded images that a tap reads; ends count from the end, so sizes may change."""
     if size == 1:
         return padded
     ends = [_END if place == size - 1 else place + 1 - size for place in (row, column)]
@@ -271,7 +271,7 @@ def _pad(images: Any, radius: int, padding_mode: str, height: Any, width: Any) -
         return op.Pad(images, amounts)
     if padding_mode == "replicate":
         return op.Pad(images, amounts, mode="edge")
-    # ONNX's own modes refuse to go round or to bounce more than once.
+    # ONNX's modes refuse to wrap or to reflect more than once.
     for axis, size in ((3, height), (4, width)):
         images = op.Gather(images, _padded_index(size, radius, padding_mode), axis=axis)
     return images

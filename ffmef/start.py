@@ -1,4 +1,4 @@
-"""Where the ``ffmef`` command begins: Ctrl-C is one line from here on, also while everything else is being imported."""
+"""Where the ``ffmef`` command begins: from here on Ctrl-C gives one line, even during the other imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def end(*_) -> None:
-    """End the process at once, as :mod:`ffmef.interruption` does later on, when there is something to clean up."""
+    """End the process at once, as :mod:`ffmef.interruption` does later, when there is something to clean up."""
     os.write(2, b"ffmef: interrupted\n")
     os._exit(130)
 
@@ -19,25 +19,25 @@ def main() -> int:
     if ours:
         signal.signal(signal.SIGINT, end)
     if sys.argv[1:2] in (["fuse"], ["batch"]):
-        # They need no linear algebra, whose threads take memory, and which crashes where there is none for them.
+        # No linear algebra is needed; its threads take memory, and it crashes if there is none for them.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from ffmef.cli import main as run
 
     try:
         try:
             status = run()
-        except SystemExit as ending:  # of argparse
+        except SystemExit as ending:  # from argparse
             status = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter writes once more at its end
         status = 0
-        if not isinstance(error, BrokenPipeError):  # then whoever read it has seen enough
+        if not isinstance(error, BrokenPipeError):  # a broken pipe only means that the reader has seen enough
             os.write(2, f"ffmef: standard output: {error.strerror}\n".encode())
             status = 2
     if ours:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; the interpreter is only putting things away
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done; the interpreter is only shutting down
     return status
 
 

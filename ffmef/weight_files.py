@@ -48,7 +48,7 @@ def find(name_or_path: str | Path) -> Path:
 
 
 def _current_name(name: str) -> str:
-    """Return the name of bundled weights, that of today for an old one."""
+    """Return the name of bundled weights, with an old name replaced by the current one."""
     new = RENAMED_WEIGHTS.get(name)
     if new is None or (FOLDER / f"{name}.safetensors").is_file() or not (FOLDER / f"{new}.safetensors").is_file():
         return name
@@ -68,7 +68,7 @@ def printable(text: object, most: int = 80) -> str:
 
 
 def facts(path: Path) -> dict[str, str]:
-    """Return what a safetensors file says of itself; nothing for other files.
+    """Return the facts in a safetensors file's header; none for other files.
 
     Example:
         >>> facts(find("vif"))["glare"]
@@ -79,12 +79,12 @@ def facts(path: Path) -> dict[str, str]:
     try:
         with safe_open(str(path), framework="numpy") as file:
             return file.metadata() or {}
-    except Exception:  # whatever damaged bytes lead to; loading the model says why
+    except Exception:  # whatever damaged bytes lead to; loading the model then says why
         return {}
 
 
 def stamp(path: Path) -> tuple:
-    """Return what changes when a file does, or raise InputError where it cannot be read.
+    """Return a value that changes when a file does, or raise InputError if the file cannot be read.
 
     Example:
         >>> stamp(find("mef")) == stamp(find("mef"))

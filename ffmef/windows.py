@@ -6,7 +6,7 @@ import math
 
 
 def gaussian(size: int, sigma: float) -> tuple[float, ...]:
-    """Return the ``size`` samples of a Gaussian of ``sigma`` pixels, made to sum to 1.
+    """Return the ``size`` samples of a Gaussian of ``sigma`` pixels, normalised to sum to 1.
 
     >>> gaussian(1, 1.5)
     (1.0,)

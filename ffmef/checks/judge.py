@@ -1,4 +1,4 @@
-"""Runs problems on a backend and says how far its results are from float64, in units of what is allowed."""
+"""Runs problems on a backend and says how far its results are from float64, in units of the tolerance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tally:
     """What a backend did on the matrix."""
 
     passed: int = 0
-    worst: float = 0.0  # in units of what is allowed
+    worst: float = 0.0  # in units of the tolerance
     failures: list[str] = field(default_factory=list)
 
 
@@ -37,21 +37,21 @@ def results(problem: AnyProblem, device: str, backend: Backend) -> list[torch.Te
 
 
 def references(problem: AnyProblem, magnitudes: bool) -> list[torch.Tensor]:
-    """Return the same in float64 from plain torch, of the values or of their terms' magnitudes."""
+    """Return the same in float64 from plain torch, for the values or for the magnitudes of their terms."""
     import torch
 
     tensors, gradient = inputs(problem, "cpu")
     change = torch.abs if magnitudes else torch.clone
     leaves = [change(leaf.double()).contiguous().requires_grad_() for leaf in tensors]
     output = problem.define(leaves, magnitudes)
-    # Weights of no band have no part in the output.
+    # Weights without a band do not affect the output.
     found = torch.autograd.grad(output, leaves, change(gradient.double()), allow_unused=True)
     grads = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, found, strict=True)]
     return [part.detach() for part in (output, *grads)]
 
 
 def error_of(problem: AnyProblem, found: list[torch.Tensor]) -> float:
-    """Return the largest error of any element in units of what is allowed."""
+    """Return the largest error of any element in units of the tolerance."""
     worst = 0.0
     values, magnitudes = references(problem, False), references(problem, True)
     slack = tolerances.slack(problem.dtype)
@@ -66,7 +66,7 @@ def error_of(problem: AnyProblem, found: list[torch.Tensor]) -> float:
 
 
 def check(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
-    """Run the matrix; a problem passes if it is right and the same when run again."""
+    """Run the matrix; a problem passes if its results are right and a second run repeats them."""
     import torch
 
     tally = Tally()
@@ -88,7 +88,7 @@ def check(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
 
 
 def prediction_error(problem: Problem, device: str, backend: Backend) -> float:
-    """Return predict_and_fuse's largest error in units of what is allowed; infinity where it changes when run again."""
+    """Return predict_and_fuse's largest error in units of the tolerance; infinity if a second run differs."""
     import torch
 
     from ffmef.ops import predict_and_fuse, reference
@@ -121,7 +121,7 @@ def prediction_error(problem: Problem, device: str, backend: Backend) -> float:
 
 
 def network_error(height: int, width: int, device: str, backend: Backend) -> float:
-    """Return the whole network's largest error in units of what is allowed, against float64 layers on the CPU."""
+    """Return the whole network's largest error in units of the tolerance, against float64 layers on the CPU."""
     import torch
 
     from ffmef.models import FFMEF
@@ -141,7 +141,7 @@ def network_error(height: int, width: int, device: str, backend: Backend) -> flo
 
 
 def check_others(backend: Backend, device: str, interpreted: bool) -> tuple[list[str], bool]:
-    """Return lines on the operators beside adaptive_fuse that ``backend`` has, and whether one of them failed."""
+    """Return lines about the other operators that ``backend`` has, and whether one of them failed."""
     checks: list[tuple[str, Callable[[], float]]] = []
     if backend in ("triton", "cuda"):
         for problem in predictions(interpreted):

@@ -1,4 +1,4 @@
-"""Problems that every backend of an operator has to solve: shapes, dtypes, paddings, paths of kernels and layouts."""
+"""Problems that every backend of an operator must solve: shapes, dtypes, paddings, kernel paths and layouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ffmef.ops.types import Backend, PaddingMode
 
-FILTER_SIZES = (1, 3, 5)  # of the paper, which timings take
+FILTER_SIZES = (1, 3, 5)  # of the paper, used for timings
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PyramidProblem:
 def pyramid_terms(
     images: torch.Tensor, weights: torch.Tensor, base: torch.Tensor, scale: int, sign: int
 ) -> torch.Tensor:
-    """Return the definition of pyramid_fuse; with sign 1 its bands add where they subtract, for magnitudes."""
+    """Return pyramid_fuse by its definition; with sign 1, bands add where they subtract, for magnitudes."""
     from ffmef.ops.reference import expand, halve
 
     bands = weights.shape[1]
@@ -158,7 +158,7 @@ def interpretable(problems: list[AnyProblem]) -> list[AnyProblem]:
 
 
 def predictions(interpreted: bool) -> list[Problem]:
-    """Return the problems of predict_and_fuse: every dtype, with and without vectors, maps taken in turns."""
+    """Return the problems of predict_and_fuse: every dtype, with and without vector loads, maps in groups."""
     problems = []
     for dtype in TOLERANCE:
         problems += [
@@ -171,7 +171,7 @@ def predictions(interpreted: bool) -> list[Problem]:
 
 
 def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
-    """Return equal values in another memory layout; what lies between them is not a number."""
+    """Return equal values in another memory layout, with NaN in the gaps."""
     sizes = tuple(tensor.shape)
     if layout == "transposed":
         return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)

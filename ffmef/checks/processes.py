@@ -1,4 +1,4 @@
-"""The matrix shared by several processes: Triton compiles some kernels for every problem, seconds each."""
+"""Shares the matrix among several processes: Triton takes seconds to compile the kernels of every problem."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_WORKERS = 14
 
 
 def worker_count(backend: str, device: str) -> int:
-    """Return how many processes check a backend: several where kernels are compiled as they are met."""
+    """Return how many processes check a backend: several if kernels are compiled on first use."""
     import torch
 
     if backend != "triton" or device != "cuda":
@@ -28,9 +28,9 @@ def worker_count(backend: str, device: str) -> int:
 
 
 def check_in_processes(backend: Backend, device: str, problems: list[AnyProblem], workers: int) -> Tally:
-    """Do what :func:`check` does, the problems dealt out to ``workers`` processes.
+    """Do what :func:`check` does, with the problems shared among ``workers`` processes.
 
-    The result is that of one process, but for the order of the failures.
+    The result is that of one process, except for the order of the failures.
     """
     if workers == 1:
         return check(backend, device, problems)

@@ -14,5 +14,5 @@ NETWORK = 1e-4  # of the whole network's luminance, whose range is 1
 
 
 def slack(dtype: str) -> float:
-    """Return the factor by which more is allowed here: Triton's interpreter truncates to bfloat16 where GPUs round."""
+    """Return the factor on the tolerance here: Triton's interpreter truncates to bfloat16 where GPUs round."""
     return 2.0 if dtype == "bfloat16" and os.environ.get("TRITON_INTERPRET") == "1" else 1.0

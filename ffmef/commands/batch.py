@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         _try_fusion(options)
         _try_output(args.output)
         for folder in {Path(job.target).parent for job in todo}:
-            files.remove_leftovers(folder, of_ended_processes=True)  # a killed run could not
+            files.remove_leftovers(folder, of_ended_processes=True)  # a killed run could not remove them
     return _perform(args, plan, todo, there, batch, processes)
 
 
@@ -122,7 +122,7 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
 
 
 def _check_output(output: str, extension: str, options, jobs) -> None:
-    """Raise what is wrong with every target alike."""
+    """Raise an error that would be the same for every target."""
     from ffmef.imaging import paths
 
     if output in ("", paths.STANDARD):
@@ -135,19 +135,19 @@ def _check_output(output: str, extension: str, options, jobs) -> None:
 
 
 def _try_fusion(options) -> None:
-    """Raise what is wrong with the weights, backend or device before thousands of jobs do."""
+    """Raise errors of the weights, backend or device once, before thousands of jobs do."""
     import numpy as np
 
     from ffmef import pipeline
 
     frames = [np.full((32, 32, 3), level, np.uint8) for level in (60, 180)]
-    deghost = options.fusion["deghost"] is not False  # from whichever frame: brackets differ in length
+    deghost = options.fusion["deghost"] is not False  # any frame does: brackets differ in length
     images = dict(zip(("infrared", "visible"), frames, strict=True)) if options.task == "vif" else frames
     pipeline.fuse(images, options.task, **{**options.fusion, "deghost": deghost})
 
 
 def _try_output(output: str) -> None:
-    """Make the folder of the results, and raise where nothing can be written into it."""
+    """Create the folder for results, and raise if nothing can be written into it."""
     try:
         os.makedirs(output, exist_ok=True)
         with tempfile.TemporaryFile(dir=output):
@@ -157,7 +157,7 @@ def _try_output(output: str) -> None:
 
 
 def _absolute(options):
-    """Return the options with the path of a weights file that workers in other folders find too."""
+    """Return the options with an absolute path of the weight file, for workers in other folders."""
     weights = options.fusion["weights"]
     if weights is None or not os.path.isfile(weights):
         return options

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     model = models.load(args.weights)
     if isinstance(model, models.FFMEF) and args.count != 2:
         raise InputError(f"count must be 2 for the network of {args.weights}, got {args.count}")
-    if isinstance(model, models.FocusNet):  # the number of its bands follows the size of the picture
+    if isinstance(model, models.FocusNet):  # the number of its bands depends on the size of the picture
         raise InputError(f"weights must be of a network that takes free sizes, got those of FocusNet: {args.weights}")
     write = _write_onnx if output.suffix == ".onnx" else _write_compiled if args.aot else _write_program
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def exported(model: nn.Module, count: int) -> tuple[tuple[Tensor, ...], dict[str
     """Return the example and the options of ``torch.export.export`` and ``torch.onnx.export`` for free sizes."""
     import torch
 
-    # Multiples of 64 would hide what odd borders need.
+    # Multiples of 64 would not exercise odd borders.
     example = (torch.rand(1, count, 76, 92),)
     sizes = {2: torch.export.Dim("height", min=16, max=16384), 3: torch.export.Dim("width", min=16, max=16384)}
     return example, {"dynamic_shapes": (sizes,)}

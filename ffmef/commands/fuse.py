@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_fusion_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what one picture and a batch of pictures have in common."""
+    """Add the options that ``ffmef fuse`` and ``ffmef batch`` share."""
     add = parser.add_argument
     add("--task", default="mef", help="mef: exposures (default); mff: a focus stack; vif: infrared and visible")
     add(
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     options = fusion_options(args)
     inputs = _inputs(args)
     report = sys.stderr if paths.is_standard_output(args.output) else sys.stdout
-    # Remarks wait for the picture: a mistake is one line, whatever was remarked before it.
+    # Remarks wait for the picture: a mistake must stay one line, whatever was remarked before it.
     remarks = [
         f"{name} is given {inputs.count(name)} times and counts as often"
         for name in dict.fromkeys(inputs)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def fusion_options(args: argparse.Namespace):
-    """Return the options that the arguments of :func:`add_fusion_arguments` make.
+    """Return the options for the arguments of :func:`add_fusion_arguments`.
 
     Raises:
         InputError: a value breaks its rule.
@@ -149,7 +149,7 @@ def _adjustments(args: argparse.Namespace):
 
     values = {name: getattr(args, name) for name in ("brightness", "contrast", "saturation", "prefer")}
     for name, text in values.items():
-        with contextlib.suppress(ValueError):  # what is no number is named below
+        with contextlib.suppress(ValueError):  # the error for other text comes below
             values[name] = float(text)
     try:
         return Adjustments(**values)
@@ -181,7 +181,7 @@ def whole_number(text: None, name: str, least: int = 0, most: int | None = None)
 
 
 def whole_number(text: str | None, name: str, least: int = 0, most: int | None = None) -> int | None:
-    """Return an argument's number, or raise what is wrong with it."""
+    """Return an argument's number, or raise an error that says what is wrong."""
     if text is None:
         return None
     if not text.removeprefix("-").isdecimal():

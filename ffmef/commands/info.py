@@ -60,9 +60,9 @@ def lines() -> list[str]:
 
 
 def operator_lines() -> list[str]:
-    """Say for each operator which backends have kernels that run here, within which limits, and what one alone lacks.
+    """Say which backends have kernels for each operator here, their limits, and why one lacks a kernel.
 
-    Reasons that concern a backend as a whole are in the list of backends.
+    Reasons that concern a whole backend are in the list of backends.
     """
     from ffmef.ops import _backends
 

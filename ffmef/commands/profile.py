@@ -94,10 +94,10 @@ def itemsize(dtype: str) -> int:
 
 
 def planes_moved(args: argparse.Namespace, sizes: list[int]) -> int:
-    """Return the least planes of one image's size that must be read and written.
+    """Return the least number of image-sized planes to read and write.
 
-    Forward: filters and images in, one plane out. Backward: the gradient, the images and one plane a level, which the
-    forward pass saved, in; the filters' gradients out.
+    Forward: filters and images in, one plane out. Backward: the gradient, the images and one plane per level, saved by
+    the forward pass, in; the filters' gradients out.
     """
     taps = args.images * sum(size * size for size in sizes)
     forward = taps + args.images + 1
@@ -105,7 +105,7 @@ def planes_moved(args: argparse.Namespace, sizes: list[int]) -> int:
 
 
 def by_device(backends: dict[str, str | None]) -> dict[str, list[str]]:
-    """Return the names of the available backends by the device that they compute on."""
+    """Return the names of the available backends by device."""
     import torch
 
     devices: dict[str, list[str]] = {}

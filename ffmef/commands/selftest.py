@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def usable_backends(device: str, wanted: str | None) -> list[Backend]:
-    """Return the backends to check, or raise InputError with the reason why there is none."""
+    """Return the backends to check, or raise InputError that says why there is none."""
     import torch
 
     from ffmef.ops import backends
@@ -89,7 +89,7 @@ def graph_capture(backend: Backend) -> str:
 
     problem = checks.Problem("float32", "zeros", 1, 2, 1, 64, 128, checks.FILTER_SIZES)
     (images, *filters, alphas), _ = checks.inputs(problem, "cuda")
-    adaptive_fuse(images, filters, alphas, backend=backend)  # what is compiled or tuned at first use
+    adaptive_fuse(images, filters, alphas, backend=backend)  # compiles and tunes before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         output = adaptive_fuse(images, filters, alphas, backend=backend)
@@ -100,7 +100,7 @@ def graph_capture(backend: Backend) -> str:
 
 
 def timing(backend: Backend, device: str) -> list[str]:
-    """Return lines with times and bandwidths beside a plain copy's, the floor of what memory allows."""
+    """Return lines with times and bandwidths, compared with a plain copy, the limit that memory sets."""
     import torch
 
     copy = _copy_bandwidth(device)

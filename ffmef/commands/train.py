@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> None:
     if args.resume and file is None and (folder / "config.toml").exists():
         file = folder / "config.toml"
     config = resolve(file, overrides)
-    for package in ("lightning_fabric", "tensorboard", "tqdm"):  # imported late, in the middle of a run
+    for package in ("lightning_fabric", "tensorboard", "tqdm"):  # otherwise first imported in the middle of a run
         if importlib.util.find_spec(package) is None:
             raise InputError(f"training needs the package {package}; install ffmef[train]")
     from ffmef.training.memory import return_large_blocks
     from ffmef.training.trainer import Trainer
 
     if config.model_options.get("backend") == "recompute" or config.model_options.get("recompute"):
-        return_large_blocks()  # who trades time for memory once does it here, too
+        return_large_blocks()  # "recompute" already trades time for memory
     trainer = Trainer(config, folder, resume=args.resume)
     if trainer.fabric.is_global_zero:
         count = sum(parameter.numel() for parameter in trainer.plain.parameters())

@@ -22,7 +22,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a state written by :func:`save`; only tensors and plain values are read, no code is run.
+    """Read a state written by :func:`save`: tensors and plain values only; no code is run.
 
     Raises:
         InputError: the file is missing, damaged or no checkpoint.

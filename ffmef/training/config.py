@@ -16,8 +16,8 @@ from ffmef.models import registry
 
 LOSSES = ("gif", "picture", "mef-ssim", "pmgi", "truth")
 
-# Least and most of every setting that counts something. The upper ends only keep out numbers of which no machine can
-# make sense: a slip of the keyboard must not end in a machine without memory.
+# Least and most of every setting that counts something. The upper limits only keep out absurd numbers: a typing error
+# must not exhaust the machine's memory.
 _RANGES = {
     "epochs": (1, 10**9),
     "until": (0, 10**9),
@@ -161,7 +161,7 @@ class Config:
         for name in ("model_options", "loss_options"):
             _check_options(name, getattr(self, name))
         if not self.order:
-            # The infrared picture goes first, as in the published weights; the darker one where exposures differ.
+            # The infrared picture goes first, as in the published weights; of exposures, the darker one.
             self.order = {"mef": "luminance", "mff": "given", "vif": "reversed"}[self.task]
 
     def write(self, path: Path) -> None:
@@ -224,7 +224,7 @@ def _toml(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    text = json.dumps(value, ensure_ascii=False)  # TOML knows no pairs of surrogates
+    text = json.dumps(value, ensure_ascii=False)  # TOML has no surrogate pairs
     return text.replace("\x7f", "\\u007f")
 
 
@@ -246,7 +246,7 @@ def _at_most(name: str, value: int, most: int) -> None:
 def _check_names(name: str, value: list) -> None:
     for item in value:
         if not isinstance(item, str) or not item.strip():
-            # An empty name would be the working folder.
+            # An empty name would mean the working folder.
             raise InputError(f"{name} must be a list of names, got {item!r} among them")
 
 

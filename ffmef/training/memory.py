@@ -12,10 +12,9 @@ _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 def return_large_blocks() -> bool:
     """Make glibc map each block of 4 MiB or more separately; return whether this system has such a setting.
 
-    By itself it keeps freed maps of a picture in the heap, where smaller blocks cut them up: the process grows to
-    several
-    times of what is in use. Own mappings are returned when they are freed, and cleared again for each new block,
-    which takes time. It holds for the whole process and cannot be undone.
+    Otherwise glibc keeps freed maps of a picture in the heap, where smaller blocks fragment them: the process grows to
+    several times the memory in use. Separate mappings are returned when freed, but every new one must be cleared, which
+    takes time. The setting holds for the whole process and cannot be undone.
 
     Example:
         >>> return_large_blocks() in (True, False)

@@ -27,12 +27,12 @@ _THIN = {nn.Conv2d: ThinConv2d, nn.ConvTranspose2d: ThinConvTranspose2d}
 
 
 def use_native_operators(model: nn.Module) -> int:
-    """Change how a model's layers are computed, not what they compute; return how many convolutions are concerned.
+    """Change how a model's layers compute, not what they compute; return how many convolutions changed.
 
-    An FFMEF whose backend is None gets the backend "native". Within other models, layers that are exactly ``Conv2d`` or
-    ``ConvTranspose2d``, of stride 1 and few channels, that keep the size of the picture, are computed by
-    :func:`ffmef.ops.thin_convolution`. Weights and their names stay. On a GPU, or without the native library, these
-    fall back to torch's operators.
+    An FFMEF whose backend is None gets the backend "native". In other models,
+    :func:`ffmef.ops.thin_convolution` computes layers that are exactly ``Conv2d`` or ``ConvTranspose2d``, have stride 1
+    and few channels, and keep the size of the picture. Weights and their names stay. On a GPU, or without the native
+    library, these fall back to torch's operators.
     """
     if isinstance(model, FFMEF):
         if model.backend is None:

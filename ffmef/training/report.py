@@ -16,7 +16,7 @@ class LossTable:
 
     Args:
         folder: of the run.
-        epoch: rows of this epoch and later are dropped, for a resumed run writes them again.
+        epoch: rows of this epoch and later are dropped, because a resumed run writes them again.
     """
 
     def __init__(self, folder: Path, epoch: int = 0):
@@ -67,7 +67,7 @@ class LossTable:
 
 
 def contact_sheet(rows: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Return pictures (H, W, 3) in rows on white, each row as high as its highest picture."""
+    """Return pictures (H, W, 3) in rows on white, each row as high as its tallest picture."""
     lines = []
     for row in rows:
         height = max(picture.shape[0] for picture in row)

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss, "truth": TruthLoss}
 _MOST_PARAMETERS = 10**9
 _CORNER = 24  # pixels, side of what counts as a corner
-_WAIT_EVERY = 25  # steps between which a GPU is not waited for
+_WAIT_EVERY = 25  # steps between waits for a GPU
 
 
 class DivergedError(InputError):
@@ -58,11 +58,11 @@ def build_model(name: str, options: dict[str, Any]) -> nn.Module:
     """Return a model of :data:`ffmef.models.registry.MODELS` with its options.
 
     Raises:
-        InputError: an unknown name or option.
+        InputError: the name or an option is unknown.
     """
     spec = registry.find(name)
     try:
-        # Build on the meta device first, so that a slip of the keyboard is named before it fills the machine.
+        # Build on the meta device first: a typing error is then reported before it fills the memory.
         with torch.device("meta"):
             numbers = sum(parameter.numel() for parameter in spec.build(**options).parameters())
         if numbers > _MOST_PARAMETERS:
@@ -76,7 +76,7 @@ def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
     """Return the loss ``"gif"``, ``"picture"``, ``"mef-ssim"``, ``"pmgi"`` or ``"truth"`` with its options.
 
     Raises:
-        InputError: an unknown option.
+        InputError: an option is unknown.
     """
     try:
         return _LOSSES[name](**options)
@@ -85,7 +85,7 @@ def build_loss(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _check_size(loss: nn.Module, config: Config) -> None:
-    """Raise where the loss cannot take samples of the size, before any step is made."""
+    """Raise before the first step if the loss cannot take samples of the size."""
     try:
         rgb = torch.full((1, config.count, 3, config.size, config.size), 0.5)
         sources = Sources.from_rgb(rgb, truth=rgb[:, 0] if config.loss == "truth" else None)
@@ -105,7 +105,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
     The split is by scene, drawn from the seed; synthetic scenes are never used for validation.
 
     Raises:
-        InputError: no data, or fewer samples than one batch.
+        InputError: there is no data, or there are fewer samples than one batch.
     """
     parts: list[Scenes] = []
     held_out: list[np.ndarray] = []
@@ -125,7 +125,7 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         scenes = {name: paths for name, paths in found.items() if name not in config.exclude}
         if reverse:
             scenes = {name: paths[::-1] for name, paths in scenes.items()}
-        # By name, so that a scene present in two folders is on one side of the split only.
+        # By name: a scene that occurs in two folders then stays on one side of the split.
         kept_out = {name for name in scenes if _fraction(name, config.seed) < config.validation}
         parts.append(
             PictureScenes(
@@ -238,14 +238,15 @@ class Trainer:
     end ``weights.safetensors`` and ``losses.png``.
 
     Lightning Fabric places the model and the batches, starts or joins the processes of ``torchrun``, averages gradients
-    and scales the loss of float16; the loop stays ours, so that a step can be resumed to the bit.
+    and scales the loss of float16; the loop stays ours, which lets a run resume to the bit.
 
     Args:
         config: the settings.
         folder: of the run.
         resume: continue from ``checkpoint.pt`` in the folder.
-        model: a network of your own, copied, in place of the one that the settings name: ``forward`` takes luminance
-            (B, N, H, W) in [0, 1] and returns (B, 1, H, W), ``config()`` its arguments for the weights file.
+        model: your own network, which is copied, in place of the one that the settings name: ``forward`` takes
+            luminance (B, N, H, W) in [0, 1] and returns (B, 1, H, W), ``config()`` returns its arguments for the weight
+            file.
 
     Raises:
         InputError: a setting or the data cannot be used, or there is nothing to resume.
@@ -272,7 +273,7 @@ class Trainer:
                 spec.check_count(count)
         if config.initial:
             load_initial(model, config.initial)
-        # One kernel for all parameters; with scaled gradients it would unscale them itself, too late for clipping.
+        # One kernel for all parameters; with scaled gradients it would unscale them too late for clipping.
         fused = config.precision != "16-mixed"
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -285,7 +286,7 @@ class Trainer:
         self.step = self.epoch = self.batch = 0
         self.seconds = 0.0
         self._sums: dict[str, float] = {}
-        self._made: list[tuple[int, int, Tensor]] = []  # losses of steps that are not yet read
+        self._made: list[tuple[int, int, Tensor]] = []  # losses of steps, not yet read
         if state:
             self._restore(state, model, optimizer)
         if self.fabric.device.type == "cpu":
@@ -307,7 +308,7 @@ class Trainer:
             batch_sampler=self.batches,
             num_workers=self.config.workers,
             pin_memory=self.fabric.device.type == "cuda",
-            # Its own generator, because the loader must not draw from the random state that a checkpoint holds.
+            # A separate generator: the loader must not draw from the random state that a checkpoint holds.
             generator=torch.Generator(),
         )
 
@@ -362,11 +363,11 @@ class Trainer:
 
         Args:
             progress: show a bar on standard error.
-            stop_after: leave after so many steps of this call, without the last files; for tests and short slices.
+            stop_after: return after this many steps of this call, without the final files; for tests and short slices.
 
         Raises:
             DivergedError: the loss of a batch is not finite; the scenes of the batch are named.
-            InputError: the disk is full, or another reason why a file cannot be written.
+            InputError: a file cannot be written, for example because the disk is full.
         """
         table = LossTable(self.folder, self.epoch) if self.fabric.is_global_zero else None
         events = self._events() if self.fabric.is_global_zero else None
@@ -376,7 +377,7 @@ class Trainer:
         while not self._ended():
             self.batches.seek(self.epoch, self.batch)
             for batch in self.loader:
-                # Slicing the run must leave the state as a kill would: between two steps.
+                # A slice must leave the state as a kill would: between two steps.
                 if stop_after is not None and self.step - first >= stop_after:
                     self._read(bar, events)
                     self._save()
@@ -439,7 +440,7 @@ class Trainer:
         config = self.config
         total: float = config.epochs * len(self.batches)
         if config.minutes:
-            # As many steps as there will be at the pace so far: the schedule follows the clock.
+            # The number of steps at the pace so far: the schedule follows the clock.
             total = max(step, 1) * 60 * config.minutes / max(self.seconds, 1e-3)
         return config.learning_rate * rate_factor(
             step,
@@ -469,15 +470,15 @@ class Trainer:
         return into_range(fused * 255, sources.rgb * 255, ycbcr=sources.ycbcr)[0] / 255, merged
 
     def _cut(self, batch: Tensor, places: np.ndarray) -> Tensor:
-        """Return the part of each sample whose top and left are given, (B, 2)."""
+        """Return the part of each sample with the given top and left, (B, 2)."""
         size = self.config.size
         parts = [sample[..., y : y + size, x : x + size] for sample, (y, x) in zip(batch, places, strict=True)]
         return torch.stack(parts)
 
     def _changes(self, fused: Tensor, sources: Sources, batch: Tensor, places: np.ndarray) -> dict[str, Tensor]:
-        """Return what another cut of the samples and a mirrored border change in the fused picture.
+        """Return how another crop of the samples and a mirrored border change the fused picture.
 
-        With both, they take turns from step to step, and count twice then.
+        If both have a weight, they alternate from step to step and count twice.
         """
         terms = {}
         turn = self.step % 2 if self.config.mirror else None
@@ -528,7 +529,7 @@ class Trainer:
             )
         self.optimizer.step()
         if self.average is not None:
-            # The average of the first steps is short, so that it forgets the random start.
+            # The average is short in the first steps, to forget the random start.
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self.average.parameters()), list(self.plain.parameters()), 1 - decay)
@@ -630,7 +631,7 @@ def export(model: nn.Module, config: Config, steps: int) -> bytes:
 
 
 def load_initial(model: nn.Module, name_or_path: str) -> None:
-    """Load weights, by bundled name or from a file, into a model; into PyramidFFMEF also those of its earlier designs.
+    """Load weights, by bundled name or from a file, into a model; PyramidFFMEF also takes those of its earlier designs.
 
     Raises:
         InputError: the file is missing or does not fit.
