@@ -1,4 +1,4 @@
-"""The charts of the report, one function each; every function returns False where its records are missing."""
+"""The charts of the report, one function each; every function returns False if its records are missing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw_all(records: list[dict], folder: Path) -> list[str]:
 
 
 def running_time(records: list[dict], path: Path) -> bool:
-    """The paper's figure: one bar a method, logarithmic, ours in colour."""
+    """The paper's figure: one bar per method, logarithmic, ours in colour."""
     pairs = sorted((record for record in records if record["subject"] == "mefb"), key=lambda record: -record["pair_s"])
     if not pairs:
         return False

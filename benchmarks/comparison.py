@@ -43,7 +43,7 @@ class Comparison:
     ) -> dict[str, object]:
         """Measure ``run`` in turn with ``baseline`` and ``floor``; return the record, which may be added to.
 
-        ``floor`` does the least that any provider must do.
+        ``floor`` does the minimum that any provider must do.
 
         ``trial`` is a lighter call for warming up and for the peak memory, ``trials_a_round`` of which make a round
         of ``run``. ``clock`` names the clock that counts, where it is not the device's own. ``rounds`` are as many as
@@ -94,7 +94,7 @@ class Comparison:
         return self.benchmark.extra_info
 
     def warm_up(self, trial: Callable[[], object], memory: bool) -> tuple[float, dict | None]:
-        """Return the seconds and the peak memory of a trial, by a second call where one does not take too long."""
+        """Return the seconds and the peak memory of a trial, from a second call unless one takes too long."""
         for _ in range(2):
             peak, started = None, time.perf_counter()
             if memory:

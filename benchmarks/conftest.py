@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--device cuda: torch finds no CUDA device")
     if config.getoption("--mefb") and not config.getoption("--mefb").is_dir():
         raise pytest.UsageError(f"--mefb: {config.getoption('--mefb')} is not a folder")
-    # torch lets cuDNN use TF32 unless it is told not to: ten bits of mantissa, less than what results are checked for.
+    # By default torch lets cuDNN use TF32: ten bits of mantissa, fewer than the checks of results need.
     torch.backends.cudnn.allow_tf32 = config.getoption("--tf32")
     torch.backends.cuda.matmul.allow_tf32 = config.getoption("--tf32")
     given = [str(argument) for argument in config.invocation_params.args]
@@ -109,7 +109,7 @@ def device(pytestconfig: pytest.Config) -> str:
 
 @pytest.fixture(autouse=True)
 def without_gradients():
-    """Leave no graph behind by accident; a benchmark of a backward pass turns gradients on itself."""
+    """Keep no graph by accident; a benchmark of a backward pass turns gradients on."""
     with torch.no_grad():
         yield
 
@@ -118,7 +118,7 @@ def without_gradients():
 def compare(benchmark, mode: str, device: str, request: pytest.FixtureRequest) -> Iterator[Comparison]:
     yield Comparison(benchmark, mode, device)
     path = request.config.stash[JOURNAL]
-    if path and benchmark.extra_info:  # what is measured stays, whatever ends the run
+    if path and benchmark.extra_info:  # measurements are kept, whatever ends the run
         with path.open("a") as journal:
             record = {"fullname": request.node.nodeid, "extra_info": benchmark.extra_info}
             journal.write(json.dumps(record) + "\n")

@@ -33,7 +33,7 @@ def unfold(images: Tensor, filters: Sequence[Tensor], alphas: Tensor) -> Tensor:
 
 
 def shift_and_add(images: Tensor, filters: Sequence[Tensor], alphas: Tensor) -> Tensor:
-    """Add one shifted product a tap: no copy of the neighbourhoods, but one pass over the output for each tap."""
+    """Add one shifted product per tap: no copy of the neighbourhoods, but one pass over the output per tap."""
     batch, count, channels, height, width = images.shape
     widest = max(isqrt(weights.shape[2]) for weights in filters) // 2
     padded = F.pad(images, (widest,) * 4)

@@ -159,7 +159,7 @@ METHODS = {
     "Mertens (OpenCV)": Method("picture", mertens),
 }
 CPU_ONLY = {"Mertens (OpenCV)"}
-# What takes milliseconds a pair: all of MEFB's sizes are timed, in turn with the last of these.
+# Methods that take milliseconds per pair: all of MEFB's sizes are timed, in turn with the last of these.
 FASTEST = "PyramidFFMEF (pictures)"
 FAST = ("PyramidFFMEF", "MEFLUT", "MEFLUT (pictures)", "Mertens (OpenCV)", FASTEST)
 
@@ -167,7 +167,7 @@ FAST = ("PyramidFFMEF", "MEFLUT", "MEFLUT (pictures)", "Mertens (OpenCV)", FASTE
 def counts(name: str) -> tuple[int, float] | tuple[None, None]:
     """Return a method's parameters and its 10^9 multiply-adds for a 551 x 707 pair; None where it has no network.
 
-    The filters' application counts in FFMEF, whose operator tells the counter; of the coarse pyramid's nothing does.
+    FFMEF's count includes applying the filters, which its operator reports; the coarse pyramid's operator does not.
     """
     if name in peers.PEERS:
         peer = peers.PEERS[name]
@@ -177,6 +177,6 @@ def counts(name: str) -> tuple[int, float] | tuple[None, None]:
     paper = name.startswith("FFMEF")
     network = model("eager", device="meta") if paper else pyramid()
     if not paper:
-        network.backend = "reference"  # layer by layer, so that the counter sees the convolutions
+        network.backend = "reference"  # layer by layer: the counter then sees the convolutions
     pair = torch.empty(1, 2, 551, 707, device="meta" if paper else "cpu")
     return counting.parameter_count(network), counting.multiply_adds(network, pair) / 1e9

@@ -30,7 +30,7 @@ def gif(fused: Tensor, sources: Sources) -> Tensor:
 
 
 def scharr(image: Tensor) -> Tensor:
-    """Half the sum of the absolute derivatives of the 0..255 image, each cut at 255, divided by 255."""
+    """Half the sum of the absolute derivatives of the 0..255 image, each clipped at 255, divided by 255."""
     kernel = torch.tensor([[-3.0, 0, 3], [-10, 0, 10], [-3, 0, 3]], dtype=image.dtype, device=image.device)
     padded = F.pad(image * 255, (1, 1, 1, 1), mode="replicate")
     dx, dy = F.conv2d(padded, kernel[None, None]).abs(), F.conv2d(padded, kernel.T[None, None]).abs()

@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def outside_of_marks(path: Path) -> tuple[str, str]:
-    """Return what stands before and behind the part of a README that a report writes."""
+    """Return what comes before and after the part of a README that a report writes."""
     try:
         before, rest = path.read_text().split(BEGIN)
         return before, rest.split(END)[1]
@@ -95,7 +95,7 @@ def read(path: Path) -> dict:
 
 
 def journal(text: str) -> dict:
-    """Return the run of a journal: a line of facts, then a record a line; an unfinished last line is left out."""
+    """Return the run of a journal: a line of facts, then one record per line; an unfinished last line is left out."""
     facts, *lines = text.split("\n")
     run = json.loads(facts)
     if isinstance(run, dict):
@@ -156,7 +156,7 @@ def run_line(run: dict) -> str:
 
 
 def noise(records: list[dict]) -> str:
-    """Say how far repeated rounds lie apart, and that no GPU is spoken of where none ran."""
+    """Say how far repeated rounds lie apart, and that figures for a GPU are missing if none ran."""
     spreads = [record["iqr_s"] / record["median_s"] for record in records if record.get("iqr_s") is not None]
     single = sum(record["rounds"] < 3 for record in records)
     sentences = [

@@ -61,7 +61,7 @@ class Case:
         """What a perfect kernel reads and writes, each plane once.
 
         Forward: filters and images in, the fused plane out. Backward to filters and alphas: the incoming gradient,
-        the images and one saved plane a level in, the filters' gradients out. Both: also writing the saved planes.
+        the images and one saved plane per level in, the filters' gradients out. Both: also writing the saved planes.
         """
         batch, height, width = SIZES[self.size]
         levels = len(self.kernel_sizes)
@@ -106,7 +106,7 @@ def cases(mode: str) -> list[Case]:
     shapes += [replace(base, dtype=dtype) for dtype in DTYPES if dtype != base.dtype]
     shapes += [replace(base, images=5), replace(base, step="backward")]
     chosen = [replace(base, step=step, provider=name) for step in ("forward", "both") for name in every]
-    chosen.remove(Case(COMPILED[1], step="both"))  # whose compilation takes minutes
+    chosen.remove(Case(COMPILED[1], step="both"))  # its compilation takes minutes
     chosen += [replace(shape, provider=name) for shape in shapes for name in plain]
     return [case for case in dict.fromkeys(chosen) if measurable(case)]
 

@@ -1,4 +1,4 @@
-"""The paper's running-time figure: the mean time a pair over MEFB's sizes, ours beside the rivals."""
+"""The paper's running-time figure: the mean time per pair over MEFB's sizes, ours beside the rivals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks import mefb
 from benchmarks.methods import CPU_ONLY, FAST, FASTEST, METHODS, OURS, counts
 
 TINY = [(40, 56)]
-ROUNDS = 5  # over all sizes of what takes milliseconds a pair
+ROUNDS = 5  # over all sizes, for methods that take milliseconds per pair
 HEAVY_GMAC = 30  # multiply-adds of a 551 x 707 pair, 10^9
 
 
@@ -23,7 +23,7 @@ def work(name: str, size: mefb.Size) -> int:
 
 
 def classes(name: str) -> int:
-    """Return how many sizes a quick run takes: fewer of what takes seconds a pair, whose time goes with the pixels."""
+    """Return how many sizes a quick run takes: fewer for methods of seconds per pair, whose time grows with the pixels."""
     return 2 if (counts(name)[1] or 0) > HEAVY_GMAC else mefb.CLASSES
 
 

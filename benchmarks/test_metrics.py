@@ -12,7 +12,7 @@ from ffmef import metrics
 
 TABLE_1 = ("EN", "FMI", "NMI", "PSNR", "QNCIE", "AG", "QABF", "CE", "QP", "QW", "MEF_SSIM", "QCB", "QCV", "VIF")
 SIZES = {"all": mefb.REFERENCE, "VIF": mefb.REFERENCE, "QW": mefb.REFERENCE, "FMI": (96, 128)}
-QUICK = SIZES | {"VIF": (192, 256), "QW": (192, 256)}  # the toolkits' forms take seconds a picture
+QUICK = SIZES | {"VIF": (192, 256), "QW": (192, 256)}  # the toolkits' forms take seconds per picture
 TOOLKIT = {"VIF": toolkit.vif, "QW": toolkit.qw, "FMI": toolkit.fmi}
 
 

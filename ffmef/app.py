@@ -1,6 +1,6 @@
 """A page on this machine: drop a bracket, compare, adjust, see how much each frame counts, save at full size and depth.
 
-NiceGUI serves it. It brings all its scripts and fonts along, so nothing is fetched from or sent to the network.
+The server is NiceGUI, which ships all its scripts and fonts: nothing is fetched from or sent to the network.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ffmef.imaging.paths import natural
 
 HOST = "127.0.0.1"  # loopback only: no other machine can open the page
 PREVIEW_SIDE = 1000  # pixels
-PROBE = 2 / 255  # by which a frame is brightened to see how much it counts
+PROBE = 2 / 255  # how much a frame is brightened to see its weight
 SAVED = {"PNG": "png", "TIFF": "tif", "JPEG": "jpg"}
 # Name, least, most and step of the adjustments, all neutral at 0.
 SLIDERS = (("brightness", -2, 2, 0.1), ("contrast", -1, 2, 0.1), ("saturation", -1, 2, 0.1), ("prefer", -4, 4, 0.25))
@@ -47,7 +47,7 @@ def adjustable() -> bool:
 
 @dataclass(frozen=True)
 class Scene:
-    """Frames brought to common ground, and small versions of them."""
+    """Frames made comparable, and small versions of them."""
 
     names: list[str]
     full: list[Picture]
@@ -82,9 +82,9 @@ class Scene:
         return pipeline.fuse_pictures(pictures, names=self.names, **options)
 
     def shares(self, adjustments: dict[str, float]) -> list[np.ndarray]:
-        """Return for each small frame how much every pixel of the result follows it, (H, W) in [0, 1], together 1.
+        """Return how much every pixel of the result follows each small frame, (H, W) in [0, 1]; the sum is 1.
 
-        A frame is brightened a little, and the result watched: the derivative, whatever model fuses.
+        Brightens each frame a little and measures the change: the derivative, whatever the model.
         """
         frames = [replace(p, pixels=to_depth(p.pixels, np.float32) * (1 - PROBE), alpha=None) for p in self.small]
         before = _grey(self.fuse(frames, adjustments).pixels)
@@ -130,8 +130,8 @@ def heat_map(share: np.ndarray) -> str:
 
 
 async def _elsewhere(work: Callable[..., Result], *arguments: Any) -> Result:
-    """Return what work gives, done while the page goes on answering."""
-    # None, says its annotation, where the program ends meanwhile: then nobody sees the page any more.
+    """Return the result of work done in the background while the page stays responsive."""
+    # By its annotation, None if the program ends meanwhile: then nobody sees the page any more.
     return cast(Result, await run.io_bound(work, *arguments))
 
 
@@ -205,14 +205,14 @@ class Page:
         except InputError as error:
             self.said.text = str(error)
             return
-        if version == self.version:  # no further frame has come meanwhile
+        if version == self.version:  # no further frame has arrived meanwhile
             self.scene = scene
             self.choice.set_options(dict(enumerate(scene.names)), value=0)
             self.frame = _url(scene.small[0])
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Fuse the small frames again and show what came out."""
+        """Fuse the small frames again and show the result."""
         scene = self.scene
         if scene is None:
             return

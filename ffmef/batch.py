@@ -11,7 +11,7 @@ from ffmef import workers
 from ffmef.errors import InputError
 from ffmef.jobs import Options
 
-MEMORY_OF_A_JOB = 2 << 30  # bytes: five frames of 24 megapixels and the work on them; on a GPU, its own context too
+MEMORY_OF_A_JOB = 2 << 30  # bytes: five frames of 24 megapixels and the work on them; on a GPU, the context too
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Job:
 
 @dataclass
 class Done:
-    """How a job went: ``failure`` is None where its result was written."""
+    """How a job went: ``failure`` is None if its result was written."""
 
     job: Job
     failure: str | None = None
@@ -33,7 +33,7 @@ class Done:
 
 
 def default_processes(device: str | None = None) -> int:
-    """Return one process for each processor, as far as there is memory, here and on the GPU where one is named."""
+    """Return one process per processor, as far as memory allows, here and on the GPU if one is named."""
     most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = _available_memory()
     if memory is not None:
@@ -46,7 +46,7 @@ def default_processes(device: str | None = None) -> int:
 
 
 def _available_memory() -> int | None:
-    """Return the bytes that new processes can use, what the system caches of files included; None if unknown."""
+    """Return the bytes that new processes can use, including the file cache; None if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError, StopIteration), open("/proc/meminfo") as facts:
         return next(1024 * int(line.split()[1]) for line in facts if line.startswith("MemAvailable:"))
     with contextlib.suppress(ValueError, OSError, AttributeError):
@@ -55,7 +55,7 @@ def _available_memory() -> int | None:
 
 
 def perform(job: Job) -> Done:
-    """Do one job; what is wrong with its files is its failure and nobody else's."""
+    """Do one job; an error with its files is only its own failure."""
     from ffmef.jobs import fuse_files
 
     remarks: list[str] = []
@@ -74,7 +74,7 @@ def perform(job: Job) -> Done:
 
 
 def in_processes(jobs: Sequence[Job], processes: int) -> Iterator[Done]:
-    """Yield each job as it ends. A process that dies (out of memory) takes only its own job with it."""
+    """Yield each job as it ends. A process that dies (out of memory) loses only its job."""
     return _done(workers.in_processes(perform, jobs, processes))
 
 
@@ -84,7 +84,7 @@ def on_cluster(jobs: Sequence[Job], address: str) -> Iterator[Done]:
 
 
 def _done(outcomes: Generator[tuple[Job, Done | workers.Lost], None, None]) -> Iterator[Done]:
-    with contextlib.closing(outcomes):  # whoever stops early stops the processes
+    with contextlib.closing(outcomes):  # a caller that stops early stops the processes
         for job, outcome in outcomes:
             yield Done(job, outcome.reason) if isinstance(outcome, workers.Lost) else outcome
 

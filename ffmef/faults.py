@@ -1,7 +1,7 @@
 """Faults of a fusion that the eye sees and scores miss, measured for any function that fuses exposures.
 
-A score says how much of the sources is in the picture. It does not notice white corners, walls without texture, clouds
-that are gone, or a picture that changes when it is cropped. Each function here measures one such fault of a method, on
+A score says how much of the sources the picture keeps. It does not notice white corners, walls without texture, missing
+clouds, or a picture that changes when it is cropped. Each function here measures one such fault of a method, on
 your own scenes. Most of them fuse more than once: they change something that should not matter, such as the margin or
 the position, and measure how far the result changes.
 
@@ -66,7 +66,7 @@ def _cut(pictures: Pictures, rows: slice, columns: slice) -> list[np.ndarray]:
 def borders(fuse: Fuse, pictures: Pictures) -> tuple[float, float]:
     """Return how far a mirrored margin of 64 pixels changes corners of 24 pixels, and the interior, in mean levels.
 
-    The interior is 64 pixels and more from the border. A method whose weights fade at the border changes its corners.
+    The interior is at least 64 pixels from the border. A method whose weights fade at the border changes its corners.
 
     Example:
         >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
@@ -112,7 +112,7 @@ def drowned(pictures: Pictures, fused: np.ndarray) -> float:
 
 
 def clipped(pictures: Pictures, fused: np.ndarray) -> float:
-    """Return the percentage of pixels clipped in a channel (254 or 255), of those below 245 in the darkest picture.
+    """Return the percentage of pixels below 245 in the darkest picture that are clipped in a channel (254 or 255).
 
     Example:
         >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
@@ -135,7 +135,7 @@ def identity(fuse: Fuse, picture: np.ndarray, count: int = 2) -> float:
 
 
 def order(fuse: Fuse, pictures: Pictures) -> float:
-    """Return the largest difference in levels that another order of the pictures makes: reversed, rotated by one.
+    """Return the largest difference in levels from another order of the pictures: reversed or rotated by one.
 
     Example:
         >>> pictures = [np.full((192, 256, 3), level, np.uint8) for level in (40, 200)]
@@ -164,7 +164,7 @@ def position(fuse: Fuse, pictures: Pictures, step: int = 3) -> float:
 
 
 def far(fuse: Fuse, pictures: Pictures) -> float:
-    """Return by how many mean levels two tiles, the left and right three fifths, differ in the fifth that they share.
+    """Return by how many levels on average two tiles, the left and right three fifths, differ in their common fifth.
 
     Tiles of a panorama are fused one by one, so distant parts should not change the brightness of a wall.
 
@@ -185,8 +185,8 @@ def ghost(fuse: Fuse, pictures: Pictures) -> float:
     """Return the saturation that a red disc in one exposure alone leaves in the result, for the worst of three.
 
     The darkest, the middle and the brightest picture are fused. The disc has a diameter of a quarter of the height and
-    (40, 8, 8), (160, 32, 32) or (255, 51, 51). Saturation is max - min of R, G, B. The result is by how many levels it
-    grows, as the mean over the disc.
+    (40, 8, 8), (160, 32, 32) or (255, 51, 51). Saturation is max - min of R, G, B. The result is how many levels it
+    grows by, as the mean over the disc.
 
     Example:
         >>> mean = lambda pictures: np.uint8(np.mean(pictures, 0) + 0.5)
@@ -214,7 +214,7 @@ def _saturation(picture: np.ndarray) -> np.ndarray:
 
 
 def colour_noise(fuse: Fuse, seed: int = 0) -> float:
-    """Return the standard deviation of R - G and B - G, the mean of both in levels, for photographs of a grey ramp.
+    """Return the mean of the standard deviations of R - G and B - G, in levels, for photographs of a grey ramp.
 
     Three exposures, two stops apart, of light from 0.01 to 1, with photon noise of 3,000 electrons at white and read
     noise of 0.002, in gamma 2.2.
@@ -236,8 +236,8 @@ def colour_noise(fuse: Fuse, seed: int = 0) -> float:
 def sky(fuse: Fuse, count: int, stops: float = 6.5) -> float:
     """Return the levels between the 2nd and 98th percentile of a sky that only dark exposures hold; higher is better.
 
-    ``count`` exposures in even steps over ``stops`` of a synthetic scene, 512 x 384: clouds above, ground that is six
-    stops darker below.
+    ``count`` exposures in even steps over ``stops`` of a synthetic scene, 512 x 384: clouds above, and below them
+    ground that is six stops darker.
 
     Example:
         >>> sky(lambda pictures: pictures[0], 2) > sky(lambda pictures: pictures[-1], 2)
@@ -292,7 +292,7 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> 
         fuse: the method.
         scenes: the exposures of each scene, uint8 (H, W, 3), at least two of one size with sides of 192 or more; use
             :func:`reduced` for large ones.
-        most: how many pictures the method takes at most. A method for pairs has no value for ghost, colour noise and
+        most: the most pictures that the method takes. A method for pairs has no value for ghost, colour noise and
             sky, which need three or more.
 
     Raises:
@@ -339,7 +339,7 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> 
 
 
 def reduced(pictures: Pictures, longest: int = LONGEST_SIDE) -> list[np.ndarray]:
-    """Return pictures whose longest side is at most ``longest``, by means of areas.
+    """Return pictures reduced to a longest side of at most ``longest``, by area averages.
 
     Example:
         >>> reduced([np.zeros((500, 1000, 3), np.uint8)], 100)[0].shape

@@ -15,16 +15,16 @@ _unfinished: set[str] = set()
 def write(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) -> None:
     """Write a file so that its name always holds a complete one, the old or the new; text as UTF-8.
 
-    A symbolic link stays a link, and a file that is replaced keeps its permissions. A pipe or device takes the data as
-    they come, because replacing it would destroy it.
+    A symbolic link stays a link, and a file that is replaced keeps its permissions. A pipe or device receives the data
+    directly, because replacing it would destroy it.
 
     Args:
         path: the target.
         data: all of it.
-        durable: wait until it is on the disk, so that it survives a crash of the system too.
+        durable: wait until the data is on disk; the file then survives a system crash, too.
 
     Raises:
-        InputError: it cannot be written, for example because the disk is full.
+        InputError: the file cannot be written, for example because the disk is full.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -33,7 +33,7 @@ def write(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) 
     'text'
     """
     try:
-        # What is no file is written into by the name given: /dev/stdout of a pipe has no other.
+        # Anything but a regular file is written by the given name: /dev/stdout of a pipe has no other.
         stream = os.path.exists(path) and not os.path.isfile(path)
         target = Path(path if stream else os.path.realpath(path))
         _write(target, data.encode() if isinstance(data, str) else data, durable)
@@ -67,14 +67,14 @@ def _write(target: Path, data: bytes, durable: bool) -> None:
 
 
 def forget_unfinished() -> None:
-    """Remove what a write under way has left so far, for a process that is about to end at once."""
+    """Remove the leftovers of a write in progress, for a process that is about to end at once."""
     for name in list(_unfinished):
         with contextlib.suppress(OSError):
             os.unlink(name)
 
 
 def remove_leftovers(folder: Path, of_ended_processes: bool = False) -> None:
-    """Remove what a killed process left of its writes into a folder, or only what no living one may be writing."""
+    """Remove unfinished files that killed processes left in a folder, or only those that no live process may own."""
     for leftover in folder.glob(".ffmef-*-*.tmp"):
         if not (of_ended_processes and _lives(leftover.name.split("-")[1])):
             with contextlib.suppress(OSError):
@@ -95,7 +95,7 @@ def read_text(path: str | os.PathLike) -> str:
     """Return a file's text, UTF-8 with or without a byte order mark.
 
     Raises:
-        InputError: it cannot be read or is no text.
+        InputError: the file cannot be read or is no text.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
@@ -104,7 +104,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return in a few words why a file could not be read or written.
+    """Say in a few words why a file could not be read or written.
 
     >>> reason(FileNotFoundError(2, "No such file or directory", "a.png"))
     'No such file or directory'

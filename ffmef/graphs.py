@@ -1,6 +1,6 @@
-"""CUDA graphs for inference: the launches of a model are recorded once for each shape and replayed by one call.
+"""CUDA graphs for inference: a model's launches are recorded once per shape and replayed by one call.
 
-A small picture's network is many short kernels; enqueueing them takes the CPU longer than running them takes the GPU.
+For a small picture, a network is many short kernels, which the CPU takes longer to enqueue than the GPU to run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Graphed:
     """Calls a model through CUDA graphs: the first call of a shape records one, later calls replay it.
 
     Results are those of the model. Parameters may change in place between calls; if they are replaced or moved, or
-    the model's ``backend`` or ``octaves`` change, a new graph is recorded. On the CPU, in training mode and where
+    the model's ``backend`` or ``octaves`` change, a new graph is recorded. On the CPU, in training mode and if
     gradients are needed, the model is called directly. Each graph keeps the memory of one call, so only the ``most``
     latest are kept.
 
@@ -35,8 +35,8 @@ class Graphed:
         most: graphs to keep, at least 1.
         record: makes a replay from the model and an input; for tests.
         call: called with the model and the tensor; None calls the model.
-        after: calls of a shape that take the model itself before one is recorded.
-        largest: elements of the largest tensor that is recorded for; None for any.
+        after: calls of a shape that go to the model before one is recorded.
+        largest: elements of the largest tensor that is recorded; None means any.
 
     Raises:
         ValueError: ``most`` is less than 1.
@@ -66,7 +66,7 @@ class Graphed:
         self.record = record or record_cuda_graph
         self._call = model if call is None else functools.partial(call, model)
         self._replays: OrderedDict[tuple, Replay] = OrderedDict()
-        self._seen: OrderedDict[tuple, int] = OrderedDict()  # calls of what is not recorded yet
+        self._seen: OrderedDict[tuple, int] = OrderedDict()  # calls of shapes not recorded yet
         self._lock = threading.Lock()  # calls that replay one graph share its memory
 
     def __call__(self, tensor: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Graphed:
         return self._call(tensor)
 
     def _replay_of(self, key: tuple, tensor: Tensor) -> Replay | None:
-        """Return what replays calls of this kind, recorded now if it is time to, or None."""
+        """Return the replay for calls of this kind, recorded now if it is due, or None."""
         replay = self._replays.pop(key, None)
         if replay is None:
             seen = self._seen.pop(key, 0)
@@ -107,12 +107,12 @@ class Graphed:
 
 
 def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
-    """Return what runs the model on tensors like ``example`` by replaying one graph."""
+    """Return a replay that runs the model on tensors like ``example`` by one graph."""
     static = example.clone()
     side = torch.cuda.Stream(example.device)
     side.wait_stream(torch.cuda.current_stream(example.device))
     with torch.cuda.stream(side):
-        for _ in range(2):  # compiles kernels and chooses algorithms, which a recording may not
+        for _ in range(2):  # compiles kernels and chooses algorithms, which is not allowed while recording
             model(static)
     torch.cuda.current_stream(example.device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -123,13 +123,13 @@ def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Rep
     def replay(tensor: Tensor) -> Tensor:
         static.copy_(tensor)
         graph.replay()
-        return result.clone()  # the next replay writes over it
+        return result.clone()  # the next replay overwrites it
 
     return replay
 
 
 def _record_if_possible(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
-    """Record a graph, or return the model itself where that fails, for example for lack of memory."""
+    """Record a graph, or return the model if that fails, for example for lack of memory."""
     try:
         return record_cuda_graph(model, example)
     except RuntimeError as error:

@@ -20,12 +20,12 @@ from ffmef.imaging import formats
 from ffmef.imaging.paths import natural
 
 GAP = 3.0  # seconds between the end of one frame and the start of the next of its bracket
-FUSED = "_fused"  # ends the names of results, which are never taken for frames
-LEAST_STEP = 0.4  # stops between exposures of a bracket; metering changes frames of a burst by less
+FUSED = "_fused"  # ends the names of results, which never count as frames
+LEAST_STEP = 0.4  # stops between exposures of a bracket; metering varies by less within a burst
 _HEADER = 1 << 18  # bytes that hold the EXIF block of a raw file
 _CARD_FOLDER = re.compile(r"\d{3}\w{5}")  # as cameras name them: 100CANON
 _COUNTED = re.compile(r"(.*?)(\d{3,})")  # names that end in a camera's counter
-# Which of a picture's files holds most, by extension; those of no rank are before the last.
+# Which of a picture's files holds most, by extension, best first; () stands for all others.
 _DEEPEST = ((".exr",), (".tif", ".tiff"), (".png",), (".heic", ".heif", ".hif", ".avif", ".jxl"), (), (".jpg", ".jpeg"))
 
 
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Capture:
-    """What EXIF says about how a frame was taken; ``time`` in seconds, ``exposure`` None where nothing is said."""
+    """What EXIF says about how a frame was taken; ``time`` in seconds, ``exposure`` None if EXIF does not say."""
 
     camera: tuple
     size: tuple | None
@@ -75,9 +75,9 @@ def find(
     """Return the brackets in folders and their sub-folders.
 
     By EXIF (the default), a bracket is frames of one camera and size that follow each other within ``gap`` seconds and
-    have different exposures: a repeated one begins the next bracket. A focus stack (``task="mff"``) is frames of one
-    exposure: another one begins the next stack. Of files with one name but different extensions, such as a raw file
-    and its JPEG, one is used.
+    have different exposures: a repeated exposure begins the next bracket. A focus stack (``task="mff"``) is frames of
+    one exposure: another exposure begins the next stack. Of files that differ only in their extension, such as a raw
+    file and its JPEG, one is used.
 
     Args:
         folders: where to look; results of earlier runs (``*_fused``, the output folder) are left out.
@@ -89,7 +89,7 @@ def find(
         task: mef or mff.
 
     Raises:
-        InputError: a folder is none, or the arguments cannot be used.
+        InputError: a path is no folder, or the arguments cannot be used.
     """
     if count is not None and pattern is not None:
         raise InputError("--count and --pattern must not be given together")
@@ -167,7 +167,7 @@ def find_pairs(folders: Sequence[str | os.PathLike], output: str | os.PathLike) 
 
 
 def _prefixes(folders: list[Path]) -> list[Path]:
-    """Return where the results of each folder go: by its name, or by more of its path where names are alike."""
+    """Return where the results of each folder go: under its name, or more of its path if names are equal."""
     if len(folders) == 1:
         return [Path()]
     real = list(dict.fromkeys(folder.resolve() for folder in folders))
@@ -180,7 +180,7 @@ def _prefixes(folders: list[Path]) -> list[Path]:
 def _files(folder: Path, out: Path, visited: set[Path], plan: Plan, by_exif: bool):
     """Yield the pictures of each folder that was not visited before, in the order in which they were taken.
 
-    Folders of one card that follow each other (100CANON, 101CANON) are one for EXIF: brackets go on across them.
+    Consecutive folders of one card (100CANON, 101CANON) count as one for EXIF: brackets may continue across them.
     """
     known = {*formats.FORMATS, *formats.READ_ONLY, *formats.RAW}
     card: list[Path] = []  # the frames of such folders so far
@@ -216,7 +216,7 @@ def _files(folder: Path, out: Path, visited: set[Path], plan: Plan, by_exif: boo
 
 
 def _regular(pictures: list[Path], plan: Plan) -> list[Path]:
-    """Return those that are files: reading a pipe would wait for ever."""
+    """Return the pictures that are regular files: reading a pipe would wait for ever."""
     files = []
     for picture in pictures:
         if picture.is_file():
@@ -227,7 +227,7 @@ def _regular(pictures: list[Path], plan: Plan) -> list[Path]:
 
 
 def _as_counted(pictures: list[Path]) -> list[Path]:
-    """Return pictures in natural order, but what a camera's counter numbered after its last number follows that."""
+    """Return pictures in natural order, except that after a camera's counter wraps, its low numbers come last."""
     ordered = sorted(pictures, key=lambda picture: natural(picture.name))
     families: dict[tuple, list[tuple[int, int]]] = {}
     for index, picture in enumerate(ordered):
@@ -355,7 +355,7 @@ def _continues(bracket: list[Capture], frame: Capture, gap: float, task: str) ->
 
 
 def _same_exposure(frame: Capture, other: Capture) -> bool:
-    """Return whether two frames are exposed alike: as they were asked to be, and but for what metering changes."""
+    """Return whether two frames have the same exposure, by their settings and apart from metering."""
     if frame.exposure is None or other.exposure is None or frame.exposure[-1] != other.exposure[-1]:
         return frame.exposure == other.exposure
     level, reference = _stops(frame.exposure), _stops(other.exposure)
@@ -365,7 +365,7 @@ def _same_exposure(frame: Capture, other: Capture) -> bool:
 
 
 def _stops(exposure: tuple) -> float | None:
-    """Return in stops how bright shutter, aperture and sensitivity make a frame; None without a shutter time."""
+    """Return in stops how bright shutter, aperture and ISO make a frame; None without a shutter time."""
     seconds, aperture, sensitivity, _ = exposure
     if not seconds or seconds < 0:
         return None
@@ -373,16 +373,16 @@ def _stops(exposure: tuple) -> float | None:
 
 
 def _repeats(frame: Capture, other: Capture, gap: float) -> bool:
-    """Return whether two frames are of one burst, in which nothing but the moment differs."""
+    """Return whether two frames belong to one burst, in which only the time differs."""
     alike = (frame.camera, frame.size) == (other.camera, other.size) and _same_exposure(frame, other)
     return alike and abs(frame.moment - other.moment) <= gap + max(frame.duration, other.duration)
 
 
 def _lacking(groups: list[list[Path]], damaged: list[Path], place: dict[Path, int]) -> dict[int, Path]:
-    """Return by their number the brackets that seem to lack a damaged file.
+    """Return, by number, the brackets that seem to lack a damaged file.
 
-    It lies between two frames of the bracket, or beside one that is shorter than the brackets far from damaged files;
-    where there are none of those, nothing tells that the bracket is complete.
+    The file lies between two frames of the bracket, or beside a bracket that is shorter than the brackets far from
+    damaged files; without any such brackets, nothing tells that the bracket is complete.
     """
     beside: dict[int, Path] = {}
     between: dict[int, Path] = {}
@@ -408,7 +408,7 @@ def read_capture(path: Path) -> Capture:
     """Return what a file's EXIF says about how it was taken; only its header is read.
 
     Raises:
-        InputError: it is no picture, or its header is damaged.
+        InputError: the file is no picture, or its header is damaged.
     """
     from PIL import Image
 
@@ -423,7 +423,7 @@ def read_capture(path: Path) -> Capture:
     if kind is None:
         raise InputError(f"{path}: {'the file is empty' if not start else 'no picture, or its header is damaged'}")
     try:
-        with contextlib.ExitStack() as opened:  # directories of a TIFF are read when they are asked for
+        with contextlib.ExitStack() as opened:  # directories of a TIFF are read on first use
             if kind in formats.RAW_KINDS or (kind == "TIFF" and path.suffix.lower() in formats.RAW):
                 exif, details = _raw_exif(start, path, opened)
                 size = None
@@ -456,7 +456,7 @@ def _raw_exif(start: bytes, path: Path, opened: contextlib.ExitStack):
     inside = start.find(b"Exif\0\0")
     if start[:4] in (b"II*\0", b"MM\0*"):
         exif.load_from_fp(opened.enter_context(path.open("rb")))
-    elif start[:2] in (b"II", b"MM"):  # a TIFF inside, of another number
+    elif start[:2] in (b"II", b"MM"):  # a TIFF inside, with another magic number
         magic = b"II*\0" if start[:2] == b"II" else b"MM\0*"
         exif.load_from_fp(io.BytesIO(magic + path.read_bytes()[4:]))
     elif inside >= 0:  # RAF: in the preview before the sensor's samples

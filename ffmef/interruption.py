@@ -1,4 +1,4 @@
-"""Ctrl-C in a command: one line, exit status 130, nothing half-written, at whatever moment it comes."""
+"""Ctrl-C in a command: one line, exit status 130, nothing half-written, whenever it comes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STATUS = 130
 def ends_at_once(command: str) -> Iterator[None]:
     """Let SIGINT end the process at once, with one line and status 130.
 
-    A ``KeyboardInterrupt`` would rise in whatever code is running: an import turns it into an ``ImportError``, a
-    destructor or callback prints it and goes on. The handler ends the process itself, after it has removed what an
-    unfinished write left. Where another handler than Python's own or that of :mod:`ffmef.start` is set, or outside the
-    main thread, nothing changes.
+    ``KeyboardInterrupt`` would be raised in whatever code is running: an import turns it into an ``ImportError``, a
+    destructor or callback prints it and continues. This handler ends the process, after it has removed what an
+    unfinished write left. Nothing changes outside the main thread, or if a handler other than Python's or that of
+    :mod:`ffmef.start` is set.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before not in (

@@ -37,14 +37,14 @@ class Timings:
 
 
 def clock_for(device: str, threads: int) -> str:
-    """Return the clock that answers for a case: the device's events, CPU time of one thread, or the wall."""
+    """Return the clock that counts for a case: the device's events, CPU time of one thread, or the wall."""
     if device != "cpu":
         return "device"
     return "process" if threads == 1 else "wall"
 
 
 def timed(run: Callable[[], object], timings: Timings, device: str = "cpu") -> None:
-    """Append what each clock says of a call of ``run``; on a GPU a second call is made for the device's clock."""
+    """Append each clock's time of a call of ``run``; on a GPU, the device's clock needs a second call."""
     if device == "cpu":
         wall, process = time.perf_counter(), time.process_time()
         run()
@@ -62,11 +62,11 @@ def timed(run: Callable[[], object], timings: Timings, device: str = "cpu") -> N
 
 
 def device_seconds(run: Callable[[], object], handed_over: float) -> float:
-    """Return the seconds that the GPU itself takes for one call, with nothing of its inputs in the caches.
+    """Return the seconds that the GPU takes for one call, with none of its inputs in the caches.
 
-    ``handed_over`` is how long the CPU takes to enqueue the call. For that long a kernel keeps the GPU waiting first;
-    otherwise a short call's time would be that of Python. Another buffer is read before it, twice the second-level
-    cache, so that a call finds its inputs in memory, as it does when pictures change.
+    ``handed_over`` is how long the CPU takes to enqueue the call. A kernel first keeps the GPU waiting that long;
+    otherwise a short call's time would be Python's. Before that, a buffer of twice the second-level cache is read, so
+    the call finds its inputs in memory, as it does when pictures change.
     """
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     evict_caches()
@@ -79,7 +79,7 @@ def device_seconds(run: Callable[[], object], handed_over: float) -> float:
 
 
 CYCLES_A_SECOND = 2e9  # of the fastest GPUs; slower ones wait longer
-LONGEST_WAIT = 0.1  # seconds: a call that the CPU takes longer for is not short
+LONGEST_WAIT = 0.1  # seconds; a call that takes the CPU longer is not short
 
 
 @functools.cache
@@ -94,7 +94,7 @@ def evict_caches() -> None:
 
 
 def take_turns(runs: Sequence[Callable[[], object]], rounds: int, device: str = "cpu") -> list[Timings]:
-    """Time the callables in turn, A B A B, so that a change of the machine's speed meets all of them."""
+    """Time the callables in turn, A B A B: a change in the machine's speed then affects all of them."""
     results = [Timings() for _ in runs]
     for _ in range(rounds):
         for run, timings in zip(runs, results):
@@ -140,8 +140,8 @@ def thread_count(threads: int) -> Iterator[None]:
 def peak_memory(run: Callable[[], object], device: str = "cpu") -> dict[str, int | str | None]:
     """Return the peak bytes that one call of ``run`` adds: ``host_bytes``, ``host_method``, ``device_bytes``.
 
-    On Linux the system's own high-water mark of this process is reset and read, so that torch, OpenCV and the
-    kernels' scratch all count. Elsewhere a thread samples the resident size, which can miss short peaks.
+    On Linux the system's own high-water mark of this process is reset and read, so torch, OpenCV and the
+    kernels' scratch memory all count. Elsewhere a thread samples the resident size, which can miss short peaks.
     """
     gc.collect()
     return_free_memory()
@@ -225,7 +225,7 @@ def gpu_kernels(run: Callable[[], object], device: str) -> dict[str, int | float
 
 
 def kernels_of_trace(trace: dict) -> dict[str, int | float | None]:
-    """Return ``launches`` and ``occupancy_percent`` of a profiler's trace; the latter is None where it does not tell.
+    """Return ``launches`` and ``occupancy_percent`` of a profiler's trace; the latter is None if the trace lacks it.
 
     Occupancy is the mean over the kernels, weighted by their duration.
     """
@@ -238,7 +238,7 @@ def kernels_of_trace(trace: dict) -> dict[str, int | float | None]:
 
 
 def available_memory(device: str = "cpu") -> int | None:
-    """Return the bytes that the device can still give, the CPU without swapping; None where the system does not say."""
+    """Return the bytes that the device can still give, on the CPU without swapping; None if the system does not say."""
     if device != "cpu":
         return torch.cuda.mem_get_info()[0]
     try:

@@ -25,8 +25,8 @@ def initial_alphas(
 
     Args:
         levels: how many, at least 1.
-        device: of the result; None: torch's default device.
-        dtype: of the result; None: torch's default dtype.
+        device: of the result; None means torch's default device.
+        dtype: of the result; None means torch's default dtype.
 
     Example:
         >>> initial_alphas(3)
@@ -112,7 +112,7 @@ class AdaptiveFuse(nn.Module):
 
         def __call__(self, images: Tensor, filters: Sequence[Tensor]) -> Tensor: ...
 
-    # TorchScript knows no Sequence; any sequence is taken.
+    # TorchScript does not know Sequence; any sequence is accepted.
     def forward(self, images: Tensor, filters: list[Tensor]) -> Tensor:
         """Filter every image with its own filter at every pixel and sum over images, taps and levels.
 
@@ -132,7 +132,7 @@ class AdaptiveFuse(nn.Module):
             images_5d = images if images.dim() == 5 else images.unsqueeze(2)
             out = torch.ops.ffmef.adaptive_fuse(images_5d, filters, self.alphas, self.padding_mode)
             return out if images.dim() == 5 else out.squeeze(1)
-        if not isinstance(filters, torch.fx.Proxy):  # of which torch.fx knows nothing yet
+        if not isinstance(filters, torch.fx.Proxy):  # torch.fx does not know its length yet
             self._check(filters)
         return adaptive_fuse(images, filters, self.alphas, padding_mode=self.padding_mode, backend=self.backend)
 
@@ -140,7 +140,7 @@ class AdaptiveFuse(nn.Module):
         if len(filters) != len(self.kernel_sizes):
             raise ValueError(f"filters must have {len(self.kernel_sizes)} levels like kernel_sizes, got {len(filters)}")
         for index, (level, size) in enumerate(zip(filters, self.kernel_sizes, strict=True)):
-            # What is no filter at all, the operator explains.
+            # The operator explains what is no filter at all.
             if isinstance(level, Tensor) and level.dim() == 5 and level.shape[2] != size * size:
                 raise ValueError(
                     f"filters[{index}] must have {size * size} taps for kernel size {size}, got {level.shape[2]}"

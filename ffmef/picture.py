@@ -1,4 +1,4 @@
-"""The pyramid model from pictures to a picture in one native pass, with NumPy arrays and its own threads: no torch."""
+"""The pyramid model in one native pass from pictures to a picture, with NumPy arrays and C++ threads: no torch."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ except ImportError as error:
 
 
 def thread_count(threads: int | None = None) -> int:
-    """Return how many threads to use where ``threads`` were asked for.
+    """Return how many threads to use when ``threads`` are asked for.
 
-    None means ``FFMEF_THREADS``, or torch's number in a process that has loaded torch, or ``OMP_NUM_THREADS``, or as
-    many as there are processors that the process may run on. The result does not depend on it.
+    None means ``FFMEF_THREADS``, or torch's number in a process that has loaded torch, or ``OMP_NUM_THREADS``, or one
+    per processor that the process may run on. The fused picture does not depend on it.
 
     Raises:
         InputError: the number, or that of ``FFMEF_THREADS``, is not from 1 to 4096.
@@ -75,12 +75,12 @@ def fuse(
     """Return the fused picture of images that :func:`ffmef.fuse` accepts, by a network of this module.
 
     Args:
-        network: of :func:`read_network` or :func:`network_of`.
+        network: from :func:`read_network` or :func:`network_of`.
         images: in any order.
         threads: as for :func:`thread_count`.
-        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; none where nothing
-            is known.
-        adjust: what is to be different.
+        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; None altogether if
+            nothing is known.
+        adjust: brightness, saturation, contrast and preference.
 
     Raises:
         OutOfRange: floating-point samples do not lie in [0, 1].
@@ -99,15 +99,15 @@ def fuse(
 
 
 def network_of(model: PyramidFFMEF):
-    """Return the native network with the present parameters of a model, or None where there is none for it."""
+    """Return the native network with a model's current parameters, or None if there is none for the model."""
     state = {name: parameter.detach().cpu().numpy() for name, parameter in model.named_parameters()}
     return _network(state, model.config())
 
 
 def read_network(path: Path):
-    """Return the native network of a weights file, or None.
+    """Return the native network of a weight file, or None.
 
-    None stands for every file that this cannot take, broken ones among them: loading the model with torch says why.
+    None stands for every file that it cannot use, broken ones included: loading the model with torch then says why.
     """
     return None if _picture is None else _read_network(path, stamp(path))
 
@@ -127,7 +127,7 @@ def _read_network(path: Path, stamp: tuple):
 
 
 def _network(state: dict[str, np.ndarray], config: dict):
-    """Return the native network of parameters by name, where they are just those of a model that the kernels know."""
+    """Return the native network of named parameters, if they are exactly those of a model that the kernels know."""
     if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 4:
         return None
     shapes = _shapes(config["bands"], config["channels"], config["stem"])
@@ -141,7 +141,7 @@ def _network(state: dict[str, np.ndarray], config: dict):
         return _picture.Network(
             [state[name] for name in shapes], config["channels"], config["stem"], config["bands"], config["octaves"]
         )
-    except (TypeError, ValueError):  # sizes that the kernels are not made for
+    except (TypeError, ValueError):  # sizes without kernels
         return None
 
 

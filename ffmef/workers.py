@@ -1,7 +1,7 @@
 """Runs a function for many items, in several processes or on the workers of a dask.distributed cluster.
 
-What goes wrong with one item is that item's failure: a process that dies, for lack of memory mostly, takes no other
-item along.
+An error with one item is only that item's failure: a process that dies, mostly for lack of memory, takes no other item
+with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ffmef.errors import InputError
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the result of an item whose worker did not give one."""
+    """Stands for the result of an item whose worker returned none."""
 
     reason: str
 
@@ -36,13 +36,13 @@ def in_processes(
     """Yield each item with its result, or with :class:`Lost`, as it ends.
 
     Args:
-        function: of a module, as processes are started afresh.
+        function: defined in a module, because processes start afresh.
         items: its arguments.
-        processes: at a time.
+        processes: how many run at a time.
         begin: called first in every process.
     """
     suspects = yield from _in_pool(function, list(items), processes, begin)
-    for item in suspects:  # one of them killed its process: alone, it cannot take another along
+    for item in suspects:  # one of them killed its process: run alone, it takes no other with it
         for left in (yield from _in_pool(function, [item], 1, begin)):
             yield left, DIED
 
@@ -85,7 +85,7 @@ def _in_pool(function, items: list, processes: int, begin) -> Generator[tuple[An
 
 
 def _begin(begin: Callable[[], None] | None) -> None:
-    """Leave Ctrl-C to the parent, and end at once, without half a file, when it says so or has gone."""
+    """Leave Ctrl-C to the parent; end at once, without half a file, when the parent says so or is gone."""
     from ffmef import files
 
     def end(*_) -> None:
@@ -112,7 +112,7 @@ def _stop(pool: futures.ProcessPoolExecutor) -> None:
 
 
 def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) -> Generator[tuple[Any, Any], None, None]:
-    """Yield each item with its result or :class:`Lost`, as it ends, of workers that see the same files.
+    """Yield each item with its result or :class:`Lost`, as it ends, from workers that see the same files.
 
     Raises:
         InputError: distributed is missing, or the scheduler does not answer.
@@ -123,7 +123,7 @@ def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) ->
         raise InputError("--scheduler needs distributed: pip install 'ffmef[cluster]'") from None
 
     try:
-        # Checked first: a client of an address that is none takes long to go away.
+        # Checked first: a client of an invalid address takes long to shut down.
         place = distributed.comm.resolve_address(distributed.comm.normalize_address(address))
         if not 0 < distributed.comm.get_address_host_port(place)[1] < 1 << 16:
             raise ValueError("the port must be from 1 to 65535")
