@@ -23,7 +23,7 @@ def work(name: str, size: mefb.Size) -> int:
 
 
 def classes(name: str) -> int:
-    """Return how many sizes a quick run takes: fewer for methods of seconds per pair, whose time grows with the pixels."""
+    """Return how many sizes a quick run takes: fewer for slow methods, whose time grows with the pixels."""
     return 2 if (counts(name)[1] or 0) > HEAVY_GMAC else mefb.CLASSES
 
 
