@@ -78,8 +78,8 @@ def fuse(
         network: from :func:`read_network` or :func:`network_of`.
         images: in any order.
         threads: as for :func:`thread_count`.
-        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; None altogether if
-            nothing is known.
+        validity: for each image (H, W), uint8, how far its pixels may be used, or None for all; empty if nothing is
+            known.
         adjust: brightness, saturation, contrast and preference.
 
     Raises:
