@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import struct
@@ -369,6 +370,7 @@ def test_dark_eight_bit_brackets_are_not_remarked(tmp_path, sunset):
 # Profiles and EXIF
 
 
+@functools.cache  # a profile holds the time of its making: two in different seconds are not equal
 def wide_profile() -> bytes:
     """sRGB with red and blue swapped: as valid as any profile, and its conversion is known."""
     data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
