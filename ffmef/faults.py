@@ -19,6 +19,7 @@ pictures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -285,15 +286,15 @@ class Fault(NamedTuple):
     higher_is_better: bool = False
 
 
-def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> list[Fault]:
+def measure(fuse: Fuse, scenes: Iterable[Pictures], most: float = math.inf) -> list[Fault]:
     """Measure every fault of a method, mean and worst over scenes.
 
     Args:
         fuse: the method.
         scenes: the exposures of each scene, uint8 (H, W, 3), at least two of one size with sides of 192 or more; use
             :func:`reduced` for large ones.
-        most: the most pictures that the method takes. A method for pairs has no value for ghost, colour noise and
-            sky, which need three or more.
+        most: the most pictures that the method takes; by default any number. A method for pairs has no value for
+            ghost, colour noise and sky, which need three or more.
 
     Raises:
         InputError: there is no scene, or one does not fit.
@@ -320,7 +321,7 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> 
             "position": position(fuse, pictures),
             "far": far(fuse, pictures),
         }
-        if most is None or most >= 3:
+        if most >= 3:
             values["ghost"] = ghost(fuse, pictures)
         for name, value in values.items():
             found.setdefault(name, []).append(value)
@@ -330,8 +331,8 @@ def measure(fuse: Fuse, scenes: Iterable[Pictures], most: int | None = None) -> 
     lines = [Fault(n, units.get(n, "levels"), float(np.mean(v)), float(np.max(v))) for n, v in found.items()]
     if "ghost" not in found:
         lines.append(Fault("ghost", "levels", None, None))
-    noise = colour_noise(fuse) if most is None or most >= 3 else None
-    skies = [sky(fuse, count) for count in SKIES] if most is None or most >= max(SKIES) else []
+    noise = colour_noise(fuse) if most >= 3 else None
+    skies = [sky(fuse, count) for count in SKIES] if most >= max(SKIES) else []
     lines.append(Fault("colour noise", "levels", noise, noise))
     mean, worst = (float(np.mean(skies)), float(np.min(skies))) if skies else (None, None)
     lines.append(Fault("sky", "levels", mean, worst, True))

@@ -14,6 +14,7 @@ import numpy as np
 
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
+from ffmef.models.registry import PYRAMID_DESIGN
 from ffmef.weight_files import stamp
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ MOST_THREADS = 4096  # far more than processors have; far fewer than would exhau
 
 try:
     from ffmef import _picture
+    from ffmef._picture import OutOfRange as _OutOfRange
 
     missing: str | None = None
 except ImportError as error:
@@ -91,9 +93,7 @@ def fuse(
     plain_images = [image.astype(plain, copy=False) for image in images]
     try:
         fused = network.fuse(plain_images, thread_count(threads), list(validity), changes)
-    except ValueError as error:
-        if "must lie in [0, 1]" not in str(error):
-            raise
+    except _OutOfRange as error:
         raise OutOfRange(str(error)) from None
     return fused.astype(dtype, copy=False)
 
@@ -128,7 +128,8 @@ def _read_network(path: Path, stamp: tuple):
 
 def _network(state: dict[str, np.ndarray], config: dict):
     """Return the native network of named parameters, if they are exactly those of a model that the kernels know."""
-    if _picture is None or config.keys() != {"bands", "channels", "stem", "octaves", "design"} or config["design"] != 4:
+    known = config.keys() == {"bands", "channels", "stem", "octaves", "design"} and config["design"] == PYRAMID_DESIGN
+    if _picture is None or not known:
         return None
     shapes = _shapes(config["bands"], config["channels"], config["stem"])
     fits = state.keys() == shapes.keys() and all(

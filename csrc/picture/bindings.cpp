@@ -118,6 +118,7 @@ PYBIND11_MODULE(_picture, m) {
   m.doc() = "Fusion of pictures without torch.";
   m.def("processors", &ffmef::processors, "Return the number of processors that this process may run on.");
   m.def("isa", [] { return ffmef::isa_name(ffmef::active_isa()); }, "Return the instruction set of the kernels here.");
+  py::register_exception<ffmef::OutOfRange>(m, "OutOfRange", PyExc_ValueError);
   py::class_<Network>(m, "Network", "The predictor of a PyramidFFMEF with its parameters.")
       .def(py::init<const std::vector<ffmef::Floats>&, const std::vector<int64_t>&, int64_t, int64_t, int>(),
            py::arg("parameters"), py::arg("channels"), py::arg("stem"), py::arg("bands"), py::arg("octaves"))

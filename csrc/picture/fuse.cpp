@@ -234,7 +234,7 @@ Predicted predict_cells(const PredictNetwork& net, const Exposures& exposures, d
                          statistics, row, row + 1);
     }
   });
-  if (!valid) throw std::domain_error("samples must lie in [0, 1]");
+  if (!valid) throw OutOfRange();
   std::vector<float> preferred;
   if (prefer != 0) preferred = preferences(pictures, half, prefer, team);
   FFMEF_KERNELS(pyramid_predict_kernels)

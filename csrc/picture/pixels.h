@@ -1,7 +1,7 @@
-// Converts a vector of pixels from and to interleaved RGB of any depth. Only *_kernels.cpp files include it (vec.h).
+// Converts vectors of pixels from and to interleaved RGB of any depth. Only *_kernels.cpp files include it (vec.h).
 //
-// With AVX-512, it reads straight from memory, by two or three shuffles; otherwise through the planes of samples.h, a
-// run of pixels at a time.
+// With AVX-512, a vector is read from and written to memory with two or three shuffles. Otherwise, a run of pixels is
+// first split into the planes of samples.h.
 #pragma once
 #include "../cpu/base/vec.h"
 #include "samples.h"
@@ -10,7 +10,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// One vector instruction each. Without AVX-512, the compiler finds the instructions itself.
+// One vector instruction each. Without AVX-512, the compiler finds that instruction by itself.
 inline FloatVec larger(FloatVec a, FloatVec b) {
 #if defined(__AVX512F__)
   return (FloatVec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -25,7 +25,7 @@ inline FloatVec smaller(FloatVec a, FloatVec b) {
   return a < b ? a : b;
 #endif
 }
-// Whether numbers differ, or the first is less, in any lane.
+// Returns whether a and b differ in any lane.
 inline bool any_differ(FloatVec a, FloatVec b) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ) != 0;
@@ -37,10 +37,11 @@ inline bool any_differ(FloatVec a, FloatVec b) {
   return any;
 #endif
 }
+// Returns whether a is less than b in any lane.
 inline bool any_less(FloatVec a, FloatVec b) { return any_differ(larger(b, a), a); }
 inline FloatVec unit(FloatVec x) { return smaller(larger(x, FloatVec{}), splat(1.0f)); }
 
-// A sample from a value that is on the scale 0..255 apart from rounding.
+// Converts a value that lies on the scale 0..255, apart from rounding, to the sample's scale.
 inline FloatVec scaled_sample(FloatVec x, uint8_t) { return x + 0.5f; }
 inline FloatVec scaled_sample(FloatVec x, uint16_t) { return x * 257.0f + 0.5f; }
 inline FloatVec scaled_sample(FloatVec x, float) { return unit(x * (1.0f / 255)); }
@@ -53,12 +54,13 @@ constexpr int64_t kLanes = lanes<float>;
 
 #if defined(__AVX512BW__)
 
-// Bytes of 16 pixels: 12 numbers of 32 bits to 4 per 128 bits, then the three bytes of a pixel to 32 bits, and back.
+// Spreads the 48 bytes of 16 pixels to 32 bits per pixel: first each 96 bits to 128, then each 24 bits to 32.
 inline __m512i spread(__m512i packed) {
   const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
   const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1));
   return _mm512_shuffle_epi8(_mm512_permutexvar_epi32(numbers, packed), bytes);
 }
+// The inverse of spread.
 inline __m512i gathered(__m512i pixels) {
   const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -1, -1, -1, -1));
   const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 3, 3, 3);
@@ -66,7 +68,7 @@ inline __m512i gathered(__m512i pixels) {
 }
 inline uint64_t first_bits(int64_t n) { return n >= 64 ? ~uint64_t(0) : (uint64_t(1) << n) - 1; }
 
-// n pixels, at most 16; what lies behind them is zero.
+// Loads n pixels, at most 16; the remaining lanes are zero.
 inline Rgb load_pixels(const uint8_t* p, int64_t n) {
   const __m512i pixels =
       spread(n == 16 ? _mm512_maskz_loadu_epi32(0x0fff, p) : _mm512_maskz_loadu_epi8(first_bits(3 * n), p));
@@ -134,13 +136,13 @@ inline void store_pixels(float* p, int64_t n, const Rgb& scaled) {
   _mm512_mask_storeu_ps(p + 32, first_floats(3 * n - 32), (__m512)interleaved<2>(r, g, b, Places()));
 }
 
-// A run of pixels to be read.
+// A run of pixels to read.
 template <class S> struct PixelRun {
   const S* from;
   void read(const S* rgb, int64_t) { from = rgb; }
   Rgb at(int64_t x, int64_t n) const { return load_pixels(from + 3 * x, n); }
 };
-// A run of pixels to be written.
+// A run of pixels to write.
 template <class S> struct PixelSink {
   S* to;
   void begin(S* rgb) { to = rgb; }

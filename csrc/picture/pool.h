@@ -4,11 +4,11 @@
 
 namespace ffmef {
 
-// A crew of `threads` threads, including the caller. While another call uses the pool, a crew is the calling thread
-// alone, which changes no result. A forked process gets its own pool.
+// Returns a crew of `threads` threads, including the calling one. While another call uses the pool, the crew is the
+// calling thread alone; the result is the same. A forked process gets its own pool.
 Crew pool_crew(int threads);
 
-// Processors that this process may run on, at least 1.
+// Returns the number of processors that this process may run on, at least 1.
 int processors();
 
 }  // namespace ffmef

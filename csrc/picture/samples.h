@@ -1,4 +1,4 @@
-// Converts interleaved samples of any depth to planes and back. Only *_kernels.cpp files include it, like vec.h.
+// Converts interleaved samples of any depth to planes and back. Only *_kernels.cpp files include it (vec.h).
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -8,8 +8,8 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-// A vector of samples. Shuffles of 16- and 32-bit lanes of whole 64-byte vectors are one instruction each; those of
-// bytes are not.
+// A vector of samples. With AVX-512, a shuffle of a whole 64-byte vector is one instruction for lanes of 16 and 32
+// bits, but not for bytes.
 #if defined(__AVX512BW__)
 constexpr int kWide = 64;
 #else
@@ -28,7 +28,7 @@ template <> struct Chunk<float> {
 template <class S> using ChunkOf = typename Chunk<S>::type;
 template <class S> constexpr int kInChunk = int(sizeof(ChunkOf<S>) / sizeof(S));
 
-// Samples times kToByte lie on the scale 0..255, in which the colour equations are written.
+// A sample times kToByte lies on the scale 0..255 of the colour equations.
 template <class S> constexpr float kToByte = 1.0f;
 template <> constexpr float kToByte<uint16_t> = 1.0f / 257;
 template <> constexpr float kToByte<float> = 255.0f;
@@ -40,14 +40,14 @@ template <class S> inline ChunkOf<S> load_chunk(const S* p) {
 }
 template <class S> inline void store_chunk(S* p, ChunkOf<S> v) { std::memcpy(p, &v, sizeof v); }
 
-// Channel C of a chunk of pixels that lie in three chunks.
+// Returns channel C of the pixels that fill three chunks.
 template <int C, class V, size_t... I> inline V channel(V a, V b, V c, std::index_sequence<I...>) {
   constexpr int n = int(sizeof...(I));
   const V most = __builtin_shufflevector(a, b, (3 * int(I) + C < 2 * n ? 3 * int(I) + C : 0)...);
   return __builtin_shufflevector(most, c, (3 * int(I) + C < 2 * n ? int(I) : 3 * int(I) + C - n)...);
 }
 
-// Chunk C of a chunk of interleaved pixels.
+// Returns chunk C of the three that interleaved pixels fill.
 template <int C, class V, size_t... I> inline V interleaved(V r, V g, V b, std::index_sequence<I...>) {
   constexpr int n = int(sizeof...(I));
   const V two = __builtin_shufflevector(r, g,
@@ -84,12 +84,12 @@ template <class S> void join(S* rgb, int64_t n, const S* r, const S* g, const S*
   for (; x < n; ++x) rgb[3 * x] = r[x], rgb[3 * x + 1] = g[x], rgb[3 * x + 2] = b[x];
 }
 
-// Luminance on the scale 0..1 of RGB on the scale 0..255.
+// Luminance on the scale 0..1 is kRed r + kGreen g + kBlue b + kBlack, for RGB on the scale 0..255.
 constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
 
 inline float unit(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
 
-// From the scale 0..255, clipped and rounded.
+// Convert from the scale 0..255; integers are clipped and rounded, floating-point numbers clipped.
 inline void to_sample(float x, uint8_t& out) {
   x = x < 0.0f ? 0.0f : x > 255.0f ? 255.0f : x;
   out = uint8_t(int32_t(x + 0.5f));
@@ -106,7 +106,7 @@ inline void to_sample(float x, float& out) {
 // Columns processed at a time, few enough for their rows to stay in the first-level cache.
 constexpr int64_t kColumns = 512;
 
-// A run of pixels of one picture as planes; the three planes of a grey picture are the same one.
+// A run of pixels of one picture as planes. The three planes of a grey picture are one and the same.
 template <class S> struct Planes {
   alignas(64) S stored[3][kColumns];
   const S *r, *g, *b;

@@ -3,6 +3,7 @@
 from ffmef.checks.judge import Tally, check, check_others, error_of, network_error, prediction_error
 from ffmef.checks.problems import (
     FILTER_SIZES,
+    FilterProblem,
     Problem,
     PyramidProblem,
     bytes_moved,
@@ -18,6 +19,7 @@ __all__ = [
     "FILTER_SIZES",
     "SMALLEST",
     "TOLERANCE",
+    "FilterProblem",
     "Problem",
     "PyramidProblem",
     "Tally",

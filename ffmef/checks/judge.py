@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ffmef.checks import tolerances
-from ffmef.checks.problems import AnyProblem, Problem, inputs, predictions
+from ffmef.checks.problems import FilterProblem, Problem, inputs, predictions
 from ffmef.checks.tolerances import SMALLEST, TOLERANCE
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Tally:
     failures: list[str] = field(default_factory=list)
 
 
-def results(problem: AnyProblem, device: str, backend: Backend) -> list[torch.Tensor]:
+def results(problem: Problem, device: str, backend: Backend) -> list[torch.Tensor]:
     """Return the output and the gradients of all tensors, on the CPU."""
     import torch
 
@@ -36,7 +36,7 @@ def results(problem: AnyProblem, device: str, backend: Backend) -> list[torch.Te
     return [part.detach().cpu() for part in (output, *torch.autograd.grad(output, leaves, gradient))]
 
 
-def references(problem: AnyProblem, magnitudes: bool) -> list[torch.Tensor]:
+def references(problem: Problem, magnitudes: bool) -> list[torch.Tensor]:
     """Return the same in float64 from plain torch, for the values or for the magnitudes of their terms."""
     import torch
 
@@ -50,7 +50,7 @@ def references(problem: AnyProblem, magnitudes: bool) -> list[torch.Tensor]:
     return [part.detach() for part in (output, *grads)]
 
 
-def error_of(problem: AnyProblem, found: list[torch.Tensor]) -> float:
+def error_of(problem: Problem, found: list[torch.Tensor]) -> float:
     """Return the largest error of any element in units of the tolerance."""
     worst = 0.0
     values, magnitudes = references(problem, False), references(problem, True)
@@ -65,7 +65,7 @@ def error_of(problem: AnyProblem, found: list[torch.Tensor]) -> float:
     return worst
 
 
-def check(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
+def check(backend: Backend, device: str, problems: list[Problem]) -> Tally:
     """Run the matrix; a problem passes if its results are right and a second run repeats them."""
     import torch
 
@@ -87,7 +87,7 @@ def check(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
     return tally
 
 
-def prediction_error(problem: Problem, device: str, backend: Backend) -> float:
+def prediction_error(problem: FilterProblem, device: str, backend: Backend) -> float:
     """Return predict_and_fuse's largest error in units of the tolerance; infinity if a second run differs."""
     import torch
 

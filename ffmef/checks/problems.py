@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ffmef.checks.tolerances import TOLERANCE
@@ -18,31 +18,62 @@ FILTER_SIZES = (1, 3, 5)  # of the paper, used for timings
 
 @dataclass(frozen=True)
 class Problem:
-    """One row of adaptive_fuse's matrix."""
+    """One row of an operator's matrix: pictures of a size, dtype and layout, and in subclasses the operator's own."""
 
     dtype: str
-    padding: PaddingMode
     batch: int
     images: int
     channels: int
     height: int
     width: int
-    sizes: tuple[int, ...]
-    layout: str = "contiguous"
+    layout: str = field(default="contiguous", kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the images."""
+        return self.batch, self.images, self.channels, self.height, self.width
 
     def __str__(self) -> str:
-        shape = f"{self.batch}x{self.images}x{self.channels}x{self.height}x{self.width}"
-        return f"{self.dtype} {self.padding} {shape} k={','.join(map(str, self.sizes))} {self.layout}"
+        return f"{self.dtype} {'x'.join(map(str, self.shape))} {self.own()} {self.layout}"
+
+    def own(self) -> str:
+        """Return the operator's parameters in words."""
+        raise NotImplementedError
 
     def tensors(self, normal: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return images, filters and alphas, and a gradient of the output."""
-        import torch
+        """Return the operator's tensors, and a gradient of the output."""
+        images = lay_out(normal(*self.shape), self.layout)
+        return [images, *self.others(normal)], normal(self.batch, *self.shape[2:])
 
-        images = lay_out(normal(self.batch, self.images, self.channels, self.height, self.width), self.layout)
+    def others(self, normal: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        """Return the operator's tensors that follow the images."""
+        raise NotImplementedError
+
+    def run(self, leaves: list[torch.Tensor], backend: Backend) -> torch.Tensor:
+        """Return the operator's result."""
+        raise NotImplementedError
+
+    def define(self, leaves: list[torch.Tensor], magnitudes: bool) -> torch.Tensor:
+        """Return the result by definition, in plain torch; with ``magnitudes``, no term is subtracted."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FilterProblem(Problem):
+    """One row of adaptive_fuse's matrix."""
+
+    padding: PaddingMode
+    sizes: tuple[int, ...]
+
+    def own(self) -> str:
+        return f"{self.padding} k={','.join(map(str, self.sizes))}"
+
+    def others(self, normal: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         shapes = [(self.batch, self.images, k * k, self.height, self.width) for k in self.sizes]
         filters = [lay_out(normal(*shape), self.layout) for shape in shapes]
-        alphas = normal(len(self.sizes)).to(torch.promote_types(images.dtype, torch.float32))
-        return [images, *filters, alphas], normal(self.batch, self.channels, self.height, self.width)
+        # Alphas are float32 beside half precision, and otherwise of the images' dtype.
+        alphas = normal(len(self.sizes))
+        return [*filters, alphas if self.dtype == "float64" else alphas.float()]
 
     def run(self, leaves: list[torch.Tensor], backend: Backend) -> torch.Tensor:
         from ffmef import ops
@@ -56,30 +87,19 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class PyramidProblem:
+class PyramidProblem(Problem):
     """One row of pyramid_fuse's matrix."""
 
-    dtype: str
-    batch: int
-    images: int
-    channels: int
-    height: int
-    width: int
     bands: int
     scale: int
-    layout: str = "contiguous"
 
-    def __str__(self) -> str:
-        shape = f"{self.batch}x{self.images}x{self.channels}x{self.height}x{self.width}"
-        return f"pyramid {self.dtype} {shape} bands={self.bands} scale={self.scale} {self.layout}"
+    def own(self) -> str:
+        return f"bands={self.bands} scale={self.scale}"
 
-    def tensors(self, normal: Callable[..., torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return images, weights and base, and a gradient of the output."""
+    def others(self, normal: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         cells = (-(-self.height // self.scale), -(-self.width // self.scale))
-        images = lay_out(normal(self.batch, self.images, self.channels, self.height, self.width), self.layout)
         weights = lay_out(normal(self.batch, self.bands, self.images, *cells), self.layout)
-        base = lay_out(normal(self.batch, self.images, *cells), self.layout)
-        return [images, weights, base], normal(self.batch, self.channels, self.height, self.width)
+        return [weights, lay_out(normal(self.batch, self.images, *cells), self.layout)]
 
     def run(self, leaves: list[torch.Tensor], backend: Backend) -> torch.Tensor:
         from ffmef import ops
@@ -110,38 +130,35 @@ def pyramid_terms(
     return out
 
 
-AnyProblem = Problem | PyramidProblem
-
-
-def matrix(quick: bool) -> list[AnyProblem]:
+def matrix(quick: bool) -> list[Problem]:
     """Return the problems: every dtype, padding, path of the kernels and memory layout."""
-    problems: list[AnyProblem] = []
+    problems: list[Problem] = []
     paddings: tuple[PaddingMode, ...] = ("zeros", "replicate", "reflect")
     for dtype in TOLERANCE:
         for padding in paddings:
             problems += [
-                Problem(dtype, padding, 2, 2, 1, 37, 144, (1, 3, 5)),
-                Problem(dtype, padding, 1, 2, 1, 19, 67, (1, 3, 5)),
-                Problem(dtype, padding, 1, 3, 3, 18, 72, (3, 7)),
-                Problem(dtype, padding, 1, 2, 6, 9, 21, (1, 5)),
-                Problem(dtype, padding, 1, 2, 1, 2, 3, (5, 7, 1)),
-                Problem(dtype, padding, 1, 1, 2, 12, 40, (9, 3)),
-                Problem(dtype, padding, 1, 2, 1, 1, 1, (3,)),
+                FilterProblem(dtype, 2, 2, 1, 37, 144, padding, (1, 3, 5)),
+                FilterProblem(dtype, 1, 2, 1, 19, 67, padding, (1, 3, 5)),
+                FilterProblem(dtype, 1, 3, 3, 18, 72, padding, (3, 7)),
+                FilterProblem(dtype, 1, 2, 6, 9, 21, padding, (1, 5)),
+                FilterProblem(dtype, 1, 2, 1, 2, 3, padding, (5, 7, 1)),
+                FilterProblem(dtype, 1, 1, 2, 12, 40, padding, (9, 3)),
+                FilterProblem(dtype, 1, 2, 1, 1, 1, padding, (3,)),
             ]
         problems += [
-            Problem(dtype, "zeros", 2, 2, 3, 11, 32, (1, 3), "slice"),
-            Problem(dtype, "reflect", 1, 2, 3, 11, 32, (3,), "transposed"),
-            Problem(dtype, "zeros", 3, 2, 1, 9, 32, (1, 5), "expanded"),
-            Problem(dtype, "zeros", 1, 2, 1, 5, 24, (1, 3) * 8 + (5,)),
+            FilterProblem(dtype, 2, 2, 3, 11, 32, "zeros", (1, 3), layout="slice"),
+            FilterProblem(dtype, 1, 2, 3, 11, 32, "reflect", (3,), layout="transposed"),
+            FilterProblem(dtype, 3, 2, 1, 9, 32, "zeros", (1, 5), layout="expanded"),
+            FilterProblem(dtype, 1, 2, 1, 5, 24, "zeros", (1, 3) * 8 + (5,)),
         ]
-    problems.append(Problem("float32", "replicate", 1, 1, 1, 12, 16, (31,)))
+    problems.append(FilterProblem("float32", 1, 1, 1, 12, 16, "replicate", (31,)))
     for dtype in TOLERANCE:
         problems += [
             PyramidProblem(dtype, 2, 2, 1, 77, 144, 3, 8),
             PyramidProblem(dtype, 1, 3, 2, 37, 67, 3, 16),
-            PyramidProblem(dtype, 1, 2, 1, 35, 39, 2, 4, "slice"),
-            PyramidProblem(dtype, 2, 2, 3, 9, 24, 1, 2, "expanded"),
-            PyramidProblem(dtype, 1, 2, 1, 5, 7, 1, 2, "transposed"),
+            PyramidProblem(dtype, 1, 2, 1, 35, 39, 2, 4, layout="slice"),
+            PyramidProblem(dtype, 2, 2, 3, 9, 24, 1, 2, layout="expanded"),
+            PyramidProblem(dtype, 1, 2, 1, 5, 7, 1, 2, layout="transposed"),
             PyramidProblem(dtype, 1, 2, 1, 70, 45, 5, 32),
             PyramidProblem(dtype, 1, 1, 1, 9, 33, 0, 1),
             PyramidProblem(dtype, 1, 2, 1, 1, 1, 3, 8),
@@ -149,23 +166,23 @@ def matrix(quick: bool) -> list[AnyProblem]:
     return problems[2::12] if quick else problems
 
 
-def interpretable(problems: list[AnyProblem]) -> list[AnyProblem]:
+def interpretable(problems: list[Problem]) -> list[Problem]:
     """Return some small problems: in Triton's interpreter every tap of a tile takes tens of milliseconds."""
-    small = [p for p in problems if isinstance(p, Problem) and p.height * p.width <= 400]
+    small = [p for p in problems if isinstance(p, FilterProblem) and p.height * p.width <= 400]
     small = [p for p in small if sum(k * k for k in p.sizes) <= 35 and (p.padding == "zeros" or max(p.sizes) <= 3)]
     tiny = [p for p in problems if isinstance(p, PyramidProblem) and p.height * p.width <= 40]
-    return small[::3] + tiny
+    return [*small[::3], *tiny]
 
 
-def predictions(interpreted: bool) -> list[Problem]:
+def predictions(interpreted: bool) -> list[FilterProblem]:
     """Return the problems of predict_and_fuse: every dtype, with and without vector loads, maps in groups."""
     problems = []
     for dtype in TOLERANCE:
         problems += [
-            Problem(dtype, "zeros", 2, 2, 1, 37, 144, (1, 3, 5)),
-            Problem(dtype, "reflect", 1, 3, 3, 19, 67, (3, 7)),
-            Problem(dtype, "replicate", 1, 2, 1, 4, 9, (9, 1)),
-            Problem(dtype, "zeros", 1, 2, 1, 5, 9, (3,)),
+            FilterProblem(dtype, 2, 2, 1, 37, 144, "zeros", (1, 3, 5)),
+            FilterProblem(dtype, 1, 3, 3, 19, 67, "reflect", (3, 7)),
+            FilterProblem(dtype, 1, 2, 1, 4, 9, "replicate", (9, 1)),
+            FilterProblem(dtype, 1, 2, 1, 5, 9, "zeros", (3,)),
         ]
     return problems[3::4] if interpreted else problems
 
@@ -192,7 +209,7 @@ def lay_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     return view.copy_(tensor)
 
 
-def inputs(problem: AnyProblem, device: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+def inputs(problem: Problem, device: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Return the operator's tensors and a gradient of its output; the same values on every call and device."""
     import torch
 

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import TYPE_CHECKING
 
 from ffmef.checks.judge import Tally, check
-from ffmef.checks.problems import AnyProblem
+from ffmef.checks.problems import Problem
 
 if TYPE_CHECKING:
     from ffmef.ops.types import Backend
@@ -27,7 +27,7 @@ def worker_count(backend: str, device: str) -> int:
     return max(1, min(processors - 1, MOST_WORKERS, torch.cuda.mem_get_info()[0] // 2**30))
 
 
-def check_in_processes(backend: Backend, device: str, problems: list[AnyProblem], workers: int) -> Tally:
+def check_in_processes(backend: Backend, device: str, problems: list[Problem], workers: int) -> Tally:
     """Do what :func:`check` does, with the problems shared among ``workers`` processes.
 
     The result is that of one process, except for the order of the failures.
@@ -45,7 +45,7 @@ def check_in_processes(backend: Backend, device: str, problems: list[AnyProblem]
     )
 
 
-def _check_with_one_thread(backend: Backend, device: str, problems: list[AnyProblem]) -> Tally:
+def _check_with_one_thread(backend: Backend, device: str, problems: list[Problem]) -> Tally:
     import torch
 
     torch.set_num_threads(1)

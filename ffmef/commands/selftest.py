@@ -87,7 +87,7 @@ def graph_capture(backend: Backend) -> str:
 
     from ffmef.ops import adaptive_fuse
 
-    problem = checks.Problem("float32", "zeros", 1, 2, 1, 64, 128, checks.FILTER_SIZES)
+    problem = checks.FilterProblem("float32", 1, 2, 1, 64, 128, "zeros", checks.FILTER_SIZES)
     (images, *filters, alphas), _ = checks.inputs(problem, "cuda")
     adaptive_fuse(images, filters, alphas, backend=backend)  # compiles and tunes before the capture
     graph = torch.cuda.CUDAGraph()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import math
 import platform
 import re
 import sys
@@ -235,11 +236,11 @@ def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[
         remarks.append("Faults: not measured, because fused pictures alone do not show them. Give --weights.")
     for method, weights in fusing:
         spec = registry.of(models.load(weights))
-        fitting = [pictures for pictures in scenes if spec is None or spec.most is None or len(pictures) <= spec.most]
+        most = math.inf if spec is None or spec.most is None else spec.most
+        fitting = [pictures for pictures in scenes if len(pictures) <= most]
         if len(fitting) < len(scenes):
             remarks.append(f"Faults of {method}: on {len(fitting)} of {len(scenes)} scenes, those of two pictures.")
         if fitting:
-            most = None if spec is None else spec.most
             measured[method] = faults.measure(functools.partial(pipeline.fuse, weights=weights), fitting, most)
     return measured, remarks
 

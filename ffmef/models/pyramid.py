@@ -15,14 +15,13 @@ from torch.nn import functional as F
 
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
+from ffmef.models.registry import PYRAMID_DESIGN as DESIGN
 from ffmef.ops import pyramid_fuse
 from ffmef.ops._backends import why_not
 from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
 from ffmef.ops.types import Backend
 
 SCALE = 8
-# Written to weight files. The first had no octaves, the second one plane for all, the third shrank all of them.
-DESIGN = 4
 FINE_OCTAVES = 2  # how many of the finest octaves have a separate plane and are shrunk
 PRIOR = 0.15  # the weight of validity's logarithm before training
 GATE = 0.04  # the difference between exposures at which gains act by half

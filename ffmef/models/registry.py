@@ -130,6 +130,10 @@ MODELS: dict[str, Spec] = {
     )
 }
 
+# Of PyramidFFMEF, written to weight files. The first design had no octaves, the second one plane for all of them, and
+# the third shrank them all.
+PYRAMID_DESIGN = 4
+
 # Weights that were renamed: the old name still works, with a DeprecationWarning, where the new file is bundled.
 RENAMED_WEIGHTS = {"pyramid": "mef-pyramid", "pyramid-brackets": "mef-pyramid"}
 

@@ -18,10 +18,10 @@ def test_quick_selftest_passes_and_prints_a_page(capsys: pytest.CaptureFixture[s
 
 def test_selftest_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     right = ops.adaptive_fuse
-    monkeypatch.setattr(checks, "matrix", lambda quick: [checks.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
+    monkeypatch.setattr(checks, "matrix", lambda quick: [checks.FilterProblem("float32", 1, 2, 1, 4, 5, "zeros", (3,))])
     monkeypatch.setattr(ops, "adaptive_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
     assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 1
-    assert "FAILED float32 zeros 1x2x1x4x5 k=3 contiguous" in capsys.readouterr().out
+    assert "FAILED float32 1x2x1x4x5 zeros k=3 contiguous" in capsys.readouterr().out
 
 
 def test_selftest_finds_results_that_change(
@@ -33,7 +33,7 @@ def test_selftest_finds_results_that_change(
         calls.append(1)
         return right(*args, **options) * (1 + 1e-7 * len(calls))
 
-    monkeypatch.setattr(checks, "matrix", lambda quick: [checks.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))])
+    monkeypatch.setattr(checks, "matrix", lambda quick: [checks.FilterProblem("float32", 1, 2, 1, 4, 5, "zeros", (3,))])
     monkeypatch.setattr(ops, "adaptive_fuse", restless)
     assert cli.main(["selftest", "--device", "cpu", "--backend", "reference", "--quick"]) == 1
     assert "another result when run again" in capsys.readouterr().out
@@ -68,14 +68,14 @@ def test_the_network_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_prediction_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = ops.predict_and_fuse
-    problem = checks.Problem("float32", "zeros", 1, 2, 1, 4, 5, (3,))
+    problem = checks.FilterProblem("float32", 1, 2, 1, 4, 5, "zeros", (3,))
     assert checks.prediction_error(problem, "cpu", "reference") <= 1
     monkeypatch.setattr(ops, "predict_and_fuse", lambda *args, **options: right(*args, **options) * (1 + 1e-5))
     assert checks.prediction_error(problem, "cpu", "reference") > 1
 
 
 def test_processes_share_a_matrix() -> None:
-    problems = [checks.Problem("float32", "zeros", 1, 2, 1, 4, width, (3,)) for width in (5, 6, 7)]
+    problems = [checks.FilterProblem("float32", 1, 2, 1, 4, width, "zeros", (3,)) for width in (5, 6, 7)]
     alone = checks.check("reference", "cpu", problems)
     assert checks.check_in_processes("reference", "cpu", problems, 2) == alone
     assert alone.passed == 3

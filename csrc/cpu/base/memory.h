@@ -1,4 +1,10 @@
-// The one owner of native memory.
+// The one owner of native memory: all blocks come from here.
+//
+// Three users keep released blocks for the next call, each by its own rule, because they are used differently:
+// - blocks of 32 kB to 4 MB, always and up to 16 MB in all (below): they cost little and every call needs them;
+// - results of 2 MB and more (results.h), only if their size recurs, as in training: they live as long as a tensor;
+// - one block of scratch memory (scratch.h), only if calls do not grow: a smaller picture reuses a larger one's.
+// The last two are in large pages, marked as free for the system to take back.
 //
 // If memory runs out, an allocation throws std::bad_alloc, in kernels too. Threads pass it to the call that they work
 // for (first_error.h). The call ends with an error, and the process goes on.
