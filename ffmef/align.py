@@ -162,25 +162,33 @@ def describe(alignment: Alignment) -> str:
 
 # The cheap check
 
-_CHECK_SIDE, _CHECK_LEAST, _CHECK_GAIN = 512, 2.0, 0.03
+_CHECK_SIDE, _CHECK_TILE, _CHECK_GRID = 512, 128, (3, 4)  # samples, and rows and columns of tiles
+_CHECK_LEAST, _CHECK_LEAST_SAMPLES = 2.0, 0.6  # shifts below are not clear: pixels, samples of the small versions
+_CHECK_SOFT = 3.0  # 8-bit levels; differences well above count alike, so exposure does not matter
+_CHECK_PEAK, _CHECK_SURE = 4.5, 7.0  # standard deviations by which a tile's, and the sum's, best shift stands out
+_CHECK_AGREE, _CHECK_STILL = 0.6, 0.35  # shares of tiles: at least so many move together, less than so many stand
 
 
 def apparent_shift(frames: Sequence[np.ndarray]) -> tuple[int, int, float] | None:
-    """Return (frame, other frame, pixels) of the largest clear shift between neighbours in brightness, or None.
+    """Return (frame, other frame, pixels) of the largest clear movement between neighbours in brightness, or None.
 
-    Correlates median threshold bitmaps of small versions, whatever the exposure: a few milliseconds, without OpenCV. It
-    finds shifts, not turns, and returns None where it is not sure.
+    Correlates the directions of edges, which no exposure changes, in tiles of small versions: a few milliseconds,
+    without OpenCV. The tiles must agree on one shift, turn and scale, so things that move in a still picture do not
+    count. The pixels are the mean over the picture. Returns None where it is not sure.
     """
     step = max(1, -(-max(frames[0].shape[:2]) // _CHECK_SIDE))
     small = [_sampled(frame, step) for frame in frames]
     if min(small[0].shape) < 16:
         return None
     order = sorted(range(len(frames)), key=lambda index: (float(small[index].mean()), index))
-    bitmaps = {index: _bitmap(small[index]) for index in order}
+    edges = {index: _edges(small[index]) for index in order}
+    tiles = {index: _tiles(edges[index]) for index in order}
     worst = None
     for one, other in itertools.pairwise(order):
-        moved = _bitmap_shift(bitmaps[one], bitmaps[other])
-        if moved is None or moved * step < max(_CHECK_LEAST, step):
+        moved = _movement(tiles[one], tiles[other])
+        if moved is None or moved > _CHECK_TILE / 3:  # further, a tile's shift could as well go the other way round
+            moved = _far_shift(edges[one], edges[other])
+        if moved is None or moved < _CHECK_LEAST_SAMPLES or moved * step < _CHECK_LEAST:
             continue
         if worst is None or moved * step > worst[2]:
             worst = (*sorted((one, other)), moved * step)
@@ -188,35 +196,112 @@ def apparent_shift(frames: Sequence[np.ndarray]) -> tuple[int, int, float] | Non
 
 
 def _sampled(frame: np.ndarray, step: int) -> np.ndarray:
-    """Return every ``step``-th row of green or grey, averaged over ``step`` pixels along it."""
+    """Return 8-bit levels of every ``step``-th row of green or grey, averaged over ``step`` pixels along it."""
     plane = frame[::step, :, 1] if frame.ndim == 3 else frame[::step]
     columns = plane.shape[1] // step
-    return plane[:, : columns * step].reshape(len(plane), columns, step).mean(2, dtype=np.float32)
+    mean = plane[:, : columns * step].reshape(len(plane), columns, step).mean(2, dtype=np.float32)
+    return mean * np.float32({"u1": 1, "u2": 1 / 257}.get(frame.dtype.str[1:], 255))
 
 
-def _bitmap(plane: np.ndarray) -> np.ndarray:
-    """Return -1 and 1 below and above the median, 0 near it and where the margin fades out."""
-    middle = float(np.median(plane))
-    spread = 0.1 * float(np.abs(plane - middle).mean())
-    signs = np.where(np.abs(plane - middle) <= spread, 0, np.sign(plane - middle))
-    return signs * np.outer(*(np.minimum(1, 8 * np.hanning(n + 2)[1:-1]) for n in plane.shape))
+def _edges(plane: np.ndarray) -> np.ndarray:
+    """Return differences along and across the rows (2, H, W), divided by their length; 0 where samples are clipped."""
+    edges = np.zeros((2, *plane.shape), np.float32)
+    edges[0, 1:-1, 1:-1] = plane[1:-1, 2:] - plane[1:-1, :-2]
+    edges[1, 1:-1, 1:-1] = plane[2:, 1:-1] - plane[:-2, 1:-1]
+    edges[:, (plane < 3) | (plane > 250)] = 0
+    return edges / (np.sqrt(edges[0] ** 2 + edges[1] ** 2) + np.float32(_CHECK_SOFT))
 
 
-def _bitmap_shift(one: np.ndarray, other: np.ndarray) -> float | None:
-    """Return by how many samples two bitmaps are shifted, if some shift fits clearly better than none."""
-    energy = np.sqrt((one**2).sum() * (other**2).sum())
-    if energy == 0:
-        return None
-    fits = np.fft.irfft2(np.fft.rfft2(one) * np.conj(np.fft.rfft2(other)), one.shape) / energy
-    row, column = np.unravel_index(fits.argmax(), fits.shape)
-    best, still = float(fits[row, column]), float(fits[0, 0])
-    if best < 0.4 or best - still < _CHECK_GAIN:
-        return None
-    rows, columns = one.shape
-    row, column = (row + rows // 2) % rows - rows // 2, (column + columns // 2) % columns - columns // 2
-    if abs(row) > rows / 4 or abs(column) > columns / 4:
-        return None
-    return float(np.hypot(row, column))
+@dataclass(frozen=True)
+class _Tiles:
+    """Spectra of each tile's two planes; its energy; where its centre lies, as x + i y; the size of all."""
+
+    spectra: list[np.ndarray]
+    energy: np.ndarray
+    places: np.ndarray
+    size: tuple[int, int]
+
+
+def _tiles(edges: np.ndarray, tile: int = _CHECK_TILE, grid: tuple[int, int] = _CHECK_GRID) -> _Tiles:
+    height, width = (min(tile, side) for side in edges.shape[1:])
+    window = np.outer(*(np.minimum(1, 4 * np.hanning(n + 2)[1:-1]) for n in (height, width))).astype(np.float32)
+    tops = np.linspace(0, edges.shape[1] - height, grid[0]).astype(int)
+    lefts = np.linspace(0, edges.shape[2] - width, grid[1]).astype(int)
+    spots = list(itertools.product(tops, lefts))
+    spectra, energy = [], []
+    for top, left in spots:  # one at a time: large arrays would come from fresh memory, which costs more than the work
+        cut = edges[:, top : top + height, left : left + width] * window
+        energy.append(float(np.vdot(cut, cut)))
+        spectra.append(np.fft.rfft2(cut))
+    centre = complex(edges.shape[2] - width, edges.shape[1] - height) / 2
+    places = np.array([complex(left, top) - centre for top, left in spots])
+    return _Tiles(spectra, np.array(energy), places, (height, width))
+
+
+def _fits(one: _Tiles, other: _Tiles) -> list[np.ndarray]:
+    """Return how well each shift (cyclic, row and column) makes each tile of one frame fit the other's."""
+    energy = np.maximum(np.sqrt(one.energy * other.energy), 1e-9)
+    pairs = zip(one.spectra, other.spectra, energy, strict=True)
+    return [np.fft.irfft2((a * np.conj(b)).sum(0), one.size) / np.float32(e) for a, b, e in pairs]
+
+
+def _best_shift(fits: np.ndarray) -> tuple[complex, float]:
+    """Return the best shift in samples, x + i y, and by how many standard deviations it stands out."""
+    height, width = fits.shape
+    row, column = divmod(int(fits.argmax()), width)
+    down = row + _peak(fits[row - 1, column], fits[row, column], fits[(row + 1) % height, column])
+    right = column + _peak(fits[row, column - 1], fits[row, column], fits[row, (column + 1) % width])
+    right, down = (right + width / 2) % width - width / 2, (down + height / 2) % height - height / 2
+    spread = float(fits.std())
+    return complex(right, down), float(fits[row, column]) / spread if spread > 1e-9 else 0.0
+
+
+def _sure_shift(fits: np.ndarray) -> float | None:
+    """Return by how many samples a picture is shifted as a whole, or None where no shift stands out."""
+    shift, peak = _best_shift(fits)
+    return abs(shift) if peak >= _CHECK_SURE else None
+
+
+def _movement(one: _Tiles, other: _Tiles) -> float | None:
+    """Return the mean movement in samples that most tiles agree on (small: the frames stand still), or None."""
+    fits = _fits(one, other)
+    found = [_best_shift(fit) for fit in fits]
+    clear = np.array([peak >= _CHECK_PEAK for _, peak in found])
+    least = max(4, _CHECK_AGREE * clear.sum())
+    if clear.any():
+        places, shifts = one.places[clear], np.array([shift for shift, _ in found])[clear]
+        if (np.abs(shifts) < 0.5).mean() >= _CHECK_STILL:
+            return 0.0
+    if clear.sum() >= least:
+        turn, shift, together = _agreement(places, shifts, np.array([peak for _, peak in found])[clear])
+        if together >= least:
+            return float(np.abs(turn * one.places + shift).mean())
+    return _sure_shift(np.sum(fits, 0))  # tiles with little detail may still add up
+
+
+def _agreement(places: np.ndarray, shifts: np.ndarray, weights: np.ndarray) -> tuple[complex, complex, int]:
+    """Return the similarity places -> turn places + shift that most tiles agree on, and how many tiles do.
+
+    Tries the similarity through each pair of tiles.
+    """
+    first, second = np.triu_indices(len(places), 1)
+    gaps = places[second] - places[first]
+    turns = (shifts[second] - shifts[first]) / np.where(gaps == 0, 1, gaps)
+    turns[(gaps == 0) | (np.abs(turns) > 0.1)] = 0  # hands turn less
+    guesses = turns[:, None] * (places - places[first][:, None]) + shifts[first][:, None]
+    near = np.abs(guesses - shifts) <= 0.75 + 0.05 * np.abs(shifts)
+    inside = near[int((near * weights).sum(1).argmax())]
+    places, shifts = places[inside], shifts[inside]
+    centred = places - places.mean()
+    turn = (np.conj(centred) @ shifts) / max(float((np.abs(centred) ** 2).sum()), 1e-9)
+    return turn, shifts.mean() - turn * places.mean(), len(places)
+
+
+def _far_shift(one: np.ndarray, other: np.ndarray) -> float | None:
+    """Return by how many samples two pictures of edges are shifted as a whole, or None where none stands out."""
+    rows, columns = (side // 16 * 16 or side for side in one.shape[1:])  # sizes whose transforms are fast
+    spectra = [_tiles(edges[:, :rows, :columns], max(rows, columns), (1, 1)) for edges in (one, other)]
+    return _sure_shift(_fits(*spectra)[0])
 
 
 # Luminance

@@ -184,6 +184,30 @@ def test_a_shift_is_noticed_without_alignment(scene, tmp_path, capfd, stops):
     assert fused.alpha is None and fused.pixels.shape != frames[0].shape
 
 
+@pytest.mark.parametrize(
+    "stops, matrix, pixels",
+    [
+        ((-3, 1), hand("translation", shift=(4, -3)), 5),  # four stops apart, one of them dark
+        ((0, 3), hand("translation", shift=(-20, 12)), 23),  # bright parts clipped
+        ((-1, 1), hand("similarity", turn=1.5, shift=(0, 0), scale=1.0), 6.4),  # about the centre, which stays
+        ((0, 2), hand("translation", shift=(150, 40)), 155),  # further than a tile
+    ],
+)
+def test_small_shifts_turns_and_wide_steps_are_noticed(scene, stops, matrix, pixels):
+    frames = [expose(scene, stops[0]), expose(scene, stops[1], matrix, 1)]
+    found = align.apparent_shift(frames)
+    assert found is not None and found[:2] == (0, 1) and abs(found[2] - pixels) < 0.2 * pixels
+    grey = [frame[..., 1].astype(np.uint16) * 257 for frame in frames]
+    assert align.apparent_shift(grey)[2] == pytest.approx(found[2], abs=1e-3)
+
+
+def test_things_that_move_in_a_still_picture_are_no_shift(scene):
+    frames = [expose(scene, 0), expose(scene, 2, None, 1)]
+    frames[1][120:360, 150:500] = np.roll(frames[1], (25, 30), (0, 1))[120:360, 150:500]
+    assert align.apparent_shift(frames) is None
+    assert align.apparent_shift([np.full((300, 400, 3), level, np.uint8) for level in (90, 200)]) is None
+
+
 def test_the_result_is_opaque_where_any_frame_is(scene, tmp_path):
     frames = [expose(scene, 0), expose(scene, 2, hand("translation", shift=(14, 5)), 1)]
     for index, frame in enumerate(frames):
