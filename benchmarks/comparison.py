@@ -94,7 +94,7 @@ class Comparison:
         return self.benchmark.extra_info
 
     def warm_up(self, trial: Callable[[], object], memory: bool) -> tuple[float, dict | None]:
-        """Return the seconds and the peak memory of a trial, from a second call unless one takes too long."""
+        """Return the seconds and the peak memory of a trial, from further calls unless one takes too long."""
         for _ in range(2):
             peak, started = None, time.perf_counter()
             if memory:
@@ -103,8 +103,9 @@ class Comparison:
                 measure.seconds(trial, self.device)
             took = time.perf_counter() - started
             if took > SLOW[self.mode]:
-                break
-        return took, peak
+                return took, peak
+        # The memory's measurement takes far longer than a short call.
+        return measure.seconds(trial, self.device), peak
 
     def rounds(self, one_round: float, baseline: Callable[[], object] | None) -> int:
         """Warm the baseline up and return how many rounds the mode's budget allows."""
