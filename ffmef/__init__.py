@@ -33,23 +33,21 @@ if TYPE_CHECKING:
         ops,
         training,
     )
-    from ffmef.pipeline import fuse
+    from ffmef.pipeline import fuse, fuse_many
 
 _LAZY_MODULES = (
     "adjust", "data", "deghost", "evaluation", "faults", "focus", "glare", "graphs", "imaging", "losses", "metrics",
     "models", "nn", "onnx", "ops", "training",
 )  # fmt: skip
 
-__all__ = ["InputError", "__version__", "fuse", *_LAZY_MODULES]
+__all__ = ["InputError", "__version__", "fuse", "fuse_many", *_LAZY_MODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY_MODULES:
         return importlib.import_module(f"ffmef.{name}")
-    if name == "fuse":
-        from ffmef.pipeline import fuse
-
-        return fuse
+    if name in ("fuse", "fuse_many"):
+        return getattr(importlib.import_module("ffmef.pipeline"), name)
     raise AttributeError(f"module 'ffmef' has no attribute {name!r}")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Pixels converted at a time; colour then needs only a few megabytes, however large the picture.
 _BAND = 1 << 16
+MOST_UNDER_WAY = 3  # brackets of :func:`fuse_many` on a GPU: one goes there, one is fused, one comes back
 
 
 def fuse(
@@ -108,6 +110,75 @@ def fuse(
         _check_range(named)
         raise
     return fused.astype(listed[0][1].dtype, copy=False)  # in the byte order of the first picture
+
+
+def fuse_many(
+    brackets: Iterable[Sequence[np.ndarray]],
+    weights: str | None = None,
+    *,
+    backend: str | None = None,
+    model: Callable[[torch.Tensor], torch.Tensor] | str | None = None,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    adjust: Adjustments = NEUTRAL,
+) -> Iterator[np.ndarray]:
+    """Fuse one bracket of exposures after another, each as :func:`fuse` does, and yield the results in that order.
+
+    On a GPU, three brackets are under way at a time, each on a stream of its own: pictures and results pass through
+    pinned memory, and the copies of one bracket overlap the work on another. This needs the model ``pyramid`` and RGB
+    pictures of 8 bit, 16 bit or float32. All else is fused one by one, as on the CPU.
+
+    Args:
+        brackets: sequences of pictures as :func:`fuse` takes them; their sizes may differ. One is taken when a stream
+            is free.
+        weights: as for :func:`fuse`, like the arguments that follow.
+        backend: how to compute.
+        model: a name, or a callable.
+        device: where to run the model.
+        threads: processor threads.
+        adjust: changes of brightness, contrast, saturation and preferred exposures.
+
+    Yields:
+        The fused picture of each bracket.
+
+    Raises:
+        InputError: an argument breaks a rule of :func:`fuse`.
+
+    >>> pairs = ([np.full((9, 9, 3), level, np.uint8)] * 2 for level in (60, 90))
+    >>> [int(picture[0, 0, 0]) for picture in fuse_many(pairs)]
+    [60, 90]
+    """
+    options: dict[str, Any] = {"backend": backend, "model": model, "device": device}
+    under_way: deque[Callable[[], np.ndarray]] = deque()
+    streams: list = []
+    for bracket in brackets:
+        images = _checked(_listed(bracket, "mef"))
+        fuser = _fuser_of("mef", len(images), weights, **options, engine=None)
+        there = isinstance(adjust, Adjustments) and _takes_pictures_there(fuser.model, images, device)
+        while under_way and (not there or len(under_way) == MOST_UNDER_WAY):
+            yield under_way.popleft()()
+        if not there:
+            yield fuse(images, "mef", weights, threads=threads, adjust=adjust, **options)
+            continue
+        with _torch_threads(threads), _next_stream(fuser.model, streams):
+            under_way.append(_started_there(fuser.model, images, None, adjust, device))
+    while under_way:
+        yield under_way.popleft()()
+
+
+def _next_stream(model, streams: list) -> contextlib.AbstractContextManager:
+    """Return the context of the next of a model's streams in turn; they are made at first use, and only on GPUs."""
+    import torch
+
+    place = next(model.parameters()).device
+    if place.type != "cuda":
+        return contextlib.nullcontext()
+    if len(streams) < MOST_UNDER_WAY:
+        streams.append(torch.cuda.Stream(place))
+        streams[-1].wait_stream(torch.cuda.current_stream(place))  # the model may still be on its way
+    else:
+        streams.append(streams.pop(0))
+    return torch.cuda.stream(streams[-1])
 
 
 def fuse_pictures(
@@ -208,6 +279,8 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     """Return the fuser that the arguments of :func:`fuse` choose for ``count`` images."""
     if engine is not None:
         backend = _backend_of_engine(engine, backend)
+    if device is not None and not str(device):
+        raise InputError("device must be a device such as cpu or cuda, got ''")
     if not (model is None or isinstance(model, str) or callable(model)):
         raise InputError(f"model must be a name or a callable, got {type(model).__name__}")
     by_focus = focus_of(task, weights, model, backend, device)
@@ -673,9 +746,15 @@ def _takes_pictures_there(model, images: list[np.ndarray], device) -> bool:
 
 
 def _fuse_pictures_there(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
-    """Return the picture fused from RGB pictures; only samples go to the device and back.
+    """Return the picture fused from RGB pictures; only samples go to the device and back."""
+    return _started_there(model, images, validity, adjust, device)()
 
-    While one picture is on its way to a GPU, the next is copied to pinned memory.
+
+def _started_there(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> Callable[[], np.ndarray]:
+    """Start to fuse RGB pictures on a device, and return what waits for the picture.
+
+    A GPU does everything on the current stream. While one picture is on its way to it, the next is copied to pinned
+    memory.
     """
     import torch
 
@@ -691,11 +770,16 @@ def _fuse_pictures_there(model, images: list[np.ndarray], validity, adjust: Adju
             usable = [full if part is None else part for part in validity or ()]
             masks = list(_sent(usable, place).unbind()) if usable else None
             fused = model.fuse_rgb(list(pictures.unbind()), masks, adjust)
-        if place.type == "cuda":
-            back = torch.empty(fused.shape, dtype=fused.dtype, pin_memory=True).copy_(fused, non_blocking=True)
-            torch.cuda.current_stream(place).synchronize()
-            return torch.empty(back.shape, dtype=back.dtype).copy_(back).numpy()
-        return fused.cpu().numpy()
+        if place.type != "cuda":
+            return fused.cpu().numpy
+        back = torch.empty(fused.shape, dtype=fused.dtype, pin_memory=True).copy_(fused, non_blocking=True)
+        arrived = torch.cuda.current_stream(place).record_event()
+
+    def wait() -> np.ndarray:
+        arrived.synchronize()
+        return torch.empty(back.shape, dtype=back.dtype).copy_(back).numpy()
+
+    return wait
 
 
 def _fused_stack(model, pictures: torch.Tensor) -> torch.Tensor:

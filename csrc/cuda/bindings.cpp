@@ -448,23 +448,32 @@ struct PicturesCall {
     return kept.back().const_data_ptr();
   }
   void set_size(int sample, int64_t height, int64_t width) {
-    STD_TORCH_CHECK(height > 0 && width > 0 && height * width < (int64_t(1) << 29),
+    STD_TORCH_CHECK(height > 0 && width > 0 && height < (int64_t(1) << 29) && width < (int64_t(1) << 29) &&
+                        height * width < (int64_t(1) << 29),
                     "pictures must have 1 to 2^29 pixels");
     fusion.sample = sample;
     fusion.height = height;
     fusion.width = width;
   }
-  void launch(void* out, const Tensor& workspace, void* stream) {
-    check_launch(ffmef_cuda_pyramid_pictures(&fusion, out, workspace.mutable_data_ptr(), stream), "pyramid_exposures");
+  void set_count(int64_t count) {
+    STD_TORCH_CHECK(count >= 1 && count <= FFMEF_MOST_EXPOSURES, "pictures must be 1 to ", FFMEF_MOST_EXPOSURES,
+                    ", got ", count);
+    fusion.count = count;
   }
-  Tensor workspace(const Tensor& like) const {
-    return workspace_of(like, ffmef_cuda_pyramid_pictures_workspace(&fusion));
-  }
-  void set_pictures() {
-    fusion.count = static_cast<int64_t>(pictures.size());
-    STD_TORCH_CHECK(fusion.count >= 1 && fusion.count <= FFMEF_MOST_EXPOSURES, "pictures must be 1 to ",
-                    FFMEF_MOST_EXPOSURES, ", got ", fusion.count);
-    fusion.pictures = pictures.data();
+  // `pictures` and `validity` hold those of one bracket after the other; `out` has `bytes` for each.
+  void launch(const Tensor& like, int64_t batch, void* out, int64_t bytes) {
+    std::vector<ffmef_pictures> brackets(static_cast<size_t>(batch), fusion);
+    std::vector<void*> outs;
+    for (int64_t b = 0; b < batch; ++b) {
+      ffmef_pictures& own = brackets[static_cast<size_t>(b)];
+      own.pictures = pictures.data() + b * fusion.count;
+      own.validity = validity.empty() ? nullptr : validity.data() + b * fusion.count;
+      outs.push_back(static_cast<unsigned char*>(out) + b * bytes);
+    }
+    const Tensor workspace = workspace_of(like, ffmef_cuda_pyramid_brackets_workspace(brackets.data(), batch));
+    check_launch(ffmef_cuda_pyramid_brackets(brackets.data(), batch, outs.data(), workspace.mutable_data_ptr(),
+                                             current_stream(like)),
+                 "pyramid_exposures");
   }
 };
 
@@ -483,34 +492,46 @@ Tensor pyramid_exposures_cuda(const std::vector<Tensor>& pictures, const std::ve
   STD_TORCH_CHECK(!pictures.empty(), "pictures must hold at least one picture");
   const Tensor& first = pictures[0];
   const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
-  STD_TORCH_CHECK(first.dim() == 3, "pictures must be (H, W, 3)");
+  STD_TORCH_CHECK(first.dim() == 3 || first.dim() == 4, "pictures must be (H, W, 3) or (B, H, W, 3)");
+  const int64_t rows = first.dim() - 3, batch = rows == 0 ? 1 : first.size(0);  // rows: the axis of rows
   PicturesCall call(first, parameters, channels, stem, octaves);
-  call.set_size(sample_of(first), first.size(0), first.size(1));
+  call.set_size(sample_of(first), first.size(rows), first.size(rows + 1));
+  call.set_count(static_cast<int64_t>(pictures.size()));
   const auto fits = [&](const Tensor& t) {
-    return t.is_cuda() && t.get_device_index() == first.get_device_index() && t.size(0) == first.size(0) &&
-           t.size(1) == first.size(1);
+    if (!t.is_cuda() || t.get_device_index() != first.get_device_index()) return false;
+    for (int64_t axis = 0; axis < rows + 2; ++axis)
+      if (t.size(axis) != first.size(axis)) return false;
+    return true;
   };
-  for (const Tensor& picture : pictures) {
-    STD_TORCH_CHECK(
-        picture.dim() == 3 && picture.size(2) == 3 && picture.scalar_type() == first.scalar_type() && fits(picture),
-        "pictures must be (H, W, 3) of one size, dtype and device");
-    call.pictures.push_back(call.keep(picture));
-  }
-  call.set_pictures();
+  for (const Tensor& picture : pictures)
+    STD_TORCH_CHECK(picture.dim() == rows + 3 && picture.size(rows + 2) == 3 &&
+                        picture.scalar_type() == first.scalar_type() && fits(picture),
+                    "pictures must be (H, W, 3) or (B, H, W, 3) of one size, dtype and device");
   STD_TORCH_CHECK(validity.empty() || validity.size() == pictures.size(), "validity must hold a map for each picture");
-  for (const Tensor& map : validity) {
-    STD_TORCH_CHECK(map.dim() == 2 && map.scalar_type() == ScalarType::Byte && fits(map),
-                    "validity must be uint8 (H, W) of the pictures' size and device");
-    call.validity.push_back(static_cast<const uint8_t*>(call.keep(map)));
+  for (const Tensor& map : validity)
+    STD_TORCH_CHECK(map.dim() == rows + 2 && map.scalar_type() == ScalarType::Byte && fits(map),
+                    "validity must be uint8 (H, W) or (B, H, W) of the pictures' size and device");
+  const int64_t pixels = first.size(rows) * first.size(rows + 1);
+  const int64_t bytes = pixels * 3 *
+                        (first.scalar_type() == ScalarType::Byte     ? 1
+                         : first.scalar_type() == ScalarType::UInt16 ? 2
+                                                                     : 4);
+  std::vector<const unsigned char*> data, maps;
+  for (const Tensor& picture : pictures) data.push_back(static_cast<const unsigned char*>(call.keep(picture)));
+  for (const Tensor& map : validity) maps.push_back(static_cast<const unsigned char*>(call.keep(map)));
+  for (int64_t b = 0; b < batch; ++b) {
+    for (const unsigned char* picture : data) call.pictures.push_back(picture + b * bytes);
+    for (const unsigned char* map : maps) call.validity.push_back(map + b * pixels);
   }
-  call.fusion.validity = validity.empty() ? nullptr : call.validity.data();
   STD_TORCH_CHECK(adjust.size() == 4, "adjust must be brightness, contrast, saturation and prefer");
   call.fusion.brightness = static_cast<float>(std::exp2(adjust[0]));
   call.fusion.contrast = static_cast<float>(1 + adjust[1]);
   call.fusion.saturation = static_cast<float>(1 + adjust[2]);
   call.fusion.prefer = static_cast<float>(adjust[3]);
-  Tensor output = torch::stable::new_empty(first, {first.size(0), first.size(1), 3});
-  call.launch(output.mutable_data_ptr(), call.workspace(first), current_stream(first));
+  std::vector<int64_t> sizes;
+  for (int64_t axis = 0; axis < first.dim(); ++axis) sizes.push_back(first.size(axis));
+  Tensor output = torch::stable::new_empty(first, sizes);
+  call.launch(first, batch, output.mutable_data_ptr(), bytes);
   return output;
 }
 
@@ -525,14 +546,9 @@ Tensor pyramid_luminance_cuda(const Tensor& given, const std::vector<Tensor>& pa
   call.set_size(FFMEF_LUMINANCE, given.size(2), given.size(3));
   Tensor output = torch::stable::new_empty(luminance, {batch, 1, given.size(2), given.size(3)});
   const float* in = static_cast<const float*>(luminance.const_data_ptr());
-  call.pictures.resize(static_cast<size_t>(count));
-  call.set_pictures();
-  // They run one after the other on one stream, so they can share their workspace.
-  const Tensor workspace = call.workspace(luminance);
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t n = 0; n < count; ++n) call.pictures[static_cast<size_t>(n)] = in + (b * count + n) * size;
-    call.launch(static_cast<float*>(output.mutable_data_ptr()) + b * size, workspace, current_stream(luminance));
-  }
+  call.set_count(count);
+  for (int64_t n = 0; n < batch * count; ++n) call.pictures.push_back(in + n * size);
+  call.launch(luminance, batch, output.mutable_data_ptr(), size * static_cast<int64_t>(sizeof(float)));
   return output;
 }
 

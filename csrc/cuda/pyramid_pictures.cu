@@ -1,5 +1,6 @@
 // Kernels of PyramidFFMEF's pictures as __global__ functions, where their maps lie, and their launches.
 // `nvcc -cubin -arch=sm_75 csrc/cuda/pyramid_pictures.cu` compiles it alone.
+#include "lanes.cuh"
 #include "launch.cuh"
 #include "pyramid_pictures.cuh"
 #include "pyramid_pictures.h"
@@ -13,6 +14,8 @@ namespace {
 constexpr int kLowestThreads = 1024;
 constexpr int64_t kLowestValues = 16384;  // of an octave's maps that one block computes in a few microseconds
 constexpr int64_t kTilesThatFill = 1024;  // with more, a thread computes two cells
+// Brackets that run beside each other, until their samples fill the GPU: the launches of a small one have few blocks.
+constexpr int64_t kMostLanes = 4, kPixelsThatFill = 1 << 22;
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
@@ -414,6 +417,23 @@ template <class D> cudaError_t fuse(const ffmef_pictures& f, void* out, void* wo
   return launches.error;
 }
 
+cudaError_t fuse_any(const ffmef_pictures& f, void* out, void* workspace, cudaStream_t stream) {
+  switch (f.sample) {
+    case FFMEF_LUMINANCE: return fuse<Luminance>(f, out, workspace, stream);
+    case FFMEF_RGB8: return fuse<Rgb8>(f, out, workspace, stream);
+    case FFMEF_RGB16: return fuse<Rgb16>(f, out, workspace, stream);
+    case FFMEF_RGB_FLOAT: return fuse<RgbFloat>(f, out, workspace, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+int lanes_for(const ffmef_pictures& f, int64_t brackets) {
+  const int64_t that_fit = kPixelsThatFill / (f.count * f.height * f.width);
+  return static_cast<int>(std::max<int64_t>(1, std::min({kMostLanes, brackets, that_fit})));
+}
+
+int64_t workspace_of(const ffmef_pictures& f) { return Maps(f, Layers(f), nullptr).bytes; }
+
 }  // namespace
 }  // namespace ffmef::cuda::pictures
 
@@ -422,17 +442,30 @@ extern "C" int ffmef_cuda_pyramid_pictures_parameters(const ffmef_pictures* pict
 }
 
 extern "C" int64_t ffmef_cuda_pyramid_pictures_workspace(const ffmef_pictures* pictures) {
-  return ffmef::cuda::pictures::Maps(*pictures, ffmef::cuda::pictures::Layers(*pictures), nullptr).bytes;
+  return ffmef::cuda::pictures::workspace_of(*pictures);
 }
 
 extern "C" int ffmef_cuda_pyramid_pictures(const ffmef_pictures* pictures, void* out, void* workspace, void* stream) {
+  return ffmef::cuda::pictures::fuse_any(*pictures, out, workspace, static_cast<cudaStream_t>(stream));
+}
+
+extern "C" int64_t ffmef_cuda_pyramid_brackets_workspace(const ffmef_pictures* brackets, int64_t count) {
   using namespace ffmef::cuda::pictures;
-  const auto on = static_cast<cudaStream_t>(stream);
-  switch (pictures->sample) {
-    case FFMEF_LUMINANCE: return fuse<Luminance>(*pictures, out, workspace, on);
-    case FFMEF_RGB8: return fuse<Rgb8>(*pictures, out, workspace, on);
-    case FFMEF_RGB16: return fuse<Rgb16>(*pictures, out, workspace, on);
-    case FFMEF_RGB_FLOAT: return fuse<RgbFloat>(*pictures, out, workspace, on);
-    default: return cudaErrorInvalidValue;
+  return count == 0 ? 0 : lanes_for(*brackets, count) * workspace_of(*brackets);
+}
+
+extern "C" int ffmef_cuda_pyramid_brackets(const ffmef_pictures* brackets, int64_t count, void* const* outs,
+                                           void* workspace, void* stream) {
+  using namespace ffmef::cuda::pictures;
+  if (count == 0) return cudaSuccess;
+  ffmef::cuda::Lanes lanes(static_cast<cudaStream_t>(stream), lanes_for(*brackets, count));
+  const int64_t bytes = workspace_of(*brackets);
+  cudaError_t error = lanes.error();
+  for (int64_t b = 0; error == cudaSuccess && b < count; ++b) {
+    // Brackets of one lane run one after another, so they can share its workspace.
+    unsigned char* const own = static_cast<unsigned char*>(workspace) + b % lanes.count() * bytes;
+    error = fuse_any(brackets[b], outs[b], own, lanes.stream(b));
   }
+  const cudaError_t joined = lanes.join();
+  return error != cudaSuccess ? error : joined;
 }

@@ -384,9 +384,10 @@ class PyramidFFMEF(nn.Module):
         a GPU for every dtype.
 
         Args:
-            pictures: (H, W, 3) each; uint8, uint16 or float32 in [0, 1].
-            validity: (H, W) for each, how far its pixels may be used: in [0, 1], in steps of 1/255, or uint8, the
-                number of such steps; None: as far as they are recorded.
+            pictures: (H, W, 3) each; uint8, uint16 or float32 in [0, 1]. Or (B, H, W, 3) each, B brackets, for a
+                result (B, H, W, 3): a GPU fuses small ones beside each other.
+            validity: (H, W) or (B, H, W) for each, how far its pixels may be used: in [0, 1], in steps of 1/255, or
+                uint8, the number of such steps; None: as far as they are recorded.
             adjust: brightness, saturation, contrast and preference.
 
         Raises:
@@ -405,6 +406,11 @@ class PyramidFFMEF(nn.Module):
         native = parameters[0].device == device and self._why_not_native(parameters, (), len(pictures)) is None
         if native and (dtype == torch.uint8 or device.type == "cuda"):
             return pyramid_exposures(pictures, steps or [], parameters, self.channels, self.stem, self.octaves, adjust)
+        if pictures[0].dim() == 4:
+            masks = zip(*steps, strict=True) if steps else itertools.repeat(None)
+            brackets = zip(zip(*pictures, strict=True), masks, strict=False)
+            fused = [self.fuse_rgb(bracket, mask, adjust) for bracket, mask in brackets]
+            return torch.stack(fused) if fused else torch.empty_like(pictures[0])
 
         # Floating-point sums depend on their order, so the darkest picture comes first. Pictures of equal sums are
         # ordered by their samples, unless they are equal.

@@ -68,8 +68,8 @@ def pyramid_exposures(
 
     Args:
         pictures: N tensors (H, W, 3), uint8, of one size, on the CPU; or on a GPU, where uint16 and float32 in [0, 1]
-            work as well.
-        validity: N tensors (H, W), uint8, 255 where a pixel may be used; or an empty list.
+            work as well. N tensors (B, H, W, 3) are B brackets, which a GPU fuses beside each other if they are small.
+        validity: N tensors (H, W) or (B, H, W), uint8, 255 where a pixel may be used; or an empty list.
         parameters: of the model, in the order of its ``parameters()``, float32.
         channels: of the predictor, multiples of 16.
         stem: of the predictor, at most 16.
@@ -77,7 +77,7 @@ def pyramid_exposures(
         adjust: brightness, saturation, contrast and preference.
 
     Returns:
-        (H, W, 3), of the pictures' dtype.
+        (H, W, 3) or (B, H, W, 3), of the pictures' dtype.
 
     Raises:
         RuntimeError: the sizes do not fit, or there is no native library.

@@ -421,3 +421,29 @@ def test_pictures_go_to_another_device_as_bytes(monkeypatch):
     deep = [picture.astype(np.uint16) * np.uint16(257) for picture in pictures]
     expected = model.fuse_rgb([torch.from_numpy(picture) for picture in deep]).numpy()
     np.testing.assert_array_equal(fuse(deep, model=model), expected)
+
+    taken = []
+
+    def brackets():
+        for number in range(6):
+            taken.append(number)
+            yield [np.roll(picture, number, 1) for picture in pictures]
+
+    results = ffmef.fuse_many(brackets(), model=model, adjust=adjust)
+    first = next(results)
+    assert len(taken) == pipeline.MOST_UNDER_WAY + 1  # no more are kept in memory
+    for bracket, result in zip(list(brackets()), [first, *results], strict=True):
+        np.testing.assert_array_equal(result, fuse(bracket, model=model, adjust=adjust))
+
+
+def test_many_brackets_on_the_cpu_are_fused_one_by_one():
+    levels = [[np.full((9, 11, 3), level, dtype) for level in (60, 90)] for dtype in (np.uint8, np.uint16)]
+    results = list(ffmef.fuse_many([*levels, [picture[..., 0] for picture in levels[0]]], threads=1))
+    assert [(r.shape, r.dtype) for r in results] == [((9, 11, 3), "u1"), ((9, 11, 3), "u2"), ((9, 11), "u1")]
+    np.testing.assert_array_equal(results[1], fuse(levels[1]))
+    broken = ffmef.fuse_many([levels[0], levels[0][:1]])
+    next(broken)
+    with pytest.raises(InputError, match="images"):
+        next(broken)
+    with pytest.raises(InputError, match="device must be a device"):
+        next(ffmef.fuse_many([levels[0]], device=""))

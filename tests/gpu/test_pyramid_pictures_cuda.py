@@ -79,6 +79,13 @@ def test_a_picture_fused_with_itself_is_unchanged(program: Path, sample: str) ->
             assert torch.equal(result.int(), given)
 
 
+def test_brackets_on_streams_beside_each_other(program: Path) -> None:
+    for case in BRACKETS:
+        together, alone = run(program, [case, replace(case, brackets=1)])
+        assert error_of(case, together) <= 1
+        assert torch.equal(together[0].int(), alone.int()) and not torch.equal(together[1].int(), alone.int())
+
+
 # ---- sanitizers and planted faults ---------------------------------------------------------------------------------
 
 CORE = [
@@ -86,10 +93,16 @@ CORE = [
     Case("core, words", height=37, width=136, octaves=2, bundled=True, pictures="scene"),
     Case("core, luminance", sample="luminance", height=27, width=44, channels=(16, 32, 16), stem=3),
 ]
+BRACKETS = [
+    Case("five", brackets=5, height=17, width=24, channels=(16, 16), octaves=2),
+    Case("two of usable parts", brackets=2, count=3, height=12, width=20, masked=True, adjust=MANY, offset=1),
+    Case("luminance of three", brackets=3, sample="luminance", height=16, width=9),
+]
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
 FEW_BLOCKS = [Case("few blocks", height=9, width=20, channels=(16, 16), octaves=2)]
 ADDRESS = ("-g", "-fsanitize=address")
 THREAD = ("-g", "-fsanitize=thread")
+LANES = "cuda/lanes.cuh"
 
 
 def fails(program: Path, cases: list[Case]) -> str:
@@ -100,7 +113,7 @@ def fails(program: Path, cases: list[Case]) -> str:
 @pytest.mark.parametrize("sanitizer", ("address,undefined", "thread"))
 def test_clean_under_sanitizer(sanitizer: str, tmp_path: Path) -> None:
     program = build(tmp_path, "-g", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", operator=OPERATOR)
-    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else CORE) == ""
+    assert fails(program, FEW_BLOCKS if sanitizer == "thread" else [*BRACKETS, *CORE]) == ""
 
 
 KERNELS, LAUNCHES = "cuda/pyramid_pictures.cuh", "cuda/pyramid_pictures.cu"
@@ -135,20 +148,25 @@ MUTANTS = [
     Mutant("what must not be used is bright", "bright *= v", "bright *= 1.0f", KERNELS),
     Mutant("what must not be used has a peak", "top = 255.0f - v * (255.0f - top)", "top *= 1.0f", KERNELS),
     Mutant("the base without its gain", "f.octaves > 0 ? m.base : m.shares", "m.shares", LAUNCHES),
+    Mutant("a lane that does not wait", "if (error_ == cudaSuccess) error_ = cudaStreamWaitEvent(lane.stream, start, 0);", ";", LANES),
+    Mutant("a lane that is not waited for", "if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_, lane.done, 0);", "",
+           LANES, sign="a stream is not waited for"),
+    Mutant("lanes that share a workspace", "b % lanes.count() * bytes", "0 * bytes", LAUNCHES),
     Mutant("too little shared memory", "kBytes = (kTile + kWeights) * 4", "kBytes = (kTile + kWeights) * 4 - 64", KERNELS,
            flags=ADDRESS, sign="AddressSanitizer"),
 ]  # fmt: skip
 
 
 def test_every_octave_of_a_large_picture_has_a_launch(tmp_path: Path) -> None:
-    """As if even the last octaves of these small pictures were too much for one block."""
+    """As if even the last octaves of these small pictures were too much for one block, and CUDA had one more stream."""
     change = Mutant("", "kLowestValues = 16384;", "kLowestValues = 0;", LAUNCHES)
-    assert fails(plant(change, tmp_path, operator=OPERATOR), CORE) == ""
+    program = plant(change, tmp_path, "-DFFMEF_EMULATED_STREAMS=2", operator=OPERATOR)
+    assert fails(program, [*BRACKETS, *CORE]) == ""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_planted_fault_is_found(mutant: Mutant, tmp_path: Path) -> None:
     program = plant(mutant, tmp_path, operator=OPERATOR)
-    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else CORE)
+    reason = fails(program, FEW_BLOCKS if mutant.flags == THREAD else [*BRACKETS, *CORE])
     assert reason and mutant.sign in reason

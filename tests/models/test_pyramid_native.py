@@ -291,6 +291,23 @@ def test_forward_runs_natively_where_no_derivative_is_asked_for(size, monkeypatc
     torch.testing.assert_close(model(luminance), got, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_brackets_in_one_call_are_what_each_is_alone(backend):
+    model = model_of()
+    model.backend = backend
+    pictures = [torch.from_numpy(np.stack([i, i[::-1]])) for i in bracket_of(19, 26, 3, np.uint8)]
+    masks = [torch.randint(0, 256, (2, 19, 26)).to(torch.uint8) for _ in range(3)]
+    for usable in (None, masks):
+        together = model.fuse_rgb(pictures, usable)
+        for number in range(2):
+            alone = [picture[number] for picture in pictures], usable and [mask[number] for mask in usable]
+            assert torch.equal(together[number], model.fuse_rgb(*alone))
+    assert model.fuse_rgb([picture[:0] for picture in pictures]).shape == (0, 19, 26, 3)
+    for wrong in (pictures[0][:1], pictures[0][0]):
+        with pytest.raises((RuntimeError, ValueError)):
+            model.fuse_rgb([wrong, *pictures[1:]])
+
+
 def test_operators_are_registered():
     model = model_of()
     tensors = [torch.from_numpy(image) for image in bracket_of(9, 11, 2, np.uint8)]
@@ -298,6 +315,10 @@ def test_operators_are_registered():
     parameters = list(model.parameters())
     torch.library.opcheck(
         torch.ops.ffmef.pyramid_exposures.default, (tensors, [], parameters, *sizes, [0.0, 0.0, 0.0, 0.0])
+    )
+    stacked = [torch.stack([tensor, tensor]) for tensor in tensors]
+    torch.library.opcheck(
+        torch.ops.ffmef.pyramid_exposures.default, (stacked, [], parameters, *sizes, [0.0, 0.0, 0.0, 0.0])
     )
     torch.library.opcheck(torch.ops.ffmef.pyramid_luminance.default, (torch.rand(1, 2, 9, 11), parameters, *sizes))
     with pytest.raises(RuntimeError, match="octaves must be 0 to 16, got 17"):

@@ -40,6 +40,7 @@ class Case:
     offset: int = 0  # samples past a 16-byte boundary
     pictures: str = "noise"
     order: tuple[int, ...] = field(default=())
+    brackets: int = 1  # in one call, on streams beside each other if there are several
 
 
 def model_of(case: Case) -> PyramidFFMEF:
@@ -57,9 +58,9 @@ def model_of(case: Case) -> PyramidFFMEF:
     return model.eval()
 
 
-def pictures_of(case: Case) -> list[torch.Tensor]:
+def pictures_of(case: Case, bracket: int = 0) -> list[torch.Tensor]:
     """Return the exposures: noise of several brightnesses, one picture several times, or what a scene looks like."""
-    generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()))
+    generator = torch.Generator().manual_seed(zlib.crc32(case.name.encode()) + bracket)
     planes = () if case.sample == "luminance" else (3,)
     shape = (case.height, case.width, *planes)
     drawn = []
@@ -79,19 +80,19 @@ def pictures_of(case: Case) -> list[torch.Tensor]:
     return [(picture * TOP[case.sample]).round().to(torch.int32) for picture in drawn]
 
 
-def masks_of(case: Case) -> list[torch.Tensor]:
+def masks_of(case: Case, bracket: int = 0) -> list[torch.Tensor]:
     """Return the validity of each exposure on 0..255; the first exposure's is zero in a corner."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(7 + bracket)
     masks = [torch.randint(0, 256, (case.height, case.width), generator=generator) for _ in range(case.count)]
     masks[0][: case.height // 2, : case.width // 2] = 0
     return [masks[n] for n in case.order] if case.order else masks
 
 
-def expected(case: Case) -> torch.Tensor:
+def expected(case: Case, bracket: int = 0) -> torch.Tensor:
     """Return the model's definition in float64: luminance, or RGB on the sample's scale, not rounded."""
     model = copy.deepcopy(model_of(case)).double()
-    given = torch.stack([picture.double() for picture in pictures_of(case)])[None]
-    usable = torch.stack(masks_of(case))[None].double() / 255 if case.masked else None
+    given = torch.stack([picture.double() for picture in pictures_of(case, bracket)])[None]
+    usable = torch.stack(masks_of(case, bracket))[None].double() / 255 if case.masked else None
     with torch.inference_mode():
         if case.sample == "luminance":
             return model.fuse(given, usable, case.adjust)[0][0, 0]
@@ -110,29 +111,33 @@ def _bytes(tensor: torch.Tensor, case: Case) -> bytes:
 
 def encode(case: Case) -> bytes:
     model, change = model_of(case), case.adjust
-    data = numbers(list(SAMPLES).index(case.sample), case.count, case.height, case.width, int(case.masked), case.offset)
+    data = numbers(list(SAMPLES).index(case.sample), case.count, case.height, case.width, int(case.masked))
+    data += numbers(case.brackets, case.offset)
     data += numbers(len(case.channels), *case.channels, case.stem, case.octaves)
     data += struct.pack("<4f", 2.0**change.brightness, 1 + change.contrast, 1 + change.saturation, change.prefer)
     data += b"".join(p.detach().contiguous().numpy().tobytes() for p in model.parameters())
-    data += b"".join(_bytes(picture, case) for picture in pictures_of(case))
+    brackets = range(case.brackets)
+    data += b"".join(_bytes(picture, case) for bracket in brackets for picture in pictures_of(case, bracket))
     if case.masked:
-        data += b"".join(mask.to(torch.uint8).numpy().tobytes() for mask in masks_of(case))
+        masks = (mask for bracket in brackets for mask in masks_of(case, bracket))
+        data += b"".join(mask.to(torch.uint8).numpy().tobytes() for mask in masks)
     return data
 
 
 def run(program: Path, cases: list[Case]) -> list[torch.Tensor]:
-    """Run cases in the emulator and return what each gives."""
+    """Run cases in the emulator and return what each gives: a picture, or as many as there are brackets."""
     kinds = []
     for case in cases:
         planes = () if case.sample == "luminance" else (3,)
-        kinds.append([((case.height, case.width, *planes), SAMPLES[case.sample])])
+        kinds.append([((case.height, case.width, *planes), SAMPLES[case.sample])] * case.brackets)
     encoded = numbers(len(cases)) + b"".join(map(encode, cases))
-    return [parts[0] for parts in decoded(execute(program, encoded), kinds)]
+    found = decoded(execute(program, encoded), kinds)
+    return [parts[0] if len(parts) == 1 else torch.stack(parts) for parts in found]
 
 
 def error_of(case: Case, result: torch.Tensor) -> float:
     """Return the largest difference from float64 in units of what is allowed."""
-    wanted = expected(case)
+    wanted = torch.stack([expected(case, bracket) for bracket in range(case.brackets)])
     if TOP[case.sample] != 1:
         wanted, result = (wanted + 0.5).floor(), result.to(torch.int64)
     return ((result.double() - wanted).abs().max() / ALLOWED[case.sample]).item()

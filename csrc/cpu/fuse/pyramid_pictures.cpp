@@ -13,22 +13,49 @@ namespace {
 
 constexpr int64_t kExposureBands = 3, kMostOctaves = 16;
 
-// Contiguous pictures of one size. The public function explains mistakes.
+// Contiguous pictures and masks of one size, (H, W, ...) each or (B, H, W, ...), of B brackets. The public function
+// explains mistakes.
 struct Unpacked {
   std::vector<Tensor> kept;
-  Pictures pictures;
+  std::vector<const uint8_t*> pictures, masks;
+  std::vector<int64_t> sizes;  // (H, W) or (B, H, W)
+  int64_t batch = 1, height = 0, width = 0;
 
-  explicit Unpacked(const std::vector<Tensor>& tensors) {
+  Unpacked(const std::vector<Tensor>& tensors, const std::vector<Tensor>& validity) {
     STD_TORCH_CHECK(!tensors.empty(), "pictures must hold at least one picture");
-    pictures = {Sample::u8, tensors[0].size(0), tensors[0].size(1), {}};
+    const int64_t axes = tensors[0].dim() - 1;  // all but that of the channels
+    STD_TORCH_CHECK(axes == 2 || axes == 3, "pictures must be uint8 (H, W, 3) or (B, H, W, 3)");
+    for (int64_t axis = 0; axis < axes; ++axis) sizes.push_back(tensors[0].size(axis));
+    if (axes == 3) batch = sizes[0];
+    height = sizes[axes - 2], width = sizes[axes - 1];
+    STD_TORCH_CHECK(height > 0 && width > 0, "pictures must not be empty");
     for (const Tensor& picture : tensors) {
-      STD_TORCH_CHECK(picture.dim() == 3 && picture.size(2) == 3 && picture.scalar_type() == ScalarType::Byte &&
-                          picture.size(0) == pictures.height && picture.size(1) == pictures.width &&
-                          picture.size(0) > 0 && picture.size(1) > 0,
-                      "pictures must be uint8 (H, W, 3) of one size");
-      kept.push_back(torch::stable::contiguous(picture));
-      pictures.views.push_back({kept.back().data_ptr(), 3});
+      STD_TORCH_CHECK(picture.dim() == axes + 1 && picture.size(axes) == 3 && fits(picture),
+                      "pictures must be uint8 (H, W, 3) or (B, H, W, 3) of one size");
+      pictures.push_back(keep(picture));
     }
+    STD_TORCH_CHECK(validity.empty() || validity.size() == tensors.size(), "validity must hold a map for each picture");
+    for (const Tensor& map : validity) {
+      STD_TORCH_CHECK(map.dim() == axes && fits(map), "validity must be uint8 of the pictures' height and width");
+      masks.push_back(keep(map));
+    }
+  }
+  bool fits(const Tensor& tensor) const {
+    if (tensor.scalar_type() != ScalarType::Byte) return false;
+    for (size_t axis = 0; axis < sizes.size(); ++axis)
+      if (tensor.size(int64_t(axis)) != sizes[axis]) return false;
+    return true;
+  }
+  const uint8_t* keep(const Tensor& tensor) {
+    kept.push_back(torch::stable::contiguous(tensor));
+    return static_cast<const uint8_t*>(kept.back().data_ptr());
+  }
+  Exposures bracket(int64_t number) const {
+    Exposures exposures{{Sample::u8, height, width, {}}, {}};
+    const int64_t pixels = height * width;
+    for (const uint8_t* picture : pictures) exposures.pictures.views.push_back({picture + number * pixels * 3, 3});
+    for (const uint8_t* mask : masks) exposures.validity.push_back(mask + number * pixels);
+    return exposures;
   }
 };
 
@@ -52,24 +79,20 @@ struct UnpackedNetwork {
 Tensor pyramid_exposures_cpu(const std::vector<Tensor>& tensors, const std::vector<Tensor>& validity,
                              const std::vector<Tensor>& parameters, const std::vector<int64_t>& channels, int64_t stem,
                              int64_t octaves, const std::vector<double>& adjust) {
-  Unpacked unpacked(tensors);
+  const Unpacked unpacked(tensors, validity);
   const UnpackedNetwork network(parameters, channels, stem);
   STD_TORCH_CHECK(octaves >= 0 && octaves <= kMostOctaves, "octaves must be 0 to ", kMostOctaves, ", got ", octaves);
-  STD_TORCH_CHECK(validity.empty() || validity.size() == tensors.size(), "validity must hold a map for each picture");
   STD_TORCH_CHECK(adjust.size() == 4, "adjust must be brightness, contrast, saturation and prefer");
   const Adjustments changes{adjust[0], adjust[1], adjust[2], adjust[3]};
-  Exposures exposures{unpacked.pictures, {}};
-  for (const Tensor& map : validity) {
-    STD_TORCH_CHECK(map.scalar_type() == ScalarType::Byte && map.dim() == 2 &&
-                        map.size(0) == exposures.pictures.height && map.size(1) == exposures.pictures.width,
-                    "validity must be uint8 (H, W) of the pictures' size");
-    unpacked.kept.push_back(torch::stable::contiguous(map));
-    exposures.validity.push_back(static_cast<const uint8_t*>(unpacked.kept.back().data_ptr()));
-  }
-  Tensor out = result_like(tensors[0], {exposures.pictures.height, exposures.pictures.width, 3}, ScalarType::Byte);
-  void* data = out.data_ptr();
-  Team::run(torch_crew(),
-            [&](Team& team) { fuse_exposures(network.net, exposures, int(octaves), changes, data, team); });
+  std::vector<int64_t> sizes = unpacked.sizes;
+  sizes.push_back(3);
+  Tensor out = result_like(tensors[0], sizes, ScalarType::Byte);
+  uint8_t* const data = static_cast<uint8_t*>(out.data_ptr());
+  const int64_t bytes = unpacked.height * unpacked.width * 3;
+  Team::run(torch_crew(), [&](Team& team) {
+    for (int64_t b = 0; b < unpacked.batch; ++b)
+      fuse_exposures(network.net, unpacked.bracket(b), int(octaves), changes, data + b * bytes, team);
+  });
   return out;
 }
 

@@ -6,6 +6,9 @@
 //   - a barrier that some threads never reach, or that threads reach at different places in the program
 //   - a warp operation in which a lane of the warp does not take part
 //   - a launch that no GPU would accept (threads, blocks, shared memory), a write past the shared memory
+//   - streams that wait for each other
+// Launches on the default stream run at once. Those on others wait until synchronize() runs what a stream depends on, in
+// any order that streams and events permit.
 // With -fsanitize=address: accesses outside a buffer, shared memory included (a fresh block of the exact size for
 // every CUDA block, filled with NaN). With -fsanitize=thread: missing barriers, and blocks that write the same place,
 // as data races: two threads are ordered only by the barriers that both of them pass, two blocks by nothing.
@@ -23,6 +26,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <random>
@@ -285,6 +289,65 @@ template <class Kernel> EMULATOR_UNSEEN void launch(dim3 grid, dim3 block, size_
   device.tokens_of_blocks.clear();
 }
 
+// Work of a stream, or an event that it waits for, or one that it completes.
+struct Entry {
+  std::function<void()> work;
+  struct Event* event;
+  unsigned version;
+  bool waits;
+};
+struct Stream {
+  std::deque<Entry> entries;
+};
+struct Event {
+  unsigned recorded, completed;
+};
+inline std::vector<std::unique_ptr<Stream>> streams;
+inline std::vector<std::unique_ptr<Event>> events;
+#ifndef FFMEF_EMULATED_STREAMS
+#define FFMEF_EMULATED_STREAMS 1000  // creating a further one fails
+#endif
+
+inline Stream* stream_of(cudaStream_t stream) { return reinterpret_cast<Stream*>(stream); }
+inline Event* event_of(cudaEvent_t event) { return reinterpret_cast<Event*>(event); }
+
+inline void enqueue(cudaStream_t stream, std::function<void()> work) {
+  if (stream == nullptr)
+    work();
+  else
+    stream_of(stream)->entries.push_back({std::move(work), nullptr, 0, false});
+}
+
+inline bool can_start(const Stream& stream) {
+  if (stream.entries.empty()) return false;
+  const Entry& first = stream.entries.front();
+  return !first.waits || first.event->completed >= first.version;
+}
+
+inline void start_first(Stream& stream) {
+  const Entry first = std::move(stream.entries.front());
+  stream.entries.pop_front();
+  if (first.work) first.work();
+  if (first.event != nullptr && !first.waits) first.event->completed = std::max(first.event->completed, first.version);
+}
+
+// Runs all that a stream holds, and of other streams what it waits for; what it does not wait for may stay undone. It
+// comes first or last: one shows whether it waits for the others, the other whether they wait for it.
+inline void synchronize(cudaStream_t stream, bool comes_first, std::mt19937& random) {
+  while (!stream_of(stream)->entries.empty()) {
+    Stream& own = *stream_of(stream);
+    std::vector<Stream*> others;
+    for (const auto& other : streams)
+      if (other.get() != &own && can_start(*other)) others.push_back(other.get());
+    if (can_start(own) && (comes_first || others.empty()))
+      start_first(own);
+    else if (!others.empty())
+      start_first(*others[random() % others.size()]);
+    else
+      fail("streams wait for each other");
+  }
+}
+
 EMULATOR_UNSEEN inline const dim3& thread_index() { return device.running->index; }
 EMULATOR_UNSEEN inline const dim3& block_index() { return device.block_index; }
 EMULATOR_UNSEEN inline const dim3& block_size() { return device.block_size; }
@@ -357,7 +420,9 @@ EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) 
 
 #define FFMEF_DYNAMIC_SHARED(name) unsigned char* const name = emulator::shared_memory()
 #define FFMEF_LAUNCH(kernel, blocks, threads, shared_bytes, stream, ...) \
-  emulator::launch(dim3(blocks), dim3(threads), (shared_bytes), [=] { (void)(stream); kernel(__VA_ARGS__); })
+  emulator::enqueue(stream, [=] {                                        \
+    emulator::launch(dim3(blocks), dim3(threads), (shared_bytes), [=] { kernel(__VA_ARGS__); }); \
+  })
 
 template <class T> T emulated_shuffle(unsigned mask, T value, uint64_t (*shuffle)(uint64_t, unsigned), int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t));
@@ -404,3 +469,38 @@ inline cudaError_t emulated_memset(void* target, int value, size_t bytes, cudaSt
 #define cudaMemsetAsync emulated_memset
 inline const char* emulated_error_text(cudaError_t) { return "an error of the emulated device"; }
 #define cudaGetErrorString emulated_error_text
+inline cudaError_t emulated_device(int* device) { return *device = 0, cudaSuccess; }
+#define cudaGetDevice emulated_device
+inline cudaError_t emulated_create_stream(cudaStream_t* stream, unsigned) {
+  if (emulator::streams.size() >= FFMEF_EMULATED_STREAMS) return cudaErrorMemoryAllocation;
+  emulator::streams.push_back(std::make_unique<emulator::Stream>());
+  *stream = reinterpret_cast<cudaStream_t>(emulator::streams.back().get());
+  return cudaSuccess;
+}
+#define cudaStreamCreateWithFlags emulated_create_stream
+inline cudaError_t emulated_destroy_stream(cudaStream_t) { return cudaSuccess; }
+#define cudaStreamDestroy emulated_destroy_stream
+inline cudaError_t emulated_create_event(cudaEvent_t* event, unsigned) {
+  emulator::events.push_back(std::make_unique<emulator::Event>());
+  *event = reinterpret_cast<cudaEvent_t>(emulator::events.back().get());
+  return cudaSuccess;
+}
+#define cudaEventCreateWithFlags emulated_create_event
+inline cudaError_t emulated_record(cudaEvent_t event, cudaStream_t stream) {
+  emulator::Event* const own = emulator::event_of(event);
+  emulator::stream_of(stream)->entries.push_back({{}, own, ++own->recorded, false});
+  return cudaSuccess;
+}
+#define cudaEventRecord emulated_record
+inline cudaError_t emulated_wait(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  emulator::Event* const own = emulator::event_of(event);
+  emulator::stream_of(stream)->entries.push_back({{}, own, own->recorded, true});
+  return cudaSuccess;
+}
+#define cudaStreamWaitEvent emulated_wait
+inline cudaError_t emulated_capturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
+}
+#define cudaStreamIsCapturing emulated_capturing
+inline cudaError_t emulated_capture_mode(cudaStreamCaptureMode*) { return cudaSuccess; }
+#define cudaThreadExchangeStreamCaptureMode emulated_capture_mode

@@ -23,6 +23,44 @@ struct Plain {
   const void* data() const { return memory->data() + offset; }
 };
 
+int fuse_one(const ffmef_pictures& f, Output& out) {
+  Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_pictures_workspace(&f)), kSentinel);
+  const int status = ffmef_cuda_pyramid_pictures(&f, out.data(), workspace.data(), nullptr);
+  workspace.check_red_zones();
+  return status;
+}
+
+// On a stream that first fills the pictures, in both orders that `synchronize` knows; the second result stays.
+int fuse_several(const std::vector<ffmef_pictures>& all, std::vector<std::unique_ptr<Output>>& outs,
+                 const std::vector<Plain>& pictures) {
+  static std::mt19937 random(1);
+  static cudaStream_t stream = nullptr;
+  if (stream == nullptr) cudaStreamCreateWithFlags(&stream, 0);
+  const auto count = static_cast<int64_t>(all.size());
+  std::vector<void*> targets;
+  for (const auto& out : outs) targets.push_back(out->data());
+  std::vector<std::vector<unsigned char>> given;
+  for (const Plain& p : pictures) {
+    const auto* data = static_cast<const unsigned char*>(p.data());
+    given.emplace_back(data, data + p.memory->bytes() - p.offset);
+  }
+  for (const bool comes_first : {true, false}) {
+    for (const Plain& p : pictures) std::memset(p.memory->data() + p.offset, 0, p.memory->bytes() - p.offset);
+    emulator::enqueue(stream, [&] {
+      for (size_t n = 0; n < given.size(); ++n)
+        std::memcpy(pictures[n].memory->data() + pictures[n].offset, given[n].data(), given[n].size());
+    });
+    Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_brackets_workspace(all.data(), count)), kSentinel);
+    const int status = ffmef_cuda_pyramid_brackets(all.data(), count, targets.data(), workspace.data(), stream);
+    if (status != 0) return status;
+    emulator::synchronize(stream, comes_first, random);
+    for (const auto& other : emulator::streams)
+      if (!other->entries.empty()) emulator::fail("a stream is not waited for");
+    workspace.check_red_zones();
+  }
+  return 0;
+}
+
 void run(Reader& reader, std::ofstream& results) {
   ffmef_pictures f = {};
   f.sample = static_cast<int>(reader.number());
@@ -30,6 +68,7 @@ void run(Reader& reader, std::ofstream& results) {
   f.height = reader.number();
   f.width = reader.number();
   const bool masked = reader.number() != 0;
+  const int64_t brackets = reader.number();
   const size_t offset = static_cast<size_t>(reader.number()) * kSampleBytes[f.sample];
   f.grids = static_cast<int>(reader.number());
   int channels[FFMEF_MOST_GRIDS];
@@ -51,22 +90,26 @@ void run(Reader& reader, std::ofstream& results) {
 
   const int64_t elements = f.height * f.width * (f.sample == FFMEF_LUMINANCE ? 1 : 3);
   const size_t bytes = static_cast<size_t>(elements) * kSampleBytes[f.sample];
+  const int64_t exposures = f.count * brackets;
   std::vector<const void*> picture_data;
   std::vector<const uint8_t*> mask_data;
-  for (int64_t n = 0; n < f.count; ++n) pictures.emplace_back(reader, bytes, offset);
+  for (int64_t n = 0; n < exposures; ++n) pictures.emplace_back(reader, bytes, offset);
   for (const Plain& p : pictures) picture_data.push_back(p.data());
-  f.pictures = picture_data.data();
-  if (masked) {
-    for (int64_t n = 0; n < f.count; ++n) masks.emplace_back(reader, static_cast<size_t>(f.height * f.width), 0);
-    for (const Plain& p : masks) mask_data.push_back(static_cast<const uint8_t*>(p.data()));
-    f.validity = mask_data.data();
+  if (masked)
+    for (int64_t n = 0; n < exposures; ++n) masks.emplace_back(reader, static_cast<size_t>(f.height * f.width), 0);
+  for (const Plain& p : masks) mask_data.push_back(static_cast<const uint8_t*>(p.data()));
+  std::vector<ffmef_pictures> all;
+  std::vector<std::unique_ptr<Output>> outs;
+  for (int64_t b = 0; b < brackets; ++b) {
+    f.pictures = picture_data.data() + b * f.count;
+    f.validity = masked ? mask_data.data() + b * f.count : nullptr;
+    all.push_back(f);
+    const auto element = static_cast<int64_t>(kSampleBytes[f.sample]);
+    outs.push_back(std::make_unique<Output>(elements, element, static_cast<int64_t>(offset) / element));
   }
-  Output out(elements, kSampleBytes[f.sample], static_cast<int64_t>(offset / kSampleBytes[f.sample]));
-  Memory workspace(static_cast<size_t>(ffmef_cuda_pyramid_pictures_workspace(&f)), kSentinel);
-  const int status = ffmef_cuda_pyramid_pictures(&f, out.data(), workspace.data(), nullptr);
-  workspace.check_red_zones();
+  const int status = brackets == 1 ? fuse_one(f, *outs[0]) : fuse_several(all, outs, pictures);
   results.write(reinterpret_cast<const char*>(&status), sizeof(status));
-  out.write(results);
+  for (const auto& out : outs) out->write(results);
 }
 
 }  // namespace
