@@ -33,6 +33,8 @@ constexpr float kLeast = 1e-6f;  // validity counts as no less
 // Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
 constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
 constexpr float kSlack = 1e-3f;      // by which channels may exceed it, so that rounding does not
+constexpr float kHalfApart = 8.0f;   // the difference between exposures' greys that smooths chroma by half,
+constexpr float kHalfStep = 4.0f;    // and the step between two pixels' chroma that does so
 constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
 constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
 using Hash = unsigned long long;
@@ -1135,16 +1137,24 @@ struct Range {
   }
 };
 
+__device__ __forceinline__ float within(float x) { return x > -kFar ? x < kFar ? x : kFar : -kFar; }
+
 // Luminance as grey on 0..255, compressed near white and black as far as an exposure shows more there.
 __device__ __forceinline__ float grey_in_range(float luminance, const Range& range, float white) {
   const float knee = range.least > kKnee ? range.least : kKnee, toe = range.most < kToe ? range.most : kToe;
   const float given = kSwing * (255.0f * luminance - 16.0f);
   const float inside = given > toe ? given < knee ? given : knee : toe;
-  float beyond = given - inside;
-  beyond = beyond > -kFar ? beyond < kFar ? beyond : kFar : -kFar;
+  const float beyond = within(given - inside);
   float room = beyond > 0.0f ? white - knee : toe;
   room = room > 0.0f ? room : 0.0f;
   return inside + room * beyond / (room + fabsf(beyond) + 1e-6f);
+}
+
+// By which part of half their step in chroma two pixels of a pair approach each other; `far` is the square of that half
+// plus that of the step in luminance.
+__device__ __forceinline__ float closer_by(const Range& range, float far) {
+  const float difference = range.most - range.least, apart = difference > 0.0f ? difference : 0.0f;
+  return apart / ((apart + kHalfApart) * (1.0f + far * (1.0f / (kHalfStep * kHalfStep))));
 }
 
 // RGB; chroma beyond it is brought in towards grey, hue kept.
@@ -1263,7 +1273,17 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
       const float counts = 1.0f / (mass[j] + 1e-12f);
-      finish_colour<D>(p, sums[j], ranges[j], blue[j] * counts, red[j] * counts, out + 3 * j);
+      blue[j] *= counts;
+      red[j] *= counts;
+    }
+#pragma unroll
+    for (int j = 0; j < kPixels; ++j) {
+      const bool paired = column + (j ^ 1) < size.width;
+      const float blue_step = paired ? 0.5f * (blue[j ^ 1] - blue[j]) : 0.0f;
+      const float red_step = paired ? 0.5f * (red[j ^ 1] - red[j]) : 0.0f;
+      const float edge = within(255.0f * sums[j ^ 1]) - within(255.0f * sums[j]);
+      const float closer = closer_by(ranges[j], blue_step * blue_step + red_step * red_step + edge * edge);
+      finish_colour<D>(p, sums[j], ranges[j], blue[j] + closer * blue_step, red[j] + closer * red_step, out + 3 * j);
     }
   }
   store_run<D, Vectors>(line, column, size.width, out);

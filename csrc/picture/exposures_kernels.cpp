@@ -18,6 +18,8 @@ constexpr float kLeast = 1e-6f;  // lower bound of validity
 // Greys beyond which luminance is compressed, and the most that channels may reach, unless the exposures go further.
 constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
 constexpr float kSlack = 1e-3f;      // channels may exceed the limit by this, so that rounding alone changes nothing
+constexpr float kHalfApart = 8.0f;   // the difference between exposures' greys that smooths chroma by half,
+constexpr float kHalfStep = 4.0f;    // and the step between two pixels' chroma that does so
 constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times luminance above black
 constexpr float kFar = 1e6f;         // largest distance beyond the knee or toe, for luminance that is not finite
 
@@ -229,6 +231,8 @@ void distrust(Chroma& apart, const Chroma& total, int64_t n) {
   }
 }
 
+inline float within(float x) { return x > -kFar ? x < kFar ? x : kFar : -kFar; }
+
 // Fused luminance as grey on 0..255, and the most that channels may reach. Grey is compressed near white and black
 // unless the exposures go further. With adjustments, gain is the factor of both grey and chroma.
 template <bool ADJUSTED> struct Tone {
@@ -238,8 +242,7 @@ template <bool ADJUSTED> struct Tone {
     const float knee = run.least[x] > kKnee ? run.least[x] : kKnee, toe = run.most[x] < kToe ? run.most[x] : kToe;
     const float given = kSwing * (255.0f * run.luminance[x] - 16.0f);
     const float inside = given > toe ? given < knee ? given : knee : toe;
-    float beyond = given - inside;
-    beyond = beyond > -kFar ? beyond < kFar ? beyond : kFar : -kFar;
+    const float beyond = within(given - inside);
     float room = beyond > 0.0f ? white - knee : toe;
     room = room > 0.0f ? room : 0.0f;
     grey = inside + room * beyond / (room + __builtin_fabsf(beyond) + 1e-6f);
@@ -255,14 +258,41 @@ void finish_grey(const Run& run, const ExposureLevel& level, S* __restrict out, 
     D::store(D::converted ? Tone<ADJUSTED>(run, x, level.brightness).grey : run.luminance[x], out[x]);
 }
 
+// Turns sums into chroma, and brings each two pixels of a pair closer where exposures differ. The last pixel of an odd
+// width is its own partner.
+void smooth_chroma(Run& run, int64_t n) {
+  float* __restrict blue = run.total.blue, * __restrict red = run.total.red;
+  for (int64_t x = 0; x < n; ++x) {
+    const float share = 1.0f / (run.total.mass[x] + 1e-12f);
+    blue[x] *= share;
+    red[x] *= share;
+  }
+  alignas(64) float blue_step[kColumns], red_step[kColumns], edge[kColumns];
+  for (int64_t x = 0; x + 1 < n; x += 2) {
+    blue_step[x] = 0.5f * (blue[x + 1] - blue[x]);
+    blue_step[x + 1] = 0.5f * (blue[x] - blue[x + 1]);
+    red_step[x] = 0.5f * (red[x + 1] - red[x]);
+    red_step[x + 1] = 0.5f * (red[x] - red[x + 1]);
+    edge[x] = edge[x + 1] = within(255.0f * run.luminance[x + 1]) - within(255.0f * run.luminance[x]);
+  }
+  if (n % 2) blue_step[n - 1] = red_step[n - 1] = edge[n - 1] = 0.0f;
+  for (int64_t x = 0; x < n; ++x) {
+    const float difference = run.most[x] - run.least[x], apart = difference > 0.0f ? difference : 0.0f;
+    const float far = blue_step[x] * blue_step[x] + red_step[x] * red_step[x] + edge[x] * edge[x];
+    const float closer = apart / ((apart + kHalfApart) * (1.0f + far * (1.0f / (kHalfStep * kHalfStep))));
+    blue[x] += closer * blue_step[x];
+    red[x] += closer * red_step[x];
+  }
+}
+
 // Converts to RGB. Chroma beyond the gamut moves towards grey at constant hue.
 template <bool ADJUSTED, class S>
-void finish_colour(const Run& run, const ExposureLevel& level, Planes<S>& planes, S* out, int64_t n) {
+void finish_colour(Run& run, const ExposureLevel& level, Planes<S>& planes, S* out, int64_t n) {
+  smooth_chroma(run, n);
   for (int64_t x = 0; x < n; ++x) {
     const Tone<ADJUSTED> tone(run, x, level.brightness);
-    float grey = tone.grey, share = 1.0f / (run.total.mass[x] + 1e-12f);
-    if (ADJUSTED) share *= tone.gain * level.saturation;
-    const float cb = run.total.blue[x] * share, cr = run.total.red[x] * share;
+    float grey = tone.grey, cb = run.total.blue[x], cr = run.total.red[x];
+    if (ADJUSTED) cb *= tone.gain * level.saturation, cr *= tone.gain * level.saturation;
     const float r = 1.596027f * cr, g = -0.391762f * cb - 0.812969f * cr, b = 2.017230f * cb;
     const float larger = r > g ? r : g, smaller = r < g ? r : g;
     float above = larger > b ? larger : b, below = smaller < b ? -smaller : -b;
@@ -433,28 +463,49 @@ inline void add_pixels(Sums& sums, const Rgb& samples, FloatVec weight, FloatVec
   sums.blue += mass * b;
 }
 
+inline FloatVec within(FloatVec x) { return smaller(larger(x, splat(-kFar)), splat(kFar)); }
+
+template <size_t... I> inline FloatVec swapped(FloatVec v, std::index_sequence<I...>) {
+  return __builtin_shufflevector(v, v, (int(I) ^ 1)...);
+}
+
+// Half the step from each pixel of a vector to the other of its pair; `there` of them lie within the picture.
+inline FloatVec half_step(FloatVec v, int64_t there) {
+  FloatVec step = (swapped(v, std::make_index_sequence<kLanes>()) - v) * 0.5f;
+  if (there % 2) step[there - 1] = 0.0f;
+  return step;
+}
+
 // Like finish_colour, but skips divisions that change none of a vector's pixels: most pixels lie between toe and knee
 // and within the gamut. Luminance is compressed in its own units. Both scales of chroma share one denominator.
-template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level) {
+template <bool ADJUSTED> inline Rgb finished(const Sums& sums, const ExposureLevel& level, int64_t there) {
   const FloatVec white = larger(sums.top, splat(kWhite)), knee = larger(sums.least, splat(kKnee / kSwing + 16.0f)),
                  toe = smaller(sums.most, splat(kToe / kSwing + 16.0f)), none{};
   const FloatVec given = sums.luminance * 255.0f, inside = smaller(larger(given, toe), knee);
-  FloatVec above = inside - 16.0f, share = 1.0f / (sums.mass + 1e-12f);
+  FloatVec above = inside - 16.0f;
   if (any_differ(given, inside)) {
-    const FloatVec beyond = smaller(larger(given - inside, splat(-kFar)), splat(kFar));
+    const FloatVec beyond = within(given - inside);
     const FloatVec room = larger(beyond > none ? white * (1.0f / kSwing) + 16.0f - knee : toe - 16.0f, none);
     above += room * beyond / (room + larger(beyond, -beyond) + 1e-6f);
   }
-  if (ADJUSTED) {
-    const FloatVec gain = level.brightness / (1.0f + (level.brightness - 1.0f) * unit(above * (1.0f / 219)));
-    above *= gain;
-    share *= gain * level.saturation;
-  }
-  FloatVec grey = above * kSwing;
+  const FloatVec share = 1.0f / (sums.mass + 1e-12f), least = splat(1e-6f);
   const FloatVec own =
       sums.red * (kSwing * 255 * kRed) + (sums.green * (kSwing * 255 * kGreen) + sums.blue * (kSwing * 255 * kBlue));
-  const FloatVec r = (sums.red - own) * share, g = (sums.green - own) * share, b = (sums.blue - own) * share,
-                 least = splat(1e-6f);
+  FloatVec r = (sums.red - own) * share, g = (sums.green - own) * share, b = (sums.blue - own) * share;
+  const FloatVec red_step = half_step(r, there), green_step = half_step(g, there), blue_step = half_step(b, there);
+  const FloatVec limited = within(given), edge = swapped(limited, std::make_index_sequence<kLanes>()) - limited;
+  const FloatVec far = red_step * red_step * (1.0f / (1.596027f * 1.596027f)) +
+                       blue_step * blue_step * (1.0f / (2.017230f * 2.017230f)) + edge * edge;
+  const FloatVec apart = (sums.most - sums.least) * kSwing;
+  const FloatVec closer = apart / ((apart + kHalfApart) * (1.0f + far * (1.0f / (kHalfStep * kHalfStep))));
+  r += closer * red_step, g += closer * green_step, b += closer * blue_step;
+  if (ADJUSTED) {
+    const FloatVec gain = level.brightness / (1.0f + (level.brightness - 1.0f) * unit(above * (1.0f / 219)));
+    const FloatVec chroma = gain * level.saturation;
+    above *= gain;
+    r *= chroma, g *= chroma, b *= chroma;
+  }
+  FloatVec grey = above * kSwing;
   const FloatVec up = larger(larger(larger(r, g), b), least), down = larger(-smaller(smaller(r, g), b), least);
   FloatVec to_white = white + kSlack - grey;
   if (ADJUSTED) grey = smaller(grey, splat(255.0f)), to_white = larger(to_white, none);
@@ -487,7 +538,7 @@ template <class S, bool ADJUSTED> void fuse_pair(const ExposureLevel& level, S* 
                       at(rows.shares, 0, cell));
         add_pixels<S>(sums, two.at(i, there), at(rows.weights, 1, cell), at(rows.below, 1, half),
                       at(rows.shares, 1, cell));
-        const Rgb rgb = finished<ADJUSTED>(sums, level);
+        const Rgb rgb = finished<ADJUSTED>(sums, level, there);
         sink.put(i, there, {scaled_sample(rgb.r, S()), scaled_sample(rgb.g, S()), scaled_sample(rgb.b, S())});
       }
       sink.end(n);

@@ -26,6 +26,8 @@ FINE_OCTAVES = 2  # how many of the finest octaves have a separate plane and are
 PRIOR = 0.15  # the weight of validity's logarithm before training
 GATE = 0.04  # the difference between exposures at which gains act by half
 KNEE, TOE, WHITE = 218.0, 24.0, 252.0  # of :func:`into_range`, on 0..255
+FAR = 1e6  # no luminance counts as further from black
+APART, STEP = 8.0, 4.0  # of :func:`smooth_chroma`: differences between exposures and steps of chroma that act by half
 SLACK = 1e-3  # by which channels may pass W: rounding then keeps every bit of a picture fused with itself
 _OF_BYTE = {torch.uint8: 1, torch.uint16: 257, torch.float32: 1 / 255}  # samples for each step of 8 bit
 FLOOR = 0.02  # of validity: weights stay defined where no exposure is valid
@@ -474,8 +476,8 @@ def to_rgb(
 ) -> Tensor:
     """Return RGB (B, 3, H, W) on 0..255, not rounded, from what :meth:`PyramidFFMEF.fuse` returns.
 
-    :func:`into_range` gives luminance and :func:`merge_chroma` chroma; then come :func:`adjust_colour` and
-    :func:`into_gamut`.
+    :func:`into_range` gives luminance, :func:`merge_chroma` and :func:`smooth_chroma` chroma; then come
+    :func:`adjust_colour` and :func:`into_gamut`.
 
     Args:
         fused: (B, 1, H, W) in [0, 1], or beyond.
@@ -488,6 +490,7 @@ def to_rgb(
     ycbcr = rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr
     luminance, white = into_range(fused * 255, rgb, validity, ycbcr=ycbcr)
     chroma = merge_chroma(rgb, shares, validity, ycbcr=ycbcr)
+    chroma = smooth_chroma(chroma, fused * 255, ycbcr[:, :, 0], validity)
     return into_gamut(adjust_colour(torch.cat([luminance, chroma], 1), adjust), white)
 
 
@@ -526,13 +529,10 @@ def into_range(
         >>> round(float(1.164383 * (y - 16)), 1), float(white)
         (235.7, 252.0)
     """
-    greys = luminance_to_grey((rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr)[:, :, 0])
-    tops, most = rgb.amax(2), greys
-    if validity is not None:
-        tops, greys, most = 255 - validity * (255 - tops), 255 - validity * (255 - greys), validity * greys
+    darkest, brightest = _extremes((rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr)[:, :, 0], validity)
+    tops = rgb.amax(2) if validity is None else 255 - validity * (255 - rgb.amax(2))
     white = tops.amin(1, keepdim=True).clamp_min(WHITE)
-    knee = greys.amin(1, keepdim=True).clamp_min(KNEE)
-    toe = most.amax(1, keepdim=True).clamp(0, TOE)
+    knee, toe = darkest.clamp_min(KNEE), brightest.clamp(0, TOE)
     grey = luminance_to_grey(luminance)
     above, below = (grey - knee).clamp_min(0), (toe - grey).clamp_min(0)
     room = (white - knee).clamp_min(0)
@@ -588,6 +588,44 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
     return (mass * colours).sum(1) / (mass.sum(1) + 1e-12) + 128
 
 
+def smooth_chroma(chroma: Tensor, fused: Tensor, y: Tensor, validity: Tensor | None = None) -> Tensor:
+    r"""Reduce the noise of merged chroma: pixels 2i and 2i + 1 of a row approach each other where exposures differ.
+
+    With :math:`\delta` half the step in chroma from a pixel to the other of its pair, e the step in fused luminance,
+    and a the difference between the brightest and the darkest exposure there, in grey as in :func:`into_range` and no
+    less than 0,
+
+    .. math::
+        C' = C + \frac{a}{a + 8} \cdot \frac{16}{16 + \delta_b^2 + \delta_r^2 + e^2}\, \delta
+
+    Steps of some levels on smooth surfaces are noise and are halved or more. Edges of colour stay, and so does
+    texture, which hides noise. A picture fused with itself is unchanged. The last column of an odd width has no other.
+
+    Args:
+        chroma: (B, 2, H, W), Cb and Cr on 0..255.
+        fused: (B, 1, H, W), fused luminance on 0..255, studio swing, or beyond.
+        y: (B, N, H, W), the exposures' luminance, likewise.
+        validity: (B, N, H, W) in [0, 1]; None: 1 everywhere.
+
+    Returns:
+        (B, 2, H, W).
+
+    Example:
+        >>> import torch
+        >>> y = torch.tensor([50.0, 150.0]).view(1, 2, 1, 1).expand(1, 2, 1, 3)
+        >>> chroma = torch.tensor([[120.0, 124.0, 130.0], [128.0, 128.0, 128.0]]).view(1, 2, 1, 3)
+        >>> smooth_chroma(chroma, y[:, :1], y)[0, 0].round(decimals=2)
+        tensor([[121.5000, 122.5000, 130.0000]])
+    """
+    columns = torch.arange(chroma.shape[3], device=chroma.device)
+    other = (columns + 1 - columns % 2 * 2).clamp_max(chroma.shape[3] - 1)
+    half, edge = ((maps.index_select(3, other) - maps) for maps in (chroma / 2, fused.clamp(-FAR, FAR)))
+    darkest, brightest = _extremes(y, validity)
+    apart = (brightest - darkest).clamp_min(0)
+    far = half.square().sum(1, keepdim=True) + edge.square()
+    return chroma + half * (apart / (apart + APART) / (1 + far / STEP**2))
+
+
 def adjust_colour(ycbcr: Tensor, adjust: Adjustments) -> Tensor:
     """Return Y, Cb and Cr (B, 3, H, W) on 0..255 with the brightness and saturation of ``adjust``."""
     if not adjust.brightness and not adjust.saturation:
@@ -596,6 +634,14 @@ def adjust_colour(ycbcr: Tensor, adjust: Adjustments) -> Tensor:
     y, colours = ycbcr[:, :1] - 16, ycbcr[:, 1:] - 128
     gain = factor / (1 + (factor - 1) * (y / 219).clamp(0, 1))
     return torch.cat([y * gain + 16, colours * gain * (1 + adjust.saturation) + 128], 1)
+
+
+def _extremes(y: Tensor, validity: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest grey of the exposures (B, 1, H, W), on 0..255, of luminance (B, N, H, W)."""
+    greys = most = luminance_to_grey(y)
+    if validity is not None:
+        greys, most = 255 - validity * (255 - greys), validity * greys
+    return greys.amin(1, keepdim=True), most.amax(1, keepdim=True)
 
 
 def _check_luminance(luminance: Tensor) -> None:

@@ -18,7 +18,7 @@ from ffmef.imaging.colour import rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.imaging.io import Picture, read_picture, write_picture
 from ffmef.losses.structural import mef_ssim
 from ffmef.models import PyramidFFMEF, load, merge_chroma, save
-from ffmef.models.pyramid import halve, into_gamut, into_range, shrink, spread
+from ffmef.models.pyramid import halve, into_gamut, into_range, shrink, smooth_chroma, spread
 from ffmef.models.weights import serialise
 from ffmef.pipeline import default_weights, fuse_pictures
 from ffmef.training.trainer import load_initial
@@ -191,6 +191,25 @@ def test_chroma_of_what_is_recorded_wins():
     ember, yellow = torch.tensor([100.0, 26.0, 1.0]), torch.tensor([248.0, 248.0, 182.0])
     red = (rgb_to_ycbcr(ember.view(1, 3, 1, 1)) - 128)[0, 2].item()
     assert merged(ember, yellow)[1] < 0.65 * red
+
+
+def test_noise_of_chroma_is_smoothed_where_exposures_differ():
+    """Pairs of columns approach each other; edges, texture, equal exposures and the last of an odd width stay."""
+    chroma = 128 + torch.tensor([[2.0, -2.0, 60.0, -60.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]]).double().view(1, 2, 1, 5)
+    y = torch.tensor([60.0, 60.0 + 72 / 1.164383]).double().view(1, 2, 1, 1).expand(1, 2, 1, 5)  # 72 greys apart
+    want = [2 - 2 * 0.9 * 0.8, -2 + 2 * 0.9 * 0.8, 60 - 60 * 0.9 * 16 / 3616, -60 + 60 * 0.9 * 16 / 3616, 3]
+    flat, texture = (
+        torch.full((1, 1, 1, 5), 99.0).double(),
+        torch.tensor([90.0, 102.0, 9, 9, 9]).double().view(1, 1, 1, 5),
+    )
+    smoothed = smooth_chroma(chroma, flat, y)
+    torch.testing.assert_close(smoothed[0, 0, 0] - 128, torch.tensor(want).double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(smoothed[:, 1], chroma[:, 1])
+    assert torch.equal(smooth_chroma(chroma, flat, y[:, :1].expand(1, 3, 1, 5)), chroma)
+    part = smooth_chroma(chroma, texture, y)[0, 0, 0, :2] - 128
+    torch.testing.assert_close(part, torch.tensor([1, -1]).double() * (2 - 2 * 0.9 * 16 / 164), rtol=1e-5, atol=1e-5)
+    one = torch.tensor([1.0, 0.0]).double().view(1, 2, 1, 1).expand_as(y)
+    assert torch.equal(smooth_chroma(chroma, flat, y, one), chroma)  # nothing differs from what must not be used
 
 
 def test_hue_is_kept_outside_of_rgb():
