@@ -64,6 +64,7 @@ _AT_THE_BEGINNING = (
     re.compile(r"([a-z]{2,})[ _\-]*(\d.*)$", re.IGNORECASE), re.compile(r"([a-z]+\d?)[ _\-]+(.+)$", re.IGNORECASE),
 )  # fmt: skip
 _JOINED = re.compile(r"(.*[a-z0-9])([A-H])")  # houseA, c2B
+_JOINT = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # between the words of IRImages
 _COLUMN_WORDS = re.compile(r"(?<![a-z])(?:files?|paths?|file ?names?|names?)(?![a-z])", re.IGNORECASE)
 
 
@@ -118,6 +119,8 @@ def of_folder(name: str, family: Family) -> int | None:
     (0, 1, None)
     >>> of_folder("Vis", INFRARED), of_folder("cropinfrared", INFRARED), of_folder("results", INFRARED)
     (0, 1, None)
+    >>> of_folder("VisibleImages", INFRARED), of_folder("IRImages", INFRARED), of_folder("irrigation", INFRARED)
+    (0, 1, None)
     """
     lettered = _LETTERED.fullmatch(name) if family is FAMILIES[0] else None
     if lettered:
@@ -127,12 +130,14 @@ def of_folder(name: str, family: Family) -> int | None:
         role = _SPELLINGS.get((family, text))
         if role is not None:
             return role
+    # In a scene's name, such as LowTide, joined words are no role.
+    words = re.split(r"[^a-z0-9]+", (_JOINT.sub(" ", name) if family is INFRARED else name).casefold())
     found = {
         index
         for (own, spelling), index in _SPELLINGS.items()
         if own is family
         and len(spelling) > 1
-        and (spelling in re.split(r"[^a-z0-9]+", plain) or (len(spelling) > 5 and plain.endswith(spelling)))
+        and (spelling in words or (len(spelling) > 5 and plain.endswith(spelling)))
     }
     return found.pop() if len(found) == 1 else None
 
