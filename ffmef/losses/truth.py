@@ -44,6 +44,6 @@ class TruthLoss(nn.Module):
         truth = sources.truth if fused.shape[1:2] == (3,) else sources.true_luminance
         if fused.shape != truth.shape:
             raise ValueError(f"fused must be {tuple(truth.shape)} like the truth, got {tuple(fused.shape)}")
-        errors = (fused.float() - truth).square().mean((1, 2, 3)) * 255**2
+        errors = (fused.to(torch.promote_types(fused.dtype, torch.float32)) - truth).square().mean((1, 2, 3)) * 255**2
         decibels = 10 * torch.log10(errors + self.floor).mean()
         return decibels, {"decibels": decibels}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffmef import focus
+from ffmef.ops.library import autocasts
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 _START = -3.0  # of the logits, away from the upper limit of the clamp
@@ -101,16 +102,25 @@ class FocusNet(nn.Module):
             frames: (B, N, H, W) luminance or (B, N, C, H, W) in [0, 1], N >= 2.
 
         Returns:
-            (B, 1, H, W) or (B, C, H, W), unclamped.
+            (B, 1, H, W) or (B, C, H, W), unclamped; float64 if the weights are, else float32, under autocast too.
 
         Raises:
             ValueError: a shape is wrong.
         """
         if frames.dim() not in (4, 5) or frames.shape[1] < 2 or frames.numel() == 0:
             raise ValueError(f"frames must be (B, N, H, W) or (B, N, C, H, W), N >= 2, got {tuple(frames.shape)}")
-        pictures = (frames.unsqueeze(2) if frames.dim() == 4 else frames).float() * 255
+        if not autocasts(frames.device):
+            return self._fuse(frames)
+        with torch.autocast(frames.device.type, enabled=False):  # squared grey levels exceed float16
+            return self._fuse(frames)
+
+    def _fuse(self, frames: Tensor) -> Tensor:
+        """Fuse frames in at least float32; the networks run in the dtype of their weights."""
+        frames = frames.to(torch.promote_types(self.first[0].get_parameter("weight").dtype, torch.float32))
+        pictures = (frames.unsqueeze(2) if frames.dim() == 4 else frames) * 255
         batch, count = pictures.shape[:2]
-        with torch.no_grad():
+        # Training needs no gradients of the features.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and frames.requires_grad):
             bands, rest = pyramid(pictures.flatten(0, 1))
             features = self._features(bands, rest, count)
         fused: Tensor | None = None
@@ -125,9 +135,10 @@ class FocusNet(nn.Module):
         return fused / 255
 
     def _logits(self, features: Tensor, level: int) -> Tensor:
-        hidden = F.relu(self.first[level](features))
+        given = features.to(self.first[level].get_parameter("weight").dtype)
+        hidden = F.relu(self.first[level](given))
         hidden = F.relu(self.second[level](hidden))
-        predicted = self.last[level](torch.cat([hidden, features], 1))
+        predicted = self.last[level](torch.cat([hidden, given], 1))
         own = features[:, 8:9] * focus.SPREAD
         return (predicted - 2**focus.SQUARINGS * own).clamp(*focus.LOGITS)
 

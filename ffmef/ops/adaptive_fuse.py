@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,9 @@ from ffmef.ops.types import Backend, PaddingMode
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 MAX_FILTER_SIZE = 31
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_UNORDERED = (str, bytes, set, frozenset, Mapping)  # and texts
+_UNORDERED = (str, bytes, bytearray, memoryview, set, frozenset, Mapping)  # and texts
+_NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
+_REAL = (*_NUMBERS, Tensor)
 _SIDES = {k * k: k for k in range(1, MAX_FILTER_SIZE + 1, 2)}
 
 
@@ -130,16 +133,28 @@ def as_alphas(alphas: Tensor | Iterable[float | Tensor] | None, levels: int, lik
         return torch.ones(levels, dtype=dtype, device=like.device)
     if isinstance(alphas, _UNORDERED):
         raise TypeError(f"{rule}, got {type(alphas).__name__}")
+    if isinstance(alphas, np.ndarray) and (given := _of_array(alphas)) is not None:
+        if given.is_complex():
+            raise TypeError(f"alphas must be real, got {str(given.dtype)[6:]}")
+        return given.to(device=like.device, dtype=dtype)
     try:
         values = list(alphas)
     except TypeError:
         raise TypeError(f"{rule}, got {type(alphas).__name__}") from None
-    if any(isinstance(value, Tensor) for value in values):
-        return _stacked(values, dtype, like)
+    if all(isinstance(value, _NUMBERS) for value in values):
+        try:
+            return torch.tensor(values, dtype=dtype, device=like.device)
+        except (OverflowError, RuntimeError):
+            pass
+    return _stacked(values, dtype, like)  # which names the value
+
+
+def _of_array(values: np.ndarray) -> Tensor | None:
+    """Return an array of numbers as a tensor, or None for an array of anything else."""
     try:
-        return torch.tensor(values, dtype=dtype, device=like.device)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        return _stacked(values, dtype, like)  # which names the value
+        return torch.tensor(np.ascontiguousarray(values))
+    except TypeError:
+        return None
 
 
 def _stacked(values: list[float | Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
@@ -152,8 +167,10 @@ def _stacked(values: list[float | Tensor], dtype: torch.dtype, like: Tensor) -> 
         if isinstance(value, Tensor) and value.is_complex():
             raise TypeError(f"alphas[{index}] must be real, got {str(value.dtype)[6:]}")
         try:
-            part = value if isinstance(value, Tensor) else torch.tensor(float(value), device=like.device)
-        except (TypeError, ValueError, OverflowError):
+            if isinstance(value, (str, bytes, bytearray)) or not (isinstance(value, _REAL) or value.imag == 0):
+                raise TypeError
+            part = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=dtype, device=like.device)
+        except (TypeError, ValueError, OverflowError, AttributeError):
             raise TypeError(f"alphas[{index}] must be a number or a tensor, got {type(value).__name__}") from None
         parts.append(part.to(dtype).reshape(()))
     return torch.stack(parts)

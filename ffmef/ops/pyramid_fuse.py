@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 from ffmef import _loader
@@ -73,6 +74,8 @@ def pyramid_fuse(
         >>> pyramid_fuse(torch.stack([flat, stripes])[None], weights, 1 - weights[:, 0])[0, 0]
         tensor([0., 1., 0., 1., 0., 1., 0., 1.])
     """
+    if isinstance(scale, np.integer):
+        scale = int(scale)
     images_5d, weights, base = _validate(images, weights, base, scale)
     check_backend("pyramid_fuse", backend, images=images)
     if backend == "reference":

@@ -149,3 +149,22 @@ def test_it_runs_beside_any_device_without_waiting():
     before = net._kept.cache_info().misses
     model(frames).sum().backward()
     assert net._kept.cache_info().misses == before and net._kept.cache_info().hits > 0
+
+
+def test_frames_and_both_modes_are_differentiated():
+    torch.manual_seed(0)
+    model = FocusNet().double()
+    for layer in model.last:
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    frames = torch.rand(1, 2, 10, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(model, (frames,), fast_mode=True, check_forward_ad=True)
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_and_weights_of_half_precision(low):
+    model, frames = FocusNet(), torch.rand(1, 2, 12, 14)
+    expected = model(frames)
+    with torch.autocast("cpu", low):
+        assert torch.equal(model(frames), expected)
+    torch.testing.assert_close(model.to(low)(frames), expected, atol=0.05, rtol=0)
+    assert model.to("meta")(frames.to("meta")).shape == expected.shape

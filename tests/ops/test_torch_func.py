@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -478,6 +479,21 @@ def test_other_alphas_are_refused_by_name(alphas, error, message):
     with pytest.raises(error) as caught:
         adaptive_fuse(torch.rand(1, 2, 1, 5, 6), filters, alphas)
     assert str(caught.value) == message
+
+
+def test_arrays_and_mixed_numbers_keep_their_digits():
+    images, filters = torch.rand(1, 2, 1, 5, 6).double(), [torch.rand(1, 2, k, 5, 6).double() for k in (1, 9)]
+    expected = adaptive_fuse(images, filters, torch.tensor([0.1, 0.7], dtype=torch.float64))
+    for alphas in (np.array([0.7, 0.1])[::-1], [torch.tensor(0.1, dtype=torch.float64), 0.7], [np.float64(0.1), 0.7]):
+        assert torch.equal(adaptive_fuse(images, filters, alphas), expected)
+    for alphas in (np.array([1j, 2]), [np.complex128(1j), 2], ["0.5", "1"], bytearray(b"12")):
+        with pytest.raises(TypeError, match="alphas"):
+            adaptive_fuse(images, filters, alphas)
+
+
+def test_scale_may_be_of_numpy():
+    function, tensors = problem("pyramid_fuse")
+    assert torch.equal(pyramid_fuse(*tensors, scale=np.int64(2)), function(*tensors))
 
 
 # --- what else torch asks ---------------------------------------------------------------------------------------------

@@ -461,3 +461,10 @@ def test_truth_loss_is_the_error_in_decibels():
         TruthLoss(floor=0)
     with pytest.raises(ValueError, match="truth must be"):
         Sources.from_rgb(rgb, truth=truth[:1])
+
+
+def test_truth_loss_keeps_float64():
+    rgb = torch.rand(1, 2, 3, 6, 7, dtype=torch.float64)
+    sources = Sources.from_rgb(rgb, truth=rgb[:, 0])
+    fused = torch.rand(1, 1, 6, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda z: TruthLoss()(z, sources)[0], (fused,))
