@@ -145,7 +145,7 @@ class Page:
         self.values = dict(NEUTRAL)
         self.fused = self.frame = ""
         self.version = 0
-        with ui.row().classes("w-full no-wrap items-start"):
+        with ui.row().classes("w-full items-start"):
             with ui.column().style("width:300px;flex-shrink:0"):
                 ui.label("ffmef").classes("text-h5")
                 ui.label("Drop the frames of one scene. They stay on this machine.")
@@ -160,7 +160,7 @@ class Page:
                     ui.button("Save", on_click=self.save).props('data-test="save"')
                 ui.button("Start again", on_click=self.clear).props("flat")
                 self.said = ui.label("").classes("text-caption").style("white-space:pre-line").props('data-test="said"')
-            with ui.column().classes("grow"):
+            with ui.column().style("flex:1 1 420px;min-width:0"):  # below the controls on a narrow page
                 self.view = ui.html("", sanitize=False).classes("w-full")
                 self.split = ui.slider(min=0, max=100, value=50, on_change=self.compare).props('data-test="split"')
                 self.choice = ui.toggle({}, on_change=self.choose)
