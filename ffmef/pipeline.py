@@ -280,7 +280,7 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     if engine is not None:
         backend = _backend_of_engine(engine, backend)
     if device is not None and not str(device):
-        raise InputError("device must be a device such as cpu or cuda, got ''")
+        raise InputError("device '' cannot be used: it must be a device such as cpu or cuda")
     if not (model is None or isinstance(model, str) or callable(model)):
         raise InputError(f"model must be a name or a callable, got {type(model).__name__}")
     by_focus = focus_of(task, weights, model, backend, device)
