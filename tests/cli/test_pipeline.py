@@ -445,5 +445,5 @@ def test_many_brackets_on_the_cpu_are_fused_one_by_one():
     next(broken)
     with pytest.raises(InputError, match="images"):
         next(broken)
-    with pytest.raises(InputError, match="device must be a device"):
+    with pytest.raises(InputError, match="device '' cannot be used"):
         next(ffmef.fuse_many([levels[0]], device=""))
