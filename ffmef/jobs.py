@@ -82,6 +82,24 @@ def check(output: str, options: Options) -> None:
         raise InputError(f"--output-depth 16 is for PNG and TIFF, got the target {output} ({name})")
 
 
+def why_slow(options: Options) -> str | None:
+    """Return a remark if torch has to fuse because the native library cannot be used, and how to rebuild it."""
+    from ffmef import pipeline
+
+    why = pipeline.why_not_native(options.task, **_choice(options))
+    if why is None:
+        return None
+    return (
+        f"torch fuses, which takes seconds longer: {why} (to rebuild it, run 'make build' in the sources, "
+        "or install ffmef again where there is a C++ compiler)"
+    )
+
+
+def _choice(options: Options) -> dict:
+    """Return the options that choose what fuses."""
+    return {name: options.fusion.get(name) for name in ("weights", "model", "backend", "device")}
+
+
 def _target_format(output: str, options: Options) -> str:
     from ffmef.imaging import formats, paths
 
@@ -177,8 +195,7 @@ def focus_of(options: Options):
     """Return how :mod:`ffmef.focus` is to fuse by these options, or None."""
     from ffmef import pipeline
 
-    given = {name: options.fusion.get(name) for name in ("weights", "model", "backend", "device")}
-    return pipeline.focus_of(options.task, **given)
+    return pipeline.focus_of(options.task, **_choice(options))
 
 
 def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, network) -> Outcome:

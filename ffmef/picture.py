@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -34,7 +35,12 @@ try:
     missing: str | None = None
 except ImportError as error:
     _picture = None
-    missing = f"the native library was not built or does not load: {error}"
+    built = importlib.util.find_spec("ffmef._picture") is not None
+    missing = (
+        f"the native library does not load or is of another version: {error}"
+        if built
+        else "the native library was not built (no C++ compiler at install time?)"
+    )
 
 
 def thread_count(threads: int | None = None) -> int:

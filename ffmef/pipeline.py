@@ -463,6 +463,20 @@ def _native_network(source, task: str, backend: str | None, device):
     return picture.network_of(source) if on_cpu else None
 
 
+def why_not_native(task: str, weights, model: str | None, backend: str | None, device) -> str | None:
+    """Return why torch has to fuse what the native library should fuse by these arguments, or None if it need not."""
+    if task == "vif" or str(device or "cpu") != "cpu" or backend not in (None, "cpu"):
+        return None
+    if focus_of(task, weights, model, backend, device) is not None:
+        return None
+    path = find(_weights_name(task, weights, model, backend))
+    if picture.read_network(path) is not None or weight_files.facts(path).get("architecture") != "PyramidFFMEF":
+        return None
+    if picture.missing is None and path.parent != weight_files.FOLDER:
+        return None  # somebody's own model may have sizes without kernels; bundled ones have none
+    return picture.missing or "the native library was built from other sources and does not know the bundled weights"
+
+
 @contextlib.contextmanager
 def _torch_threads(threads: int | None):
     """Limit torch to this many threads inside the block; None leaves it alone."""

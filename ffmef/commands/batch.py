@@ -95,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
         options = _absolute(options)
         todo = [replace(job, options=options) for job in todo]
         _try_fusion(options)
+        slow = None if args.scheduler else jobs.why_slow(options)
+        if slow is not None:
+            _say(f"remark: {slow}")
         _try_output(args.output)
         for folder in {Path(job.target).parent for job in todo}:
             files.remove_leftovers(folder, of_ended_processes=True)  # a killed run could not remove them

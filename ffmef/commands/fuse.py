@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
         if inputs.count(name) > 1
     ]
     outcome = jobs.fuse_files(inputs, args.output, options, remarks.append)
-    for remark in remarks:
+    slow = jobs.why_slow(options)
+    for remark in remarks if slow is None else (*remarks, slow):
         print(printable(f"ffmef fuse: remark: {remark}"), file=sys.stderr)
     backend = args.backend or _default_backend(args.device)
     target = "standard output" if args.output == paths.STANDARD else args.output

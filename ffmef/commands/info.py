@@ -24,7 +24,7 @@ def lines() -> list[str]:
     """Return the report, line by line."""
     import torch
 
-    from ffmef import _loader, models, ops
+    from ffmef import _loader, models, ops, picture
     from ffmef.version import __version__
 
     def version(package: str) -> str:
@@ -48,6 +48,7 @@ def lines() -> list[str]:
             )
         except ImportError as error:
             report.append(f"native library: loaded; its build facts are missing: {error}")
+    report.append(f"fusion without torch: {picture.missing or 'available'}")
     report.append("backends:")
     report += [
         f"  {name:<10} {'available' if reason is None else 'missing: ' + reason}"

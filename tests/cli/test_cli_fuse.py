@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import ffmef
 import ffmef.pipeline
-from ffmef import models
+from ffmef import models, picture
 from ffmef.cli import main
 from ffmef.imaging.io import Picture, read_picture, write_picture
 
@@ -114,6 +114,23 @@ def test_threads(tmp_path, pair, monkeypatch):
     for options in (["--threads", "2"], ["--threads", "1"], []):
         assert main(["fuse", *pair, "-o", str(tmp_path / "fused.png"), *options]) == 0
     assert given == [2, 1, None]
+
+
+@pytest.mark.parametrize("fault", ["not built", "other sources"])
+def test_a_native_library_that_cannot_be_used_is_remarked_once(fault, tmp_path, pair, weights, monkeypatch, capsys):
+    if fault == "not built":
+        monkeypatch.setattr(picture, "_picture", None)
+        monkeypatch.setattr(picture, "missing", "the native library was not built")
+    else:
+        monkeypatch.setattr(picture, "_read_network", lambda *_: None)
+    assert main(["fuse", *pair, "-o", str(tmp_path / "a.png")]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("ffmef fuse: remark: torch fuses, which takes seconds longer: the native library was ")
+    assert said.count("\n") == 1 and "'make build'" in said
+    # Torch fuses these in any case, and its own kernels are there.
+    for options in (["--weights", weights], ["--task", "mff"], ["--backend", "reference"]):
+        assert main(["fuse", *pair, "-o", str(tmp_path / "a.png"), *options]) == 0
+        assert "torch fuses" not in capsys.readouterr().err
 
 
 def test_an_existing_file_is_replaced(tmp_path, pair, weights):
