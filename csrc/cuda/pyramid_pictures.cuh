@@ -15,6 +15,7 @@
 // after `arrange` is in the order that it found, so sums do not depend on the order given. There are no atomics.
 #pragma once
 
+#include "../common/finish.h"
 #include "../common/interpolation.h"
 #include "common.cuh"
 #include "pyramid_pictures.h"
@@ -29,14 +30,6 @@ constexpr int kFine = 2;                         // the finest octaves, each wit
 constexpr int kScaleShift = 3;                   // cells of 8 x 8 pixels
 constexpr int kFinest = 16;                      // channels of the finest grid
 constexpr int kMostStem = 16;
-constexpr float kLeast = 1e-6f;  // validity counts as no less
-// Grey beyond which luminance is compressed, and what channels may reach, unless the exposures' own say otherwise.
-constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
-constexpr float kSlack = 1e-3f;      // by which channels may exceed it, so that rounding does not
-constexpr float kHalfApart = 8.0f;   // the difference between exposures' greys that smooths chroma by half,
-constexpr float kHalfStep = 4.0f;    // and the step between two pixels' chroma that does so
-constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times what luminance is above black
-constexpr float kFar = 1e6f;         // beyond the knee or toe: luminance that is not finite counts as no more
 using Hash = unsigned long long;
 
 struct Size {
@@ -758,7 +751,7 @@ __device__ __forceinline__ void share(const Sharing& p, int64_t index) {
     const int64_t known = p.order[n] * p.cells + cell;
     float z = p.planes[(n * p.cells + cell) * (2 * kPlanes) + plane] +
               prior * logf(p.high[known] * (0.1f + 0.9f * p.low[known]) + 0.02f);
-    if (p.valid != nullptr) z += logf(p.valid[known] > kLeast ? p.valid[known] : kLeast);
+    if (p.valid != nullptr) z += logf(p.valid[known] > kLeastValidity ? p.valid[known] : kLeastValidity);
     return z + p.preference[n];
   };
   float largest = logit(0), total = 0.0f;
@@ -1103,7 +1096,7 @@ struct Colour {
   float y, blue, red, mass, dark, bright, top;
 
   __device__ __forceinline__ void mask(float v) {
-    mass *= v > kLeast ? v : kLeast;
+    mass *= v > kLeastValidity ? v : kLeastValidity;
     dark = 255.0f - v * (255.0f - dark);
     bright *= v;
     top = 255.0f - v * (255.0f - top);

@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "../common/finish.h"
 #include "../cpu/base/buffer.h"
 #include "../cpu/fuse/pyramid_rows.h"
 #include "pixels.h"
@@ -13,15 +14,7 @@ namespace ffmef {
 namespace FFMEF_ISA {
 namespace {
 
-constexpr int kScale = 8;        // pixels along a side of a cell
-constexpr float kLeast = 1e-6f;  // lower bound of validity
-// Greys beyond which luminance is compressed, and the most that channels may reach, unless the exposures go further.
-constexpr float kKnee = 218.0f, kToe = 24.0f, kWhite = 252.0f;
-constexpr float kSlack = 1e-3f;      // channels may exceed the limit by this, so that rounding alone changes nothing
-constexpr float kHalfApart = 8.0f;   // the difference between exposures' greys that smooths chroma by half,
-constexpr float kHalfStep = 4.0f;    // and the step between two pixels' chroma that does so
-constexpr float kSwing = 1.164383f;  // grey on 0..255 is kSwing times luminance above black
-constexpr float kFar = 1e6f;         // largest distance beyond the knee or toe, for luminance that is not finite
+constexpr int kScale = 8;  // pixels along a side of a cell
 
 // --- statistics of cells ---------------------------------------------------------------------------------------------
 
@@ -206,7 +199,7 @@ void add_colour(Run& run, Chroma& apart, const Planes<S>& planes, const Beside& 
 void mask(Chroma& apart, const uint8_t* validity, int64_t n) {
   for (int64_t x = 0; x < n; ++x) {
     const float v = float(validity[x]) * (1.0f / 255);
-    apart.mass[x] *= v > kLeast ? v : kLeast;
+    apart.mass[x] *= v > kLeastValidity ? v : kLeastValidity;
   }
 }
 

@@ -488,14 +488,20 @@ def to_rgb(
         ycbcr: of ``rgb``, if known.
     """
     ycbcr = rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr
-    luminance, white = into_range(fused * 255, rgb, validity, ycbcr=ycbcr)
+    extremes = _extremes(ycbcr[:, :, 0], validity)
+    luminance, white = into_range(fused * 255, rgb, validity, extremes=extremes)
     chroma = merge_chroma(rgb, shares, validity, ycbcr=ycbcr)
-    chroma = smooth_chroma(chroma, fused * 255, ycbcr[:, :, 0], validity)
+    chroma = smooth_chroma(chroma, fused * 255, ycbcr[:, :, 0], validity, extremes=extremes)
     return into_gamut(adjust_colour(torch.cat([luminance, chroma], 1), adjust), white)
 
 
 def into_range(
-    luminance: Tensor, rgb: Tensor, validity: Tensor | None = None, *, ycbcr: Tensor | None = None
+    luminance: Tensor,
+    rgb: Tensor,
+    validity: Tensor | None = None,
+    *,
+    ycbcr: Tensor | None = None,
+    extremes: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Compress fused luminance near white and black as far as some exposure shows more there.
 
@@ -518,6 +524,7 @@ def into_range(
         rgb: (B, N, 3, H, W) on 0..255, the exposures.
         validity: (B, N, H, W) in [0, 1]; None: 1 everywhere.
         ycbcr: of ``rgb``, if known.
+        extremes: the least and the greatest grey of the exposures (B, 1, H, W), if known.
 
     Returns:
         Y of the same shape, and W (B, 1, H, W), for :func:`into_gamut`.
@@ -529,7 +536,9 @@ def into_range(
         >>> round(float(1.164383 * (y - 16)), 1), float(white)
         (235.7, 252.0)
     """
-    darkest, brightest = _extremes((rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr)[:, :, 0], validity)
+    if extremes is None:
+        extremes = _extremes((rgb_to_ycbcr(rgb) if ycbcr is None else ycbcr)[:, :, 0], validity)
+    darkest, brightest = extremes
     tops = rgb.amax(2) if validity is None else 255 - validity * (255 - rgb.amax(2))
     white = tops.amin(1, keepdim=True).clamp_min(WHITE)
     knee, toe = darkest.clamp_min(KNEE), brightest.clamp(0, TOE)
@@ -588,7 +597,14 @@ def merge_chroma(rgb: Tensor, shares: Tensor, validity: Tensor | None = None, *,
     return (mass * colours).sum(1) / (mass.sum(1) + 1e-12) + 128
 
 
-def smooth_chroma(chroma: Tensor, fused: Tensor, y: Tensor, validity: Tensor | None = None) -> Tensor:
+def smooth_chroma(
+    chroma: Tensor,
+    fused: Tensor,
+    y: Tensor,
+    validity: Tensor | None = None,
+    *,
+    extremes: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     r"""Reduce the noise of merged chroma: pixels 2i and 2i + 1 of a row approach each other where exposures differ.
 
     With :math:`\delta` half the step in chroma from a pixel to the other of its pair, e the step in fused luminance,
@@ -606,6 +622,7 @@ def smooth_chroma(chroma: Tensor, fused: Tensor, y: Tensor, validity: Tensor | N
         fused: (B, 1, H, W), fused luminance on 0..255, studio swing, or beyond.
         y: (B, N, H, W), the exposures' luminance, likewise.
         validity: (B, N, H, W) in [0, 1]; None: 1 everywhere.
+        extremes: as in :func:`into_range`.
 
     Returns:
         (B, 2, H, W).
@@ -620,7 +637,7 @@ def smooth_chroma(chroma: Tensor, fused: Tensor, y: Tensor, validity: Tensor | N
     columns = torch.arange(chroma.shape[3], device=chroma.device)
     other = (columns + 1 - columns % 2 * 2).clamp_max(chroma.shape[3] - 1)
     half, edge = ((maps.index_select(3, other) - maps) for maps in (chroma / 2, fused.clamp(-FAR, FAR)))
-    darkest, brightest = _extremes(y, validity)
+    darkest, brightest = _extremes(y, validity) if extremes is None else extremes
     apart = (brightest - darkest).clamp_min(0)
     far = half.square().sum(1, keepdim=True) + edge.square()
     return chroma + half * (apart / (apart + APART) / (1 + far / STEP**2))

@@ -131,7 +131,7 @@ MUTANTS = [
     Mutant("no maximum", "store_four(&both[cell][C + channel], met.most);",
            "store_four(&both[cell][C + channel], met.mean);", KERNELS),
     Mutant("no difference among the statistics", "v[0] = x.x + added[0]", "v[0] = x.x", KERNELS),
-    Mutant("another exposure's validity", "p.valid[known] > kLeast ? p.valid[known] : kLeast", "p.valid[cell]", KERNELS),
+    Mutant("another exposure's validity", "p.valid[known] > kLeastValidity ? p.valid[known] : kLeastValidity", "p.valid[cell]", KERNELS),
     Mutant("gains without a gate", "kPlanes + plane] * gate", "kPlanes + plane]", KERNELS),
     Mutant("exposures that clash are trusted", "counts = colour.mass / (trust * trust)", "counts = colour.mass", KERNELS),
     Mutant("octaves of the wrong order", "map == kPictures && number == 1 ? p.order[n] : n", "n", KERNELS),
