@@ -56,7 +56,7 @@ class NotTheSameScene(Exception):
     """Two frames have too little in common."""
 
 
-def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
+def register(frames: Sequence[np.ndarray], reference: int, names: Sequence[str] | None = None) -> list[Alignment]:
     """Return how each frame lies against ``frames[reference]``.
 
     Each frame is compared with its neighbour in brightness on the way to the reference, so only one exposure step lies
@@ -65,6 +65,7 @@ def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
     Args:
         frames: pictures of one size, (H, W) or (H, W, 3); uint8, uint16, or float in [0, 1].
         reference: index of the frame that stays where it is.
+        names: what an error calls the frames, besides their numbers.
 
     Raises:
         InputError: two frames do not show the same scene; the message numbers them from 1.
@@ -78,10 +79,12 @@ def register(frames: Sequence[np.ndarray], reference: int) -> list[Alignment]:
         for target, index in itertools.pairwise(steps):
             try:
                 matrix, kind, residual, patches = _register_pair(views[index], views[target])
-            except NotTheSameScene:
-                one, other = sorted((index + 1, target + 1))
+            except (NotTheSameScene, np.linalg.LinAlgError):
+                one, other = sorted((index, target))
+                called = f": {names[one]} and {names[other]}" if names else ""
                 raise InputError(
-                    f"frames {one} and {other} do not show the same scene, or too little of it is exposed in both"
+                    f"frames {one + 1} and {other + 1} do not show the same scene, "
+                    f"or too little of it is exposed in both{called}"
                 ) from None
             kinds = ("none", "translation", "similarity", "homography")
             kind = max(kind, found[target].kind, key=kinds.index)
@@ -123,7 +126,7 @@ def align_pictures(
     """
     frames = [picture.pixels for picture in pictures]
     reference = best_exposed(frames) if reference is None else reference
-    alignments = register(frames, reference)
+    alignments = register(frames, reference, names)
     lines, moved = [f"aligned to {names[reference]}"], []
     for picture, alignment, name in zip(pictures, alignments, names, strict=True):
         moved.append(picture if alignment.kind == "none" else _moved(picture, alignment.matrix))
@@ -363,6 +366,7 @@ def _register_pair(frame: _View, target: _View) -> tuple[np.ndarray, str, float,
     factor, shrink = frame.factor, _shrinking(frame.factor)
     small, whole = (frame.small, target.small), (frame.levels, target.levels)
     matrix = _coarse(frame, target)
+    _check_plausible(matrix, small[0].shape)
     for pair, radius in ((small, 8), (whole, 6), (whole, 3)):
         if radius == 6:  # from here on at full size
             if factor == 1:
@@ -378,7 +382,7 @@ def _register_pair(frame: _View, target: _View) -> tuple[np.ndarray, str, float,
         if chosen is None:
             raise NotTheSameScene
         matrix, kind, residual, count = chosen
-    _check_plausible(matrix, frame.levels.shape)
+        _check_plausible(matrix, pair[0].shape)
     corners = _corners(frame.levels.shape)
     moved = cv2.perspectiveTransform(corners[None], matrix)[0]
     if np.abs(moved - corners).max() < STILL:
@@ -585,12 +589,13 @@ def _check_plausible(matrix: np.ndarray, shape: tuple[int, int]) -> None:
     import cv2
 
     corners = _corners(shape)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1 / LARGEST_SCALE**4:
+        raise NotTheSameScene  # of no inverse, or next to none
     moved = cv2.perspectiveTransform(corners[None], matrix)[0].astype(np.float32)
     facts = _described(matrix, "", shape, 0, 0)
     overlap, _ = cv2.intersectConvexConvex(moved, corners.astype(np.float32))
     if (
-        not np.isfinite(moved).all()
-        or abs(facts.turn) > LARGEST_TURN
+        abs(facts.turn) > LARGEST_TURN
         or not 1 / LARGEST_SCALE < facts.scale < LARGEST_SCALE
         or overlap < LEAST_OVERLAP * (shape[0] - 1) * (shape[1] - 1)
     ):

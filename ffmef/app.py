@@ -5,6 +5,7 @@ The server is NiceGUI, which ships all its scripts and fonts: nothing is fetched
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import inspect
 import io
@@ -97,6 +98,37 @@ class Scene:
         return [share / total for share in follows]
 
 
+def added(files: dict[str, bytes], dropped: dict[str, bytes], aligned: bool) -> tuple[dict[str, bytes], list[str]]:
+    """Return the files with those dropped ones that fit to them, and a line for each that is left out."""
+    fitting, lines = {}, []
+    for name in sorted(dropped, key=natural):
+        try:
+            decode_picture(dropped[name], name)
+        except InputError as error:
+            lines.append(f"Left out {error}")
+        else:
+            fitting[name] = dropped[name]
+    if not fitting or _problem({**files, **fitting}, aligned) is None:
+        return {**files, **fitting}, lines
+    for name, data in fitting.items():  # one at a time, to find those that do not fit
+        problem = _problem({**files, name: data}, aligned)
+        if problem is None:
+            files = {**files, name: data}
+        else:
+            lines.append(f"Left out {name}: {problem}")
+    return files, lines
+
+
+def _problem(files: dict[str, bytes], aligned: bool) -> str | None:
+    """Return why files cannot be fused together, or None; a single one always fits."""
+    try:
+        if len(files) > 1:
+            Scene.of(files, aligned)
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def _shrunk(picture: Picture) -> Picture:
     import cv2
 
@@ -140,18 +172,21 @@ class Page:
 
     def __init__(self):
         self.files: dict[str, bytes] = {}
+        self.left_out: list[str] = []
         self.aligned = False
         self.scene: Scene | None = None
         self.values = dict(NEUTRAL)
         self.fused = self.frame = ""
         self.version = 0
+        self.changing = asyncio.Lock()  # of the frames: one change at a time
         with ui.row().classes("w-full items-start"):
-            with ui.column().style("width:300px;flex-shrink:0"):
+            with ui.column().style("width:300px;max-width:100%;flex-shrink:0"):
                 ui.label("ffmef").classes("text-h5")
                 ui.label("Drop the frames of one scene. They stay on this machine.")
-                self.upload = ui.upload(multiple=True, auto_upload=True, on_upload=self.take, label="Frames")
+                self.upload = ui.upload(multiple=True, auto_upload=True, on_multi_upload=self.take, label="Frames")
                 self.upload.classes("w-full")
-                ui.switch("Hand-held: align", on_change=self.realign)
+                self.chips = ui.row().classes("w-full gap-1")
+                self.hand_held = ui.switch("Hand-held: align", on_change=self.realign)
                 if adjustable():
                     for name, least, most, step in SLIDERS:
                         self._slider(name, least, most, step)
@@ -163,7 +198,7 @@ class Page:
             with ui.column().style("flex:1 1 420px;min-width:0"):  # below the controls on a narrow page
                 self.view = ui.html("", sanitize=False).classes("w-full")
                 self.split = ui.slider(min=0, max=100, value=50, on_change=self.compare).props('data-test="split"')
-                self.choice = ui.toggle({}, on_change=self.choose)
+                self.choice = ui.toggle({}, on_change=self.choose).props("no-caps").style("flex-wrap:wrap")
                 ui.label("How much each frame counts: blue not at all, red alone").classes("text-caption")
                 self.maps = ui.row().classes("w-full")
 
@@ -179,25 +214,60 @@ class Page:
         slider.on("update:model-value", changed, throttle=0.3, leading_events=False)
 
     async def take(self, event) -> None:
-        self.files[event.file.name] = await event.file.read()
-        await self.reload()
+        """Add dropped files. Those that cannot be used are named and left out: the next drop works again."""
+        dropped = {file.name: await file.read() for file in event.files}
+        self.upload.reset()  # the frames are listed below it
+        async with self.changing:
+            before = self.files
+            files, left_out = await _elsewhere(added, before, dropped, self.aligned)
+            if self.files is before:  # nobody has started again meanwhile
+                self.files, self.left_out = files, left_out
+                await self.reload()
+
+    async def leave_out(self, name: str) -> None:
+        async with self.changing:
+            self.files = {other: data for other, data in self.files.items() if other != name}
+            self.left_out = []
+            await self.reload()
 
     async def realign(self, event) -> None:
-        self.aligned = event.value
-        await self.reload()
+        if event.value == self.aligned:
+            return
+        async with self.changing:
+            self.aligned, self.left_out = event.value, []
+            problem = await _elsewhere(_problem, self.files, self.aligned)
+            if problem is not None:  # what is shown stays
+                self.aligned, self.left_out = not event.value, [problem]
+                self.hand_held.value = self.aligned
+            await self.reload()
 
     def clear(self) -> None:
-        self.version += 1
-        self.files, self.scene, self.fused = {}, None, ""
+        self.files, self.left_out = {}, []
         self.upload.reset()
-        self.view.content, self.said.text = "", ""
+        self._show_nothing()
+        self.said.text = ""
+
+    def _show_nothing(self) -> None:
+        self.version += 1
+        self.scene, self.fused, self.view.content = None, "", ""
         self.choice.set_options({})
         self.maps.clear()
+        self._list()
+
+    def _list(self) -> None:
+        self.chips.clear()
+        with self.chips:
+            for name in sorted(self.files, key=natural):
+                chip = ui.chip(name, removable=True, on_value_change=lambda _, name=name: self.leave_out(name))
+                chip.props('outline dense data-test="frame"')
 
     async def reload(self) -> None:
+        """Show the files as they are now."""
         if len(self.files) < 2:
-            self.said.text = "Two frames or more, please."
+            self._show_nothing()
+            self.said.text = "\n".join([*self.left_out, "Two frames or more, please."])
             return
+        self._list()
         self.version += 1
         version = self.version
         try:
@@ -205,7 +275,7 @@ class Page:
         except InputError as error:
             self.said.text = str(error)
             return
-        if version == self.version:  # no further frame has arrived meanwhile
+        if version == self.version:  # nobody has started again meanwhile
             self.scene = scene
             self.choice.set_options(dict(enumerate(scene.names)), value=0)
             self.frame = _url(scene.small[0])
@@ -236,7 +306,8 @@ class Page:
                     ui.label(f"{name}: {100 * share.mean():.0f} %").classes("text-caption")
         height, width = scene.full[0].pixels.shape[:2]
         bits = 8 * fused.pixels.itemsize
-        self.said.text = "\n".join([f"{len(shares)} frames, {width} x {height}, {bits} bit", *scene.remarks])
+        summary = f"{len(shares)} frames, {width} x {height}, {bits} bit"
+        self.said.text = "\n".join([*self.left_out, summary, *scene.remarks])
 
     def choose(self, event) -> None:
         if event.value is not None and self.scene is not None:

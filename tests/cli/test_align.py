@@ -128,6 +128,10 @@ def test_another_scene_is_refused(scene, tmp_path, capfd):
     assert main(command) == 2
     message = capfd.readouterr().err
     assert "frames 1 and 2 do not show the same scene" in message and message.count("\n") == 1
+    assert message.endswith(f"{tmp_path}/0.png and {tmp_path}/1.png\n")
+    unlike = [read_picture(EXAMPLES / name).pixels for name in ("courtyard_over.jpg", "sunset_middle.jpg")]
+    with pytest.raises(InputError, match="frames 1 and 2 do not"):  # a few chance matches shrink one to a point
+        align.register(unlike, 1)
     flat = [np.full((300, 400, 3), level, np.uint8) for level in (90, 200)]
     with pytest.raises(InputError, match="too little of it is exposed in both"):
         align.register(flat, 0)

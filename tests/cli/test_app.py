@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ffmef.cli import main
 from ffmef.errors import InputError
@@ -62,6 +64,23 @@ def test_what_cannot_be_used_is_an_input_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"Dear diary")
     with pytest.raises(InputError, match=r"^a\.jpg: not a "):
         scene([SUNSET[0], tmp_path / "a.jpg"])
+
+
+def test_files_that_do_not_fit_are_left_out_and_named():
+    from ffmef.app import added
+
+    small = io.BytesIO()
+    Image.new("RGB", (9, 7)).save(small, "PNG")
+    odd = {"diary.jpg": b"Dear diary", "z.png": small.getvalue()}
+    files = {path.name: path.read_bytes() for path in SUNSET[:2]}
+    kept, lines = added({}, {**files, **odd}, False)
+    assert kept == files
+    assert [line.split(": ")[0] for line in lines] == ["Left out diary.jpg", "Left out z.png"]
+    assert added({}, files, False) == (files, [])
+    other = {"courtyard.jpg": (EXAMPLES / "courtyard_over.jpg").read_bytes()}
+    assert added(files, other, False) == ({**files, **other}, [])
+    kept, lines = added(files, other, True)
+    assert kept == files and "do not show the same scene" in lines[0]
 
 
 def test_a_port_in_use_is_one_line(capsys):
@@ -124,7 +143,11 @@ def test_the_page_in_a_browser(tmp_path):
         try:
             chrome.get(address)
             find = lambda css: chrome.find_element(By.CSS_SELECTOR, css)  # noqa: E731
-            patiently(lambda: find("input[type=file]")).send_keys("\n".join(map(str, SUNSET)))
+            diary = tmp_path / "diary.jpg"
+            diary.write_text("Dear diary")
+            patiently(lambda: find("input[type=file]")).send_keys(f"{diary}\n{SUNSET[0]}")
+            patiently(lambda: find("[data-test=said]").text.startswith("Left out diary.jpg: not a "))
+            patiently(lambda: find("input[type=file]")).send_keys("\n".join(map(str, SUNSET[1:])))
             patiently(lambda: "3 frames, 576 x 384, 8 bit" in find("[data-test=said]").text)
             patiently(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "img[alt=share]")) == 3)
             before = patiently(lambda: find("img[alt=frame]").get_attribute("style"))
