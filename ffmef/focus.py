@@ -39,6 +39,7 @@ LOGITS = -30.0, 0.0  # least and greatest that the network may predict: weights 
 MOST_FRAMES = 4096  # of equal weight that fit in the sums
 _SUM_STEPS = 1 << 11  # steps of a grey level, in sums of weighted bands over that many frames
 _WEIGHT_STEPS = 1 << 18  # steps of a weight of 1, in sums of weights over that many
+SLACK = 2.0**-10  # grey levels by which floating point may miss a whole one; less than half a step of 16 bits
 _ROWS_OF = 1 << 17  # pixels processed at a time, where a temporary array would be as large as the picture
 
 Frame = np.ndarray | Callable[[], np.ndarray]
@@ -61,7 +62,8 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
 
     With :math:`L_l` the bands of a Laplacian pyramid of frame :math:`x_k` in grey levels 0..255, squares averaged over
     the channels, and g a Gaussian of 1.5 pixels of the band. What is left above the bands is weighted by the energy of
-    the coarsest of them.
+    the coarsest of them. Each channel of the result is limited to the range of all frames in the nearest 4 x 4 pixels,
+    the next whole grey level included, because bands of different frames ring where they meet.
 
     Args:
         frames: two or more arrays of one size, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1]; or
@@ -187,7 +189,7 @@ def _check(pixels: np.ndarray, index: int, form: _Form | None) -> None:
 
 
 def _strips(shape: tuple[int, int]):
-    rows = max(1, _ROWS_OF // shape[1])
+    rows = max(2, _ROWS_OF // shape[1] // 2 * 2)  # whole cells of :class:`_Range`
     return (slice(top, top + rows) for top in range(0, shape[0], rows))
 
 
@@ -289,10 +291,10 @@ def _by_network(
 ) -> Weigher:
     from ffmef import focus_net
 
-    below = spread.below(best)
+    greatest, below = spread.below(best)
 
     def logits(frame: Frame) -> list[np.ndarray]:
-        return focus_net.logits(network, frame, form.levels, best, below)
+        return focus_net.logits(network, frame, form.levels, greatest, below)
 
     # One more pass: all logits may be far below zero, and sums of whole numbers would lose small weights.
     tops = focus_net.greatest_logits(logits, frames, form.levels)
@@ -309,6 +311,7 @@ def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool =
     sum_steps, weight_steps = _SUM_STEPS * spare, _WEIGHT_STEPS * spare
     totals = [[np.zeros(shape, np.int32) for shape in form.levels] for _ in range(channels)]
     weight_totals = [np.zeros(shape, np.int32) for shape in form.levels]
+    ranges = [_Range(form.shape) for _ in range(channels)]
     for frame in frames:
         if again:
             weights = weigh(frame)
@@ -320,6 +323,7 @@ def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool =
             _add(total, weight, None, weight_steps)
         for channel, of_channel in enumerate(totals):
             rest = _plane(pixels, channel)
+            ranges[channel].add(rest)
             for total, weight in zip(of_channel[:-1], weights[:-1], strict=True):
                 half = cv2.pyrDown(rest)
                 for rows, band in _band(rest, half):
@@ -334,8 +338,45 @@ def _blended(frames: Sequence[Frame], form: _Form, weigh: Weigher, again: bool =
         totals[channel] = []
         target = picture[..., channel] if form.coloured else picture
         for rows in _strips(form.shape):
-            _store(plane[rows], target[rows], form)
+            _store(ranges[channel].limited(plane, rows), target[rows], form)
     return picture
+
+
+class _Range:
+    """The least and greatest of all frames in cells of 2 x 2 pixels of a channel, in whole grey levels.
+
+    Where bands of different frames meet, as at a depth edge before strong texture, their sum may ring: it leaves the
+    range of every frame.
+    """
+
+    def __init__(self, shape: tuple[int, int]):
+        cells = (shape[0] + 1) // 2, (shape[1] + 1) // 2
+        self._least, self._greatest = np.full(cells, 255, np.uint8), np.zeros(cells, np.uint8)
+
+    def add(self, plane: np.ndarray) -> None:
+        """Widen the range to a frame's grey levels."""
+        import cv2
+
+        cell = np.ones((2, 2), np.uint8)
+        for rows in _strips(plane.shape):
+            cells = slice(rows.start // 2, rows.stop // 2)
+            least = cv2.erode(plane[rows], cell, anchor=(0, 0))[::2, ::2] + np.float32(SLACK)
+            np.minimum(self._least[cells], np.floor(least).astype(np.uint8), out=self._least[cells])
+            greatest = cv2.dilate(plane[rows], cell, anchor=(0, 0))[::2, ::2] - np.float32(SLACK)
+            np.maximum(self._greatest[cells], np.ceil(greatest).astype(np.uint8), out=self._greatest[cells])
+
+    def limited(self, plane: np.ndarray, rows: slice) -> np.ndarray:
+        """Return rows of a plane within the range of the cell around each pixel and of the three nearest others."""
+        import cv2
+
+        bottom, window = min(rows.stop, plane.shape[0]), np.ones((3, 3), np.uint8)
+        first = max(rows.start // 2 - 1, 0)
+        cells, inside = slice(first, (bottom + 1) // 2 + 1), slice(rows.start - 2 * first, bottom - 2 * first)
+        limits = (
+            around(cell.repeat(2, 0).repeat(2, 1), window)[inside, : plane.shape[1]]
+            for around, cell in ((cv2.erode, self._least[cells]), (cv2.dilate, self._greatest[cells]))
+        )
+        return np.clip(plane[rows], *limits)
 
 
 def _weigh(energy: np.ndarray, best: np.ndarray) -> None:
@@ -350,7 +391,7 @@ def _weigh(energy: np.ndarray, best: np.ndarray) -> None:
 
 def _add(total: np.ndarray, weight: np.ndarray, band: np.ndarray | None, steps: int) -> None:
     for rows in _strips(total.shape):
-        values = weight[rows] * np.float32(steps)
+        values = np.multiply(weight[rows], np.float32(steps), dtype=np.float32)  # weights may be float16
         if band is not None:
             values *= band[rows]
         np.rint(values, out=values)

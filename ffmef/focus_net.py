@@ -18,6 +18,7 @@ from ffmef.weight_files import find, stamp
 
 _PIXELS = 1 << 14  # of a strip, whose features stay in the cache
 _LOG_STEPS = 1 << 14  # steps of a unit of log energy, in sums over the frames
+_MOST_STEPS = 1 << 11  # steps of one, up to 32, where it is kept in 16 bits
 
 
 class Network(NamedTuple):
@@ -93,28 +94,39 @@ class Spread:
                 values *= np.float32(_LOG_STEPS)
                 total[rows] += np.rint(values, out=values).astype(np.int32)
 
-    def below(self, best: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Turn the greatest energies into logarithms, in place; return how far mean and least lie below, float16."""
-        results = []
-        for greatest in best:
-            least, total = self._least.pop(0), self._sums.pop(0)
+    def below(self, best: list[np.ndarray]) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+        """Return logarithms of the greatest energies, in steps, and how far mean and least lie below; empty ``best``.
+
+        Few bytes: uint16, and two float16.
+        """
+        logs, results = [], []
+        for least, total in zip(self._least, self._sums, strict=True):
+            greatest = best.pop(0)
+            most = np.empty(greatest.shape, np.uint16)
             maps = np.empty(greatest.shape, np.float16), np.empty(greatest.shape, np.float16)
             for rows in focus._strips(greatest.shape):
-                np.log(greatest[rows] + np.float32(focus.NOISE), out=greatest[rows])
-                maps[0][rows] = greatest[rows] - total[rows].astype(np.float64) / (_LOG_STEPS * self.count)
-                maps[1][rows] = greatest[rows] - np.log(least[rows] + np.float32(focus.NOISE))
+                values = np.log(greatest[rows] + np.float32(focus.NOISE))
+                most[rows] = np.rint(values * np.float32(_MOST_STEPS))
+                maps[0][rows] = values - total[rows].astype(np.float64) / (_LOG_STEPS * self.count)
+                maps[1][rows] = values - np.log(least[rows] + np.float32(focus.NOISE))
+            logs.append(most)
             results.append(maps)
-        return results
+        self._least, self._sums = [], []
+        return logs, results
 
 
 def weights(logits: list[np.ndarray], tops: list[np.ndarray]) -> list[np.ndarray]:
-    """Turn a frame's logits, in place, into weights relative to the frame with the greatest logit."""
-    for logit, top in zip(logits, tops, strict=True):
+    """Turn a frame's logits into weights relative to the frame with the greatest logit, float16; empty the list."""
+    results = []
+    for top in tops:
+        logit = logits.pop(0)
+        weight = np.empty(logit.shape, np.float16)
         for rows in focus._strips(logit.shape):
             logit[rows] -= top[rows]
             np.exp(logit[rows], out=logit[rows])
-            np.minimum(logit[rows], 1, out=logit[rows])  # tops have three digits
-    return logits
+            np.minimum(logit[rows], 1, out=weight[rows], casting="same_kind")  # tops have three digits
+        results.append(weight)
+    return results
 
 
 def greatest_logits(logits_of, frames, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
@@ -139,15 +151,14 @@ def logits(
         network: predicts them.
         frame: its array, or a function that returns it, which is not kept while the network runs.
         shapes: the sizes of the bands, finest first, and of what is left.
-        greatest: logarithms of the greatest energy.
-        spread: as :meth:`Spread.below` returns it.
+        greatest: logarithms of the greatest energy, as :meth:`Spread.below` returns them.
+        spread: how far the others lie below, likewise.
     """
-    own, narrow = _own(focus._pixels(frame), shapes)
+    own, narrow = _own(focus._squares(focus._pixels(frame), shapes), shapes)
     below = focus._summed([energy.copy() for energy in own[:-1]], shapes)
     for energy, most in zip(below, greatest, strict=True):
-        energy += np.float32(focus.NOISE)
-        np.log(energy, out=energy)
-        np.subtract(most, energy, out=energy)
+        for rows in focus._strips(energy.shape):
+            energy[rows] = _unpacked(most[rows]) - np.log(energy[rows] + np.float32(focus.NOISE))
     finer: list[np.ndarray | None] = [None, None, None]  # S of the two finer bands, and d of the next, of this size
     for level, shape in enumerate(shapes):
         following = _next(own, below, finer, level)
@@ -163,11 +174,14 @@ def logits(
     return below
 
 
-def _own(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return S in each band and for what is left, and the squares in a small window."""
+def _unpacked(most: np.ndarray) -> np.ndarray:
+    return most * np.float32(1 / _MOST_STEPS)
+
+
+def _own(own: list[np.ndarray], shapes: list[tuple[int, int]]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Turn squares into S in each band and for what is left; return it and the squares in a small window."""
     import cv2
 
-    own = focus._squares(pixels, shapes)
     taps = np.array([0.25, 0.5, 0.25])
     # Their logarithms need only three digits, and the greatest square is 65025, so float16 is enough.
     narrow = [cv2.sepFilter2D(square, -1, taps, taps).reshape(square.shape).astype(np.float16) for square in own]
@@ -195,7 +209,7 @@ def _features(own, narrow, below, greatest, spread, level, part, finer, wide) ->
     """Return the features (14, pixels) of rows of a band, in the order of :class:`ffmef.models.FocusNet`."""
     shape = own[level].shape
     maps = np.zeros((focus.FEATURES, part.stop - part.start, shape[1]), np.float32)
-    np.subtract(greatest[level][part], below[level][part], out=maps[0])
+    np.subtract(_unpacked(greatest[level][part]), below[level][part], out=maps[0])
     maps[1], maps[2], maps[3] = own[level][part], narrow[level][part], _rows(wide, shape, part)
     for place, of in ((4, finer[0]), (5, finer[1]), (9, finer[2])):
         if of is not None:

@@ -55,7 +55,8 @@ class FocusNet(nn.Module):
     - :math:`d_{kl}`, and that of the next finer band and of the two next coarser ones;
     - how far the mean over the frames and the least of log(E + 1) lie below the greatest.
 
-    Nothing depends on the order of the frames or on distant pixels.
+    Nothing depends on the order of the frames or on distant pixels. The result is limited as that of
+    :func:`ffmef.focus.fuse` is.
 
     Args:
         channels: of the hidden layers.
@@ -132,7 +133,7 @@ class FocusNet(nn.Module):
             total = (weights * band.unflatten(0, (batch, count))).sum(1)
             fused = total if fused is None else total + up(fused, total.shape[-2:])
         assert fused is not None  # what is left is always there
-        return fused / 255
+        return limited(fused, pictures) / 255
 
     def _logits(self, features: Tensor, level: int) -> Tensor:
         given = features.to(self.first[level].get_parameter("weight").dtype)
@@ -170,6 +171,18 @@ def pyramid(pictures: Tensor) -> tuple[list[Tensor], Tensor]:
         bands.append(pictures - up(half, pictures.shape[-2:]))
         pictures = half
     return bands, pictures
+
+
+def limited(fused: Tensor, pictures: Tensor) -> Tensor:
+    """Return fused pictures (B, C, H, W) within the range of the frames around each pixel, see ``ffmef.focus.fuse``."""
+    height, width = fused.shape[-2:]
+    limits = []
+    for sign in (-1, 1):
+        extreme = ((sign * pictures.detach()).amax(1) - focus.SLACK).ceil()
+        cells = F.max_pool2d(extreme, 2, ceil_mode=True)
+        cells = cells.repeat_interleave(2, -2).repeat_interleave(2, -1)[..., :height, :width]
+        limits.append(sign * F.max_pool2d(cells, 3, 1, 1))
+    return torch.minimum(torch.maximum(fused, limits[0]), limits[1])
 
 
 def measure(bands: list[Tensor], rest: Tensor) -> list[Measured]:
