@@ -418,6 +418,7 @@ template <class A> __device__ __forceinline__ void put_means(const A (&values)[k
 }
 
 // Makes the pyramid of one image's channel: the thread's own patch in registers, levels 1 to `bands` in shared memory.
+// Level 3 can be read after the next barrier, the others at once.
 template <class Shape, bool Vectors, class S, class W>
 __device__ __forceinline__ void load_pyramid(const Problem<S, W>& p, const Place& tile, const Patch& own, int batch,
                                              int image, int channel, Accumulate<S>* memory,
@@ -445,7 +446,6 @@ __device__ __forceinline__ void load_pyramid(const Problem<S, W>& p, const Place
   const Level<A> third = level_of<Shape>(p, tile, memory, 3);
   each_place<Shape>(third, tile, 3, 1,
                     [&](int row, int column) { third.at(row, column) = mean_at(second, row, column); });
-  __syncthreads();
 }
 
 // ---- forward, up to two bands: pyramid_fuse_three_bands.cuh has three -----------------------------------------------

@@ -234,7 +234,7 @@ __device__ __forceinline__ void load_cells(const Problem<S, W>& p, int batch, in
 // The same number, hidden from the compiler so that it cannot tell that every pass of a loop has the same one. What
 // follows from it is then computed in the loop. On some architectures, keeping that in registers would spill others.
 __device__ __forceinline__ int computed_again(int value) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 800 && __CUDA_ARCH__ != 900
   asm volatile("" : "+r"(value));
 #endif
   return value;
@@ -364,7 +364,7 @@ __device__ __forceinline__ void fuse_three_bands(const Problem<S, W>& p, Accumul
   LowerSums<A>& sums_around = reinterpret_cast<LowerSums<A>*>(shared + T::kRingSums)[around.inside ? thread : 0];
   if (around.inside) sums_around = {};
   for (int n = 0; n < p.image_count; ++n) {
-    const Place here = {tile.plane, computed_again(tile.row), computed_again(tile.column)};
+    const Place here = {tile.plane, computed_again(tile.row), tile.column};
     A* const levels = shared + (n & 1) * T::kLevels;
     A* const cells = shared + 2 * T::kLevels + (n & 1) * (kBandsPerLaunch + 1) * T::kCells;
     A values[kPatch][kPatch] = {};

@@ -57,9 +57,9 @@ MUTANTS = [
         KERNELS,
     ),
     Mutant(
-        "no barrier after level 3",
-        "mean_at(second, row, column); });\n  __syncthreads();",
-        "mean_at(second, row, column); });",
+        "no barrier after level 3 and the products",
+        "      __syncthreads();\n      collect<Shape>(p, tile, products, 0",
+        "      collect<Shape>(p, tile, products, 0",
         KERNELS,
         flags=THREAD,
         sign="data race",
