@@ -138,7 +138,8 @@ def execute(program: Path, cases: bytes) -> bytes:
     command = [str(program), str(cases_file), str(results_file)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **options})
     if done.returncode != 0:
-        raise Failed(done.stderr[-3000:])
+        # A signal says nothing, and an empty reason would be taken for none.
+        raise Failed(done.stderr[-3000:] or f"the program ended with status {done.returncode}")
     return results_file.read_bytes()
 
 
