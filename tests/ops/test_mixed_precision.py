@@ -59,19 +59,25 @@ def test_two_dtypes_of_half_precision_meet_in_float32():
     assert adaptive_fuse(images, filters, alphas).dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, *LOW], ids=str)
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("dtypes", [*((t, t) for t in (torch.float64, *LOW)), MIXED[1]], ids=str)
 @pytest.mark.parametrize("sides", [(1, 3, 5), (7, 9)], ids=str)
-def test_channels_last_filters_give_the_bits_of_contiguous_ones(sides, dtype):
+def test_channels_last_filters_give_the_bits_of_contiguous_ones(sides, dtypes, channels):
     """A convolution's output in channels_last, cut into levels: neighbouring taps lie side by side."""
     taps = [k * k for k in sides]
     generator = torch.Generator().manual_seed(0)
     height, width = 9, 149  # beyond the columns that are turned at a time, and no multiple of anything
-    predicted = torch.rand(2, 2 * sum(taps), height, width, generator=generator, dtype=torch.float64).to(dtype)
-    images = torch.rand(2, 2, 2, height, width, generator=generator, dtype=torch.float64).to(dtype)
+    images, predicted, grad = (
+        torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape, dtype in (
+            ((2, 2, channels, height, width), dtypes[0]),
+            ((2, 2 * sum(taps), height, width), dtypes[1]),
+            ((2, channels, height, width), dtypes[0]),
+        )
+    )
     given = predicted.to(memory_format=torch.channels_last).unflatten(1, (2, sum(taps))).split(taps, 2)
     plain = [f.contiguous() for f in predicted.unflatten(1, (2, sum(taps))).split(taps, 2)]
     assert given[0].stride(2) == 1 and given[0].stride(4) > 1
-    grad = torch.rand(2, 2, height, width, generator=generator, dtype=torch.float64).to(dtype)
 
     def run(filters, alphas_need):
         leaves = [images.clone().requires_grad_(), *(f.detach().requires_grad_() for f in filters)]

@@ -27,6 +27,8 @@ CASES = [((1, 2, 1, 3, width), (1, 3, 5, 7, 9)) for width in (1, 2, 7, 8, 15, 16
 CASES += [((2, 1, 3, 17, 5), (3,)), ((1, 1, 1, 2, 1031), (1, 5)), ((1, 2, 20, 1, 131), (31,))]
 # Filters on a coarser grid: its cells as a share of the pixels; 1 keeps full resolution.
 SHARES = (1, 1 / 8, 1 / 3, 0.9, 0.01)
+# and at full resolution with a pixel's taps side by side, as in channels_last
+GRIDS = [*((share, False) for share in SHARES), (1, True)]
 
 
 def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
@@ -46,14 +48,19 @@ def guarded(values: torch.Tensor, at_end: bool) -> torch.Tensor:
 
 def run(place) -> None:
     modes = itertools.cycle(PADDING_MODES)
-    for dtype, ((batch, count, channels, height, width), sides), share in itertools.product(
-        (torch.float64, torch.float32, torch.float16, torch.bfloat16), CASES, SHARES
+    for dtype, ((batch, count, channels, height, width), sides), (share, turned) in itertools.product(
+        (torch.float64, torch.float32, torch.float16, torch.bfloat16), CASES, GRIDS
     ):
         mode = next(modes)
-        print(dtype, (batch, count, channels, height, width), sides, mode, share, flush=True)
+        print(dtype, (batch, count, channels, height, width), sides, mode, share, turned, flush=True)
         grid = math.ceil(height * share), math.ceil(width * share)
         images = place(torch.rand(batch, count, channels, height, width).to(dtype))
-        filters = [place(torch.rand(batch, count, k * k, *grid).to(dtype)) for k in sides]
+        filters = [
+            place(torch.rand(batch, count, *grid, k * k).to(dtype)).movedim(-1, 2)
+            if turned
+            else place(torch.rand(batch, count, k * k, *grid).to(dtype))
+            for k in sides
+        ]
         grad = place(torch.rand(batch, channels, height, width).to(dtype))
         leaves = [t.requires_grad_() for t in (images, *filters, torch.rand(len(sides)))]
         out = ffmef.ops.adaptive_fuse(images, filters, leaves[-1], padding_mode=mode, backend="cpu")

@@ -1,5 +1,6 @@
 // Spatially varying filtering of several images at several levels, and its gradients, with full-resolution filters.
 #include "adaptive_fuse_rows.h"
+#include "adjoining_taps.h"
 
 namespace ffmef {
 namespace FFMEF_ISA {
@@ -214,6 +215,8 @@ template <class A>
 void forward_by_sums(const AdaptiveFuseArgs& args, void* out, A* responses, int64_t begin, int64_t end) {
   if (is_one_point(args)) {
     FFMEF_STORED_AS(A, args.result, forward_points(args, static_cast<T*>(out), responses, begin, end))
+  } else if (all_taps_adjoin(args)) {
+    forward_adjoining(args, out, responses, begin, end);
   } else {
     forward_typed<NoCoarseLevels>(args, out, responses, begin, end);
   }

@@ -358,82 +358,29 @@ inline int64_t turned_values(const AdaptiveFuseArgs& args) {
   return values;
 }
 
-// All taps of all levels and images at kTurnedColumns columns, rearranged into rows before any is used. Filters split
-// from one convolution share cache lines. Going pixel by pixel reads each line once and loads memory evenly.
-template <class A> struct TurnedLevels {
-  static constexpr int64_t kMostValues = 64 * 1024;  // beyond this, levels are rearranged one by one
-  const AdaptiveFuseArgs& args;
-  int64_t values = 0;
-  Buffer<A> rows;
-
-  TurnedLevels(const AdaptiveFuseArgs& a, bool used) : args(a) {
-    for (int l = 0; used && l < args.level_count; ++l) values += values_of(args.levels[l]);
-    if (values > kMostValues) values = 0;
-    rows = Buffer<A>(values);
-  }
-  int64_t values_of(const LevelView& level) const {
-    return in_rows(level) ? 0 : args.images.count * level.size * level.size * kTurnedColumns;
-  }
-
-  void turn(int64_t b, int64_t y, int64_t x0, int64_t count) const {
-    constexpr int64_t kPixels = 16;
-    for (int64_t x = 0; x < count; x += kPixels) {
-      A* out = rows.data;
-      for (int l = 0; l < args.level_count; ++l) {
-        const LevelView& level = args.levels[l];
-        if (in_rows(level)) continue;
-        const int64_t taps = int64_t(level.size) * level.size;
-        FFMEF_STORED_AS(A, level.scalar, {
-          T* to = reinterpret_cast<T*>(out) + x;
-          for (int64_t n = 0; n < args.images.count; ++n, to += taps * kTurnedColumns)
-            turn_taps(to, kTurnedColumns, level, b, n, 0, taps, y, x0 + x, least(kPixels, count - x));
-        })
-        out += values_of(level);
-      }
-    }
-  }
-  // The rows of one level and image.
-  template <class T> const T* at(const LevelView& level, int64_t n) const {
-    const A* from = rows.data;
-    for (const LevelView* l = args.levels; l != &level; ++l) from += values_of(*l);
-    return reinterpret_cast<const T*>(from) + n * level.size * level.size * kTurnedColumns;
-  }
-};
-
 // A call without coarse levels.
 struct NoCoarseLevels {
   static constexpr bool kAny = false;
   NoCoarseLevels(const AdaptiveFuseArgs&, int64_t) {}
 };
 
-// Adds a full-resolution level to the sums of image rows [y0, y1) of an item, all channels. Covers `width` columns from
-// the item's column `first` on.
+// Adds a full-resolution level to the sums of image rows [y0, y1) of an item, all channels.
 template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const LevelView& level,
                                            const PaddedRows<A>& padded, const Item& item, int64_t y0, int64_t y1,
-                                           int64_t first, int64_t width, A* sums, int64_t row_values, int64_t columns,
-                                           T* scratch, const TurnedLevels<A>& turned) {
+                                           A* sums, int64_t row_values, int64_t columns, T* scratch) {
   const ImagesView& im = args.images;
+  const int64_t width = item.x1 - item.x0;
   const int size = level.size, radius = size / 2;
   auto add_row = [&](int64_t n, int64_t y, int i, int64_t x, int64_t count, const T* const* filters) {
     for (int64_t c = 0; c < im.channels; ++c)
       add_tap_row<T>(sums + (y - y0) * row_values + c * columns + x, filters,
-                     padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius + first + x, size,
-                     count);
+                     padded.row(item, n * im.channels + c, y + i - radius) + padded.radius - radius + x, size, count);
   };
   for (int64_t n = 0; n < im.count; ++n) {
-    if (!in_rows(level) && turned.values > 0) {
-      const T* rows = turned.template at<T>(level, n);
-      for (int i = 0; i < size; ++i) {
-        const T* filters[kMaxFilterSize];
-        for (int j = 0; j < size; ++j) filters[j] = rows + (i * size + j) * kTurnedColumns;
-        add_row(n, y0, i, 0, width, filters);
-      }
-      continue;
-    }
     if (!in_rows(level)) {
       for (int64_t y = y0; y < y1; ++y)
         over_tap_rows(
-            level, item.b, n, y, item.x0 + first, width, scratch,
+            level, item.b, n, y, item.x0, width, scratch,
             [&](int i, int64_t x, int64_t count, const T* const* filters) { add_row(n, y, i, x, count, filters); });
       continue;
     }
@@ -442,27 +389,36 @@ template <class T, class A> void add_level(const AdaptiveFuseArgs& args, const L
       for (int64_t y = y0; y < y1; ++y) {
         const T* filters[kMaxFilterSize];
         for (int j = 0; j < size; ++j)
-          filters[j] = at<T>(level.data, tap_offset(level, item.b, n, i * size + j, y, item.x0 + first));
+          filters[j] = at<T>(level.data, tap_offset(level, item.b, n, i * size + j, y, item.x0));
         add_row(n, y, i, 0, width, filters);
       }
   }
 }
 
-// totals += alpha * sums in rows [y0, y1) and columns [first, first + count) of an item. Also writes the sums to
-// responses.
+// total += alpha * sum, or total = alpha * sum for the first. Written in vectors, because a compiler that unrolls or
+// peels a loop may round some of its elements differently.
+template <class A> inline void add_scaled(A* total, const A* sum, A alpha, bool first, int64_t n) {
+  const auto at = [&](auto read, int64_t x) __attribute__((always_inline)) {
+    return (first ? splat(A(0)) : read(total + x)) + splat(alpha) * read(sum + x);
+  };
+  int64_t x = 0;
+  for (; x + lanes<A> <= n; x += lanes<A>) store(total + x, at([](const A* p) { return load(p); }, x));
+  if (x < n) store_part(total + x, at([&](const A* p) { return load_part(p, n - x); }, x), n - x);
+}
+
+// totals += alpha * sums in rows [y0, y1) of an item. Also writes the sums to responses.
 template <class A> void add_response(const AdaptiveFuseArgs& args, int l, const Item& item, int64_t y0, int64_t y1,
-                                     int64_t first, int64_t count, int64_t columns, const A* sums, A* totals,
-                                     A* responses) {
+                                     int64_t columns, const A* sums, A* totals, A* responses) {
   const ImagesView& im = args.images;
+  const int64_t width = item.x1 - item.x0;
   const A alpha = A(args.levels[l].alpha);
   for (int64_t y = y0; y < y1; ++y)
     for (int64_t c = 0; c < im.channels; ++c) {
-      const int64_t row = ((y - y0) * im.channels + c) * columns + first;
-      for (int64_t x = 0; x < count; ++x) totals[row + x] = (l ? totals[row + x] : A(0)) + alpha * sums[row + x];
+      const int64_t row = ((y - y0) * im.channels + c) * columns;
+      add_scaled(totals + row, sums + row, alpha, l == 0, width);
       if (responses != nullptr)
-        std::memcpy(
-            responses + (((l * im.batch + item.b) * im.channels + c) * im.height + y) * im.width + item.x0 + first,
-            sums + row, size_t(count) * sizeof(A));
+        std::memcpy(responses + (((l * im.batch + item.b) * im.channels + c) * im.height + y) * im.width + item.x0,
+                    sums + row, size_t(width) * sizeof(A));
     }
 }
 
@@ -478,31 +434,23 @@ void forward_typed(const AdaptiveFuseArgs& args, void* out, A* responses, int64_
   const int64_t row_values = im.channels * tiling.columns, strip_values = strip_rows * row_values;
   Buffer<A> sums(strip_values), totals(strip_values), scratch(turned);
   Coarse coarse(args, tiling.columns);
-  const TurnedLevels<A> all_turned(args, !Coarse::kAny);
   for (int64_t index = begin; index < end; ++index) {
     const Item item = item_at(args, tiling, index);
     const int64_t width = item.x1 - item.x0;
     padded.fill(args, item);
-    // Columns share cache lines too, so all levels finish one part of the columns before the next.
-    const int64_t part = turned > 0 && !Coarse::kAny ? kTurnedColumns : width;
     for (int64_t y0 = item.y0; y0 < item.y1; y0 += strip_rows) {
       const int64_t y1 = least(y0 + strip_rows, item.y1);
-      for (int64_t first = 0; first < width; first += part) {
-        const int64_t count = least(part, width - first);
-        if (all_turned.values > 0) all_turned.turn(item.b, y0, item.x0 + first, count);
-        for (int l = 0; l < args.level_count; ++l) {
-          const LevelView& level = args.levels[l];
-          for (int64_t row = 0; row < (y1 - y0) * im.channels; ++row)
-            std::memset(sums.data + row * tiling.columns + first, 0, size_t(count) * sizeof(A));
-          if constexpr (Coarse::kAny)
-            if (level.coarse) coarse.add(args, l, padded, item, y0, y1, sums.data, row_values, tiling.columns);
-          if (!(Coarse::kAny && level.coarse)) {
-            FFMEF_STORED_AS(A, level.scalar,
-                            add_level(args, level, padded, item, y0, y1, first, count, sums.data + first, row_values,
-                                      tiling.columns, reinterpret_cast<T*>(scratch.data), all_turned))
-          }
-          add_response(args, l, item, y0, y1, first, count, tiling.columns, sums.data, totals.data, responses);
+      for (int l = 0; l < args.level_count; ++l) {
+        const LevelView& level = args.levels[l];
+        std::memset(sums.data, 0, size_t((y1 - y0) * row_values) * sizeof(A));
+        if constexpr (Coarse::kAny)
+          if (level.coarse) coarse.add(args, l, padded, item, y0, y1, sums.data, row_values, tiling.columns);
+        if (!(Coarse::kAny && level.coarse)) {
+          FFMEF_STORED_AS(A, level.scalar,
+                          add_level(args, level, padded, item, y0, y1, sums.data, row_values, tiling.columns,
+                                    reinterpret_cast<T*>(scratch.data)))
         }
+        add_response(args, l, item, y0, y1, tiling.columns, sums.data, totals.data, responses);
       }
       for (int64_t y = y0; y < y1; ++y)
         for (int64_t c = 0; c < im.channels; ++c)
