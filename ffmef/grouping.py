@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ FUSED = "_fused"  # ends the names of results, which never count as frames
 LEAST_STEP = 0.4  # stops between exposures of a bracket; metering varies by less within a burst
 _HEADER = 1 << 18  # bytes that hold the EXIF block of a raw file
 _CARD_FOLDER = re.compile(r"\d{3}\w{5}")  # as cameras name them: 100CANON
+_SYSTEM_FOLDERS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found")
 _COUNTED = re.compile(r"(.*?)(\d{3,})")  # names that end in a camera's counter
 # Which of a picture's files holds most, by extension, best first; () stands for all others.
 _DEEPEST = ((".exr",), (".tif", ".tiff"), (".png",), (".heic", ".heif", ".hif", ".avif", ".jxl"), (), (".jpg", ".jpeg"))
@@ -48,13 +49,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Capture:
-    """What EXIF says about how a frame was taken; ``time`` in seconds, ``exposure`` None if EXIF does not say."""
+    """What EXIF says about how a frame was taken; ``exposure`` is None if it does not say.
+
+    ``time`` is in seconds by the camera's clock, ``zone`` how far that is ahead of UTC, None if EXIF does not say.
+    """
 
     camera: tuple
     size: tuple | None
     time: float | None
     duration: float
     exposure: tuple | None
+    zone: float | None = None
 
     @property
     def moment(self) -> float:
@@ -191,7 +196,8 @@ def _files(folder: Path, out: Path, visited: set[Path], plan: Plan, by_exif: boo
 
     for root, folders, names in os.walk(folder, onerror=lost):
         place = Path(root)
-        inside = [name for name in folders if not name.startswith(".") and (place / name).resolve() != out]
+        own = [name for name in folders if not name.startswith(".") and name not in _SYSTEM_FOLDERS]
+        inside = [name for name in own if (place / name).resolve() != out]
         folders[:] = sorted(inside, key=natural)
         if place.resolve() in visited or (place.resolve() == out and place != folder):
             continue
@@ -321,19 +327,18 @@ def _by_exif(files: list[Path], gap: float, plan: Plan, task: str) -> None:
     for file in files:
         if captures[file].time is None:
             plan.failures.append((str(file), "no capture time in its EXIF: group by --count or --pattern"))
-    files = [file for file in files if captures[file].time is not None]
+    captures = _in_one_zone({file: captures[file] for file in files if captures[file].time is not None})
     place = {file: index for index, file in enumerate(everything)}
-    files.sort(key=lambda f: (captures[f].camera, captures[f].size or (), captures[f].time, place[f]))
-    groups: list[list[Path]] = []
-    for file in files:
-        if groups and _continues([captures[frame] for frame in groups[-1]], captures[file], gap, task):
-            groups[-1].append(file)
-        else:
-            groups.append([file])
+    cameras: dict[tuple, list[Path]] = {}
+    for file in sorted(
+        captures, key=lambda f: (captures[f].camera, captures[f].size or (), captures[f].time, place[f])
+    ):
+        cameras.setdefault((captures[file].camera, captures[file].size), []).append(file)
+    groups = [group for frames in cameras.values() for group in _brackets_of(frames, captures, gap, task)]
     lacking = _lacking(groups, damaged, place)
     for number, frames in enumerate(groups):
         if number in lacking:
-            why = f"its bracket lacks {lacking[number].name}, which is damaged"
+            why = f"its bracket lacks {lacking[number].name}, which cannot be read"
             plan.failures += [(str(frame), why) for frame in frames]
         elif len(frames) == 1:
             around = [captures[other[0]] for other in groups[max(0, number - 1) : number + 2] if other is not frames]
@@ -341,6 +346,43 @@ def _by_exif(files: list[Path], gap: float, plan: Plan, task: str) -> None:
             plan.left.append((str(frames[0]), "one of a burst of equal exposures" if burst else "a single frame"))
         else:
             plan.groups.append(Group(tuple(frames), frames[0].stem))
+
+
+def _in_one_zone(captures: dict[Path, Capture]) -> dict[Path, Capture]:
+    """Return the captures with their times in UTC, for cameras that always say how far their clock is ahead of it."""
+    local = {capture.camera for capture in captures.values() if capture.zone is None}
+    return {
+        file: capture if capture.camera in local else replace(capture, time=capture.moment - (capture.zone or 0.0))
+        for file, capture in captures.items()
+    }
+
+
+def _brackets_of(files: list[Path], captures: dict[Path, Capture], gap: float, task: str) -> list[list[Path]]:
+    """Return the brackets, and single frames, in the frames of one camera, given by time.
+
+    Two cameras of one model may say the same of themselves; their names then differ before the counter. Names count
+    only if fewer frames are left alone with them.
+    """
+
+    def grouped(frames: list[Path]) -> list[list[Path]]:
+        groups: list[list[Path]] = []
+        for file in frames:
+            if groups and _continues([captures[frame] for frame in groups[-1]], captures[file], gap, task):
+                groups[-1].append(file)
+            else:
+                groups.append([file])
+        return groups
+
+    def alone(groups: list[list[Path]]) -> int:
+        return sum(len(group) == 1 for group in groups)
+
+    families: dict[str, list[Path]] = {}
+    for file in files:
+        found = _COUNTED.fullmatch(file.stem)
+        families.setdefault(found[1] if found else "", []).append(file)
+    together = grouped(files)
+    apart = [group for frames in families.values() for group in grouped(frames)]
+    return apart if alone(apart) < alone(together) else together
 
 
 def _continues(bracket: list[Capture], frame: Capture, gap: float, task: str) -> bool:
@@ -445,7 +487,7 @@ def read_capture(path: Path) -> Capture:
     settings = tuple(_number(details.get(tag)) for tag in (33434, 33437, 34855, 37380))  # time, aperture, ISO, bias
     camera = tuple(str(value).strip("\0 ") for value in (exif.get(271), exif.get(272), details.get(42033)))
     exposure = None if all(value is None for value in settings) else settings
-    return Capture(camera, size, moment, settings[0] or 0.0, exposure)
+    return Capture(camera, size, moment, settings[0] or 0.0, exposure, _zone(details.get(36881) or details.get(36880)))
 
 
 def _raw_exif(start: bytes, path: Path, opened: contextlib.ExitStack):
@@ -487,3 +529,9 @@ def _seconds(text, fraction) -> float | None:
         return None
     digits = str(fraction or "").strip("\0 ")
     return (moment - datetime(1970, 1, 1)).total_seconds() + (float(f"0.{digits}") if digits.isdecimal() else 0.0)
+
+
+def _zone(text) -> float | None:
+    """Return a time zone such as +02:00 in seconds."""
+    found = re.fullmatch(r"([+-])(\d\d):(\d\d)", str(text or "").strip("\0 "))
+    return None if found is None else float(found[1] + "60") * (60 * int(found[2]) + int(found[3]))

@@ -114,7 +114,7 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
             if outcome.failure is None:
                 done += 1
             else:
-                failures.append((os.path.relpath(outcome.job.target), outcome.failure))
+                failures.append((_place(outcome.job.target), outcome.failure.removeprefix(f"{outcome.job.target}: ")))
     except KeyboardInterrupt:
         rest = len(todo) - done - (len(failures) - len(plan.failures))
         print(f"ffmef batch: interrupted: {done} brackets fused, {rest} left; run it again to go on", file=sys.stderr)
@@ -122,6 +122,12 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
     _report(plan.left, failures)
     print(printable(args.output) + f": {done} brackets fused, {there} kept, {len(failures)} failures")
     return 1 if failures or not plan.groups else 0
+
+
+def _place(target: str) -> str:
+    """Return a path as one would type it here."""
+    place = os.path.relpath(target)
+    return target if place.startswith(os.pardir) else place
 
 
 def _check_output(output: str, extension: str, options, jobs) -> None:
@@ -134,6 +140,8 @@ def _check_output(output: str, extension: str, options, jobs) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output must be a folder, got the file {output}")
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise InputError(f"--output {output} cannot be written into: no permission to write in {existing}")
     jobs.check(str(existing / f"x.{extension}"), options)
 
 

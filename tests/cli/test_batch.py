@@ -24,7 +24,9 @@ scene = np.cumsum(np.cumsum(random.normal(0, 1, SHAPE), 0), 1)
 scene = (scene - scene.min()) / np.ptp(scene)
 
 
-def frame(path: Path, second: float | None, stops: float = 0, camera: str = "A", size: int = 0, bias=None) -> Path:
+def frame(
+    path: Path, second: float | None, stops: float = 0, camera: str = "A", size: int = 0, bias=None, zone: str = ""
+) -> Path:
     """Write a small JPEG with the EXIF of a camera."""
     pixels = np.clip(scene * 160 * 2.0 ** (stops / 2), 0, 255).astype(np.uint8)[: SHAPE[0] - size]
     exif = Image.Exif()
@@ -34,6 +36,8 @@ def frame(path: Path, second: float | None, stops: float = 0, camera: str = "A",
         minutes, seconds = divmod(int(second), 60)
         details[36867] = f"2024:05:06 07:{minutes:02}:{seconds:02}"
         details[37521] = f"{second % 1:.2f}"[2:]
+        if zone:
+            details[36881] = zone
         details[33434], details[37380] = 0.01 * 2.0**stops, float(stops if bias is None else bias)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, exif=exif)
@@ -182,6 +186,29 @@ def test_cameras_and_sizes_are_told_apart(tmp_path):
     assert sorted(names(plan)) == [["0", "1", "2"], ["10", "11", "12"], ["20", "21", "22"]]
 
 
+def test_two_cameras_that_say_the_same_are_told_apart_by_their_names(tmp_path):
+    for index, stops in enumerate((0, -2, 2)):
+        for number in (index, index + 3):
+            frame(tmp_path / "two" / f"A7_{number:04}.jpg", number * 3 + index / 4, stops)
+            frame(tmp_path / "two" / f"A8_{number:04}.jpg", number * 3 + index / 4 + 0.1, stops)
+        frame(tmp_path / "one" / f"{('middle', 'under', 'over')[index]}0001.jpg", index / 4, stops)
+    plan = grouping.find([tmp_path / "two"], tmp_path / "out", gap=4)
+    assert sorted(names(plan)) == [[f"{a}_000{n + i}" for i in range(3)] for a in ("A7", "A8") for n in (0, 3)]
+    assert names(grouping.find([tmp_path / "one"], tmp_path / "out")) == [["middle0001", "under0001", "over0001"]]
+
+
+def test_a_clock_that_is_put_back(tmp_path):
+    """Within a bracket, and so that two brackets have one time; it counts only if every frame says its zone."""
+    for index, stops in enumerate((0, -2, 2)):
+        second, zone = (index, "+01:30") if index else (1800, "+02:00")
+        frame(tmp_path / f"IMG_{index}.jpg", second, stops, zone=zone)
+        frame(tmp_path / f"IMG_{index + 3}.jpg", 1800 + index / 4, stops, zone="+01:30")
+    plan = grouping.find([tmp_path], tmp_path / "out")
+    assert names(plan) == [["0", "1", "2"], ["3", "4", "5"]]
+    frame(tmp_path / "IMG_9.jpg", 100)
+    assert names(grouping.find([tmp_path], tmp_path / "out")) == [["1", "2"], ["3", "4", "5"]]
+
+
 def test_brackets_by_count_and_by_name(tmp_path):
     for name in ("a_1", "a_2", "a_10", "b_1", "b_2", "b_10", "c"):
         frame(tmp_path / f"{name}.jpg", None)
@@ -211,8 +238,10 @@ def test_folders_keep_their_place_and_results_are_no_frames(tmp_path):
     card(tmp_path / "two", 1)
     frame(tmp_path / "two" / "IMG_0_fused.jpg", 1, 5)
     frame(tmp_path / "two" / "out" / "x.jpg", 1, 5)
+    frame(tmp_path / "two" / "@eaDir" / "IMG_0.jpg" / "thumbnail.jpg", None)  # of a network storage
     plan = grouping.find([tmp_path / "one", tmp_path / "two"], tmp_path / "two" / "out")
     assert [group.name for group in plan.groups] == ["one/deep/IMG_0_fused", "two/IMG_0_fused"]
+    assert plan.failures == []
 
 
 def test_a_bracket_with_a_damaged_header_is_not_fused_without_it(tmp_path):
@@ -288,7 +317,7 @@ class Deadly:
         os._exit(9)
 
 
-def test_mistakes_are_one_line(tmp_path, capsys):
+def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
     card(tmp_path / "in", 1)
     (tmp_path / "file").write_text("")
     for options, message in (
@@ -309,6 +338,10 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert not (tmp_path / "o").exists()
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert run(tmp_path / "in", "-o", tmp_path / "o") == 2
+    message = f"--output {tmp_path}/o cannot be written into: no permission to write in {tmp_path}\n"
+    assert capsys.readouterr().err == f"ffmef batch: {message}"
 
 
 def test_folders_by_pattern_and_the_third_frame_for_what_moved(tmp_path, capsys, monkeypatch):
