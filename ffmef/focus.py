@@ -2,8 +2,8 @@
 
 Nothing here is learned. The sharpness of a frame in a band of the Laplacian pyramid is the energy of that band in a
 Gaussian window, plus that of the finer bands, which tell the frame in focus from the halo of one out of focus. A
-frame's weight in the average of a band is the eighth power of its energy relative to the sharpest frame's: one frame
-decides where the frames differ, and noise averages out where they do not. Frames are read twice, and memory depends
+frame's weight in the average of a band is the eighth power of its energy relative to the sharpest frame's, the energy
+of noise added to both: one frame decides where the frames differ, and noise averages out where they do not. Frames are read twice, and memory depends
 only on the size of a frame. Sums are of whole numbers, so the order of the frames changes no sample.
 
 Sources: Burt, Adelson, A multiresolution spline (ACM Transactions on Graphics 1983), for blending band by band; Huang,
@@ -30,7 +30,9 @@ WINDOW = 1.5  # deviation of the Gaussian window in pixels of its band
 NEXT_BAND = 0.25  # weight of the next coarser band's energy
 FINER_BANDS = 2.0  # weight of the finer bands' energy
 SMOOTH = 3.0  # deviation of the window of the depth map in pixels
-NOISE = 1.0  # energy in squared grey levels below which frames count as equally sharp
+NOISE = 1.0  # energy in squared grey levels below which frames count as equally sharp, besides that of their noise
+NOISE_SHARE = 0.05  # of the places, the flattest, that tell a frame's noise
+NOISE_GAIN = 4.0  # times that energy
 SQUARINGS = 3  # of a weight: the power 8
 FEATURES = 14  # that the network sees per pixel of a band
 FLOOR = 0.25  # energy in squared grey levels, added before the features' logarithms
@@ -57,11 +59,13 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
     r"""Fuse frames of one scene that differ in focus.
 
     .. math:: B_l = \frac{\sum_k w_{kl} L_l(x_k)}{\sum_k w_{kl}}, \qquad
-        w_{kl} = \Big(\frac{E_{kl} + 1}{\max_j E_{jl} + 1}\Big)^8, \qquad
+        w_{kl} = \Big(\frac{E_{kl} + 1 + 2^{l+2} n}{\max_j E_{jl} + 1 + 2^{l+2} n}\Big)^8, \qquad
         E_{kl} = S_{kl} + \tfrac14 {\uparrow} S_{k,l+1} + 2 {\downarrow} E_{k,l-1}, \qquad S_{kl} = g * (L_l x_k)^2
 
-    With :math:`L_l` the bands of a Laplacian pyramid of frame :math:`x_k` in grey levels 0..255, squares averaged over
-    the channels, and g a Gaussian of 1.5 pixels of the band. What is left above the bands is weighted by the energy of
+    With :math:`L_l` the bands of a Laplacian pyramid of frame :math:`x_k` in grey levels 0..255, the finest of which
+    has l = 0, squares averaged over the channels, and g a Gaussian of 1.5 pixels of the band. The frames' noise n is
+    the least over them of the fifth percentile of :math:`S_{k0}`; white noise doubles E from band to band. With a
+    network, n is 0. What is left above the bands is weighted by the energy of
     the coarsest of them. Each channel of the result is limited to the range of all frames in the nearest 4 x 4 pixels,
     the next whole grey level included, because bands of different frames ring where they meet.
 
@@ -92,9 +96,9 @@ def fuse(frames: Sequence[Frame], *, depth_map: bool = False, network: Network |
         raise InputError(f"frames must be a sequence of arrays or functions, got {type(frames).__name__}")
     if not 2 <= len(frames) <= MOST_FRAMES:
         raise InputError(f"frames must be 2 to {MOST_FRAMES}, got {len(frames)}")
-    best, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
+    best, noise, sharpest, form, spread = _sharpest(frames, depth_map, network is not None)
     if network is None or spread is None:
-        return Fused(_blended(frames, form, _by_formula(form, best)), sharpest)
+        return Fused(_blended(frames, form, _by_formula(form, best, noise)), sharpest)
     weigh = _by_network(frames, form, best, spread, network)
     return Fused(_blended(frames, form, weigh, again=True), sharpest)
 
@@ -134,9 +138,10 @@ def _pixels(frame: Frame) -> np.ndarray:
 
 def _sharpest(
     frames: Sequence[Frame], depth_map: bool, spreads: bool
-) -> tuple[list[np.ndarray], np.ndarray | None, _Form, Spread | None]:
-    """Return the greatest energy in each band, which frame has the finest, and the energies' spread if asked for."""
+) -> tuple[list[np.ndarray], float, np.ndarray | None, _Form, Spread | None]:
+    """Return the greatest energy in each band, the frames' noise, which frame is sharpest, and the energies' spread."""
     best: list[np.ndarray] = []
+    noises: list[float] = []
     sharpest = np.zeros((0, 0), np.uint8)
     form: _Form | None = None
     spread: Spread | None = None
@@ -152,7 +157,7 @@ def _sharpest(
                 smoothest = np.full(form.shape, -1, np.float32)
         dtype = max(form.dtype, pixels.dtype, key=lambda d: (d.kind == "f", d.itemsize))
         form = _Form(form.shape, dtype, form.coloured or pixels.ndim == 3)
-        energies = _energies(pixels, form.levels)
+        energies = _energies(pixels, form.levels, noises)
         del pixels
         for greatest, energy in zip(best, energies, strict=True):
             np.maximum(greatest, energy, out=greatest)
@@ -166,7 +171,7 @@ def _sharpest(
             del finest
         del energies
     assert form is not None  # there are at least two frames
-    return best, sharpest if depth_map else None, form, spread
+    return best, min(noises), sharpest if depth_map else None, form, spread
 
 
 def _spread(form: _Form) -> Spread:
@@ -206,13 +211,15 @@ def _smoothed(values: np.ndarray, deviation: float) -> np.ndarray:
     return cv2.GaussianBlur(values, (0, 0), deviation)
 
 
-def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]]) -> list[np.ndarray]:
-    """Return how sharp a frame is around each place, for each band and for what is left."""
+def _energies(pixels: np.ndarray, shapes: list[tuple[int, int]], noises: list[float] | None = None) -> list[np.ndarray]:
+    """Return how sharp a frame is around each place, for each band and for what is left; append its noise."""
     import cv2
 
     own = _squares(pixels, shapes)
     for energy in own:
         cv2.GaussianBlur(energy, (0, 0), WINDOW, dst=energy)
+    if noises is not None:
+        noises.append(float(np.quantile(own[0][::4, ::4], NOISE_SHARE)) if own else 0.0)
     return _summed(own, shapes)
 
 
@@ -276,11 +283,11 @@ def _band(plane: np.ndarray, half: np.ndarray) -> Iterator[tuple[slice, np.ndarr
 Weigher = Callable[[Frame], list[np.ndarray]]  # from a frame to its weights, up to 1, in each band
 
 
-def _by_formula(form: _Form, best: list[np.ndarray]) -> Weigher:
+def _by_formula(form: _Form, best: list[np.ndarray], noise: float) -> Weigher:
     def weigh(frame: Frame) -> list[np.ndarray]:
         weights = _energies(_pixels(frame), form.levels)
-        for weight, greatest in zip(weights, best, strict=True):
-            _weigh(weight, greatest)
+        for level, (weight, greatest) in enumerate(zip(weights, best, strict=True)):
+            _weigh(weight, greatest, NOISE + NOISE_GAIN * 2**level * noise)
         return weights
 
     return weigh
@@ -379,12 +386,12 @@ class _Range:
         return np.clip(plane[rows], *limits)
 
 
-def _weigh(energy: np.ndarray, best: np.ndarray) -> None:
+def _weigh(energy: np.ndarray, best: np.ndarray, noise: float) -> None:
     """Turn a frame's energy into its weight, in place."""
     for rows in _strips(energy.shape):
         weight = energy[rows]
-        weight += NOISE
-        weight /= best[rows] + np.float32(NOISE)
+        weight += np.float32(noise)
+        weight /= best[rows] + np.float32(noise)
         for _ in range(SQUARINGS):
             np.multiply(weight, weight, out=weight)
 

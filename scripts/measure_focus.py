@@ -2,7 +2,7 @@
 
     python scripts/measure_focus.py PICTURE ... [--weights FILE ...] [--enfuse]
 
-Each picture is photographed in eleven ways, from two halves to nine depths with occlusion in 30 frames. Prints a
+Each picture is photographed in twelve ways, from two halves to nine depths with occlusion in 30 frames. Prints a
 Markdown table: for each way the mean over the pictures.
 """
 
@@ -41,6 +41,12 @@ def halves(truth: np.ndarray, count: int, blur, radius: float, rng) -> list[np.n
     soft, width = blur(truth, radius), truth.shape[1]
     left = np.clip((width / 2 + 4 - np.arange(width)) / 8, 0, 1)[None, :, None]
     return [truth * share + soft * (1 - share) for share in (left, 1 - left)]
+
+
+def smooth_halves(truth: np.ndarray, count: int, blur, radius: float, rng) -> list[np.ndarray]:
+    """Two frames of a scene without detail, in which noise can be averaged."""
+    truth[...] = cv2.GaussianBlur(truth, (0, 0), 8)
+    return halves(truth, count, blur, radius, rng)
 
 
 def tilted(truth: np.ndarray, count: int, blur, radius: float, rng) -> list[np.ndarray]:
@@ -85,6 +91,7 @@ def layered(depths: int):
 STACKS = {
     "two halves, g": (halves, 2, gaussian, 6, 0),
     "two halves, d, noise 2": (halves, 2, disc, 5, 2),
+    "two halves of a smooth scene, d, noise 2": (smooth_halves, 2, disc, 5, 2),
     "two depths with occlusion, d": (layered(2), 2, disc, 5, 0),
     "two depths with occlusion, g, noise 1": (layered(2), 2, gaussian, 6, 1),
     "tilted plane, g": (tilted, 5, gaussian, 12, 0),
