@@ -3,8 +3,9 @@
 Nothing here is learned. The sharpness of a frame in a band of the Laplacian pyramid is the energy of that band in a
 Gaussian window, plus that of the finer bands, which tell the frame in focus from the halo of one out of focus. A
 frame's weight in the average of a band is the eighth power of its energy relative to the sharpest frame's, the energy
-of noise added to both: one frame decides where the frames differ, and noise averages out where they do not. Frames are read twice, and memory depends
-only on the size of a frame. Sums are of whole numbers, so the order of the frames changes no sample.
+of noise added to both: one frame decides where the frames differ, and noise averages out where they do not. Frames are
+read twice, and memory depends only on the size of a frame. Sums are of whole numbers, so the order of the frames
+changes no sample.
 
 Sources: Burt, Adelson, A multiresolution spline (ACM Transactions on Graphics 1983), for blending band by band; Huang,
 Jing, Evaluation of focus measures in multi-focus image fusion (Pattern Recognition Letters 2007), for the energy of the

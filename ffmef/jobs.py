@@ -138,7 +138,7 @@ def fuse_files(inputs: Sequence[str], output: str, options: Options, remark=lamb
     if by_focus is not None:
         return _fuse_stack(inputs, output, options, remark, by_focus.network)
     if options.depth_map is not None:
-        raise InputError("--depth-map must be used for focus stacks (--task mff, with the model focus or energy)")
+        raise InputError("--depth-map can only be used for focus stacks (--task mff, with the model focus or energy)")
     with io.hidden_decoder_messages():
         pictures, remarks = bracket.read_bracket(
             inputs, options.task, stretch=options.stretch, depth=options.output_depth, read=_read
@@ -207,7 +207,7 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, ne
     adjust = options.fusion.get("adjust")
     if not (adjust is None or adjust.neutral) or options.fusion.get("deghost", False) is not False:
         names = "--brightness, --contrast, --saturation, --prefer" if adjust and not adjust.neutral else "--deghost"
-        raise InputError(f"{names} must be left alone for focus stacks: only exposures (--task mef) know it")
+        raise InputError(f"{names} cannot be used with focus stacks: only exposures (--task mef) know it")
     if options.depth_map is not None:
         if formats.FORMATS.get(Path(options.depth_map).suffix.lower()) not in ("PNG", "TIFF"):
             raise InputError(f"--depth-map must be PNG or TIFF, which keep numbers exact, got {options.depth_map}")

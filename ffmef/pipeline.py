@@ -290,7 +290,8 @@ def _fuser_of(task: str, count: int, weights, backend, model, device, engine) ->
     if named:
         weights = _weights_name(task, weights, model, backend)
     elif weights is not None or backend is not None:
-        raise InputError("weights and backend must be left alone where model is given")
+        name, value = ("weights", weights) if weights is not None else ("backend", backend)
+        raise InputError(f"{name} cannot be used with a model that is no name, got {value!r}")
     network = _native_network(weights if named else model, task, backend, device)
     if network is not None:
         return _Fuser(network=network, selective=True)
@@ -319,7 +320,7 @@ def _fuse(
     threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
     if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
         name = "validity" if validity else "deghost" if adjust.neutral else "adjust"
-        raise InputError(f"{name} must be left alone for this model: only pyramid knows it")
+        raise InputError(f"{name} cannot be used with this model: only pyramid knows it")
     if fuser.focus:
         with _cv2_threads(threads):
             return focus.fuse(images, network=fuser.focus.network).pixels, list(range(len(images)))
@@ -412,7 +413,7 @@ def focus_of(task: str, weights: str | None, model, backend: str | None, device)
             return None
     name = model or "focus"
     if task != "mff":
-        raise InputError(f"model {name} must be used for task mff, got {task}")
+        raise InputError(f"model {name} can only be used for task mff, got {task}")
     if None not in (model, weights):
         raise InputError(f"model {name} must be given without weights, got model {model!r} and weights {weights!r}")
     if not on_cpu:
@@ -676,7 +677,7 @@ def _weights_name(task: str, weights: str | None, model: str | None, backend: st
     """Return the weights to load: those given, or those of a model for the task."""
     if weights is not None:
         if model is not None:
-            raise InputError(f"weights must be left alone where a model is named, got {weights} and {model!r}")
+            raise InputError(f"weights cannot be used with the name of a model, got {weights} and {model!r}")
         return weights
     spec = registry.default(task, backend) if model is None else registry.find(model)
     return spec.weights_for(task)

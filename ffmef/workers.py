@@ -125,8 +125,8 @@ def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) ->
     try:
         # Checked first: a client of an invalid address takes long to shut down.
         place = distributed.comm.resolve_address(distributed.comm.normalize_address(address))
-        if not 0 < distributed.comm.get_address_host_port(place)[1] < 1 << 16:
-            raise ValueError("the port must be from 1 to 65535")
+        if not 0 < (port := distributed.comm.get_address_host_port(place)[1]) < 1 << 16:
+            raise ValueError(f"the port must be from 1 to 65535, got {port}")
         if place.startswith("tls") and distributed.Security().get_connection_args("client").get("ssl_context") is None:
             raise ValueError("TLS needs certificates, set in the configuration of distributed")
         client = distributed.Client(address, timeout="10s", set_as_default=False)

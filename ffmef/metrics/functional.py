@@ -131,8 +131,9 @@ def _histograms(index: Tensor, bins: int) -> Tensor:
 
 def _levels(picture: Tensor, name: str) -> Tensor:
     levels = picture.detach().long()
-    if not bool(((levels == picture) & (picture >= 0) & (picture <= 255)).all()):
-        raise ValueError(f"{name} must hold whole grey levels 0..255")
+    wrong = (levels != picture) | (picture < 0) | (picture > 255)
+    if bool(wrong.any()):
+        raise ValueError(f"{name} must hold whole grey levels 0..255, got {picture.detach()[wrong][0].item()}")
     return levels
 
 

@@ -447,7 +447,8 @@ class PyramidFFMEF(nn.Module):
         overall, head = "predictor.overall.weight", ("predictor.head.weight", "predictor.head.bias")
         for name, sizes in {overall: 2 if design == 1 else 4, head[0]: 4, head[1]: 1}.items():
             if name not in state or state[name].dim() != sizes:
-                raise RuntimeError(f"{name} must have {sizes} dimensions")
+                found = state[name].dim() if name in state else "no such weight"
+                raise RuntimeError(f"{name} must have {sizes} dimensions, got {found}")
         count = self.bands + min(design, 3)  # planes of logits, and as many of gains
         if any(len(state[name]) != 2 * count for name in head):
             raise RuntimeError(f"predictor.head must have {2 * count} planes, got {len(state[head[1]])}")

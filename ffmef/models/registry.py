@@ -76,7 +76,7 @@ class Spec:
             InputError: the model has no weights for the task.
         """
         if task not in self.weights:
-            raise InputError(f"model {self.name!r} must be used for task {', '.join(self.weights)}, got {task}")
+            raise InputError(f"model {self.name!r} can only be used for task {', '.join(self.weights)}, got {task}")
         return self.weights[task]
 
     def check_count(self, count: int) -> None:
@@ -93,7 +93,7 @@ class Spec:
         """Raise InputError unless the model knows the backend."""
         if backend is not None and backend not in self.backends:
             if not self.backends:
-                raise InputError(f"backend must be left alone for the model {self.architecture}, got {backend!r}")
+                raise InputError(f"backend cannot be used with the model {self.architecture}, got {backend!r}")
             known = ", ".join(self.backends)
             raise InputError(f"backend must be one of {known} for the model {self.architecture}, got {backend!r}")
 

@@ -123,7 +123,7 @@ class Config:
             _at_most(name, getattr(self, name), most)
         if self.loss == "truth" and (self.task != "mff" or self.data or not self.photographs):
             raise InputError(
-                "loss truth must be used for task mff with photographs alone, got task "
+                "loss truth can only be used for task mff with photographs alone, got task "
                 f"{self.task}, data {self.data} and photographs {self.photographs}"
             )
         if self.largest_count:
@@ -152,7 +152,7 @@ class Config:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
         if self.glare and self.task != "vif":
-            raise InputError(f"glare must be used for task vif, got task {self.task}")
+            raise InputError(f"glare can only be used for task vif, got task {self.task}")
         for name in ("jitter", "windows", "glare"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)}")

@@ -172,7 +172,7 @@ def test_fused_pictures_show_the_object_no_more(tmp_path, capsys):
     ):
         assert main(["fuse", *arguments, *names, "-o", out]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(InputError, match="deghost must be left alone for this model"):
+    with pytest.raises(InputError, match="deghost cannot be used with this model"):
         ffmef.fuse(still[:2], model="ffmef", deghost=True)
     with pytest.raises(InputError, match="deghost must be True, False or the index of an image, got 'first'"):
         ffmef.fuse(still, deghost="first")

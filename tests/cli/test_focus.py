@@ -260,13 +260,15 @@ def test_python_interface(tmp_path):
     assert decibels(fused, truth) > decibels(ffmef.fuse(frames, task="mff", model="ffmef"), truth) + 1
     assert ffmef.fuse(tilted_stack(3)[0], task="mff").shape == (160, 224, 3)
     for name in ("focus", "energy"):
-        with pytest.raises(InputError, match=f"model {name} must be used for task mff, got mef"):
+        with pytest.raises(InputError, match=f"model {name} can only be used for task mff, got mef"):
             ffmef.fuse(frames, model=name)
-        with pytest.raises(InputError, match=f"(model {name} must be given without|must be left alone where a model)"):
+        with pytest.raises(
+            InputError, match=f"(model {name} must be given without|cannot be used with the name of a model)"
+        ):
             ffmef.fuse(frames, task="mff", model=name, weights="mff")
     with pytest.raises(InputError, match="model energy must run on the CPU"):
         ffmef.fuse(frames, task="mff", model="energy", backend="triton")
-    with pytest.raises(InputError, match="backend must be left alone for the model FocusNet, got 'eager'"):
+    with pytest.raises(InputError, match="backend cannot be used with the model FocusNet, got 'eager'"):
         ffmef.fuse(frames, task="mff", model="focus", backend="eager")
 
 
@@ -328,9 +330,9 @@ def test_wrong_options_are_named(tmp_path, capsys):
     for extra, message in (
         (["--task", "mff", "--depth-map", str(tmp_path / "d.jpg")], "--depth-map must be PNG or TIFF"),
         (["--task", "mff", "--depth-map", str(tmp_path / "d")], "--depth-map must be PNG or TIFF"),
-        (["--task", "mff", "--contrast", "1"], "--prefer must be left alone for focus stacks"),
-        (["--task", "mff", "--deghost"], "--deghost must be left alone for focus stacks"),
-        (["--depth-map", str(tmp_path / "d.png")], "--depth-map must be used for focus stacks"),
+        (["--task", "mff", "--contrast", "1"], "--prefer cannot be used with focus stacks"),
+        (["--task", "mff", "--deghost"], "--deghost cannot be used with focus stacks"),
+        (["--depth-map", str(tmp_path / "d.png")], "--depth-map can only be used for focus stacks"),
         (["--task", "mff", "--depth-map", names[0]], names[0]),
         (["--task", "mff", "--depth-map", out], f"--depth-map must not be the target of -o, {out}"),
     ):

@@ -211,8 +211,8 @@ GOOD = np.zeros((4, 5, 3), np.uint8)
         ([GOOD[:0]] * 2, {}, "images[0] must have at least 2 pixels"),
         ([GOOD * 1.0, GOOD + 1.5], {}, "images[1] must lie in [0, 1], got values from 1.5 to 1.5"),
         ([GOOD * np.nan, GOOD * 1.0], {}, "images[0] must lie in [0, 1], got values from nan to nan"),
-        ([GOOD, GOOD], {"weights": "mef"}, "weights and backend must be left alone where model is given"),
-        ([GOOD, GOOD], {"backend": "cpu"}, "weights and backend must be left alone where model is given"),
+        ([GOOD, GOOD], {"weights": "mef"}, "weights cannot be used with a model that is no name, got 'mef'"),
+        ([GOOD, GOOD], {"backend": "cpu"}, "backend cannot be used with a model that is no name, got 'cpu'"),
         (
             [GOOD, GOOD],
             {"backend": "steam", "model": None, "weights": "mef"},

@@ -432,10 +432,10 @@ def test_weights_of_the_first_design_do_not_fuse(tmp_path, capsys):
     "options,message",
     [
         ({"model": "steam"}, "model must be one of ffmef, focus, pyramid, got 'steam'"),
-        ({"model": "pyramid", "task": "mff"}, "model 'pyramid' must be used for task mef, got mff"),
+        ({"model": "pyramid", "task": "mff"}, "model 'pyramid' can only be used for task mef, got mff"),
         (
             {"model": "pyramid", "weights": "mef"},
-            "weights must be left alone where a model is named, got mef and 'pyramid'",
+            "weights cannot be used with the name of a model, got mef and 'pyramid'",
         ),
     ],
 )

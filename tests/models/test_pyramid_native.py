@@ -383,7 +383,7 @@ def test_mistakes_are_named():
         ffmef.fuse(images, model=model_of(), validity=[None])
     with pytest.raises(ffmef.InputError, match=r"validity\[1\] must be \(9, 11\) uint8 or None, got \(9, 10\) uint8"):
         ffmef.fuse(images, model=model_of(), validity=[None, np.zeros((9, 10), np.uint8)])
-    with pytest.raises(ffmef.InputError, match="adjust must be left alone for this model"):
+    with pytest.raises(ffmef.InputError, match="adjust cannot be used with this model"):
         ffmef.fuse(images, model="ffmef", adjust=Adjustments(brightness=1))
 
 

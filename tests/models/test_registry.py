@@ -53,7 +53,7 @@ def test_numbers_of_pictures():
 def test_unknown_names_are_named():
     with pytest.raises(InputError, match=f"model must be one of {', '.join(sorted(registry.MODELS))}, got 'other'"):
         registry.find("other")
-    with pytest.raises(InputError, match="model 'pyramid' must be used for task mef, got vif"):
+    with pytest.raises(InputError, match="model 'pyramid' can only be used for task mef, got vif"):
         registry.find("pyramid").weights_for("vif")
     with pytest.raises(InputError, match="task must be one of mef, mff, vif, got 'hdr'"):
         registry.default("hdr")

@@ -484,11 +484,11 @@ def test_settings_file_and_overrides(tmp_path):
         ("ema = 1.0", "ema must be at least 0 and below 1, got 1.0"),
         (
             "loss = 'truth'\nphotographs = ['a']",
-            "loss truth must be used for task mff with photographs alone, got task mef",
+            "loss truth can only be used for task mff with photographs alone, got task mef",
         ),
         (
             "loss = 'truth'\ntask = 'mff'\ndata = ['a']\nphotographs = ['a']",
-            "loss truth must be used for task mff with",
+            "loss truth can only be used for task mff with",
         ),
     ],
 )
