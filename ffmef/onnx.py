@@ -148,6 +148,10 @@ def pyramid_luminance(
     logits = op.Add(logits, op.Mul(op.Reshape(prior, _ints(1, -1, 1, 1, 1)), recorded))
     shares = op.Softmax(logits, axis=2)
     gains = op.Mul(gains, op.Div(apart, op.Add(apart, _float(model.GATE, wide))))
+    more = op.Constant(value_floats=[model.MORE_BANDS] * bands + [model.MORE_BASE] * 2 + [0.0])
+    count = op.Cast(op.Shape(images, start=1, end=2), to=wide)
+    more = op.Mul(op.Cast(more, to=wide), op.Sub(one, op.Div(_float(2, wide), count)))
+    gains = op.Mul(gains, op.Reshape(op.Add(one, more), _ints(1, -1, 1, 1, 1)))
     weights = op.Mul(shares, op.Add(gains, one))
     out = _octaves(levels[3], shares, weights, gains, octaves)
     for level in range(2, bands - 1, -1):

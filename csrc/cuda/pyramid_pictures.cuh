@@ -16,6 +16,7 @@
 #pragma once
 
 #include "../common/finish.h"
+#include "../common/gains.h"
 #include "../common/interpolation.h"
 #include "common.cuh"
 #include "pyramid_pictures.h"
@@ -746,7 +747,8 @@ struct Sharing {
 __device__ __forceinline__ void share(const Sharing& p, int64_t index) {
   const int64_t cell = index / kPlanes;
   const int plane = static_cast<int>(index % kPlanes);
-  const float prior = p.prior[plane], apart = p.apart[cell], gate = apart / (apart + 0.04f);
+  const float prior = p.prior[plane], apart = p.apart[cell];
+  const float gate = apart / (apart + 0.04f) * gain_with_count(plane, kBands, p.count);
   const auto logit = [&](int n) {
     const int64_t known = p.order[n] * p.cells + cell;
     float z = p.planes[(n * p.cells + cell) * (2 * kPlanes) + plane] +

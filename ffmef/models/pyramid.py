@@ -25,6 +25,7 @@ SCALE = 8
 FINE_OCTAVES = 2  # how many of the finest octaves have a separate plane and are shrunk
 PRIOR = 0.15  # the weight of validity's logarithm before training
 GATE = 0.04  # the difference between exposures at which gains act by half
+MORE_BANDS, MORE_BASE = 0.3, 1.0  # of gains with very many exposures: of the bands; of the base and fine octaves
 KNEE, TOE, WHITE = 218.0, 24.0, 252.0  # of :func:`into_range`, on 0..255
 FAR = 1e6  # no luminance counts as further from black
 APART, STEP = 8.0, 4.0  # of :func:`smooth_chroma`: differences between exposures and steps of chroma that act by half
@@ -155,11 +156,13 @@ class PyramidFFMEF(nn.Module):
 
     .. math::
         s_{k,n} &= \operatorname{softmax}_n\bigl(z_{k,n} + a_k \log(h_n (0.1 + 0.9\, l_n) + 0.02) + \log v_n\bigr) \\
-        g_{k,n} &= q_{k,n}\, d / (d + 0.04)
+        g_{k,n} &= q_{k,n}\, d / (d + 0.04) \cdot (1 + b_k (1 - 2 / N))
 
     z and q are what the head predicts; :math:`h_n, l_n` are the means over the cell of :func:`validity_of` the
     luminance at half size, :math:`v_n` the mean of the given ``validity`` (no less than 1e-6), d the mean of the
-    difference between the brightest and the darkest image, so a picture fused with itself is unchanged.
+    difference between the brightest and the darkest image, so a picture fused with itself is unchanged. :math:`b_k` is
+    0.3 for the bands, 1 for the base and the fine octaves and 0 for further ones: the more exposures share a softmax,
+    the flatter it is, and gains make up for it.
 
     - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
     - Base: :math:`G_3 = P_0`, means of 8 x 8 pixels, and octaves :math:`P_1 \dots P_D` below it, with D = ``octaves``
@@ -265,7 +268,9 @@ class PyramidFFMEF(nn.Module):
             logits = logits + validity.clamp_min(1e-6).log().unsqueeze(1)
         if preference is not None:
             logits = logits + preference[:, None, :, None, None]
-        return logits.softmax(2), gains * (apart / (apart + GATE)).unsqueeze(1)
+        more = torch.tensor([MORE_BANDS] * self.bands + [MORE_BASE] * 2 + [0.0], dtype=gains.dtype, device=gains.device)
+        more = 1 + more * (1 - 2 / count)
+        return logits.softmax(2), gains * (apart / (apart + GATE)).unsqueeze(1) * more.view(-1, 1, 1, 1)
 
     def fuse(
         self, luminance: Tensor, validity: Tensor | None = None, adjust: Adjustments = NEUTRAL

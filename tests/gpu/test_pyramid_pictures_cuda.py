@@ -132,6 +132,7 @@ MUTANTS = [
            "store_four(&both[cell][C + channel], met.mean);", KERNELS),
     Mutant("no difference among the statistics", "v[0] = x.x + added[0]", "v[0] = x.x", KERNELS),
     Mutant("another exposure's validity", "p.valid[known] > kLeastValidity ? p.valid[known] : kLeastValidity", "p.valid[cell]", KERNELS),
+    Mutant("gains of a pair for any number", " * gain_with_count(plane, kBands, p.count)", "", KERNELS),
     Mutant("gains without a gate", "kPlanes + plane] * gate", "kPlanes + plane]", KERNELS),
     Mutant("exposures that clash are trusted", "counts = colour.mass / (trust * trust)", "counts = colour.mass", KERNELS),
     Mutant("octaves of the wrong order", "map == kPictures && number == 1 ? p.order[n] : n", "n", KERNELS),

@@ -141,6 +141,19 @@ def test_the_base_is_blended_over_fine_and_further_octaves():
     torch.testing.assert_close(got, expand(out) + blend(weights[0], cells - expand(half)))
 
 
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_gains_grow_with_the_number_of_exposures(count):
+    """By 0.3 (1 - 2 / N) of the bands and by 1 - 2 / N of the base and the fine octaves: by nothing for a pair."""
+    model = PyramidFFMEF()
+    torch.nn.init.zeros_(model.predictor.head.weight)
+    torch.nn.init.ones_(model.predictor.head.bias)
+    half = torch.linspace(0.3, 0.7, count).view(1, count, 1, 1).expand(1, count, 8, 8)
+    gains = model.predict(half)[1] / (0.4 / 0.44)
+    more = 1 - 2 / count
+    for plane, factor in enumerate([1 + 0.3 * more] * 3 + [1 + more] * 2 + [1]):
+        torch.testing.assert_close(gains[:, plane], torch.full_like(gains[:, plane], factor))
+
+
 def test_the_base_is_blended_over_octaves():
     """By hand for one octave, bands left out: shares of the base below, of the last plane at the bottom."""
     torch.manual_seed(1)
@@ -380,7 +393,7 @@ def test_training_goes_on_from_the_second_design(tmp_path):
     header = {"architecture": "PyramidFFMEF", "config": FIRST_CONFIG[:-1] + ', "octaves": 5, "design": 2}'}
     (tmp_path / "second.safetensors").write_bytes(serialise(state, header))
     load_initial(model, str(tmp_path / "second.safetensors"))
-    shares, gains = model.predict(torch.rand(1, 3, 20, 24))
+    shares, gains = model.predict(torch.rand(1, 2, 20, 24))
     assert torch.equal(shares[:, 4], shares[:, 5]) and torch.equal(gains[:, 4], gains[:, 5])
     assert torch.equal(model.prior, state["prior"][[0, 1, 2, 3, 4, 4]])
     assert torch.equal(model.predictor.stem.weight, state["predictor.stem.weight"])

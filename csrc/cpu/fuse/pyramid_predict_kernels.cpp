@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "../../common/gains.h"
 #include "../base/buffer.h"
 #include "pyramid_rows.h"
 
@@ -491,6 +492,7 @@ struct HeadRow {
   const int64_t count, width, line;
   const int planes;
   Row<float> values, shares, gains, weights, recorded, usable;
+  float more[kChannelBlock] = {};  // the factor of each plane's gains
 
   HeadRow(int64_t count_, int64_t width_, int planes_)
       : count(count_),
@@ -503,6 +505,7 @@ struct HeadRow {
         weights(count_ * line),
         recorded(width_ + lanes<float>),
         usable(width_ + lanes<float>) {
+    for (int p = 0; p < planes; ++p) more[p] = gain_with_count(p, planes - kFurtherPlanes, count);
     // Zeros after the cells, because gains are also read for lanes that are not in use.
     for (int64_t n = 0; n < count; ++n)
       std::memset(values.data + n * line + width * kChannelBlock, 0, 2 * kChannelBlock * sizeof(float));
@@ -542,8 +545,8 @@ struct HeadRow {
           // The exponential of the larger logit is 1.
           const FloatVec ahead = load(values + first) - load(values + first + line), none{};
           const FloatVec less = exponential(ahead > none ? -ahead : ahead), scale = 1.0f / (less + 1.0f);
-          store_cell(first, gate[x], ahead < none ? less * scale : scale);
-          store_cell(first + line, gate[x], ahead > none ? less * scale : scale);
+          store_cell(first, load(more + v) * gate[x], ahead < none ? less * scale : scale);
+          store_cell(first + line, load(more + v) * gate[x], ahead > none ? less * scale : scale);
           continue;
         }
         FloatVec largest = load(values + first), total{};
@@ -558,12 +561,12 @@ struct HeadRow {
         }
         const FloatVec scale = 1.0f / total;
         for (int64_t n = 0; n < count; ++n) {
-          store_cell(first + n * line, gate[x], load(shares + first + n * line) * scale);
+          store_cell(first + n * line, load(more + v) * gate[x], load(shares + first + n * line) * scale);
         }
       }
   }
 
-  void store_cell(int64_t place, float gate, FloatVec share) {
+  void store_cell(int64_t place, FloatVec gate, FloatVec share) {
     const FloatVec gain = load(values + place + planes) * gate;
     store(shares + place, share);
     store(gains + place, gain);
