@@ -7,6 +7,7 @@ with it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,7 @@ class Lost:
     reason: str
 
 
+LEFT = "the connection to the scheduler was lost"
 DIED = Lost("its process died, perhaps for lack of memory: try fewer --jobs")
 
 
@@ -121,7 +123,15 @@ def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) ->
         import distributed
     except ImportError:
         raise InputError("--scheduler needs distributed: pip install 'ffmef[cluster]'") from None
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # a scheduler that dies costs a line per item, and no tracebacks
+    try:
+        yield from _on_cluster(distributed, function, items, address)
+    finally:
+        logging.disable(before)
 
+
+def _on_cluster(distributed, function, items: Sequence, address: str) -> Generator[tuple[Any, Any], None, None]:
     try:
         # Checked first: a client of an invalid address takes long to shut down.
         place = distributed.comm.resolve_address(distributed.comm.normalize_address(address))
@@ -140,7 +150,8 @@ def on_cluster(function: Callable[[Any], Any], items: Sequence, address: str) ->
             try:
                 yield item, future.result()
             except Exception as error:  # its worker died, or has another ffmef
-                yield item, Lost(f"its worker failed: {type(error).__name__}: {' '.join(str(error).split())}")
+                why = f"its worker failed: {type(error).__name__}: {' '.join(str(error).split())}"
+                yield item, Lost(LEFT if "scheduler-connection-lost" in why else why)
     finally:
         with contextlib.suppress(Exception):
             client.cancel(list(tasks))

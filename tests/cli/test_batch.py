@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -412,6 +413,7 @@ def test_no_scheduler_at_the_address(tmp_path, capsys, monkeypatch):
     distributed = pytest.importorskip("distributed")
 
     def refused(address, **_):
+        assert not logging.getLogger("distributed.client").isEnabledFor(logging.ERROR)  # it would log tracebacks
         raise OSError(f"Timed out trying to connect to {address}")
 
     monkeypatch.setattr(distributed, "Client", refused)
@@ -420,6 +422,7 @@ def test_no_scheduler_at_the_address(tmp_path, capsys, monkeypatch):
     assert "--scheduler nonsense does not answer: missing port" in capsys.readouterr().err
     assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9") == 2
     assert "--scheduler tcp://127.0.0.1:9 does not answer" in capsys.readouterr().err
+    assert logging.getLogger("distributed.client").isEnabledFor(logging.ERROR)
 
 
 def test_processes_by_memory_of_the_gpu(monkeypatch):
