@@ -17,7 +17,8 @@ from ffmef.imaging.io import Picture, read_picture, to_depth
 _LARGE_FILE = 1 << 20  # bytes; reading a smaller file is faster than starting a thread
 _THUMBNAIL = 64
 _DARK = 1 / 4  # of the range: 14-bit samples reach no further
-_ASPECT_TOLERANCE = 0.02
+_ASPECT_TOLERANCE = 0.1  # sensors of 5:4 and 4:3 differ by 0.065; beyond it, one picture has been cropped
+_ASPECT_ROUNDING = 0.02  # what rounding explains
 _COLOURED = 0.02  # least mean distance between the channels of a colour picture, as a share of white
 _OVERSHOOT = 1e-3  # by which floats may pass black and white without a remark
 
@@ -193,7 +194,8 @@ def _scale_infrared(pictures: list[Picture], names: list[str], remarks: list[str
     if infrared.pixels.shape[:2] == visible.pixels.shape[:2]:
         return pictures
     (height, width), (rows, columns) = visible.pixels.shape[:2], infrared.pixels.shape[:2]
-    if abs(np.log(width * rows / (height * columns))) > _ASPECT_TOLERANCE:
+    stretched = abs(np.log(width * rows / (height * columns)))
+    if stretched > _ASPECT_TOLERANCE:
         raise InputError(
             f"{names[0]} must have the size or the shape of {names[1]}, {_size(visible)} (width x height), "
             f"got {_size(infrared)}: crop them to one field of view"
@@ -207,6 +209,7 @@ def _scale_infrared(pictures: list[Picture], names: list[str], remarks: list[str
     remarks.append(
         f"{names[0]}: scaled from {_size(infrared)} to {_size(visible)}, the size of the visible picture; "
         "one field of view is assumed"
+        + (f", though their shapes differ by {np.expm1(stretched):.0%}" if stretched > _ASPECT_ROUNDING else "")
     )
     scaled = cv2.resize(infrared.pixels, (width, height), interpolation=method)
     return [replace(infrared, pixels=scaled, alpha=alpha), visible]

@@ -312,7 +312,11 @@ def test_infrared_of_another_size(tmp_path, sunset):
     (infrared, visible), remarks = bracket.read_bracket([tmp_path / "ir.png", tmp_path / "vi.png"], "vif")
     assert infrared.pixels.shape == visible.pixels.shape[:2]
     assert np.abs(infrared.pixels.astype(int) - smooth).mean() < 1
-    assert "scaled from 120 x 80 to 240 x 160" in remarks[0]
+    assert "scaled from 120 x 80 to 240 x 160" in remarks[0] and "differ" not in remarks[0]
+    write_picture(tmp_path / "ir.png", Picture(cv2.resize(smooth, (120, 86), interpolation=cv2.INTER_AREA)))
+    (infrared, _), remarks = bracket.read_bracket([tmp_path / "ir.png", tmp_path / "vi.png"], "vif")
+    assert np.abs(infrared.pixels.astype(int) - smooth).mean() < 1
+    assert "one field of view is assumed, though their shapes differ by 7%" in remarks[0]
     write_picture(tmp_path / "ir.png", Picture(smooth[:, :100]))
     with pytest.raises(InputError, match="size or the shape of .*, 240 x 160 .*, got 100 x 160"):
         bracket.read_bracket([tmp_path / "ir.png", tmp_path / "vi.png"], "vif")
