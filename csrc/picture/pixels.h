@@ -38,17 +38,30 @@ inline bool any_differ(FloatVec a, FloatVec b) {
 #endif
 }
 // Returns whether a is less than b in any lane.
-inline bool any_less(FloatVec a, FloatVec b) { return any_differ(larger(b, a), a); }
+inline bool any_less(FloatVec a, FloatVec b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ) != 0;
+#else
+  return any_differ(larger(b, a), a);
+#endif
+}
 inline FloatVec unit(FloatVec x) { return smaller(larger(x, FloatVec{}), splat(1.0f)); }
 
-// Converts a value that lies on the scale 0..255, apart from rounding, to the sample's scale.
-inline FloatVec scaled_sample(FloatVec x, uint8_t) { return x + 0.5f; }
-inline FloatVec scaled_sample(FloatVec x, uint16_t) { return x * 257.0f + 0.5f; }
-inline FloatVec scaled_sample(FloatVec x, float) { return unit(x * (1.0f / 255)); }
+// A value on the scale 0..255 times kOfByte, plus kRounding, is a sample, except that floating-point samples may lie
+// beyond 0..1 by rounding.
+template <class S> constexpr float kOfByte = 1.0f;
+template <> constexpr float kOfByte<uint16_t> = 257.0f;
+template <> constexpr float kOfByte<float> = 1.0f / 255;
+template <class S> constexpr float kRounding = std::is_same_v<S, float> ? 0.0f : 0.5f;
+template <class S> inline FloatVec in_range(FloatVec x) {
+  if constexpr (std::is_same_v<S, float>) return unit(x);
+  return x;
+}
 
 struct Rgb {
   FloatVec r, g, b;
 };
+inline Rgb equal(FloatVec grey) { return {grey, grey, grey}; }
 
 constexpr int64_t kLanes = lanes<float>;
 
@@ -86,6 +99,16 @@ inline void store_pixels(uint8_t* p, int64_t n, const Rgb& scaled) {
   _mm512_mask_storeu_epi8(p, first_bits(3 * n), packed);
 }
 
+inline FloatVec load_grey(const uint8_t* p, int64_t n) {
+  const __m128i bytes = _mm_maskz_loadu_epi8(__mmask16(first_bits(n)), p);
+  return (FloatVec)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+}
+inline void store_grey(uint8_t* p, int64_t n, FloatVec scaled) {
+  const __m128i bytes = _mm512_cvtepi32_epi8(_mm512_cvttps_epi32((__m512)scaled));
+  if (n == 16) return _mm_storeu_si128((__m128i*)p, bytes);
+  _mm_mask_storeu_epi8(p, __mmask16(first_bits(n)), bytes);
+}
+
 inline Rgb load_pixels(const uint16_t* p, int64_t n) {
   const __m512i low = _mm512_maskz_loadu_epi16(__mmask32(first_bits(3 * n < 32 ? 3 * n : 32)), p);
   const __m512i high = _mm512_maskz_loadu_epi16(__mmask32(3 * n < 32 ? 0 : first_bits(3 * n - 32)), p + 32);
@@ -120,6 +143,16 @@ inline void store_pixels(uint16_t* p, int64_t n, const Rgb& scaled) {
   _mm512_mask_storeu_epi16(p + 32, __mmask32(3 * n < 32 ? 0 : first_bits(3 * n - 32)), high);
 }
 
+inline FloatVec load_grey(const uint16_t* p, int64_t n) {
+  const __m256i words = _mm256_maskz_loadu_epi16(__mmask16(first_bits(n)), p);
+  return (FloatVec)_mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(words));
+}
+inline void store_grey(uint16_t* p, int64_t n, FloatVec scaled) {
+  const __m256i words = _mm512_cvtepi32_epi16(_mm512_cvttps_epi32((__m512)scaled));
+  if (n == 16) return _mm256_storeu_si256((__m256i*)p, words);
+  _mm256_mask_storeu_epi16(p, __mmask16(first_bits(n)), words);
+}
+
 inline __mmask16 first_floats(int64_t n) { return n >= 16 ? __mmask16(0xffff) : n <= 0 ? 0 : __mmask16((1u << n) - 1); }
 inline Rgb load_pixels(const float* p, int64_t n) {
   using Places = std::make_index_sequence<16>;
@@ -136,18 +169,33 @@ inline void store_pixels(float* p, int64_t n, const Rgb& scaled) {
   _mm512_mask_storeu_ps(p + 32, first_floats(3 * n - 32), (__m512)interleaved<2>(r, g, b, Places()));
 }
 
-// A run of pixels to read.
+inline FloatVec load_grey(const float* p, int64_t n) {
+  return (FloatVec)_mm512_maskz_loadu_ps(__mmask16(first_bits(n)), p);
+}
+inline void store_grey(float* p, int64_t n, FloatVec v) {
+  _mm512_mask_storeu_ps(p, __mmask16(first_bits(n)), (__m512)v);
+}
+
+// A run of pixels to read, with 1 or 3 channels.
 template <class S> struct PixelRun {
   const S* from;
-  void read(const S* rgb, int64_t) { from = rgb; }
-  Rgb at(int64_t x, int64_t n) const { return load_pixels(from + 3 * x, n); }
+  int channels;
+  void read(const S* samples, int of, int64_t) {
+    from = samples;
+    channels = of;
+  }
+  Rgb rgb(int64_t x, int64_t n) const { return load_pixels(from + 3 * x, n); }
+  FloatVec grey(int64_t x, int64_t n) const { return load_grey(from + x, n); }
+  Rgb pixels(int64_t x, int64_t n) const { return channels == 3 ? rgb(x, n) : equal(grey(x, n)); }
 };
 // A run of pixels to write.
 template <class S> struct PixelSink {
   S* to;
-  void begin(S* rgb) { to = rgb; }
+  void begin(S* samples) { to = samples; }
   void put(int64_t x, int64_t n, const Rgb& scaled) { store_pixels(to + 3 * x, n, scaled); }
+  void put_grey(int64_t x, int64_t n, FloatVec scaled) { store_grey(to + x, n, scaled); }
   void end(int64_t) {}
+  void end_grey(int64_t) {}
 };
 
 #else
@@ -161,23 +209,39 @@ template <class S> inline FloatVec widened(const S* p) {
 
 template <class S> struct PixelRun {
   alignas(64) S planes[3][kColumns + kLanes] = {};
-  void read(const S* rgb, int64_t n) { split(rgb, n, planes[0], planes[1], planes[2]); }
-  Rgb at(int64_t x, int64_t) const { return {widened(planes[0] + x), widened(planes[1] + x), widened(planes[2] + x)}; }
+  int channels;
+  void read(const S* samples, int of, int64_t n) {
+    channels = of;
+    if (channels == 3)
+      split(samples, n, planes[0], planes[1], planes[2]);
+    else
+      std::memcpy(planes[0], samples, size_t(n) * sizeof(S));
+  }
+  Rgb rgb(int64_t x, int64_t) const { return {widened(planes[0] + x), widened(planes[1] + x), widened(planes[2] + x)}; }
+  FloatVec grey(int64_t x, int64_t) const { return widened(planes[0] + x); }
+  Rgb pixels(int64_t x, int64_t n) const { return channels == 3 ? rgb(x, n) : equal(grey(x, n)); }
 };
 template <class S> struct PixelSink {
   alignas(64) S planes[3][kColumns + kLanes];
   S* to;
-  void begin(S* rgb) { to = rgb; }
-  void put(int64_t x, int64_t, const Rgb& scaled) {
-    const FloatVec channels[3] = {scaled.r, scaled.g, scaled.b};
-    for (int c = 0; c < 3; ++c)
-      for (int i = 0; i < kLanes; ++i)
-        if constexpr (std::is_same_v<S, float>)
-          planes[c][x + i] = channels[c][i];
-        else
-          planes[c][x + i] = S(int32_t(channels[c][i]));
+  void begin(S* samples) { to = samples; }
+  void put(int64_t x, int64_t n, const Rgb& scaled) {
+    put_plane(planes[0] + x, scaled.r);
+    put_plane(planes[1] + x, scaled.g);
+    put_plane(planes[2] + x, scaled.b);
   }
+  void put_grey(int64_t x, int64_t, FloatVec scaled) { put_plane(planes[0] + x, scaled); }
   void end(int64_t n) { join(to, n, planes[0], planes[1], planes[2]); }
+  void end_grey(int64_t n) { std::memcpy(to, planes[0], size_t(n) * sizeof(S)); }
+
+ private:
+  static void put_plane(S* plane, FloatVec scaled) {
+    if constexpr (std::is_same_v<S, float>) {
+      store(plane, scaled);
+      return;
+    }
+    for (int i = 0; i < kLanes; ++i) plane[i] = S(int32_t(scaled[i]));
+  }
 };
 
 #endif

@@ -89,20 +89,6 @@ constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.0979
 
 inline float unit(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
 
-// Convert from the scale 0..255; integers are clipped and rounded, floating-point numbers clipped.
-inline void to_sample(float x, uint8_t& out) {
-  x = x < 0.0f ? 0.0f : x > 255.0f ? 255.0f : x;
-  out = uint8_t(int32_t(x + 0.5f));
-}
-inline void to_sample(float x, uint16_t& out) {
-  x = x < 0.0f ? 0.0f : x > 255.0f ? 255.0f : x;
-  out = uint16_t(int32_t(x * 257.0f + 0.5f));
-}
-inline void to_sample(float x, float& out) {
-  x *= 1.0f / 255;
-  out = x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x;
-}
-
 // Columns processed at a time, few enough for their rows to stay in the first-level cache.
 constexpr int64_t kColumns = 512;
 
