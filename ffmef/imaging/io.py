@@ -311,6 +311,10 @@ def _remarks(image: ImageFile.ImageFile, data: bytes) -> tuple[str, ...]:
     gain_map = any(name in data[:_HEAD] for name in _GAIN_MAPS)
     if gain_map:
         remarks += ("its HDR gain map is left out: the standard picture is used",)
+    if image.format == "PNG":
+        from ffmef.imaging import png
+
+        remarks += png.remarks(data)
     if image.format != "MPO":
         remarks += _frames_remark(getattr(image, "n_frames", 1))
     elif isinstance(image, MpoImageFile) and not gain_map:
@@ -329,9 +333,9 @@ def _decode_tiff(data: bytes) -> Picture:
     from ffmef.imaging import tiff
 
     dtype = tiff.sample_type(data)
-    remarks = _frames_remark(tiff.pages(data))
-    orientation, exif = metadata.read_exif(lambda: metadata.tiff_exif(data))
-    if dtype == np.uint8:
+    remarks = _frames_remark(tiff.pages(data)) + tiff.remarks(data)
+    orientation, exif = tiff.orientation_and_exif(data)
+    if dtype == np.uint8 and not tiff.beyond_pillow(data):
         with _open(data, "TIFF") as image:
             _check_size(*image.size)
             profile = image.info.get("icc_profile")

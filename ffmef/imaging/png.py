@@ -7,6 +7,8 @@ import zlib
 
 import numpy as np
 
+_SRGB_CODES = (1, 13)  # primaries and transfer in cICP
+
 
 def decode_opencv(data: bytes, dtypes: tuple = (np.uint16,)) -> np.ndarray:
     """Return the samples of a PNG or TIFF file, channels in the order R, G, B, A."""
@@ -22,6 +24,23 @@ def decode_opencv(data: bytes, dtypes: tuple = (np.uint16,)) -> np.ndarray:
     if samples.ndim == 3 and samples.shape[2] >= 3:
         samples[..., :3] = samples[..., 2::-1].copy()  # OpenCV's order is B, G, R
     return samples
+
+
+def remarks(data: bytes) -> tuple[str, ...]:
+    """Return a remark if a file states another tone curve or colour space than sRGB by a number, not by a profile."""
+    head = data[: max(0, data.find(b"IDAT"))]
+    coded = head.find(b"cICP")
+    if coded >= 0:
+        primaries, transfer = head[coded + 4 : coded + 6]
+        if (primaries, transfer) != _SRGB_CODES:
+            return (f"its colour space (cICP {primaries}, {transfer}) is not converted: sRGB is assumed",)
+        return ()
+    if b"iCCP" in head or b"sRGB" in head or b"gAMA" not in head:
+        return ()
+    gamma = int.from_bytes(head[head.find(b"gAMA") + 4 :][:4], "big") / 100000
+    if abs(gamma - 1 / 2.2) < 0.02:
+        return ()
+    return (f"its gamma of {gamma:.4g} is not applied: sRGB is assumed",)
 
 
 def encode16(samples: np.ndarray, icc: bytes | None, exif: bytes | None, level: int) -> bytes:

@@ -16,11 +16,14 @@ from ffmef.imaging.png import decode_opencv
 _STRIP_SAMPLES = 1 << 20  # samples per strip
 _UNSIGNED, _FLOAT = 1, 3  # SampleFormat
 _ICC_PROFILE = 34675
-_ASSOCIATED = 1  # ExtraSamples: alpha that is multiplied into the colours
+_ORIENTATION = 274
+_UNKNOWN, _ASSOCIATED = 0, 1  # ExtraSamples: of no stated meaning; alpha that is multiplied into the colours
+_BIG_ENDIAN_BIG_TIFF = b"MM\0+"
+_WEBP = 50001  # compression that Pillow knows, but its wheels do not decode
 
 
 def sample_type(data: bytes) -> np.dtype:
-    """Return the type that holds a file's samples: uint8 (also for fewer bits), uint16 or float32.
+    """Return the type that holds a file's samples: uint8 (also for fewer bits), uint16 (also for 9 to 15) or float32.
 
     Raises:
         InputError: the samples are signed, complex, or integers of another width.
@@ -32,9 +35,36 @@ def sample_type(data: bytes) -> np.dtype:
         return np.dtype(np.float32)
     if kind != _UNSIGNED:
         raise InputError(f"samples must be unsigned integers or floating point, got TIFF sample format {int(kind)}")
-    if bits not in (1, 2, 4, 8, 16):
-        raise InputError(f"samples must be 8 or 16 bit integers or floating point, got {bits} bit integers")
-    return np.dtype(np.uint16 if bits == 16 else np.uint8)
+    if bits not in (1, 2, 4, *range(8, 17)):
+        raise InputError(f"samples must be 8 to 16 bit integers or floating point, got {bits} bit integers")
+    return np.dtype(np.uint16 if bits > 8 else np.uint8)
+
+
+def beyond_pillow(data: bytes) -> bool:
+    """Return whether Pillow cannot read a file because of its byte order or compression."""
+    from PIL import TiffImagePlugin
+
+    if data[:4] == _BIG_ENDIAN_BIG_TIFF:
+        return True
+    with _opened(data) as file:
+        scheme = int(file.pages[0].compression)
+    return scheme == _WEBP or scheme not in TiffImagePlugin.COMPRESSION_INFO
+
+
+def orientation_and_exif(data: bytes) -> tuple[int, bytes | None]:
+    """Return the EXIF orientation and a clean EXIF block, as :func:`ffmef.imaging.metadata.read_exif` does."""
+    if data[:4] not in (_BIG_ENDIAN_BIG_TIFF, b"II+\0"):
+        return metadata.read_exif(lambda: metadata.tiff_exif(data))
+    with _opened(data) as file:  # Pillow misreads the directories of BigTIFF
+        tag = file.pages[0].tags.get(_ORIENTATION)
+    return (int(tag.value) if tag is not None and tag.value in range(1, 9) else 1), None
+
+
+def remarks(data: bytes) -> tuple[str, ...]:
+    """Return a remark if a file has a channel of no stated meaning, which is left out."""
+    with _opened(data) as file:
+        extra = tuple(file.pages[0].extrasamples)
+    return ("a channel of no stated meaning is left out: it may be a mask or alpha",) if _UNKNOWN in extra else ()
 
 
 def pages(data: bytes) -> int:
@@ -51,10 +81,15 @@ def _opened(data: bytes):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Return the samples, not turned: uint16 or float32, (H, W) or (H, W, channels), alpha not multiplied in."""
+    """Return the samples, not turned: of :func:`sample_type`, (H, W) or (H, W, channels), alpha not multiplied in."""
     samples = _decode(data)
     with _opened(data) as file:
-        extra = tuple(file.pages[0].extrasamples)
+        extra, bits = tuple(file.pages[0].extrasamples), file.pages[0].bitspersample
+    if samples.dtype == np.uint16 and bits < 16:
+        white = (1 << bits) - 1
+        samples = ((samples.astype(np.uint32) * 65535 + white // 2) // white).astype(np.uint16)
+    if samples.ndim == 3 and extra[:1] == (_UNKNOWN,):
+        return samples[..., : samples.shape[2] - len(extra)]
     if samples.ndim == 3 and samples.shape[2] in (2, 4) and extra[:1] == (_ASSOCIATED,):
         return _divided(samples)
     return samples
@@ -62,10 +97,10 @@ def decode(data: bytes) -> np.ndarray:
 
 def _divided(samples: np.ndarray) -> np.ndarray:
     """Divide the other channels by the last one, alpha, which was multiplied into them."""
-    opaque = np.float32(65535 if samples.dtype == np.uint16 else 1)
+    opaque = np.float32(np.iinfo(samples.dtype).max if samples.dtype.kind == "u" else 1)
     alpha = samples[..., -1:].astype(np.float32)
     colours = samples[..., :-1] * (opaque / np.where(alpha > 0, alpha, opaque))
-    if samples.dtype == np.uint16:
+    if samples.dtype.kind == "u":
         colours = np.rint(np.minimum(colours, opaque))
     return np.concatenate([colours.astype(samples.dtype), samples[..., -1:]], -1)
 
@@ -77,19 +112,20 @@ def _decode(data: bytes) -> np.ndarray:
         page = file.pages[0]
         integers = page.sampleformat == _UNSIGNED
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and integers and page.samplesperpixel == 1:
-            return np.iinfo(np.uint16).max - page.asarray()
+            return (1 << page.bitspersample) - 1 - page.asarray()
         if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
-            raise ValueError(f"16-bit and float TIFF must be RGB or grey, got {page.photometric.name}")
+            raise ValueError(f"TIFF of its depth or compression must be RGB or grey, got {page.photometric.name}")
         planar = page.planarconfig != tifffile.PLANARCONFIG.CONTIG and page.samplesperpixel > 1
         predictable = page.predictor in tifffile.TIFF.UNPREDICTORS
-        if (page.compression in tifffile.TIFF.DECOMPRESSORS and predictable) or planar:
+        packed = integers and page.bitspersample not in (8, 16)
+        if (page.compression in tifffile.TIFF.DECOMPRESSORS and predictable) or planar or packed:
             samples = page.asarray()
             samples = np.moveaxis(samples, 0, -1) if planar else samples
-            return samples if samples.dtype == np.uint16 else samples.astype(np.float32)
+            return samples if samples.dtype.kind == "u" else samples.astype(np.float32)
     # tifffile needs a further package for LZW and a few others. libtiff reads them, and turns the picture upright.
-    samples = decode_opencv(data, (np.uint16, np.float32, np.float64))
-    samples = samples if samples.dtype == np.uint16 else samples.astype(np.float32)
-    orientation, _ = metadata.read_exif(lambda: metadata.tiff_exif(data))
+    samples = decode_opencv(data, (np.uint8, np.uint16, np.float32, np.float64))
+    samples = samples if samples.dtype.kind == "u" else samples.astype(np.float32)
+    orientation, _ = orientation_and_exif(data)
     return metadata.turn_back(samples, orientation)
 
 

@@ -151,6 +151,34 @@ def test_float_tiff(tmp_path, shape, dtype, options):
     np.testing.assert_array_equal(picture.pixels, np.rot90(pixels, -1).astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_big_tiff_is_turned(tmp_path, dtype, order):
+    pixels = random.integers(0, 200, (12, 17, 3)).astype(dtype)
+    options = {"photometric": "rgb", "bigtiff": True, "byteorder": order, "extratags": [(274, 3, 1, 6, True)]}
+    tifffile.imwrite(tmp_path / "f.tif", pixels, **options)
+    np.testing.assert_array_equal(read_picture(tmp_path / "f.tif").pixels, np.rot90(pixels, -1))
+
+
+def test_tiff_that_pillow_cannot_read(tmp_path):
+    """12 bits packed, a compression of later times, and a channel that nobody says is alpha."""
+    pytest.importorskip("imagecodecs")
+    samples = random.integers(0, 4096, (12, 17)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "12.tif", samples, bitspersample=12, photometric="minisblack")
+    np.testing.assert_array_equal(read_picture(tmp_path / "12.tif").pixels, np.rint(samples * (65535 / 4095)))
+    pixels = random.integers(0, 256, (12, 17, 4)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", compression="jpegxl", extrasamples=["unassalpha"])
+    picture = read_picture(tmp_path / "x.tif")
+    np.testing.assert_array_equal(np.dstack([picture.pixels, picture.alpha]), pixels)
+    for deep in (pixels, pixels.astype(np.uint16)):
+        tifffile.imwrite(tmp_path / "u.tif", deep, photometric="rgb", extrasamples=["unspecified"])
+        picture = read_picture(tmp_path / "u.tif")
+        np.testing.assert_array_equal(picture.pixels, deep[..., :3])
+        assert picture.alpha is None and picture.remarks == (
+            "a channel of no stated meaning is left out: it may be a mask or alpha",
+        )
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".exr"])
 @pytest.mark.parametrize("with_alpha", [False, True], ids=["opaque", "alpha"])
 @pytest.mark.parametrize("shape", [(21, 34, 3), (21, 34)], ids=["colour", "grey"])

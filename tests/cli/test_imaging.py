@@ -421,7 +421,7 @@ def bad_file(tmp_path, kind: str):
         ("half_tiff", "damaged"),
         ("scratched_lzw_tiff", "damaged"),
         ("signed_tiff", "must be unsigned integers or floating point"),
-        ("long_tiff", "8 or 16 bit"),
+        ("long_tiff", "8 to 16 bit"),
     ],
 )
 def test_bad_files_are_named_with_the_reason(tmp_path, capfd, kind, reason):

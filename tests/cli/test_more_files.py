@@ -18,6 +18,7 @@ from PIL import Image
 
 from ffmef import cli, files
 from ffmef.errors import InputError
+from ffmef.imaging import png
 from ffmef.imaging.io import Picture, read_picture, write_picture
 
 RNG = np.random.default_rng(3)
@@ -128,6 +129,22 @@ def test_profiles_that_do_not_fit_are_remarked(tmp_path):
         Image.fromarray(COLOUR).save(tmp_path / f"{name}.png", icc_profile=profile)
         (remark,) = read_picture(tmp_path / f"{name}.png").remarks
         assert "damaged or of another colour space" in remark
+
+
+@pytest.mark.parametrize(
+    "kind, body, remark",
+    [
+        (b"gAMA", (100000).to_bytes(4, "big"), "its gamma of 1 is not applied: sRGB is assumed"),
+        (b"gAMA", (45455).to_bytes(4, "big"), None),
+        (b"cICP", bytes([9, 16, 0, 1]), "its colour space (cICP 9, 16) is not converted: sRGB is assumed"),
+        (b"cICP", bytes([1, 13, 0, 1]), None),
+    ],
+)
+def test_a_png_of_another_tone_curve_is_remarked(tmp_path, kind, body, remark):
+    write_picture(tmp_path / "p.png", Picture(np.zeros((4, 5, 3), np.uint16)))
+    data = (tmp_path / "p.png").read_bytes()
+    (tmp_path / "p.png").write_bytes(data[:33] + png._chunk(kind, body) + data[33:])
+    assert read_picture(tmp_path / "p.png").remarks == ((remark,) if remark else ())
 
 
 def test_gain_maps_and_further_pictures_of_a_jpeg(tmp_path):
