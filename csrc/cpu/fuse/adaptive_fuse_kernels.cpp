@@ -228,6 +228,7 @@ int64_t forward_items(const AdaptiveFuseArgs& args) {
 }
 
 int64_t image_items(const AdaptiveFuseArgs& args) {
+  if (images_by_tiles(args)) return args.images.batch * AdjoiningImages<float>::bands(args);
   return args.images.batch * args.images.count * ((args.images.height + kBandRows - 1) / kBandRows);
 }
 
@@ -241,7 +242,11 @@ void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* 
 }
 
 void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad, int64_t begin, int64_t end) {
-  FFMEF_BY_SUMS(args.result, (backward_images_typed<NoCoarseLevels, A>(args, grad, image_grad, begin, end)))
+  if (images_by_tiles(args)) {
+    FFMEF_BY_SUMS(args.result, backward_images_adjoining<A>(args, grad, image_grad, begin, end))
+  } else {
+    FFMEF_BY_SUMS(args.result, (backward_images_typed<NoCoarseLevels, A>(args, grad, image_grad, begin, end)))
+  }
 }
 
 }  // namespace

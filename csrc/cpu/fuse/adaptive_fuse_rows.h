@@ -492,6 +492,14 @@ void gather_tap_row(Acc<T>* padded, const Acc<T>* grad, const T* const* filters,
   }
 }
 
+// Adds the gradient of a padded row, which begins at from - radius, to that of the image's row.
+template <class A> void fold_row(A* to, const A* from, int64_t width, int64_t radius, Padding padding) {
+  for (int64_t x = 0; x < width; ++x) to[x] += from[x];
+  if (padding == Padding::zeros) return;
+  for (int64_t x = -radius; x < 0; ++x) to[padded_index(x, width, padding)] += from[x];
+  for (int64_t x = width; x < width + radius; ++x) to[padded_index(x, width, padding)] += from[x];
+}
+
 // Coarse expands filters on a coarser grid to rows.
 template <class Coarse, class A> void backward_images_typed(const AdaptiveFuseArgs& args, const GradView& grad,
                                                             void* image_grad, int64_t begin, int64_t end) {
@@ -509,12 +517,13 @@ template <class Coarse, class A> void backward_images_typed(const AdaptiveFuseAr
       for (int64_t r = inside ? p : -radius; r < (inside ? p + 1 : im.height + radius); ++r) {
         if (padded_index(r, im.height, args.padding) != p) continue;
         std::memset(padded.data, 0, size_t(im.channels * (im.width + 2 * radius)) * sizeof(A));
-        for (int l = 0; l < args.level_count; ++l) {
-          const LevelView& level = args.levels[l];
-          const int size = level.size, level_radius = size / 2;
-          for (int i = 0; i < size; ++i) {
-            const int64_t q = r - i + level_radius;  // the output row whose tap row i reads padded row r
-            if (q < 0 || q >= im.height) continue;
+        // Output rows q whose taps read padded row r, in order, as adjoining_taps.h must visit them.
+        for (int64_t q = most(r - radius, 0); q < least(r + radius + 1, im.height); ++q) {
+          for (int l = 0; l < args.level_count; ++l) {
+            const LevelView& level = args.levels[l];
+            const int size = level.size, level_radius = size / 2;
+            const int i = int(r - q) + level_radius;
+            if (i < 0 || i >= size) continue;
             const A* const* expanded = nullptr;
             if constexpr (Coarse::kAny)
               if (level.coarse) expanded = coarse.rows(args, l, b, n, i * size, q);
@@ -539,14 +548,9 @@ template <class Coarse, class A> void backward_images_typed(const AdaptiveFuseAr
             }
           }
         }
-        for (int64_t c = 0; c < im.channels; ++c) {
-          const A* from = padded.data + c * (im.width + 2 * radius) + radius;
-          A* to = total.data + c * im.width;
-          for (int64_t x = 0; x < im.width; ++x) to[x] += from[x];
-          if (args.padding == Padding::zeros) continue;
-          for (int64_t x = -radius; x < 0; ++x) to[padded_index(x, im.width, args.padding)] += from[x];
-          for (int64_t x = im.width; x < im.width + radius; ++x) to[padded_index(x, im.width, args.padding)] += from[x];
-        }
+        for (int64_t c = 0; c < im.channels; ++c)
+          fold_row(total.data + c * im.width, padded.data + c * (im.width + 2 * radius) + radius, im.width, radius,
+                   args.padding);
       }
       for (int64_t c = 0; c < im.channels; ++c) {
         store_stored(image_grad, im.scalar, (((b * im.count + n) * im.channels + c) * im.height + p) * im.width,

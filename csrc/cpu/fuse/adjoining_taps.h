@@ -257,6 +257,242 @@ void forward_adjoining(const AdaptiveFuseArgs& args, void* out, A* responses, in
   }
 }
 
+// --- gradient of the images
+
+// padded_i[x0 + u] += sum_j grad[u - j] * filter_ij[u - j] for rows i in [first, last) of a filter, whole vectors.
+template <class T, int K> void gather_chunk(Acc<T>* const* padded, int64_t x0, const Acc<T>* grad, const T* filters,
+                                            int64_t pitch, int size, int first, int last, int64_t n) {
+  const int k = K ? K : size;
+  for (int64_t u = 0; u < n; u += lanes<T>)
+    for (int i = first; i < last; ++i) {
+      Acc<T>* to = padded[i] + x0 + u;
+      Vec<T> s = load(to);
+      for (int j = 0; j < k; ++j) s += load(grad + u - j) * load(filters + (i * k + j) * pitch + u - j);
+      store(to, s);
+    }
+}
+
+// Goes through the rows of filters once. Each passes its gradients to the 2 * radius + 1 padded rows that it read, which
+// are kept until they are complete.
+template <class A> struct AdjoiningImages {
+  static constexpr int64_t kChunk = 32;                               // columns rearranged at a time
+  static constexpr int64_t kMargin = 32;                              // at least 2 * radius, in whole vectors
+  static constexpr int64_t kPitch = kMargin + kChunk + kMargin + 16;  // of rearranged taps, and room for a vector
+
+  const AdaptiveFuseArgs& args;
+  const GradView& grad;
+  const int64_t band_rows, radius, planes, ring_rows, padded_pitch, grad_pitch, image_taps;
+  FilterSweep sweep;
+  Buffer<A> taps, grads, ring, totals;
+  Buffer<A*> readers;  // the padded rows that one row of outputs reads, by plane
+  int64_t b = 0, p0 = 0, p1 = 0;
+
+  // Of one pixel and image, all levels.
+  static int64_t taps_of(const AdaptiveFuseArgs& args) {
+    int64_t count = 0;
+    for (int l = 0; l < args.level_count; ++l) count += args.levels[l].size * args.levels[l].size;
+    return count;
+  }
+  // Rows of the images in an item. The radius above and below them is read twice; small images need items for threads.
+  static int64_t rows_of(const AdaptiveFuseArgs& args) {
+    return most(args.images.height >= 512 ? 64 : 32, 8 * largest_radius(args));
+  }
+  static int64_t bands(const AdaptiveFuseArgs& args) { return (args.images.height - 1) / rows_of(args) + 1; }
+
+  AdjoiningImages(const AdaptiveFuseArgs& a, const GradView& g)
+      : args(a),
+        grad(g),
+        band_rows(rows_of(a)),
+        radius(largest_radius(a)),
+        planes(a.images.count * a.images.channels),
+        ring_rows(2 * radius + 1),
+        padded_pitch(a.images.width + 2 * kMargin),
+        grad_pitch(a.images.width + 3 * kMargin),
+        image_taps(taps_of(a)),
+        sweep(a),
+        taps(a.images.count * image_taps * kPitch),
+        grads(a.level_count * a.images.channels * grad_pitch),
+        ring(ring_rows * planes * padded_pitch),
+        totals(planes * band_rows * a.images.width),
+        readers(planes * ring_rows) {
+    std::memset(taps.data, 0, size_t(a.images.count * image_taps * kPitch) * sizeof(A));
+    std::memset(grads.data, 0, size_t(a.level_count * a.images.channels * grad_pitch) * sizeof(A));
+  }
+
+  // Padded row r of a plane, from column -radius on.
+  A* ring_row(int64_t r, int64_t plane) const {
+    return ring.data + ((r + 2 * ring_rows) % ring_rows * planes + plane) * padded_pitch;
+  }
+  A* total_row(int64_t plane, int64_t p) const {
+    return totals.data + (plane * band_rows + p - p0) * args.images.width;
+  }
+
+  // Rows i of a level's filters whose padded row q + i - radius is among [r0, r1).
+  struct TapRows {
+    int first, last;
+  };
+  static TapRows needed(const LevelView& level, int64_t q, int64_t r0, int64_t r1) {
+    const int64_t top = q - level.size / 2;
+    return {int(least(most(r0 - top, 0), level.size)), int(least(most(r1 - top, 0), level.size))};
+  }
+
+  // Rows of the gradient times each level's alpha, with zeros on both sides.
+  void load_grads(int64_t q) {
+    const ImagesView& im = args.images;
+    A* out = grads.data + kMargin;
+    for (int l = 0; l < args.level_count; ++l)
+      for (int64_t c = 0; c < im.channels; ++c, out += grad_pitch) {
+        load_stored(out, grad.data, args.result, b * grad.stride[0] + c * grad.stride[1] + q * grad.stride[2],
+                    grad.stride[3], im.width);
+        for (int64_t x = 0; x < im.width; ++x) out[x] *= A(args.levels[l].alpha);
+      }
+  }
+
+  // Rearranged taps from a level's first on, kPitch apart, at the first column of a chunk.
+  template <class T> T* tap_rows(int64_t image_tap, int64_t n) const {
+    return reinterpret_cast<T*>(taps.data + (n * image_taps + image_tap) * kPitch) + kMargin;
+  }
+
+  template <class T> void turn_level(const LevelView& level, int64_t image_tap, int64_t q, int64_t x, int64_t to) {
+    const int count = level.size * level.size;
+    const bool room = x + kTilePixels < args.images.width && level.stride[4] >= TurnedBlock<T>::kTaps;
+    for (int64_t n = 0; n < args.images.count; ++n) {
+      T* rows = tap_rows<T>(image_tap, n) + to;
+      over_blocks(at<T>(level.data, tap_offset(level, b, n, 0, q, x)), level.stride[4], count, room, sweep,
+                  [&](int t, auto used, const TurnedBlock<T>& block, int from) __attribute__((always_inline)) {
+                    for (int i = 0; i < used; ++i)
+                      std::memcpy(rows + (t + i) * kPitch, block.row(from + i), kTilePixels * sizeof(T));
+                  });
+    }
+  }
+
+  // Calls use(level, l, its first tap, rows) for the levels that row q passes gradients to rows [r0, r1) with.
+  template <class Use> void over_levels(int64_t q, int64_t r0, int64_t r1, const Use& use) const {
+    int64_t image_tap = 0;
+    for (int l = 0; l < args.level_count; ++l) {
+      const LevelView& level = args.levels[l];
+      const TapRows some = needed(level, q, r0, r1);
+      if (some.first < some.last) use(level, l, image_tap, some);
+      image_tap += level.size * level.size;
+    }
+  }
+
+  int64_t margin_columns() const { return (2 * radius + 15) / 16 * 16; }
+  // Sets the columns from `to` on to zero, or moves the end of a chunk to where the next one looks left of itself.
+  template <class T> void fill_margin(const LevelView& level, int64_t image_tap, int64_t to, bool moved) const {
+    const int64_t columns = margin_columns();
+    for (int64_t n = 0; n < args.images.count; ++n)
+      for (int t = 0; t < level.size * level.size; ++t) {
+        T* row = tap_rows<T>(image_tap, n) + t * kPitch;
+        for (int64_t x = 0; x < columns; x += 16)
+          if (moved)
+            std::memcpy(row - columns + x, row + kChunk - columns + x, 16 * sizeof(T));
+          else
+            std::memset(row + to + x, 0, 16 * sizeof(T));
+      }
+  }
+
+  template <class T>
+  void gather_level(const LevelView& level, int l, int64_t image_tap, TapRows rows, int64_t x0, int64_t columns) {
+    const ImagesView& im = args.images;
+    const auto gather = level.size == 1   ? gather_chunk<T, 1>
+                        : level.size == 3 ? gather_chunk<T, 3>
+                        : level.size == 5 ? gather_chunk<T, 5>
+                        : level.size == 7 ? gather_chunk<T, 7>
+                                          : gather_chunk<T, 0>;
+    for (int64_t n = 0; n < im.count; ++n)
+      for (int64_t c = 0; c < im.channels; ++c) {
+        // Every level passes on what reaches the same padded columns, so that its turn at each is the same.
+        const int64_t inner = radius - level.size / 2;
+        gather(readers.data + (n * im.channels + c) * ring_rows + inner, x0,
+               grads.data + (l * im.channels + c) * grad_pitch + kMargin + x0 - inner,
+               tap_rows<T>(image_tap, n) - inner, kPitch, level.size, rows.first, rows.last, columns);
+      }
+  }
+
+  // Passes the gradients of output row q to padded rows [r0, r1).
+  void add_row(int64_t q, int64_t r0, int64_t r1) {
+    const int64_t width = args.images.width;
+    load_grads(q);
+    for (int64_t plane = 0; plane < planes; ++plane)
+      for (int64_t i = 0; i < ring_rows; ++i) readers[plane * ring_rows + i] = ring_row(q - radius + i, plane);
+    over_levels(q, r0, r1, [&](const LevelView& level, int, int64_t image_tap, TapRows) {
+      FFMEF_STORED_AS(A, level.scalar, fill_margin<T>(level, image_tap, -margin_columns(), false))
+    });
+    for (int64_t x0 = 0; x0 < width; x0 += kChunk) {
+      const bool last = width - x0 <= kChunk;
+      for (int64_t x = x0; x < least(x0 + kChunk, width); x += kTilePixels) {
+        const int64_t tile = least(x, width - kTilePixels);
+        sweep.start(b, q, tile);
+        over_levels(q, r0, r1, [&](const LevelView& level, int, int64_t image_tap, TapRows) {
+          FFMEF_STORED_AS(A, level.scalar, turn_level<T>(level, image_tap, q, tile, tile - x0))
+        });
+      }
+      over_levels(q, r0, r1, [&](const LevelView& level, int l, int64_t image_tap, TapRows rows) {
+        FFMEF_STORED_AS(A, level.scalar, {
+          if (last) fill_margin<T>(level, image_tap, width - x0, false);
+          gather_level<T>(level, l, image_tap, rows, x0, last ? width - x0 + 2 * radius : kChunk);
+          if (!last) fill_margin<T>(level, image_tap, 0, true);
+        })
+      });
+    }
+  }
+
+  void clear(int64_t r) {
+    for (int64_t plane = 0; plane < planes; ++plane)
+      std::memset(ring_row(r, plane), 0, size_t(args.images.width + 2 * radius) * sizeof(A));
+  }
+  // Adds a complete padded row to the row of the image that it repeats.
+  void fold(int64_t r) {
+    const ImagesView& im = args.images;
+    const int64_t p = padded_index(r, im.height, args.padding);
+    for (int64_t plane = 0; p >= p0 && p < p1 && plane < planes; ++plane)
+      fold_row(total_row(plane, p), ring_row(r, plane) + radius, im.width, radius, args.padding);
+  }
+
+  // Adds those of padded rows [r0, r1) that the item's rows take their values from.
+  void add_padded(int64_t r0, int64_t r1) {
+    auto ours = [&](int64_t r) {
+      const int64_t p = padded_index(r, args.images.height, args.padding);
+      return p >= p0 && p < p1;
+    };
+    while (r0 < r1 && !ours(r0)) ++r0;
+    while (r0 < r1 && !ours(r1 - 1)) --r1;
+    int64_t begun = r0, done = r0;
+    for (int64_t q = most(r0 - radius, 0); r0 < r1 && q < least(r1 + radius, args.images.height); ++q) {
+      for (; begun < least(q + radius + 1, r1); ++begun) clear(begun);
+      add_row(q, r0, r1);
+      if (done <= q - radius && done < r1) fold(done++);
+    }
+    while (done < r1) fold(done++);
+  }
+
+  void operator()(int64_t batch, int64_t band, void* image_grad) {
+    const ImagesView& im = args.images;
+    b = batch, p0 = band * band_rows, p1 = least(p0 + band_rows, im.height);
+    std::memset(totals.data, 0, size_t(planes * band_rows * im.width) * sizeof(A));
+    if (args.padding != Padding::zeros) add_padded(-radius, 0);
+    add_padded(p0, p1);
+    if (args.padding != Padding::zeros) add_padded(im.height, im.height + radius);
+    for (int64_t plane = 0; plane < planes; ++plane)
+      for (int64_t p = p0; p < p1; ++p)
+        store_stored(image_grad, im.scalar, ((b * planes + plane) * im.height + p) * im.width, total_row(plane, p),
+                     im.width);
+  }
+};
+
+// Whether AdjoiningImages takes the call.
+inline bool images_by_tiles(const AdaptiveFuseArgs& args) {
+  return all_taps_adjoin(args) && args.images.width >= kTilePixels;
+}
+
+template <class A> void backward_images_adjoining(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad,
+                                                  int64_t begin, int64_t end) {
+  AdjoiningImages<A> backward(args, grad);
+  const int64_t bands = AdjoiningImages<A>::bands(args);
+  for (int64_t index = begin; index < end; ++index) backward(index / bands, index % bands, image_grad);
+}
+
 }  // namespace
 }  // namespace FFMEF_ISA
 }  // namespace ffmef
