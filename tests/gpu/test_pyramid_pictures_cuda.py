@@ -92,6 +92,7 @@ CORE = [
     Case("core, three", count=3, height=69, width=75, masked=True, adjust=replace(MANY, prefer=1.0)),
     Case("core, words", height=37, width=136, octaves=2, bundled=True, pictures="scene"),
     Case("core, luminance", sample="luminance", height=27, width=44, channels=(16, 32, 16), stem=3),
+    Case("core, floating point", sample="rgb float", height=40, width=11, masked=True),
 ]
 BRACKETS = [
     Case("five", brackets=5, height=17, width=24, channels=(16, 16), octaves=2),
@@ -152,6 +153,7 @@ MUTANTS = [
     Mutant("chroma smoothed where exposures agree", "return apart / ((apart + kHalfApart) *", "return 1.0f / (1.0f *", KERNELS),
     Mutant("chroma smoothed across edges", "1.0f + far * (1.0f", "1.0f + 0.0f * (1.0f", KERNELS),
     Mutant("chroma smoothed in texture", "red_step * red_step + edge * edge", "red_step * red_step", KERNELS),
+    Mutant("a last odd column smoothed with what lies beyond", "column + (j ^ 1) < size.width;", "true;", KERNELS),
     Mutant("the base without its gain", "f.octaves > 0 ? m.base : m.shares", "m.shares", LAUNCHES),
     Mutant("a lane that does not wait", "if (error_ == cudaSuccess) error_ = cudaStreamWaitEvent(lane.stream, start, 0);", ";", LANES),
     Mutant("a lane that is not waited for", "if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_, lane.done, 0);", "",
