@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--full") and config.getoption("--smoke"):
         raise pytest.UsageError("--full and --smoke exclude each other")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("--device cuda: torch finds no CUDA device")
+        pytest.exit("--device cuda: torch finds no CUDA device", returncode=2)
     if config.getoption("--mefb") and not config.getoption("--mefb").is_dir():
         raise pytest.UsageError(f"--mefb: {config.getoption('--mefb')} is not a folder")
     # By default torch lets cuDNN use TF32: ten bits of mantissa, fewer than the checks of results need.

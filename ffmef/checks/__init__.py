@@ -1,6 +1,6 @@
 """Checks of the kernels against float64: problems, tolerances and a judge, for ``ffmef selftest`` and the tests."""
 
-from ffmef.checks.judge import Tally, check, check_others, error_of, network_error, prediction_error
+from ffmef.checks.judge import Tally, check, check_others, check_pictures, error_of, network_error, prediction_error
 from ffmef.checks.problems import (
     FILTER_SIZES,
     FilterProblem,
@@ -27,6 +27,7 @@ __all__ = [
     "check",
     "check_in_processes",
     "check_others",
+    "check_pictures",
     "error_of",
     "inputs",
     "interpretable",

@@ -150,6 +150,31 @@ def check_others(backend: Backend, device: str, interpreted: bool) -> tuple[list
         for height, width in ((3, 5),) if interpreted else ((1, 2), (67, 150), (300, 401)):
             check = partial(network_error, height, width, device, backend)
             checks.append((f"ffmef_forward {height} x {width}", check))
+    return judged(checks, "problems of predict_and_fuse and ffmef_forward")
+
+
+def check_pictures(backend: Backend, device: str) -> tuple[list[str], bool]:
+    """Return lines about the pyramid model on pictures, if ``backend`` has that, and whether it failed."""
+    if backend not in ("cuda", "cpu"):
+        return [], False
+    import torch
+
+    from ffmef import models
+    from ffmef.checks import pictures
+
+    model = models.load("mef-pyramid").to(device)
+    with torch.inference_mode():
+        reason = model.why_not_native()
+    if reason:
+        return [f"  FAILED pictures: {reason}"], True
+    checks: list[tuple[str, Callable[[], float]]] = [
+        (str(problem), partial(pictures.picture_error, model, problem)) for problem in pictures.problems(device)
+    ]
+    return judged([*checks, ("fuse_many", partial(pictures.stream_error, device))], "fusions of pictures")
+
+
+def judged(checks: list[tuple[str, Callable[[], float]]], what: str) -> tuple[list[str], bool]:
+    """Return lines about named checks, which return errors in units of the tolerance, and whether one failed."""
     failures = []
     for name, error_of_check in checks:
         try:
@@ -161,5 +186,5 @@ def check_others(backend: Backend, device: str, interpreted: bool) -> tuple[list
     if not checks:
         return [], False
     passed = len(checks) - len(failures)
-    lines = [f"  {passed} of {len(checks)} problems of predict_and_fuse and ffmef_forward right and repeatable"]
+    lines = [f"  {passed} of {len(checks)} {what} right and repeatable"]
     return lines + [f"  FAILED {failure}" for failure in failures], bool(failures)

@@ -163,6 +163,9 @@ def matrix(quick: bool) -> list[Problem]:
             PyramidProblem(dtype, 1, 1, 1, 9, 33, 0, 1),
             PyramidProblem(dtype, 1, 2, 1, 1, 1, 3, 8),
         ]
+    # From 256 tiles on, three bands have tiles of 64 x 64 pixels on a GPU.
+    problems += [PyramidProblem(dtype, 8, 1, 8, 65, 68, 3, 8) for dtype in ("float32", "float16")]
+    problems.append(PyramidProblem("float32", 8, 2, 8, 67, 66, 2, 8))
     return problems[2::12] if quick else problems
 
 

@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
         )
         for failure in tally.failures[:20]:
             print(f"  FAILED {failure}")
-        lines, wrong = checks.check_others(backend, args.device, interpreted)
-        failed |= wrong
-        if lines:
-            print("\n".join(lines))
+        others = checks.check_others(backend, args.device, interpreted), checks.check_pictures(backend, args.device)
+        failed |= any(wrong for _, wrong in others)
+        for lines, _ in others:
+            print("".join(f"{line}\n" for line in lines), end="")
         if args.device == "cuda":
             print(f"  captured in a CUDA graph: {graph_capture(backend)}")
         if not args.quick and not interpreted and backend != "reference":

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from ffmef import _loader, checks, cli, ops
+from ffmef.checks import pictures
+from ffmef.models.pyramid import PyramidFFMEF
 
 
 def test_quick_selftest_passes_and_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +66,23 @@ def test_the_network_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "ffmef_forward", lambda *args, **options: right(*args, **options) + 2e-4)
     lines, wrong = checks.check_others("cpu", "cpu", interpreted=True)
     assert wrong and "FAILED ffmef_forward 3 x 5: error" in lines[1]
+
+
+@pytest.mark.skipif(_loader.cpu_missing is not None, reason=str(_loader.cpu_missing))
+def test_pictures_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, wrong = checks.check_pictures("cpu", "cpu")
+    assert not wrong and lines == ["  12 of 12 fusions of pictures right and repeatable"]
+    assert checks.check_pictures("triton", "cuda") == ([], False)
+    right = PyramidFFMEF.fuse_rgb
+    monkeypatch.setattr(pictures, "problems", lambda device: [pictures.PictureProblem("uint8", 2, 12, 20, brackets=2)])
+
+    def second_bracket_is_the_first(model: PyramidFFMEF, *args: object) -> torch.Tensor:
+        fused = right(model, *args)
+        return fused if fused.dim() == 3 else fused[:1].expand_as(fused).clone()
+
+    monkeypatch.setattr(PyramidFFMEF, "fuse_rgb", second_bracket_is_the_first)
+    lines, wrong = checks.check_pictures("cpu", "cpu")
+    assert wrong and "FAILED pictures uint8 2 x 2 x 12 x 20: error" in lines[1]
 
 
 def test_a_wrong_prediction_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
