@@ -43,45 +43,85 @@ template <class S> void halve_run(const Planes<S>& upper, const Planes<S>& lower
 
 #if defined(__AVX512BW__)
 
-// Sums of two rows of 16 pixels: red and blue as the halves of 32 bits, and green.
-struct RowSums {
-  __m512i red_blue, green;
-  RowSums(const uint8_t* upper, const uint8_t* lower) {
-    const __m512i halves = _mm512_set1_epi32(0x00ff00ff), byte = _mm512_set1_epi32(255);
-    const __m512i u = spread(_mm512_maskz_loadu_epi32(0x0fff, upper)),
-                  l = spread(_mm512_maskz_loadu_epi32(0x0fff, lower));
-    red_blue = _mm512_add_epi32(_mm512_and_si512(u, halves), _mm512_and_si512(l, halves));
-    green = _mm512_add_epi32(_mm512_and_si512(_mm512_srli_epi32(u, 8), byte),
-                             _mm512_and_si512(_mm512_srli_epi32(l, 8), byte));
-  }
-};
-
-// Means of 2 x 2 for two rows of interleaved pixels, in whole runs of 32 pixels. Returns the number of pixels done.
-int64_t halve_interleaved(const uint8_t* upper, const uint8_t* lower, int64_t n, float* out) {
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  const auto pairs = [&](__m512i a, __m512i b) {
-    return _mm512_add_epi32(_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b));
+// Sums of 2 x 2 of two rows of 16 pixels. Each 128 bits have two sums of 16 bits for red, green, blue and nothing.
+inline __m512i sums_of(const uint8_t* upper, const uint8_t* lower) {
+  const __m512i numbers = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
+  const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
+  const auto pairs = [&](const uint8_t* p) {
+    const __m512i pixels = _mm512_permutexvar_epi32(numbers, _mm512_maskz_loadu_epi32(0x0fff, p));
+    return _mm512_maddubs_epi16(_mm512_shuffle_epi8(pixels, bytes), _mm512_set1_epi8(1));
   };
+  return _mm512_add_epi16(pairs(upper), pairs(lower));
+}
+
+// Means of 2 x 2 for two rows of interleaved pixels, in whole runs of 32 pixels. Returns the number of pixels done, and
+// says if some sample of theirs may be invalid.
+int64_t halve_interleaved(const uint8_t* upper, const uint8_t* lower, int64_t n, float* out, bool&) {
+  alignas(64) static constexpr auto places = [] {
+    struct {
+      uint16_t of[3][32];
+    } t{};
+    for (int c = 0; c < 3; ++c)
+      for (int i = 0; i < 16; ++i) {
+        t.of[c][2 * i] = uint16_t(i / 8 * 32 + i % 8 / 2 * 8 + 2 * c + i % 2);
+        t.of[c][2 * i + 1] = 6;  // nothing
+      }
+    return t;
+  }();
   int64_t x = 0;
   for (; x + 32 <= n; x += 32) {
-    const RowSums a(upper + 3 * x, lower + 3 * x), b(upper + 3 * x + 48, lower + 3 * x + 48);
-    const __m512i red_blue = pairs(a.red_blue, b.red_blue), green = pairs(a.green, b.green);
-    const FloatVec r = (FloatVec)_mm512_cvtepi32_ps(_mm512_and_si512(red_blue, _mm512_set1_epi32(0xffff)));
-    const FloatVec g = (FloatVec)_mm512_cvtepi32_ps(green);
-    const FloatVec bl = (FloatVec)_mm512_cvtepi32_ps(_mm512_srli_epi32(red_blue, 16));
-    store(out + x / 2, r * (kRed / 4) + (g * (kGreen / 4) + (bl * (kBlue / 4) + kBlack)));
+    const __m512i a = sums_of(upper + 3 * x, lower + 3 * x), b = sums_of(upper + 3 * x + 48, lower + 3 * x + 48);
+    const auto channel = [&](int c) {
+      return (FloatVec)_mm512_cvtepi32_ps(_mm512_permutex2var_epi16(a, _mm512_load_si512(places.of[c]), b));
+    };
+    store(out + x / 2, channel(0) * (kRed / 4) + (channel(1) * (kGreen / 4) + (channel(2) * (kBlue / 4) + kBlack)));
   }
+  return x;
+}
+
+// 16 samples of each of two rows, added.
+inline FloatVec added(const uint16_t* upper, const uint16_t* lower, UIntVec&) {
+  const auto wide = [](const uint16_t* p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); };
+  return (FloatVec)_mm512_cvtepi32_ps(_mm512_add_epi32(wide(upper), wide(lower)));
+}
+inline FloatVec added(const float* upper, const float* lower, UIntVec& most) {
+  const FloatVec u = load(upper), l = load(lower);
+  most = (UIntVec)_mm512_max_epu32((__m512i)most, _mm512_max_epu32((__m512i)u, (__m512i)l));
+  return u + l;
+}
+
+template <size_t... I> inline FloatVec pair_sums(FloatVec a, FloatVec b, std::index_sequence<I...>) {
+  return __builtin_shufflevector(a, b, (2 * int(I))...) + __builtin_shufflevector(a, b, (2 * int(I) + 1)...);
+}
+
+// The same for deeper samples: sums of six neighbours, each times its channel's share of luminance.
+template <class S> int64_t halve_interleaved(const S* upper, const S* lower, int64_t n, float* out, bool& doubtful) {
+  using Places = std::make_index_sequence<16>;
+  FloatVec shares[3];
+  for (int k = 0; k < 48; ++k)
+    shares[k / 16][k % 16] = (k % 3 == 0 ? kRed : k % 3 == 1 ? kGreen : kBlue) * kToByte<S> / 4;
+  UIntVec most{};  // of the bits of floating-point samples: those beyond 1 or below 0, and NaN, exceed those of 1
+  int64_t x = 0;
+  for (; x + 32 <= n; x += 32) {
+    const S *u = upper + 3 * x, *l = lower + 3 * x;
+    FloatVec pairs[3];
+    for (int k = 0; k < 3; ++k)
+      pairs[k] = pair_sums(added(u + 32 * k, l + 32 * k, most) * shares[2 * k % 3],
+                           added(u + 32 * k + 16, l + 32 * k + 16, most) * shares[(2 * k + 1) % 3], Places());
+    const FloatVec first = channel<0>(pairs[0], pairs[1], pairs[2], Places()),
+                   second = channel<1>(pairs[0], pairs[1], pairs[2], Places()),
+                   third = channel<2>(pairs[0], pairs[1], pairs[2], Places());
+    store(out + x / 2, first + second + third + kBlack);
+  }
+  doubtful = _mm512_cmpgt_epu32_mask((__m512i)most, _mm512_set1_epi32(0x3f800000)) != 0;
   return x;
 }
 
 #else
 
-int64_t halve_interleaved(const uint8_t*, const uint8_t*, int64_t, float*) { return 0; }
+template <class S> int64_t halve_interleaved(const S*, const S*, int64_t, float*, bool&) { return 0; }
 
 #endif
-
-template <class S> int64_t halve_interleaved(const S*, const S*, int64_t, float*) { return 0; }
 
 template <class S> bool all_valid(const S*, int64_t) { return true; }
 bool all_valid(const float* samples, int64_t n) {
@@ -99,16 +139,18 @@ bool halve_rows(PictureView picture, int64_t height, int64_t width, float* half,
   for (int64_t y = begin; y < end; ++y) {
     const int64_t first = 2 * y * width, second = (2 * y + 1 < height ? 2 * y + 1 : 2 * y) * width;
     float* out = half + y * across;
-    int64_t x0 = picture.channels == 3 ? halve_interleaved(samples + 3 * first, samples + 3 * second, width, out) : 0;
+    bool doubtful = false;
+    int64_t x0 = 0;
+    if (picture.channels == 3) x0 = halve_interleaved(samples + 3 * first, samples + 3 * second, width, out, doubtful);
+    const int64_t checked = doubtful ? 0 : picture.channels * x0, rest = picture.channels * width - checked;
     for (; x0 < width; x0 += kColumns) {
       const int64_t n = width - x0 < kColumns ? width - x0 : kColumns;
       upper.read(picture.data, picture.channels, first + x0, n);
       lower.read(picture.data, picture.channels, second + x0, n);
       halve_run(upper, lower, n, out + x0 / 2);
     }
-    const int64_t line = picture.channels * width;
-    valid &=
-        all_valid(samples + picture.channels * first, line) && all_valid(samples + picture.channels * second, line);
+    valid &= all_valid(samples + picture.channels * first + checked, rest) &&
+             all_valid(samples + picture.channels * second + checked, rest);
   }
   return valid;
 }

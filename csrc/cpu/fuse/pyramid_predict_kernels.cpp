@@ -6,6 +6,7 @@
 #include "pyramid_predict.h"
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "../../common/gains.h"
@@ -486,97 +487,111 @@ inline FloatVec logarithm(FloatVec x) {
   return (p * m * square - n * 2.12194440e-4f - square * 0.5f + m) + n * 0.693359375f;
 }
 
-// One row of cells of the head's results, for all images. Lanes are planes: logits in the first half of the lanes in
-// use, gains in the second. Shares, gains and the resulting weights keep each plane in the lane of its logit.
+// Every second element of two vectors beside each other, of their lower or upper halves.
+template <bool UPPER, size_t... I> inline FloatVec zipped(FloatVec a, FloatVec b, std::index_sequence<I...>) {
+  constexpr int half = int(sizeof...(I)) / 2;
+  return __builtin_shufflevector(a, b, (int(I) / 2 + (UPPER ? half : 0) + (I % 2 ? 2 * half : 0))...);
+}
+
+// Exchanges the rows and columns of a square: halves are zipped until each element has moved.
+inline void transpose(FloatVec (&rows)[lanes<float>]) {
+  constexpr int n = lanes<float>;
+  for (int step = 1; step < n; step *= 2) {
+    FloatVec next[n];
+    for (int i = 0; i < n / 2; ++i) {
+      next[2 * i] = zipped<false>(rows[i], rows[i + n / 2], std::make_index_sequence<n>());
+      next[2 * i + 1] = zipped<true>(rows[i], rows[i + n / 2], std::make_index_sequence<n>());
+    }
+    std::memcpy(rows, next, sizeof next);
+  }
+}
+
+// One row of cells of the head's results, for all images: planes of logits, then as many of gains. Planes are as long
+// as whole vectors.
 struct HeadRow {
   const int64_t count, width, line;
   const int planes;
-  Row<float> values, shares, gains, weights, recorded, usable;
-  float more[kChannelBlock] = {};  // the factor of each plane's gains
+  Row<float> cells, values, gate, recorded, usable;  // cells: with channels last, of one image
 
   HeadRow(int64_t count_, int64_t width_, int planes_)
       : count(count_),
         width(width_),
-        line((width_ + 2) * kChannelBlock),
+        line((width_ + lanes<float> - 1) / lanes<float> * lanes<float>),
         planes(planes_),
-        values(count_ * line),
-        shares(count_ * line),
-        gains(count_ * line),
-        weights(count_ * line),
-        recorded(width_ + lanes<float>),
-        usable(width_ + lanes<float>) {
-    for (int p = 0; p < planes; ++p) more[p] = gain_with_count(p, planes - kFurtherPlanes, count);
-    // Zeros after the cells, because gains are also read for lanes that are not in use.
-    for (int64_t n = 0; n < count; ++n)
-      std::memset(values.data + n * line + width * kChannelBlock, 0, 2 * kChannelBlock * sizeof(float));
+        cells((line + 1) * kChannelBlock),
+        values(count_ * 2 * planes_ * line),
+        gate(line),
+        recorded(count_ * line),
+        usable(count_ * line) {
+    std::memset(cells.data + width * kChannelBlock, 0, size_t(line + 1 - width) * kChannelBlock * sizeof(float));
+    for (Row<float>* row : {&gate, &recorded, &usable})
+      std::memset(row->data, 0, size_t(row == &gate ? line : count * line) * sizeof(float));
   }
 
-  // Adds to an exposure's logits what it has recorded, how far it is usable, and its preference.
-  void add_prior(const float* prior, const PredictCells& cells, int64_t y, int64_t height) {
-    float weighed[kChannelBlock] = {}, all[kChannelBlock] = {};
-    for (int p = 0; p < planes; ++p) weighed[p] = prior[p], all[p] = 1.0f;
+  float* plane(int64_t n, int p) const { return values.data + (n * 2 * planes + p) * line; }
+
+  // Splits an image's cells into planes.
+  void split(int64_t n) const {
+    for (int64_t x = 0; x < line; x += lanes<float>)
+      for (int v = 0; v < 2 * planes; v += lanes<float>) {
+        FloatVec square[lanes<float>];
+        for (int i = 0; i < lanes<float>; ++i) square[i] = load(cells.data + (x + i) * kChannelBlock + v);
+        transpose(square);
+        for (int i = 0; i < lanes<float> && v + i < 2 * planes; ++i) store(plane(n, v + i) + x, square[i]);
+      }
+  }
+
+  // What each exposure has recorded and how far it is usable, to be added to its logits; and the gate of gains, which
+  // act only where exposures differ: a picture fused with itself must not change.
+  void read(const PredictCells& given, int64_t y, int64_t height) const {
+    const float* apart = given.apart + y * width;
+    for (int64_t x = 0; x < width; ++x) gate[x] = apart[x] / (apart[x] + 0.04f);
     for (int64_t n = 0; n < count; ++n) {
       const int64_t row = (n * height + y) * width;
-      const float *high = cells.high + row, *low = cells.low + row;
-      const float preference = cells.preference != nullptr ? cells.preference[n] : 0.0f;
+      const float *high = given.high + row, *low = given.low + row;
+      const float preference = given.preference != nullptr ? given.preference[n] : 0.0f;
+      float *known = recorded.data + n * line, *may = usable.data + n * line;
       for (int64_t x = 0; x < width; ++x) {
-        recorded[x] = high[x] * (0.1f + 0.9f * low[x]) + 0.02f;
-        usable[x] = preference;
+        known[x] = high[x] * (0.1f + 0.9f * low[x]) + 0.02f;
+        may[x] = preference;
       }
-      for (int64_t x = 0; x < width; x += lanes<float>) store(recorded + x, logarithm(load(recorded + x)));
-      if (cells.validity != nullptr) {
-        const float* valid = cells.validity + row;
-        for (int64_t x = 0; x < width; ++x) usable[x] += __builtin_logf(valid[x] > 1e-6f ? valid[x] : 1e-6f);
-      }
-      for (int64_t x = 0; x < width; ++x)
-        for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
-          float* place = values.data + n * line + x * kChannelBlock + v;
-          store(place, load(place) + (load(weighed + v) * recorded[x] + load(all + v) * usable[x]));
-        }
+      for (int64_t x = 0; x < line; x += lanes<float>) store(known + x, logarithm(load(known + x)));
+      if (given.validity == nullptr) continue;
+      const float* valid = given.validity + row;
+      for (int64_t x = 0; x < width; ++x) may[x] += __builtin_logf(valid[x] > 1e-6f ? valid[x] : 1e-6f);
     }
   }
 
-  // Softmax over the images, and gains scaled by the gate of each cell.
-  void weigh(const float* gate) {
-    for (int64_t x = 0; x < width; ++x)
-      for (int64_t v = 0; v < kChannelBlock; v += lanes<float>) {
-        const int64_t first = x * kChannelBlock + v;
-        if (count == 2) {
-          // The exponential of the larger logit is 1.
-          const FloatVec ahead = load(values + first) - load(values + first + line), none{};
-          const FloatVec less = exponential(ahead > none ? -ahead : ahead), scale = 1.0f / (less + 1.0f);
-          store_cell(first, load(more + v) * gate[x], ahead < none ? less * scale : scale);
-          store_cell(first + line, load(more + v) * gate[x], ahead > none ? less * scale : scale);
-          continue;
-        }
-        FloatVec largest = load(values + first), total{};
-        for (int64_t n = 1; n < count; ++n) {
-          const FloatVec other = load(values + first + n * line);
-          largest = other > largest ? other : largest;
-        }
-        for (int64_t n = 0; n < count; ++n) {
-          const FloatVec share = exponential(load(values + first + n * line) - largest);
-          total += share;
-          store(shares + first + n * line, share);
-        }
-        const FloatVec scale = 1.0f / total;
-        for (int64_t n = 0; n < count; ++n) {
-          store_cell(first + n * line, load(more + v) * gate[x], load(shares + first + n * line) * scale);
-        }
+  FloatVec logit(int64_t n, int p, float prior, int64_t x) const {
+    return load(plane(n, p) + x) + (prior * load(recorded.data + n * line + x) + load(usable.data + n * line + x));
+  }
+
+  // Softmax of a plane over the images. Calls put(n, x, share, gain) for vectors of cells.
+  template <class F> void weigh(int p, float prior, const F& put) const {
+    const float more = gain_with_count(p, planes - kFurtherPlanes, count);
+    for (int64_t x = 0; x < line; x += lanes<float>) {
+      const auto gain = [&](int64_t n) { return load(plane(n, planes + p) + x) * (more * load(gate.data + x)); };
+      if (count == 2) {
+        // The exponential of the larger logit is 1.
+        const FloatVec ahead = logit(0, p, prior, x) - logit(1, p, prior, x), none{};
+        const FloatVec less = exponential(ahead > none ? -ahead : ahead), scale = 1.0f / (less + 1.0f);
+        put(0, x, ahead < none ? less * scale : scale, gain(0));
+        put(1, x, ahead > none ? less * scale : scale, gain(1));
+        continue;
       }
-  }
-
-  void store_cell(int64_t place, FloatVec gate, FloatVec share) {
-    const FloatVec gain = load(values + place + planes) * gate;
-    store(shares + place, share);
-    store(gains + place, gain);
-    store(weights + place, share * (1.0f + gain));
-  }
-
-  // Extracts one plane of an image from the lanes of a row of cells.
-  void take(const Row<float>& from, int64_t n, int plane, float* __restrict out) const {
-    const float* __restrict in = from.data + n * line + plane;
-    for (int64_t x = 0; x < width; ++x) out[x] = in[x * kChannelBlock];
+      FloatVec largest = logit(0, p, prior, x), total{};
+      for (int64_t n = 1; n < count; ++n) {
+        const FloatVec other = logit(n, p, prior, x);
+        largest = other > largest ? other : largest;
+      }
+      for (int64_t n = 0; n < count; ++n) {
+        const FloatVec share = exponential(logit(n, p, prior, x) - largest);
+        total += share;
+        store(plane(n, p) + x, share);
+      }
+      const FloatVec scale = 1.0f / total;
+      for (int64_t n = 0; n < count; ++n) put(n, x, load(plane(n, p) + x) * scale, gain(n));
+    }
   }
 };
 
@@ -587,28 +602,29 @@ void finish(const Packed& head, const PredictNetwork& net, const Maps& maps, con
   const int planes = net.bands + kFurtherPlanes;
   const int64_t cost = width * count * (maps[0].channels * kChannelBlock + 64 * planes);
   over_rows(parallel, height, cost, [&](int64_t begin, int64_t end) {
-    HeadRow row(count, width, planes);
-    std::vector<float> gate(size_t(width), 1.0f);
+    const HeadRow row(count, width, planes);
     for (int64_t y = begin; y < end; ++y) {
       for (int64_t n = 0; n < count; ++n) {
         const float* in[1] = {maps[n].row(y)};
-        convolve(head, in, maps[n].channels, width, row.values.data + n * row.line, kChannelBlock, Finish::plain);
+        convolve(head, in, maps[n].channels, width, row.cells, kChannelBlock, Finish::plain);
+        row.split(n);
       }
-      row.add_prior(net.prior, cells, y, height);
-      // Gains act only where exposures differ: a picture fused with itself must not change.
-      for (int64_t x = 0; x < width; ++x) gate[x] = cells.apart[y * width + x] / (cells.apart[y * width + x] + 0.04f);
-      row.weigh(gate.data());
-      for (int64_t n = 0; n < count; ++n) {
-        const int64_t place = (n * height + y) * width;
-        for (int p = 0; p < net.bands; ++p)
-          row.take(row.weights, n, p, out.weights + p * count * height * width + place);
-        row.take(row.weights, n, net.bands, out.base + place);
-        row.take(row.shares, n, net.bands, out.shares + place);
-        row.take(row.shares, n, net.bands + 1, out.fine_shares + place);
-        row.take(row.gains, n, net.bands + 1, out.fine_gains + place);
-        row.take(row.shares, n, net.bands + 2, out.octave_shares + place);
-        row.take(row.gains, n, net.bands + 2, out.octave_gains + place);
-      }
+      row.read(cells, y, height);
+      for (int p = 0; p < planes; ++p)
+        row.weigh(p, net.prior[p], [&](int64_t n, int64_t x, FloatVec share, FloatVec gain) {
+          const int64_t place = (n * height + y) * width + x, there = width - x;
+          const auto write = [&](float* map, FloatVec v) {
+            if (there >= lanes<float>)
+              store(map + place, v);
+            else
+              store_part(map + place, v, there);
+          };
+          const int further = p - net.bands;  // as in PredictNetwork::prior
+          if (further < 0) return write(out.weights + p * count * height * width, share * (1.0f + gain));
+          if (further == 0) write(out.base, share * (1.0f + gain));
+          write(further == 0 ? out.shares : further == 1 ? out.fine_shares : out.octave_shares, share);
+          if (further > 0) write(further == 1 ? out.fine_gains : out.octave_gains, gain);
+        });
     }
   });
 }
