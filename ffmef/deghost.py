@@ -1,8 +1,8 @@
 """Removes ghosts: takes whatever moved between the exposures of a bracket from only one of them.
 
 One exposure, the reference, says what the scene looked like. Every other exposure is compared with it. The brightness
-that each level of the reference should have there is learnt from the pair (the median over the picture, which needs no
-camera curve and no exposure times). Pixels that disagree by more than noise and edges explain have moved. Their samples
+that each level of the reference should have there is learnt from the pair (a rising curve of medians over the picture, which
+needs no camera curve and no exposure times). Pixels that disagree by more than noise and edges explain have moved. Their samples
 are replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
 """
 
@@ -21,6 +21,7 @@ DISAGREEMENT = 1.0  # in tolerances, mean over 5 x 5 pixels: seeds of moved part
 SPREAD = 0.6  # likewise: pixels around a seed that belong to it
 CLIPPING = (225, 250)  # of the largest channel: where the others begin to be unpredictable, and where they wholly are
 CRUSHED = 12  # of the smallest channel: the same towards black
+NEIGHBOURS = 8  # levels on either side, whose pixels count for the spread of one
 LEAST_STILL = 0.01  # share of a frame; if less stayed still, all of it tells how its levels map to the reference's
 TRUST = 5  # of 255: validity of replaced samples in the fusion
 
@@ -115,10 +116,12 @@ def _channels(levels: np.ndarray) -> list[np.ndarray]:
 
 
 def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each level 0..255 of ``seen``, the median level of ``wanted`` and half the spread around it.
+    """Return, for each level 0..255 of ``seen``, the level of ``wanted`` that it predicts and half the spread around it.
 
-    The medians rise with the level, as brightness does; rare levels lie between their neighbours. The spread is 1.4826
-    times the median distance from the median: the standard deviation, if the spread is Gaussian noise.
+    Of all curves that rise with the level, as brightness does, this one has the least sum of distances over all pixels:
+    medians that whatever moved can bend only where it outnumbers what stayed still. Rare levels lie between their
+    neighbours. The spread is 1.4826 times the median distance from the curve, the standard deviation if the spread is
+    Gaussian noise, over the level and its neighbours.
     """
     joint = np.histogram2d(seen.ravel(), wanted.ravel(), bins=256, range=((-0.5, 255.5), (-0.5, 255.5)))[0]
     # Levels share their neighbours' counts: rare ones then have a median, too.
@@ -127,22 +130,40 @@ def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
     seen_levels = np.flatnonzero(counts >= max(4.0, 2e-5 * counts.sum()))
     if not seen_levels.size:  # a picture of a few pixels
         seen_levels = np.flatnonzero(counts)
-    columns = np.arange(256)
-    middle = np.empty(len(seen_levels))
-    spread = np.empty(len(seen_levels))
-    for place, level in enumerate(seen_levels):
-        row = joint[level]
-        middle[place] = np.searchsorted(row.cumsum(), row.sum() / 2)
-        distance = np.abs(columns - middle[place])
-        order = np.argsort(distance, kind="stable")
-        spread[place] = 1.4826 * distance[order][np.searchsorted(row[order].cumsum(), row.sum() / 2)]
-    # Brightness rises: where medians fall, take the mean of the largest before and the smallest after.
-    middle = (np.maximum.accumulate(middle) + np.minimum.accumulate(middle[::-1])[::-1]) / 2
     every = np.arange(256)
+    joint = joint[seen_levels]
+    middle = _rising_medians(joint)
+    # Distances from the curve, counted for each level, over the levels around it.
+    rows, columns = np.nonzero(joint)
+    distances = np.zeros_like(joint)
+    np.add.at(distances, (rows, np.abs(columns - middle[rows])), joint[rows, columns])
+    sums = np.concatenate([np.zeros((1, 256)), distances.cumsum(0)])
+    first = np.searchsorted(seen_levels, seen_levels - NEIGHBOURS)
+    last = np.searchsorted(seen_levels, seen_levels + NEIGHBOURS, side="right")
+    around = (sums[last] - sums[first]).cumsum(1)
+    spread = 1.4826 * (around < around[:, -1:] / 2).sum(1)
     return (
         np.interp(every, seen_levels, middle).astype(np.float32),
         np.interp(every, seen_levels, spread).astype(np.float32),
     )
+
+
+def _rising_medians(joint: np.ndarray) -> np.ndarray:
+    """Return one column per row of counts, never falling, with the least sum of distances to what is counted."""
+    columns = np.arange(joint.shape[1])
+    costs = joint @ np.abs(columns[:, None] - columns).astype(joint.dtype)
+    least, sources = np.zeros(len(columns)), np.empty(joint.shape, np.int64)
+    for row, cost in enumerate(costs):
+        # The best way to end at this column or before, and the column where it ends.
+        best = np.minimum.accumulate(least)
+        sources[row] = np.maximum.accumulate(np.where(least == best, columns, 0))
+        least = best + cost
+    path = np.empty(len(joint), np.int64)
+    column = int(least.argmin())
+    for row in reversed(range(len(joint))):
+        path[row] = column
+        column = sources[row, column]
+    return path
 
 
 def _inner() -> np.ndarray:

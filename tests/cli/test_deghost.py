@@ -176,3 +176,19 @@ def test_fused_pictures_show_the_object_no_more(tmp_path, capsys):
         ffmef.fuse(still[:2], model="ffmef", deghost=True)
     with pytest.raises(InputError, match="deghost must be True, False or the index of an image, got 'first'"):
         ffmef.fuse(still, deghost="first")
+
+
+def test_an_object_of_levels_that_little_else_has_bends_no_curve():
+    """A frame with a white sky: the object outnumbers what stayed still at its levels, but not as a whole."""
+    import cv2
+
+    rng = np.random.default_rng(3)
+    texture = cv2.GaussianBlur(rng.standard_normal(SIZE), None, 4)[..., None] * 3
+    sky = np.arange(SIZE[0])[:, None, None] < SIZE[0] * 0.55
+    light = np.where(sky, 0.35, 0.02) * np.exp2(texture) * np.float64([0.9, 1, 1.1])
+    frames = [photograph(light, factor, seed) for seed, factor in enumerate((1.0, 20.0))]
+    leaves = objects("foliage")[0]
+    frames[1][leaves] = photograph(np.broadcast_to(np.float64([0.4, 0.22, 0.18]), (*SIZE, 3)), 1.0, 5)[leaves]
+    found = deghost(frames, 0).moved[1]
+    around = cv2.dilate(leaves.astype(np.uint8), np.ones((41, 41), np.uint8)) > 0
+    assert found[leaves].mean() > 0.9 and found[~around].mean() < 0.01
