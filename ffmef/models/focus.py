@@ -7,6 +7,7 @@ Shapes: B stacks, N frames, C channels, H x W pixels; maps of one band are (B * 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,16 @@ from ffmef.ops.library import autocasts
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 _START = -3.0  # of the logits, away from the upper limit of the clamp
 _NARROW = (1 / 4, 2 / 4, 1 / 4)
+
+
+def _gaussian(deviation: float) -> tuple[float, ...]:
+    """Return the taps that ``cv2.GaussianBlur`` takes for floating point."""
+    reach = (round(deviation * 8 + 1) | 1) // 2
+    taps = [math.exp(-0.5 * (place / deviation) ** 2) for place in range(-reach, reach + 1)]
+    return tuple(tap / math.fsum(taps) for tap in taps)
+
+
+_WINDOW = _gaussian(focus.WINDOW)  # made here, because compilers cannot trace how it is made
 
 
 class Measured(NamedTuple):
@@ -188,7 +199,7 @@ def limited(fused: Tensor, pictures: Tensor) -> Tensor:
 def measure(bands: list[Tensor], rest: Tensor) -> list[Measured]:
     """Return the energies of every band of every frame; what is left takes those of the coarsest band."""
     squares = [band.square().mean(1, keepdim=True) for band in bands]
-    own = [blur(square, _gaussian(focus.WINDOW)) for square in squares]
+    own = [blur(square, _WINDOW) for square in squares]
     narrow = [blur(square, _NARROW) for square in squares]
     if not own:
         own, narrow = [torch.ones_like(rest[:, :1])], [torch.ones_like(rest[:, :1])]
@@ -285,12 +296,3 @@ def _valid(maps: Tensor, taps: int, axis: int) -> tuple[int, int]:
     """Return the size of maps filtered along an axis without their borders."""
     height, width = maps.shape[-2:]
     return (height - taps + 1, width) if axis == -2 else (height, width - taps + 1)
-
-
-@functools.lru_cache(maxsize=8)
-def _gaussian(deviation: float) -> tuple[float, ...]:
-    """Return the taps that ``cv2.GaussianBlur`` takes for floating point."""
-    import cv2
-
-    size = round(deviation * 8 + 1) | 1
-    return tuple(cv2.getGaussianKernel(size, deviation, cv2.CV_32F).ravel().tolist())

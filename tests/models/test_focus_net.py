@@ -50,7 +50,7 @@ def test_filters_are_those_of_opencv(size):
         np.testing.assert_allclose(net.up(given, twice)[0, 0].numpy(), expected, atol=1e-6)
         resized = cv2.resize(maps, twice[::-1], interpolation=cv2.INTER_LINEAR).reshape(twice)
         np.testing.assert_allclose(net.between(given, twice)[0, 0].numpy(), resized, atol=1e-5)
-    blurred = net.blur(given, net._gaussian(focus.WINDOW))[0, 0].numpy()
+    blurred = net.blur(given, net._WINDOW)[0, 0].numpy()
     np.testing.assert_allclose(blurred, cv2.GaussianBlur(maps, (0, 0), focus.WINDOW).reshape(size), atol=1e-6)
 
 
@@ -169,3 +169,8 @@ def test_autocast_and_weights_of_half_precision(low):
         assert torch.equal(model(frames), expected)
     torch.testing.assert_close(model.to(low)(frames), expected, atol=0.05, rtol=0)
     assert model.to("meta")(frames.to("meta")).shape == expected.shape
+
+
+def test_one_graph_holds_the_network():
+    model, frames = FocusNet().eval(), torch.rand(1, 2, 1, 3)
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(frames), model(frames))
