@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ffmef.ops.library import plain_tensors
 from ffmef.ops.reference import halve
 from ffmef.windows import gaussian
 
@@ -73,10 +74,11 @@ def _by_bands(maps: Tensor, taps: Sequence[float]) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _band(side: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (side, side - T + 1): column i holds the T taps from row i on."""
-    step = torch.arange(side).unsqueeze(1) - torch.arange(side - len(taps) + 1)
-    inside = (step >= 0) & (step < len(taps))
-    band = torch.tensor(taps, dtype=torch.float64)[step.clamp(0, len(taps) - 1)] * inside
-    return band.to(dtype).to(device)
+    with plain_tensors():
+        step = torch.arange(side).unsqueeze(1) - torch.arange(side - len(taps) + 1)
+        inside = (step >= 0) & (step < len(taps))
+        band = torch.tensor(taps, dtype=torch.float64)[step.clamp(0, len(taps) - 1)] * inside
+        return band.to(dtype).to(device)
 
 
 def _gaussian(maps: Tensor) -> Tensor:

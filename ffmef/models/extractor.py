@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ffmef.models.layers import Block
+from ffmef.models.layers import Block, InstanceNorm
 
 SLOPE = 0.2
 
@@ -18,7 +18,7 @@ class Residual(Block):
         super().__init__()
         self.identity = nn.Conv2d(in_channels, channels, 1)
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
-        self.norm = nn.InstanceNorm2d(channels // 2, affine=True)
+        self.norm = InstanceNorm(channels // 2)
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Step(Block):
         super().__init__()
         conv = nn.ConvTranspose2d if transposed else nn.Conv2d
         self.conv = conv(channels, channels, 3, padding=1)
-        self.norm = nn.InstanceNorm2d(channels, affine=True)
+        self.norm = InstanceNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(self.norm, self.convolve(self.conv, x), 0.0)
@@ -45,7 +45,7 @@ class PointMix(Block):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2 * channels, channels, 1)
-        self.norm = nn.InstanceNorm2d(channels, affine=True)
+        self.norm = InstanceNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(self.norm, self.convolve(self.conv, x), 0.0)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffmef import focus
-from ffmef.ops.library import autocasts
+from ffmef.ops.library import autocasts, plain_tensors
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 _START = -3.0  # of the logits, away from the upper limit of the clamp
@@ -128,7 +128,7 @@ class FocusNet(nn.Module):
 
     def _fuse(self, frames: Tensor) -> Tensor:
         """Fuse frames in at least float32; the networks run in the dtype of their weights."""
-        frames = frames.to(torch.promote_types(self.first[0].get_parameter("weight").dtype, torch.float32))
+        frames = frames.to(torch.promote_types(_dtype(self.first[0]), torch.float32))
         pictures = (frames.unsqueeze(2) if frames.dim() == 4 else frames) * 255
         batch, count = pictures.shape[:2]
         # Training needs no gradients of the features.
@@ -147,7 +147,7 @@ class FocusNet(nn.Module):
         return limited(fused, pictures) / 255
 
     def _logits(self, features: Tensor, level: int) -> Tensor:
-        given = features.to(self.first[level].get_parameter("weight").dtype)
+        given = features.to(_dtype(self.first[level]))
         hidden = F.relu(self.first[level](given))
         hidden = F.relu(self.second[level](hidden))
         predicted = self.last[level](torch.cat([hidden, given], 1))
@@ -172,6 +172,10 @@ class FocusNet(nn.Module):
             apart = torch.cat([below[level], finer, *coarser, mean, least], 1)
             features.append(torch.cat([(one.logs - focus.CENTRE) / focus.SPREAD, apart / focus.SPREAD], 1))
         return features
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    return cast(nn.Conv2d, layer).weight.dtype  # torch.func.functional_call puts plain tensors in place of parameters
 
 
 def pyramid(pictures: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -288,7 +292,7 @@ def _kernel(taps: tuple[float, ...], maps: Tensor) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _kept(taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
+    with plain_tensors():
         return torch.tensor(taps, dtype=dtype, device=device)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ffmef.ops.norm_activation import norm_activation
+from ffmef.ops.norm_activation import instance_norm, norm_activation
 from ffmef.ops.thin_convolution import SIZES, activated, thin_convolution
 
 MOST_CHANNELS = 64  # beyond this, the library's blocked convolutions are faster
@@ -27,13 +27,23 @@ class Block(nn.Module):
             return thin_convolution(x, kernel_of(conv), conv.bias, slope=slope)
         return activated(conv(x), slope)
 
-    def normalise(self, norm: nn.InstanceNorm2d, x: Tensor, slope: float, *, partly: bool = False) -> Tensor:
+    def normalise(self, norm: InstanceNorm, x: Tensor, slope: float, *, partly: bool = False) -> Tensor:
         """Normalise all channels, or with ``partly`` only the first ones, as many as ``norm`` has, and activate all."""
         if self.native:
             return norm_activation(x, norm.weight, norm.bias, slope=slope, eps=norm.eps)
         count = norm.num_features
         normed = torch.cat([norm(x[:, :count]), x[:, count:]], dim=1) if partly else norm(x)
         return activated(normed, slope)
+
+
+class InstanceNorm(nn.InstanceNorm2d):
+    """``nn.InstanceNorm2d`` with weight and bias, whose forward-mode derivatives are right at every order."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return instance_norm(input, self.weight, self.bias, self.eps)
 
 
 def is_thin(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ffmef.ops import _distributed
 from ffmef.ops._after_import import after_import
-from ffmef.ops.library import define, fallback, implement, library, operator
+from ffmef.ops.library import define, fallback, forward_mode_inside, implement, library, operator
 
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -264,8 +264,8 @@ class _ForwardRules:
         return None, None, *(found.get(p, g) if n else None for p, (g, n) in enumerate(zip(grads, needs, strict=True)))
 
     @classmethod
-    def tangent(cls, ctx, tangents):
-        return cls.spec.forward_tangent(cls.op, ctx.saved_tensors, ctx.ends, ctx.options, tangents)
+    def tangent(cls, ctx, flat, tangents):
+        return cls.spec.forward_tangent(cls.op, flat, ctx.ends, ctx.options, tangents)
 
 
 class _BackwardRules(_ForwardRules):
@@ -278,8 +278,8 @@ class _BackwardRules(_ForwardRules):
         return None, None, None, *grads
 
     @classmethod
-    def tangent(cls, ctx, tangents):
-        grad, *flat = ctx.saved_tensors
+    def tangent(cls, ctx, saved, tangents):
+        grad, *flat = saved
         grad_tangent, *others = tangents
         found = cls.spec.backward_tangents(
             cls.backward_op, grad, flat, ctx.ends, ctx.options, ctx.needs, grad_tangent, others
@@ -296,6 +296,11 @@ def _save(ctx, ends, options, tensors, extra=()) -> None:
     ctx.save_for_backward(*tensors, *extra)
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(*tensors)
+
+
+def _primals(tensors: Sequence[Tensor]) -> list[Tensor]:
+    # forward_ad.unpack_dual does nothing while a graph is traced; torch.func has only the level 0.
+    return [torch._VF._unpack_dual(t, level=0)[0] for t in tensors]
 
 
 def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Function], type[Function]]:
@@ -324,7 +329,7 @@ def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Func
 
         @staticmethod
         def jvp(ctx, ends, options, *tangents):
-            return Plain.tangent(ctx, tangents)
+            return Plain.tangent(ctx, ctx.saved_tensors, tangents)
 
     class Functional(_ForwardRules, Function):
         @staticmethod
@@ -343,7 +348,8 @@ def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Func
 
         @staticmethod
         def jvp(ctx, ends, options, *tangents):
-            return Functional.tangent(ctx, tangents)
+            with forward_mode_inside():
+                return Functional.tangent(ctx, _primals(ctx.saved_tensors), tangents)
 
         @staticmethod
         def vmap(info, in_dims, ends, options, *flat):
@@ -372,7 +378,7 @@ def _backward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Fun
 
         @staticmethod
         def jvp(ctx, ends, options, needs, *tangents):
-            return Plain.tangent(ctx, tangents)
+            return Plain.tangent(ctx, ctx.saved_tensors, tangents)
 
     class Functional(_BackwardRules, Function):
         @staticmethod
@@ -391,7 +397,8 @@ def _backward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Fun
 
         @staticmethod
         def jvp(ctx, ends, options, needs, *tangents):
-            return Functional.tangent(ctx, tangents)
+            with forward_mode_inside():
+                return Functional.tangent(ctx, _primals(ctx.saved_tensors), tangents)
 
         @staticmethod
         def vmap(info, in_dims, ends, options, needs, grad, *flat):

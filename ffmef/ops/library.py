@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -61,6 +62,21 @@ def autograd_inside():
     included, excluded = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
     above = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
     return torch._C._ForceDispatchKeyGuard(included, excluded - keys - above)
+
+
+@contextlib.contextmanager
+def plain_tensors():
+    """Make tensors that may be kept for other calls: outside inference mode and all transforms of torch.func."""
+    with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        yield
+
+
+def forward_mode_inside():
+    """Return a guard under which the tangent of a function has tangents of its own, in nested forward mode.
+
+    torch switches them off there, and nested derivatives would be wrong (pytorch/pytorch#197867).
+    """
+    return forward_ad._set_fwd_grad_enabled(True)
 
 
 def refuse_derivatives(name: str, instead: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from ffmef.ops._backends import Kernels, declare, why_not
@@ -57,8 +58,22 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
         raise ValueError("input must have more than one pixel to be normalised, got 1")
     if why_not("norm_activation", "cpu", input=input, weight=weight) is None:
         return _NormActivation.apply(input, weight, bias, slope, eps)
-    normed = F.instance_norm(input[:, : weight.shape[0]], weight=weight, bias=bias, eps=eps)
+    normed = instance_norm(input[:, : weight.shape[0]], weight, bias, eps)
     return activated(torch.cat([normed, input[:, weight.shape[0] :]], 1), slope)
+
+
+def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return ``F.instance_norm``, in forward mode by plain arithmetic.
+
+    Derivatives of torch's forward-mode derivatives of norms are wrong (pytorch/pytorch#196699), and its compiler
+    cannot trace these (#139756).
+    """
+    if forward_ad._current_level < 0 or x.shape[2] * x.shape[3] == 1:  # which torch refuses
+        return F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(wide, (2, 3), correction=0, keepdim=True)
+    scale = (variance + eps).rsqrt() * weight.view(-1, 1, 1)
+    return ((wide - mean) * scale + bias.view(-1, 1, 1)).to(x.dtype)
 
 
 if why_not("norm_activation", "cpu") is None:

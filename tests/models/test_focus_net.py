@@ -159,6 +159,12 @@ def test_frames_and_both_modes_are_differentiated():
         torch.nn.init.normal_(layer.weight, std=0.1)
     frames = torch.rand(1, 2, 10, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(model, (frames,), fast_mode=True, check_forward_ad=True)
+    net._kept.cache_clear()
+    slope = torch.func.grad(lambda x: model(x).sum())
+    torch.func.grad(lambda x: slope(x).sum())(frames.detach())
+    slope(frames.detach())  # the taps kept before belong to no transform
+    weights = {name: 2 * parameter for name, parameter in model.named_parameters()}  # no parameters themselves
+    assert not torch.equal(torch.func.functional_call(model, weights, (frames,)), model(frames))
 
 
 @pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)

@@ -277,6 +277,26 @@ def test_per_sample_gradients():
             close(at_once[key][n], parameter.grad)
 
 
+@pytest.mark.parametrize("name", OPERATORS)
+def test_nested_forward_mode(name):
+    """torch drops outer tangents inside the forward-mode rule of a function, without a word."""
+    function, tensors = problem(name, height=3, width=4)
+    directions = tangents(tensors)
+
+    def along(step):
+        return function(*(t + step * d + step * step * d.flip(-1) for t, d in zip(tensors, directions, strict=True)))
+
+    def value(step):
+        return along(step).square().sum()
+
+    start = torch.tensor(0.3, dtype=torch.float64)
+    second, third = grad(grad(value))(start), grad(grad(grad(value)))(start)
+    close(jacfwd(jacfwd(value))(start), second)
+    close(vmap(jacfwd(jacfwd(value)))(start.expand(2))[1], second)
+    close(jacfwd(jacfwd(jacfwd(value)))(start), third)
+    close(jacfwd(jacfwd(grad(value)))(start), third)
+
+
 def test_functionalize():
     function, tensors = problem("adaptive_fuse")
     close(torch.func.functionalize(lambda *a: function(*a).add_(1))(*tensors), function(*tensors) + 1)
@@ -590,3 +610,31 @@ def test_operators_without_derivatives_refuse_forward_mode():
             torch.ops.ffmef.ffmef_forward(dual, parameters, 4, [1, 3, 5])
     # The model leaves the operator aside where derivatives are asked for.
     assert jvp(model, (luminance,), (luminance,))[1].abs().max() > 0
+
+
+def test_nested_forward_mode_of_the_network_and_one_graph_of_it():
+    """torch gets derivatives of its norms' forward mode wrong and cannot compile that."""
+    from ffmef.models import FFMEF
+
+    torch.manual_seed(0)
+    model, luminance = FFMEF(backend="eager").double(), torch.rand(1, 2, 6, 7, dtype=torch.float64)
+    direction = torch.rand_like(luminance) - 0.5
+
+    def value(step):
+        return model(luminance + step * direction).square().sum()
+
+    start = torch.tensor(0.1, dtype=torch.float64)
+    expected = grad(grad(value))(start)
+    close(jacfwd(jacfwd(value))(start), expected)
+    close(jacrev(jacfwd(value))(start), expected)
+    norm = model.extractor.down_1.norm
+
+    def run(x):
+        return jvp(norm, (x,), (x * x,))[1]
+
+    x = torch.rand(1, 4, 3, 4, dtype=torch.float64)
+    close(torch.compile(run, backend="aot_eager", fullgraph=True)(x), run(x))
+    with pytest.raises(ValueError, match="more than 1 spatial element"), forward_ad.dual_level():
+        norm(x[..., :1, :1])
+    norm, x = norm.bfloat16(), x.bfloat16()
+    torch.testing.assert_close(jvp(norm, (x,), (x,))[0], norm(x), rtol=0, atol=0.02)
