@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import tempfile
 from pathlib import Path
@@ -37,8 +39,8 @@ def decode_display(display: np.ndarray) -> np.ndarray:
     return np.copysign(linear, display)
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Return float32 (H, W, 3 or 4) or (H, W), display values.
+def decode(data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return float32 (H, W, 3 or 4) or (H, W), display values, and remarks.
 
     Raises:
         InputError: OpenEXR is missing, or the file holds neither R, G, B nor a grey channel.
@@ -47,20 +49,36 @@ def decode(data: bytes) -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="ffmef-") as folder:  # the library reads only from files
         path = os.path.join(folder, "picture.exr")
         Path(path).write_bytes(data)
-        with library.File(path, separate_channels=True) as file:
+        # It prints warnings about damaged files, to where the result may have to go.
+        with contextlib.redirect_stdout(io.StringIO()), library.File(path, separate_channels=True) as file:
             channels = {name: np.array(channel.pixels, np.float32) for name, channel in file.channels().items()}
-    if {"R", "G", "B"} <= set(channels):
-        names = ["R", "G", "B"]
-    else:
-        names = ["Y"] if "Y" in channels else list(channels) if len(channels) == 1 else []
-    if not names:
-        raise InputError(f"must hold channels R, G and B, or Y, got {', '.join(sorted(channels))}")
-    alpha = channels["A"] if names != ["A"] and "A" in channels else None
+            parts = len(file.parts)
+    prefix, names, remarks = _chosen(list(channels))
+    if parts > 1:
+        remarks += (f"the first of {parts} parts of the file is used",)
+    alpha = channels.get(f"{prefix}A")
     if alpha is not None:  # OpenEXR's colours are multiplied by alpha
         share = np.where(alpha > 0, alpha, 1)
         channels |= {name: (channels[name] / share).astype(np.float32) for name in names}
     planes = [encode_display(channels[name]) for name in names] + ([] if alpha is None else [alpha])
-    return (planes[0] if len(planes) == 1 else np.dstack(planes)).astype(np.float32)
+    remarks += ("linear light is encoded by the sRGB curve",)
+    return (planes[0] if len(planes) == 1 else np.dstack(planes)).astype(np.float32), remarks
+
+
+def _chosen(channels: list[str]) -> tuple[str, list[str], tuple[str, ...]]:
+    """Return the prefix of the layer to read, its channels, and remarks about what is guessed or left out."""
+    if {"R", "G", "B"} <= set(channels):
+        return "", ["R", "G", "B"], ()
+    if "Y" in channels:
+        lost = ("RY and BY are left out: the picture is grey",) if {"RY", "BY"} <= set(channels) else ()
+        return "", ["Y"], lost
+    layers = [name[:-1] for name in channels if name.endswith(".R")]
+    layers = [layer for layer in layers if {f"{layer}G", f"{layer}B"} <= set(channels)]
+    if len(layers) == 1:
+        return layers[0], [f"{layers[0]}{colour}" for colour in "RGB"], (f"its layer {layers[0][:-1]} is used",)
+    if len(channels) == 1:
+        return "-", channels, (f"its only channel, {channels[0]}, is used as grey",)
+    raise InputError(f"must hold channels R, G and B, or Y, or one layer of them, got {', '.join(sorted(channels))}")
 
 
 def encode(samples: np.ndarray, alpha: np.ndarray | None) -> bytes:

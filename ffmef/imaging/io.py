@@ -85,7 +85,7 @@ def read_picture(path: str | os.PathLike, *, white_balance: tuple[float, ...] | 
         The picture, pixels uint8, uint16 or float32.
 
     Raises:
-        InputError: the file is missing, unreadable, damaged or no picture, its samples are neither 8 or 16 bit unsigned
+        InputError: the file is missing, unreadable, damaged or no picture, its samples are neither 8 to 16 bit unsigned
             nor floating point, or the library that reads its format is missing.
     """
     path = Path(path)
@@ -352,8 +352,9 @@ def _decode_tiff(data: bytes) -> Picture:
 def _decode_exr(data: bytes) -> Picture:
     from ffmef.imaging import exr
 
-    pixels, alpha = _split(exr.decode(data))
-    return Picture(pixels, alpha, format="EXR", remarks=("linear light is encoded by the sRGB curve",))
+    samples, remarks = exr.decode(data)
+    pixels, alpha = _split(samples)
+    return Picture(pixels, alpha, format="EXR", remarks=remarks)
 
 
 def _decode_raw(data: bytes, kind: str, white_balance: tuple[float, ...] | None) -> Picture:

@@ -198,6 +198,31 @@ def test_float_round_trip(tmp_path, shape, with_alpha, suffix):
         np.testing.assert_array_equal(tifffile.imread(tmp_path / "f.tif"), pixels)
 
 
+def test_layers_and_parts_of_exr(tmp_path, capsys):
+    library = pytest.importorskip("OpenEXR")
+    plane = random.random((6, 7)).astype(np.float32)
+    kind = {"type": library.scanlineimage, "compression": library.ZIP_COMPRESSION}
+
+    def read(*parts: dict) -> Picture:
+        with library.File([library.Part({**kind, "name": str(n)}, part) for n, part in enumerate(parts)]) as file:
+            file.write(str(tmp_path / "f.exr"))
+        return read_picture(tmp_path / "f.exr")
+
+    curve = "linear light is encoded by the sRGB curve"
+    layer = {f"View.Combined.{colour}": plane for colour in "RGB"} | {"View.Depth.Z": plane}
+    assert read(layer).remarks == ("its layer View.Combined is used", curve)
+    assert read(layer).pixels.shape == (6, 7, 3)
+    assert read({"Z": plane}).remarks == ("its only channel, Z, is used as grey", curve)
+    assert read({"Y": plane}, {"Y": plane}).remarks == ("the first of 2 parts of the file is used", curve)
+    with pytest.raises(InputError, match="or one layer of them, got a.R, b.R"):
+        read({"a.R": plane, "b.R": plane})
+    damaged = tmp_path / "f.exr"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged or not supported"):
+        read_picture(damaged)
+    assert capsys.readouterr().out == ""  # the picture itself may go there
+
+
 def test_exr_holds_linear_light(tmp_path):
     library = pytest.importorskip("OpenEXR")
     write_picture(tmp_path / "f.exr", Picture(np.full((4, 5, 3), 188, np.uint8)))
