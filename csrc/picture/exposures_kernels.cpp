@@ -34,29 +34,24 @@ void statistics(const float* half, const uint8_t* const* validity, int64_t count
                 int64_t full_width, const Statistics& out, int64_t begin, int64_t end) {
   const int64_t height = half_of(full_height), width = half_of(full_width);
   const int64_t down = (height + 3) / 4, across = (width + 3) / 4;
-  Row<float> high(4 * across), low(4 * across), least(width), most(width), apart(4 * across), valid(8 * across);
+  Row<float> high(4 * across), low(4 * across), least(4 * width), most(4 * width), apart(4 * across), valid(8 * across);
   for (int64_t c = begin; c < end; ++c) {
-    std::memset(apart.data, 0, size_t(width) * sizeof(float));
-    for (int r = 0; r < 4; ++r) {
-      const int64_t y = 4 * c + r < height ? 4 * c + r : height - 1;
-      for (int64_t n = 0; n < count; ++n) {
-        const float* __restrict row = half + (n * height + y) * width;
-        for (int64_t x = 0; x < width; ++x) {
-          least[x] = n == 0 || row[x] < least[x] ? row[x] : least[x];
-          most[x] = n == 0 || row[x] > most[x] ? row[x] : most[x];
-        }
-      }
-      for (int64_t x = 0; x < width; ++x) apart[x] += most[x] - least[x];
-    }
-    means_of_cells(apart, width, across, 4, 4, out.apart + c * across);
     for (int64_t n = 0; n < count; ++n) {
-      std::memset(high.data, 0, size_t(width) * sizeof(float));
-      std::memset(low.data, 0, size_t(width) * sizeof(float));
+      const float* rows[4];
+      for (int r = 0; r < 4; ++r) rows[r] = half + (n * height + (4 * c + r < height ? 4 * c + r : height - 1)) * width;
+      const float* __restrict a = rows[0], * __restrict b = rows[1], * __restrict d = rows[2], * __restrict e = rows[3];
+      const auto to_white = [](float y) { return unit((0.915f - y) * (1.0f / 0.06f)); };
+      const auto to_black = [](float y) { return unit((y - 0.065f) * (1.0f / 0.05f)); };
+      for (int64_t x = 0; x < width; ++x) {
+        high[x] = to_white(a[x]) + to_white(b[x]) + to_white(d[x]) + to_white(e[x]);
+        low[x] = to_black(a[x]) + to_black(b[x]) + to_black(d[x]) + to_black(e[x]);
+      }
       for (int r = 0; r < 4; ++r) {
-        const float* __restrict row = half + (n * height + (4 * c + r < height ? 4 * c + r : height - 1)) * width;
+        float* __restrict lower = least + r * width, * __restrict upper = most + r * width;
+        const float* __restrict row = rows[r];
         for (int64_t x = 0; x < width; ++x) {
-          high[x] += unit((0.915f - row[x]) * (1.0f / 0.06f));
-          low[x] += unit((row[x] - 0.065f) * (1.0f / 0.05f));
+          lower[x] = n == 0 || row[x] < lower[x] ? row[x] : lower[x];
+          upper[x] = n == 0 || row[x] > upper[x] ? row[x] : upper[x];
         }
       }
       means_of_cells(high, width, across, 4, 4, out.high + (n * down + c) * across);
@@ -72,6 +67,10 @@ void statistics(const float* half, const uint8_t* const* validity, int64_t count
       }
       means_of_cells(valid, full_width, across, 8, 8, means);
     }
+    std::memset(apart.data, 0, size_t(width) * sizeof(float));
+    for (int r = 0; r < 4; ++r)
+      for (int64_t x = 0; x < width; ++x) apart[x] += most[r * width + x] - least[r * width + x];
+    means_of_cells(apart, width, across, 4, 4, out.apart + c * across);
   }
 }
 
@@ -105,8 +104,7 @@ class Between {
         columns_(columns),
         line_((expanded_size(columns, factor) + 2 * kMargin + 15) / 16 * 16),
         factor_(factor),
-        kept_(2 * count * line_),
-        ends_(columns + 2) {
+        kept_(2 * count * line_) {
     std::memset(kept_.data, 0, size_t(2 * count * line_) * sizeof(float));
   }
 
@@ -131,20 +129,14 @@ class Between {
 
   float* row(int64_t n, int which) const { return kept_.data + (2 * n + which) * line_ + kMargin; }
   void expand(int64_t y, int which) {
-    for (int64_t n = 0; n < count_; ++n) {
-      float* ends = ends_.data + 1;
-      std::memcpy(ends, planes_ + (n * rows_ + y) * columns_, size_t(columns_) * sizeof(float));
-      ends[-1] = ends[0];
-      ends[columns_] = ends[columns_ - 1];
-      expand_row(row(n, which) - factor_ / 2, ends, columns_, factor_);
-    }
+    for (int64_t n = 0; n < count_; ++n)
+      expand_row(row(n, which) - factor_ / 2, planes_ + (n * rows_ + y) * columns_, columns_, factor_);
   }
 
   const float* const planes_;
   const int64_t count_, rows_, columns_, line_;
   const int factor_;
   Buffer<float> kept_;
-  Row<float> ends_;
   int64_t first_ = -1, second_ = -1;
   int upper_ = 0, lower_ = 1;
 };

@@ -399,6 +399,19 @@ def test_a_pair_is_as_exact_at_every_end_of_a_row(width, dtype):
         np.testing.assert_array_equal(image, other)
 
 
+@pytest.mark.parametrize("column", [0, 31, 32, 69])
+def test_floating_point_samples_are_checked_in_every_column(column):
+    network, images = picture.network_of(model_of()), bracket_of(5, 70, 2, np.float32)
+    for row, value in ((0, np.nan), (1, -0.001), (4, 1.001), (3, np.inf)):
+        wrong = images[1].copy()
+        wrong[row, column, 1] = value
+        with pytest.raises(picture.OutOfRange):
+            picture.fuse(network, [images[0], wrong])
+    black, negative = images[1].copy(), images[1].copy()
+    black[2, column], negative[2, column] = 0.0, -0.0
+    assert np.array_equal(picture.fuse(network, [images[0], negative]), picture.fuse(network, [images[0], black]))
+
+
 @pytest.mark.parametrize("channels", [(16,), (16, 16), (48, 16), (32, 48, 32)])
 def test_networks_of_other_widths(channels):
     torch.manual_seed(1)

@@ -100,6 +100,25 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
   convolve_rest<kCells - 1>(cells - x, conv, runs, step, out, out_step, finish, own);
 }
 
+// The same for a 2x2 convolution with stride 2 over rows of `width` cells with `channels`, whose last cell is repeated as
+// far as the outputs need. Rows are read in place; `ends` has room for what the repeated cells are read by.
+void convolve_halving(const Packed& conv, const float* const* rows, int64_t width, int64_t channels, int64_t cells,
+                      float* out, float* ends, Finish finish) {
+  const int64_t inside = width / 2, rest = cells - inside, step = 2 * channels;
+  convolve(conv, rows, step, inside, out, conv.outputs, finish);
+  if (rest == 0) return;
+  const float* repeated[2];
+  for (int r = 0; r < 2; ++r) {
+    float* copy = ends + r * rest * step;
+    for (int64_t i = 0; i < 2 * rest; ++i) {
+      const int64_t x = 2 * inside + i < width ? 2 * inside + i : width - 1;
+      std::memcpy(copy + i * channels, rows[r] + x * channels, size_t(channels) * sizeof(float));
+    }
+    repeated[r] = copy;
+  }
+  convolve(conv, repeated, step, rest, out + inside * conv.outputs, conv.outputs, finish);
+}
+
 // A 3x3 convolution with as many outputs as inputs. Four neighbours in a row are computed together from six transformed
 // values (Winograd's F(4, 3), along rows only). This halves the multiplications and adds a few rounding errors.
 struct Repeating {
@@ -347,18 +366,10 @@ Maps shrink(const Packed& packed, const Maps& in, ParallelRows parallel) {
   over_rows_of_images(parallel, int64_t(in.size()), height, across * c * packed.outputs * 4,
                       [&](int64_t image, int64_t begin, int64_t end) {
                         const Map& map = in[image];
-                        Row<float> upper(2 * across * c), lower(2 * across * c);
+                        Row<float> ends(4 * c);
                         for (int64_t y = begin; y < end; ++y) {
                           const float* rows[2] = {map.row(2 * y), map.row(2 * y + 1 < map.height ? 2 * y + 1 : 2 * y)};
-                          if (width % 2) {
-                            float* copies[2] = {upper.data, lower.data};
-                            for (int r = 0; r < 2; ++r) {
-                              std::memcpy(copies[r], rows[r], size_t(width * c) * sizeof(float));
-                              std::memcpy(copies[r] + width * c, rows[r] + (width - 1) * c, size_t(c) * sizeof(float));
-                              rows[r] = copies[r];
-                            }
-                          }
-                          convolve(packed, rows, 2 * c, across, out[image].row(y), packed.outputs, Finish::rectify);
+                          convolve_halving(packed, rows, width, c, across, out[image].row(y), ends, Finish::rectify);
                           out[image].repeat_ends(y);
                         }
                       });
@@ -385,11 +396,11 @@ void add_statistics(const PredictConv& conv, const float* high, const float* low
 Maps enter(const Prepared& ready, const PredictNetwork& net, const float* half, int64_t count, int64_t height,
            int64_t width, const PredictCells& cells, ParallelRows parallel) {
   const Packed &stem = ready.stem, &step = ready.enter;
-  const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs, padded = 4 * across;
+  const int64_t down = (height + 3) / 4, across = (width + 3) / 4, channels = net.stem.outputs;
   Maps out = maps_of(size_t(count), down, across, net.enter.outputs);
   over_rows_of_images(parallel, count, down, across * (16 * kChannelBlock + 4 * channels * net.enter.outputs),
                       [&](int64_t image, int64_t begin, int64_t end) {
-                        Row<float> pixels(2 * padded), stem_rows(2 * (2 * across * channels + kChannelBlock));
+                        Row<float> ends(16), stem_rows(2 * (2 * across * channels + kChannelBlock));
                         float* stems[2] = {stem_rows.data, stem_rows.data + 2 * across * channels + kChannelBlock};
                         for (int64_t i = begin; i < end; ++i) {
                           for (int s = 0; s < 2; ++s) {
@@ -397,13 +408,8 @@ Maps enter(const Prepared& ready, const PredictNetwork& net, const float* half, 
                             for (int r = 0; r < 2; ++r) {
                               const int64_t y = 4 * i + 2 * s + r;
                               rows[r] = half + (image * height + (y < height ? y : height - 1)) * width;
-                              if (padded == width) continue;
-                              float* copy = pixels.data + r * padded;
-                              std::memcpy(copy, rows[r], size_t(width) * sizeof(float));
-                              for (int64_t x = width; x < padded; ++x) copy[x] = rows[r][width - 1];
-                              rows[r] = copy;
                             }
-                            convolve(stem, rows, 2, 2 * across, stems[s], channels, Finish::rectify);
+                            convolve_halving(stem, rows, width, 1, 2 * across, stems[s], ends, Finish::rectify);
                           }
                           convolve(step, stems, 2 * channels, across, out[image].row(i), net.enter.outputs,
                                    Finish::plain);
@@ -422,11 +428,9 @@ void raise(const Packed& packed, const Maps& coarse, Maps& skips, ParallelRows p
   Maps thin = maps_of(coarse.size(), below, across, c);
   const int64_t count = int64_t(skips.size());
   over_rows_of_images(parallel, count, below, across * c * inputs, [&](int64_t image, int64_t begin, int64_t end) {
-    Row<float> row((across + 1) * c);
     for (int64_t y = begin; y < end; ++y) {
       const float* rows[1] = {coarse[image].row(y)};
-      convolve(packed, rows, inputs, across, row.data, c, Finish::plain);
-      std::memcpy(thin[image].row(y), row.data, size_t(across * c) * sizeof(float));
+      convolve(packed, rows, inputs, across, thin[image].row(y), c, Finish::plain);
     }
   });
   over_rows_of_images(parallel, count, height, width * c * 4, [&](int64_t image, int64_t begin, int64_t end) {

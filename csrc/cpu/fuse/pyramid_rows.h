@@ -35,31 +35,33 @@ inline void support_of(int64_t i, int factor, int64_t coarse_size, int64_t fine_
   last = span.last;
 }
 
-// out[-1 .. n] = a + (b - a) * share, the ends repeated.
+// out[0 .. n) = a + (b - a) * share.
 template <class A>
 inline void between(A* __restrict out, const A* __restrict a, const A* __restrict b, A share, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = a[i] + (b[i] - a[i]) * share;
-  out[-1] = out[0];
-  out[n] = out[n - 1];
 }
 
-// A row of n values with its ends repeated -> out[0 .. (n + 1) * R), whose element R / 2 is the first pixel.
+// A row of n values -> out[0 .. (n + 1) * R), whose element R / 2 is the first pixel. Beyond the ends, they are repeated.
 template <int R, class A> inline void expand_row_by(A* __restrict out, const A* __restrict row, int64_t n) {
   A share[R];
   for (int k = 0; k < R; ++k) share[k] = (A(k) + A(0.5)) / R;
-  for (int64_t j = 0; j <= n; ++j) {
+  for (int k = 0; k < R; ++k) out[k] = row[0];
+  for (int64_t j = 1; j < n; ++j) {
     const A a = row[j - 1], d = row[j] - a;
     for (int k = 0; k < R; ++k) out[j * R + k] = a + d * share[k];
   }
+  for (int k = 0; k < R; ++k) out[n * R + k] = row[n - 1];
 }
 
 // R = 2 is half of the work at full resolution, so it has a loop that compiles to whole vectors of pairs.
 template <class A> inline void expand_row_by_2(A* __restrict out, const A* __restrict row, int64_t n) {
-  for (int64_t j = 0; j <= n; ++j) {
+  out[0] = out[1] = row[0];
+  for (int64_t j = 1; j < n; ++j) {
     const A a = row[j - 1], b = row[j];
     out[2 * j] = A(0.75) * a + A(0.25) * b;
     out[2 * j + 1] = A(0.25) * a + A(0.75) * b;
   }
+  out[2 * n] = out[2 * n + 1] = row[n - 1];
 }
 
 template <class A> inline const A* expand_row(A* out, const A* row, int64_t n, int factor) {
@@ -80,11 +82,11 @@ inline int64_t expanded_size(int64_t n, int factor) { return (n + 1) * factor; }
 // Expands row y of a plane (rows x n, contiguous): interpolates between two rows, then along the row.
 template <class A> struct Expander {
   Row<A> mixed, fine;
-  Expander(int64_t n, int factor) : mixed(n + 2), fine(expanded_size(n, factor)) {}
+  Expander(int64_t n, int factor) : mixed(n), fine(expanded_size(n, factor)) {}
   const A* operator()(const A* plane, int64_t rows, int64_t n, int factor, int64_t y) {
     const RowTap tap = tap_of(y, factor, rows);
-    between(mixed.data + 1, plane + tap.first * n, plane + tap.second * n, A(tap.share), n);
-    return expand_row(fine.data, mixed.data + 1, n, factor);
+    between(mixed.data, plane + tap.first * n, plane + tap.second * n, A(tap.share), n);
+    return expand_row(fine.data, mixed.data, n, factor);
   }
 };
 
