@@ -1,9 +1,9 @@
 """Removes ghosts: takes whatever moved between the exposures of a bracket from only one of them.
 
 One exposure, the reference, says what the scene looked like. Every other exposure is compared with it. The brightness
-that each level of the reference should have there is learnt from the pair (a rising curve of medians over the picture, which
-needs no camera curve and no exposure times). Pixels that disagree by more than noise and edges explain have moved. Their samples
-are replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
+that each level of the reference should have there is learnt from the pair: a rising curve of medians over the picture,
+which needs no camera curve and no exposure times. Pixels that disagree by more than noise and edges explain have moved.
+Their samples are replaced by what the reference shows, in the other's brightness, and they count less in the fusion.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _channels(levels: np.ndarray) -> list[np.ndarray]:
 
 
 def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each level 0..255 of ``seen``, the level of ``wanted`` that it predicts and half the spread around it.
+    """Return, for each level 0..255 of ``seen``, the level of ``wanted`` that it predicts and the spread around it.
 
     Of all curves that rise with the level, as brightness does, this one has the least sum of distances over all pixels:
     medians that whatever moved can bend only where it outnumbers what stayed still. Rare levels lie between their
