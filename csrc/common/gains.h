@@ -6,7 +6,7 @@
 
 namespace ffmef {
 
-constexpr float kMoreBands = 0.3f, kMoreBase = 1.0f;  // with very many exposures: bands; base and fine octaves
+constexpr float kMoreBands = 0.3f, kMoreBase = 1.5f;  // with very many exposures: bands; base and fine octaves
 
 // The factor of the gains of this plane: bands, base, fine octaves, further octaves. 1 for two exposures.
 static inline FFMEF_HOST_DEVICE float gain_with_count(int plane, int bands, int64_t count) {

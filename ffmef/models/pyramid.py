@@ -25,7 +25,7 @@ SCALE = 8
 FINE_OCTAVES = 2  # how many of the finest octaves have a separate plane and are shrunk
 PRIOR = 0.15  # the weight of validity's logarithm before training
 GATE = 0.04  # the difference between exposures at which gains act by half
-MORE_BANDS, MORE_BASE = 0.3, 1.0  # of gains with very many exposures: of the bands; of the base and fine octaves
+MORE_BANDS, MORE_BASE = 0.3, 1.5  # of gains with very many exposures: of the bands; of the base and fine octaves
 KNEE, TOE, WHITE = 218.0, 24.0, 252.0  # of :func:`into_range`, on 0..255
 FAR = 1e6  # no luminance counts as further from black
 APART, STEP = 8.0, 4.0  # of :func:`smooth_chroma`: differences between exposures and steps of chroma that act by half
@@ -161,7 +161,7 @@ class PyramidFFMEF(nn.Module):
     z and q are what the head predicts; :math:`h_n, l_n` are the means over the cell of :func:`validity_of` the
     luminance at half size, :math:`v_n` the mean of the given ``validity`` (no less than 1e-6), d the mean of the
     difference between the brightest and the darkest image, so a picture fused with itself is unchanged. :math:`b_k` is
-    0.3 for the bands, 1 for the base and the fine octaves and 0 for further ones: the more exposures share a softmax,
+    0.3 for the bands, 1.5 for the base and the fine octaves and 0 for further ones: the more exposures share a softmax,
     the flatter it is, and gains make up for it.
 
     - Bands of :math:`G_0, G_1, G_2` (:func:`ffmef.ops.pyramid_fuse`): weights :math:`s_{k,n} (1 + g_{k,n})`.
