@@ -188,6 +188,7 @@ def step_sanitize() -> None:
         checks.PyramidProblem("float16", 1, 3, 2, 37, 67, 3, 16),
         checks.PyramidProblem("float32", 1, 2, 1, 70, 45, 5, 32),
         checks.PyramidProblem("float32", 1, 2, 1, 5, 7, 1, 2, layout="transposed"),
+        checks.PyramidProblem("float32", 8, 1, 8, 65, 68, 3, 8),  # large tiles
     ]
     for problem in problems:
         found = results(problem, DEVICE, backend)
@@ -210,6 +211,8 @@ def step_sanitize() -> None:
         for usable, adjust in ((None, Adjustments()), (masks, Adjustments(0.3, 0.2, 0.1, 1.0))):
             fused = model.fuse_rgb(frames, usable, adjust)
             print("pyramid", size, count, fused.float().mean().item())
+        fused = model.fuse_rgb([torch.stack([frame, frame // 2, frame]) for frame in frames])
+        print("three brackets", size, count, fused.float().mean().item())
     with torch.inference_mode():
         print("pyramid on luminance", model(draw(2, 2, 35, 70)).mean().item())
     with torch.inference_mode():
@@ -607,6 +610,34 @@ def step_exposures() -> None:
             there = samples.to(DEVICE)
             timed("copy of 12 MP", lambda: there.copy_(samples, non_blocking=True), way="to the device")
             timed("copy of 12 MP", lambda: samples.copy_(there, non_blocking=True), way="back")
+
+
+def step_brackets() -> None:
+    """Several brackets in one call, and one after another through streams: are they right, and what do they gain?"""
+    import ffmef
+    from ffmef import checks, models
+
+    print("\n".join(checks.check_pictures(BACKENDS[0], DEVICE)[0]))
+    model = models.load("mef-pyramid").to(DEVICE)
+    with torch.inference_mode():
+        pair = [torch.from_numpy(frame).to(DEVICE) for frame in bracket(SIZES["551x707"], 2, True)]
+        four = [torch.stack([frame] * 4) for frame in pair]
+        forms = {"together": lambda: model.fuse_rgb(four), "in turn": lambda: [model.fuse_rgb(pair) for _ in range(4)]}
+        for form, run in forms.items():
+            timed("four pairs", run, form=form, way="as called")
+            replay = attempt(f"graph of four pairs {form}", lambda run=run: replaying(run))
+            if replay is not None:
+                timed("four pairs", replay, form=form, way="graph")
+    for size_name in ("551x707", "12MP"):
+        pairs = [bracket(SIZES[size_name], 2, True)] * 8
+        options = {"model": "pyramid", "device": DEVICE}
+        forms = {"fuse_many": lambda: list(ffmef.fuse_many(pairs, **options)),  # noqa: B023
+                 "fuse": lambda: [ffmef.fuse(pair, **options) for pair in pairs]}  # noqa: B023  # fmt: skip
+        for form, run in forms.items():
+            attempt(f"{form} {size_name}", run)
+            timed_many = attempt(f"{form} {size_name}", lambda run=run: [measure.seconds(run) for _ in range(3)])
+            if timed_many is not None:
+                keep("eight pairs", form=form, size=size_name, ms=1e3 * statistics.median(timed_many) / len(pairs))
 
 
 def step_pictures() -> None:

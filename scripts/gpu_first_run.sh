@@ -113,6 +113,7 @@ step 45 hazards
 quietly 30 training
 quietly 90 training_compiled
 step 60 exposures
+step 40 brackets
 quietly 30 pictures
 step 30 launches
 

@@ -161,8 +161,10 @@ def check_pictures(backend: Backend, device: str) -> tuple[list[str], bool]:
 
     from ffmef import models
     from ffmef.checks import pictures
+    from ffmef.models.pyramid import PyramidFFMEF
 
     model = models.load("mef-pyramid").to(device)
+    assert isinstance(model, PyramidFFMEF)
     with torch.inference_mode():
         reason = model.why_not_native()
     if reason:

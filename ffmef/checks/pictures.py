@@ -121,7 +121,7 @@ def stream_error(device: str) -> float:
     import ffmef
 
     random = np.random.default_rng(3)
-    brackets = [random.integers(0, 256, (2, height, 50, 3), dtype=np.uint8) for height in (30, 41, 30, 52, 30)]
+    brackets = [list(random.integers(0, 256, (2, rows, 50, 3), dtype=np.uint8)) for rows in (30, 41, 30, 52, 30)]
     together = ffmef.fuse_many(iter(brackets), model="pyramid", device=device)
     alone = [ffmef.fuse(bracket, model="pyramid", device=device) for bracket in brackets]
     return 0.0 if all(map(np.array_equal, together, alone)) else float("inf")
