@@ -1,4 +1,4 @@
-"""What the kernels of the pyramid's pictures need of the oldest and of a recent architecture, compiled without a GPU."""
+"""What the kernels of the pyramid's pictures need of each architecture, compiled without a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = {"finish": 128, "enter": 64, "blend_lowest": 64}  # registers; 80 hold th
 
 @pytest.mark.slow
 @pytest.mark.skipif(cuda.missing() is not None, reason=str(cuda.missing()))
-@pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.parametrize("architecture", cuda.ARCHITECTURES)
 def test_kernels_keep_everything_in_registers(tmp_path: Path, architecture: int) -> None:
     source, cubin = ROOT / "csrc/cuda/pyramid_pictures.cu", tmp_path / "kernels.cubin"
     command = [cuda.find_nvcc(), "-cubin", "-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas", "-v", source]
