@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -171,10 +172,24 @@ def write_json(report: Report, path: Path, versions: dict[str, str]) -> None:
     write_whole(path, lambda file: json.dump(content, file, indent=2, allow_nan=False))
 
 
+# Underscores inside a word are no emphasis.
+_MARKS = re.compile(r"[\\`*\[\]|~]|<(?=[\w/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")
+
+
+def plain(text: str) -> str:
+    """Return text as Markdown that shows just that, in tables, too.
+
+    Example:
+        >>> print(plain("a_b <i> | _c"))
+        a_b \\<i> \\| \\_c
+    """
+    return _MARKS.sub(r"\\\g<0>", text)
+
+
 def markdown(report: Report) -> str:
     """Return the table of averages, best values in bold, and what needs to be said about it."""
     lines = [
-        f"# {report.dataset}: {pairs_of(report)}, task {report.task}",
+        f"# {plain(report.dataset)}: {pairs_of(report)}, task {report.task}",
         "",
         "| | " + " | ".join(label(name) for name in report.metrics) + " |",
         "|---" * (len(report.metrics) + 1) + "|",
@@ -185,15 +200,15 @@ def markdown(report: Report) -> str:
         for name in report.metrics:
             text = show(values.get(name))
             cells.append(f"**{text}**" if text == show(leading[name]) != show(None) else text)
-        lines.append(f"| {method.replace('|', '/')} | " + " | ".join(cells) + " |")
+        lines.append(f"| {plain(method)} | " + " | ".join(cells) + " |")
     lines += ["", f"Fused pictures scored as {report.save_as}. Arrows point to better values, the best are bold."]
-    lines += report.fewer_pairs() + report.remarks
+    lines += map(plain, [*report.fewer_pairs(), *report.remarks])
     lines += _statistics(report)
     if report.faults:
         lines += ["", *fault_table(report.faults)]
     if report.failures:
         lines += ["", "## Not scored", ""]
-        lines += [f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}" for f in report.failures]
+        lines += [plain(f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}") for f in report.failures]
     return "\n".join(lines) + "\n"
 
 
@@ -239,7 +254,7 @@ def _statistics(report: Report) -> list[str]:
     lines = []
     for title, header, rows in statistics_tables(report):
         lines += ["", f"## {title}", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        lines += ["| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows]
+        lines += ["| " + " | ".join(map(plain, row)) + " |" for row in rows]
     return lines
 
 
@@ -247,7 +262,7 @@ _TEX = str.maketrans(
     {
         "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--",
-        "<": "$<$", ">": "$>$",
+        "<": "$<$", ">": "$>$", "[": "{[}", "*": "{*}",  # the last two mean something after \\\\ of the row above
     }
 )  # fmt: skip
 
@@ -287,7 +302,7 @@ def fault_table(faults: dict[str, list[Fault]]) -> list[str]:
     """Return the faults of every method as lines of a table: mean and worst over the scenes."""
     lines = ["## Faults", "", "Mean / worst over the scenes; smaller is better, but for the sky.", ""]
     lines += [
-        "| | " + " | ".join(method.replace("|", "/") for method in faults) + " |",
+        "| | " + " | ".join(map(plain, faults)) + " |",
         "|---" * (len(faults) + 1) + "|",
     ]
     for row in zip(*faults.values(), strict=True):

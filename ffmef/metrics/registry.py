@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -73,13 +74,16 @@ def canonical(name: str) -> str:
     A few names in words, such as "standard deviation", work too.
 
     Raises:
-        ValueError: no metric has that name.
+        ValueError: no metric has that name; the message lists the names and says which are similar.
 
     Example:
         >>> canonical("MEF-SSIM"), canonical("qabf"), canonical("Q^{AB/F}"), canonical("Nabf")
         ('MEF_SSIM', 'QABF', 'QABF', 'N_ABF')
     """
-    key = _PLAIN.get(_BESIDE_LETTERS.sub("", name.upper()))
+    plain = _BESIDE_LETTERS.sub("", name.upper())
+    key = _PLAIN.get(plain)
     if key is None:
-        raise ValueError(f"names must be among {', '.join(METRICS)}, got {name.strip()}")
+        close = dict.fromkeys(_PLAIN[near] for near in difflib.get_close_matches(plain, _PLAIN))
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"names must be among {', '.join(METRICS)}, got {name.strip()!r}{hint}")
     return key

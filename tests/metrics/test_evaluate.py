@@ -303,7 +303,7 @@ def test_averages_leave_out_what_is_not_defined(bench):
         (["--save-as", "xyz"], "--save-as must be one of lossless, source, got 'xyz'"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--page-pixels", "2"], "--page-pixels must be at least 16, got 2"),
-        (["--metrics", "EN,XYZ"], "--metrics must be among CE, .*, got XYZ"),
+        (["--metrics", "EN,XYZ"], "--metrics must be among CE, .*, got 'XYZ'"),
         (["--metrics", ","], "--metrics must name a metric, all, or several of CE, .*; got none"),
         (["--fused", "nowhere"], "--fused must be a folder of fused pictures, got nowhere"),
         (["--weights", "nowhere.safetensors"], "nowhere"),

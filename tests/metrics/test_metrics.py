@@ -268,7 +268,7 @@ def test_bad_pictures():
             metrics.compute(A, B, broken)
     with pytest.raises(ValueError, match="fused must hold numbers"):
         metrics.en(A, B, F.astype(str))
-    with pytest.raises(ValueError, match="names must be among CE, .* got XY"):
+    with pytest.raises(ValueError, match="names must be among CE, .* got 'XY'$"):
         metrics.compute(A, B, F, ["EN", "XY"])
     with pytest.raises(ValueError, match="toolkit must be"):
         metrics.compute(A, B, F, toolkit="other")

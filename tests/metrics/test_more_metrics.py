@@ -216,7 +216,7 @@ def test_names():
     a, b, fused = scene(20, 24)
     names = ["mef-ssim", "qabf", "Nabf", "N_abf", "Q^{AB/F}", " ms-ssim"]
     assert list(metrics.compute(a, b, fused, names)) == ["MEF_SSIM", "QABF", "N_ABF", "MS_SSIM"]
-    with pytest.raises(ValueError, match="names must be among CE, .*, got qabx"):
+    with pytest.raises(ValueError, match="names must be among CE, .*, got 'qabx'; did you mean QABF"):
         metrics.canonical("qabx")
 
 

@@ -87,6 +87,10 @@ def test_markdown_and_latex():
     for line in tex.splitlines():
         if line.endswith(r"\\"):
             assert line.count(" & ") == 2, line
+    odd = made(methods=("a|b<i>_c", "[x]"))
+    text, tex = report.markdown(odd), report.latex(odd)
+    assert text.count(r"| a\|b\<i>\_c | ") == 3 and r"| a\|b\<i>\_c / \[x\] | " in text
+    assert "\n{[}x] & " in tex and r"a|b$<$i$>$\_c" in tex  # after a row's end, a bracket would be its argument
     alone = report.markdown(made(methods=("ours",), pairs=1))
     assert "confidence" not in alone and "Wilcoxon" not in alone and "Borda" not in alone
 
