@@ -103,7 +103,7 @@ def _validate(images: Tensor, weights: Tensor, base: Tensor, scale: int) -> tupl
     if images.dim() == 4:
         images = images.unsqueeze(2)
     batch, count, channels, height, width = images.shape
-    if min(count, channels, height, width) < 1:
+    if count < 1 or channels < 1 or height < 1 or width < 1:  # min() would make exported graphs compare the sizes
         raise ValueError(f"images must hold at least one image, channel and pixel, got shape {tuple(images.shape)}")
     if weights.dim() != 5:
         raise ValueError(f"weights must be (B, L, N, h, w), got shape {tuple(weights.shape)}")

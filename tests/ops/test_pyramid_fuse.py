@@ -225,3 +225,18 @@ def test_mistakes_are_named():
         pyramid_fuse(images[0, 0], weights, base)
     with pytest.raises(RuntimeError, match="'cuda' is not available"):
         pyramid_fuse(images, weights, base, backend="cuda")
+
+
+def test_export_with_any_number_of_images():
+    """Python's min over sizes would make the graph compare them: no more images than channels."""
+
+    class Module(torch.nn.Module):
+        def forward(self, images, weights):
+            return pyramid_fuse(images, weights, weights[:, 0], scale=2)
+
+    any_size = torch.export.Dim.DYNAMIC
+    sizes = {0: any_size, 1: any_size}, {0: any_size, 2: any_size}
+    given = torch.rand(2, 2, 3, 8, 6), torch.rand(2, 1, 2, 4, 3)
+    graph = torch.export.export(Module(), given, dynamic_shapes=sizes, strict=False).module()
+    more = torch.rand(1, 5, 3, 8, 6), torch.rand(1, 1, 5, 4, 3)
+    assert torch.equal(graph(*more), Module()(*more))
