@@ -245,21 +245,14 @@ struct Prepared {
   }
 };
 
-// A map (height, width, channels) with a border of one zero cell.
+// A map (height, width, channels) with room for one more cell at both ends of each row.
 struct Map {
   int64_t height = 0, width = 0, channels = 0;
   Buffer<float> data;
 
   Map() = default;
-  Map(int64_t h, int64_t w, int64_t c) : height(h), width(w), channels(c), data((h + 2) * (w + 2) * c) {
-    std::memset(row(-1) - c, 0, size_t(w + 2) * c * sizeof(float));
-    std::memset(row(h) - c, 0, size_t(w + 2) * c * sizeof(float));
-    for (int64_t y = 0; y < h; ++y) {
-      std::memset(row(y) - c, 0, size_t(c) * sizeof(float));
-      std::memset(row(y) + w * c, 0, size_t(c) * sizeof(float));
-    }
-  }
-  float* row(int64_t y) const { return data.get() + ((y + 1) * (width + 2) + 1) * channels; }
+  Map(int64_t h, int64_t w, int64_t c) : height(h), width(w), channels(c), data(h * (w + 2) * c) {}
+  float* row(int64_t y) const { return data.get() + (y * (width + 2) + 1) * channels; }
   void repeat_ends(int64_t y) const {
     std::memcpy(row(y) - channels, row(y), size_t(channels) * sizeof(float));
     std::memcpy(row(y) + width * channels, row(y) + (width - 1) * channels, size_t(channels) * sizeof(float));
