@@ -200,6 +200,13 @@ def _responses(weight: Tensor, bias: Tensor, padded: Tensor, top: int, bottom: i
     return F.conv2d(window.flatten(0, 2).unsqueeze(1), _kernels(weight, bias)).unflatten(0, padded.shape[:3])
 
 
+def _padded(images: Tensor, radius: int, padding_mode: str) -> Tensor:
+    """Return the padded images; by indices, which zeros do not need, that was half of a small call's time."""
+    if padding_mode == "zeros":
+        return F.pad(images, (radius,) * 4) if radius else images
+    return pad(images, radius, padding_mode) if radius else images
+
+
 def _kernels(weight: Tensor, bias: Tensor) -> Tensor:
     """Return (M + 1, 1, k, k): what the images are convolved with for each hidden map, and for the bias."""
     side = _side(weight)
@@ -210,7 +217,7 @@ def _forward(hidden, weight, bias, images: Tensor, alphas: Tensor, padding_mode:
     """Run ``ffmef::predict_and_fuse`` by native kernels where they can, else by torch's convolutions."""
     out = images.new_zeros(images.shape[:1] + images.shape[2:])
     for h, w, b, alpha in zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True):
-        padded = pad(images, _side(w) // 2, padding_mode)
+        padded = _padded(images, _side(w) // 2, padding_mode)
         if _is_native(h, w, images):
             level = operator("predict_and_fuse_level")(*_native_arguments(h, w, b, padded)).unsqueeze(1)
         else:
@@ -241,7 +248,7 @@ def _backward(
     hidden_grads, weight_grads, bias_grads, alpha_grads = [], [], [], []
     image_grad = torch.zeros_like(images) if need_images else images.new_empty(0)
     for l, (h, w, b, alpha) in enumerate(zip(hidden, weight, bias, alphas.to(images.dtype).unbind(), strict=True)):
-        padded = pad(images, _side(w) // 2, padding_mode)
+        padded = _padded(images, _side(w) // 2, padding_mode)
         need_kernels = bool(need_weight[l] or need_bias[l] or need_alphas)
         scaled, from_scaled = grad * alpha, False
         hidden_grad: Tensor | None = None

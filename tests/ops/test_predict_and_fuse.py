@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import ffmef
+import ffmef.models.ffmef
 from ffmef.ops import adaptive_fuse, predict_and_fuse
 from ffmef.ops._backends import why_not
 from ffmef.ops.adaptive_fuse import PADDING_MODES
