@@ -214,6 +214,7 @@ def _fuse_stack(inputs: Sequence[str], output: str, options: Options, remark, ne
         paths.refuse_input_as_output(options.depth_map, inputs)
         if output != paths.STANDARD and paths.same_file(options.depth_map, output):
             raise InputError(f"--depth-map must not be the target of -o, {output}")
+        formats.check_target(options.depth_map)  # before the picture is written
     stack = _Stack(inputs, remark)
     with io.hidden_decoder_messages(), pipeline._cv2_threads(threads):
         started = time.perf_counter()

@@ -332,6 +332,7 @@ def test_wrong_options_are_named(tmp_path, capsys):
         (["--task", "mff", "--depth-map", str(tmp_path / "d")], "--depth-map must be PNG or TIFF"),
         (["--task", "mff", "--contrast", "1"], "--prefer cannot be used with focus stacks"),
         (["--task", "mff", "--deghost"], "--deghost cannot be used with focus stacks"),
+        (["--task", "mff", "--depth-map", str(tmp_path / "none/d.png")], "none is not an existing directory"),
         (["--depth-map", str(tmp_path / "d.png")], "--depth-map can only be used for focus stacks"),
         (["--task", "mff", "--depth-map", names[0]], names[0]),
         (["--task", "mff", "--depth-map", out], f"--depth-map must not be the target of -o, {out}"),
