@@ -416,8 +416,8 @@ class PyramidFFMEF(nn.Module):
         if pictures[0].dim() == 4:
             masks = zip(*steps, strict=True) if steps else itertools.repeat(None)
             brackets = zip(zip(*pictures, strict=True), masks, strict=False)
-            fused = [self.fuse_rgb(bracket, mask, adjust) for bracket, mask in brackets]
-            return torch.stack(fused) if fused else torch.empty_like(pictures[0])
+            each = [self.fuse_rgb(bracket, mask, adjust) for bracket, mask in brackets]
+            return torch.stack(each) if each else torch.empty_like(pictures[0])
 
         # Floating-point sums depend on their order, so the darkest picture comes first. Pictures of equal sums are
         # ordered by their samples, unless they are equal.
