@@ -57,7 +57,7 @@ def adaptive_fuse(
         images: (B, N, C, H, W) or (B, N, H, W); float64, float32, float16 or bfloat16, any strides.
         filters: L tensors (B, N, k*k, H, W) on the images' device, or (B, N, k*k, h, w) on a coarser grid, each
             level independently; k odd, 1 to 31, taps in row-major order. Each may have a dtype other than the images'
-            (float64 only if all are). Strides are free; a convolution's channels_last gives the same bits about as fast.
+            (float64 only if all are). Strides are free; channels_last gives the same bits about as fast.
             Filters are not normalised.
         alphas: (L,) weights of the levels: a tensor of any floating dtype, or numbers or one-element tensors (an
             ``nn.ParameterList``, say); None means ones.
