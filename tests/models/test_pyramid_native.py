@@ -338,6 +338,8 @@ def test_every_instruction_set(isa, tmp_path):
         "    got = ffmef.fuse(images, model=cases.model_of(), validity=cases.masks_of(37, 51))\n"
         "    want = cases.defined(cases.model_of(), images, cases.masks_of(37, 51))\n"
         "    assert np.abs(got - want).max() <= cases.MASKED_TOLERANCE[dtype]\n"
+        "    got = ffmef.fuse(images[:2], model=cases.model_of())\n"
+        "    assert np.abs(got - cases.defined(cases.model_of(), images[:2])).max() <= cases.TOLERANCE[dtype]\n"
         "    same = images[0].copy()\n"
         "    assert dtype == np.float32 or np.array_equal(ffmef.fuse([same] * 3, model=cases.model_of()), same)\n"
     )
