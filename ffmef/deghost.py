@@ -120,8 +120,8 @@ def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
     Of all curves that rise with the level, as brightness does, this one has the least sum of distances over all pixels:
     medians that whatever moved can bend only where it outnumbers what stayed still. Rare levels lie between their
-    neighbours. The spread is 1.4826 times the median distance from the curve, the standard deviation if the spread is
-    Gaussian noise, over the level and its neighbours.
+    neighbours. The spread is 1.4826 times the median distance from the curve, or from the levels' own medians if that
+    is less: the standard deviation if the spread is Gaussian noise, over the level and its neighbours.
     """
     joint = np.histogram2d(seen.ravel(), wanted.ravel(), bins=256, range=((-0.5, 255.5), (-0.5, 255.5)))[0]
     # Levels share their neighbours' counts: rare ones then have a median, too.
@@ -133,19 +133,25 @@ def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray
     every = np.arange(256)
     joint = joint[seen_levels]
     middle = _rising_medians(joint)
-    # Distances from the curve, counted for each level, over the levels around it.
-    rows, columns = np.nonzero(joint)
-    distances = np.zeros_like(joint)
-    np.add.at(distances, (rows, np.abs(columns - middle[rows])), joint[rows, columns])
-    sums = np.concatenate([np.zeros((1, 256)), distances.cumsum(0)])
-    first = np.searchsorted(seen_levels, seen_levels - NEIGHBOURS)
-    last = np.searchsorted(seen_levels, seen_levels + NEIGHBOURS, side="right")
-    around = (sums[last] - sums[first]).cumsum(1)
-    spread = 1.4826 * (around < around[:, -1:] / 2).sum(1)
+    # Around the levels' own medians, if that is less: else what moved everywhere would widen what is taken as noise.
+    own = (joint.cumsum(1) < joint.sum(1, keepdims=True) / 2).sum(1)
+    spread = np.minimum(_spread(joint, middle, seen_levels), _spread(joint, own, seen_levels))
     return (
         np.interp(every, seen_levels, middle).astype(np.float32),
         np.interp(every, seen_levels, spread).astype(np.float32),
     )
+
+
+def _spread(joint: np.ndarray, middle: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return 1.4826 times the median distance of what is counted from ``middle``, over each level and those around."""
+    rows, columns = np.nonzero(joint)
+    distances = np.zeros_like(joint)
+    np.add.at(distances, (rows, np.abs(columns - middle[rows])), joint[rows, columns])
+    sums = np.concatenate([np.zeros((1, 256)), distances.cumsum(0)])
+    first = np.searchsorted(levels, levels - NEIGHBOURS)
+    last = np.searchsorted(levels, levels + NEIGHBOURS, side="right")
+    around = (sums[last] - sums[first]).cumsum(1)
+    return 1.4826 * (around < around[:, -1:] / 2).sum(1)
 
 
 def _rising_medians(joint: np.ndarray) -> np.ndarray:
