@@ -32,6 +32,7 @@ class Kernels:
         float32: tensors must be float32.
         autocast: the kernels may run while autocast is on.
         derivatives: the kernels have derivatives; otherwise nothing may ask for any.
+        transforms: the kernels may run in forward mode and under torch.func.
         sizes: a function of the call's sizes, by name, that returns why no kernel exists for them, or None.
         limits: ``sizes`` in words.
         size_names: the arguments of ``sizes``.
@@ -42,6 +43,7 @@ class Kernels:
     float32: bool = False
     autocast: bool = True
     derivatives: bool = True
+    transforms: bool = True
     sizes: Callable[..., str | None] | None = None
     limits: str = ""
     size_names: tuple[str, ...] = ()
@@ -114,10 +116,12 @@ def _unsuited(kernels: Kernels, backend: str, tensors: list[tuple[str, Tensor]])
             right = device
         if kernels.float32 and tensor.dtype != torch.float32:
             return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
-    if tensors and not kernels.derivatives:
-        if torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in tensors):
+    if not kernels.derivatives and torch.is_grad_enabled():
+        if any(tensor.requires_grad for _, tensor in tensors):
             return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
-        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if tensors and not (kernels.derivatives and kernels.transforms):
+        transformed = torch._C._are_functorch_transforms_active()
+        if forward_ad._current_level >= 0 or transformed:
             return "forward-mode derivatives or torch.func transforms are enabled"
     if tensors and not kernels.autocast and torch.is_autocast_enabled(tensors[0][1].device.type):
         return "autocast is enabled, and the kernels compute in float32"

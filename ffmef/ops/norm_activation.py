@@ -12,7 +12,7 @@ from ffmef.ops._backends import Kernels, declare, why_not
 from ffmef.ops.library import operator
 from ffmef.ops.thin_convolution import activated
 
-declare("norm_activation", cpu=Kernels("norm_activation", float32=True, autocast=False))
+declare("norm_activation", cpu=Kernels("norm_activation", float32=True, autocast=False, transforms=False))
 
 
 def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float, eps: float = 1e-5) -> Tensor:

@@ -20,7 +20,12 @@ def _no_kernel(side: int) -> str | None:
 declare(
     "thin_convolution",
     cpu=Kernels(
-        "thin_convolution_backward", float32=True, autocast=False, sizes=_no_kernel, limits="k of 1, 3, 5 or 7"
+        "thin_convolution_backward",
+        float32=True,
+        autocast=False,
+        transforms=False,
+        sizes=_no_kernel,
+        limits="k of 1, 3, 5 or 7",
     ),
 )
 

@@ -163,3 +163,23 @@ def test_falls_back_to_torch(slope):
 def test_mistakes_are_named(shapes, slope, message):
     with pytest.raises(ValueError, match=message):
         norm_activation(*(torch.zeros(shape) for shape in shapes), slope=slope)
+
+
+def test_native_training_falls_back_under_transforms():
+    """The native operators are differentiated once and in reverse mode alone; torch's do the rest."""
+    from torch.autograd import forward_ad
+    from torch.func import grad, jvp
+
+    from ffmef.models import FFMEF
+
+    torch.manual_seed(0)
+    native = FFMEF(backend="native").train()
+    eager = FFMEF(backend="eager").train()
+    eager.load_state_dict(native.state_dict())
+    x = torch.rand(1, 2, 6, 7)
+    torch.testing.assert_close(grad(lambda x: native(x).sum())(x), grad(lambda x: eager(x).sum())(x))
+    expected = jvp(eager, (x,), (x * x,))[1]
+    torch.testing.assert_close(jvp(native, (x,), (x * x,))[1], expected)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(native(forward_ad.make_dual(x, x * x))).tangent
+    torch.testing.assert_close(tangent, expected)
