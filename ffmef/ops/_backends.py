@@ -116,9 +116,8 @@ def _unsuited(kernels: Kernels, backend: str, tensors: list[tuple[str, Tensor]])
             right = device
         if kernels.float32 and tensor.dtype != torch.float32:
             return f"{name} must be float32, got {str(tensor.dtype)[6:]}"
-    if not kernels.derivatives and torch.is_grad_enabled():
-        if any(tensor.requires_grad for _, tensor in tensors):
-            return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
+    if not kernels.derivatives and torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in tensors):
+        return "gradients are enabled (torch.inference_mode() or torch.no_grad() switches them off)"
     if tensors and not (kernels.derivatives and kernels.transforms):
         transformed = torch._C._are_functorch_transforms_active()
         if forward_ad._current_level >= 0 or transformed:
