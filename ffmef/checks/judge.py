@@ -33,7 +33,9 @@ def results(problem: Problem, device: str, backend: Backend) -> list[torch.Tenso
     tensors, gradient = inputs(problem, device)
     leaves = [leaf.detach().requires_grad_() for leaf in tensors]
     output = problem.run(leaves, backend)
-    return [part.detach().cpu() for part in (output, *torch.autograd.grad(output, leaves, gradient))]
+    return [
+        part.detach().cpu() for part in (output, *torch.autograd.grad(output, leaves, gradient, materialize_grads=True))
+    ]
 
 
 def references(problem: Problem, magnitudes: bool) -> list[torch.Tensor]:

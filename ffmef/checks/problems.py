@@ -60,16 +60,19 @@ class Problem:
 
 @dataclass(frozen=True)
 class FilterProblem(Problem):
-    """One row of adaptive_fuse's matrix."""
+    """One row of adaptive_fuse's matrix; the filters may lie on a coarser grid."""
 
     padding: PaddingMode
     sizes: tuple[int, ...]
+    grid: tuple[int, int] | None = field(default=None, kw_only=True)
 
     def own(self) -> str:
-        return f"{self.padding} k={','.join(map(str, self.sizes))}"
+        on_grid = "" if self.grid is None else f" on {self.grid[0]}x{self.grid[1]} cells"
+        return f"{self.padding} k={','.join(map(str, self.sizes))}{on_grid}"
 
     def others(self, normal: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-        shapes = [(self.batch, self.images, k * k, self.height, self.width) for k in self.sizes]
+        grid = self.grid or (self.height, self.width)
+        shapes = [(self.batch, self.images, k * k, *grid) for k in self.sizes]
         filters = [lay_out(normal(*shape), self.layout) for shape in shapes]
         # Alphas are float32 beside half precision, and otherwise of the images' dtype.
         alphas = normal(len(self.sizes))
@@ -150,6 +153,10 @@ def matrix(quick: bool) -> list[Problem]:
             FilterProblem(dtype, 1, 2, 3, 11, 32, "reflect", (3,), layout="transposed"),
             FilterProblem(dtype, 3, 2, 1, 9, 32, "zeros", (1, 5), layout="expanded"),
             FilterProblem(dtype, 1, 2, 1, 5, 24, "zeros", (1, 3) * 8 + (5,)),
+            FilterProblem(dtype, 2, 2, 1, 37, 144, "circular", (1, 3, 5)),
+            FilterProblem(dtype, 2, 2, 1, 37, 144, "zeros", (1, 3, 5), grid=(5, 18)),
+            FilterProblem(dtype, 1, 3, 3, 18, 67, "circular", (3,), grid=(7, 20)),
+            FilterProblem(dtype, 1, 2, 2, 9, 23, "replicate", (5, 1), grid=(9, 8), layout="slice"),
         ]
     problems.append(FilterProblem("float32", 1, 1, 1, 12, 16, "replicate", (31,)))
     for dtype in TOLERANCE:
