@@ -70,11 +70,22 @@ def main(argv: list[str] | None = None) -> int:
     _prepare_streams()
     command = argv[0] if argv else ""
     with interruption.ends_at_once(command):
-        # Options before the command end the program, so the command is the first argument or none.
-        args = build_parser(command).parse_args(argv)
+        args = _parsed(argv)
         if args.command not in CATCHING:
             return _run(args)
     return _run(args)
+
+
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    # Options before the command end the program, so the command is the first argument or none.
+    command = argv[0] if argv else ""
+    parser = build_parser(command)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown and args.command == command:
+        parser.prog = f"ffmef {command}"  # parsers of commands leave what they do not know to this one
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def _prepare_streams() -> None:

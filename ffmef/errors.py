@@ -1,4 +1,4 @@
-"""Errors that a user caused and can fix."""
+"""Errors that a user caused and can fix, and how messages are put."""
 
 
 class InputError(ValueError):
@@ -15,3 +15,12 @@ def printable(text: str) -> str:
     'two\\\\nlines \\\\ud800 \u00fc'
     """
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, singular or plural.
+
+    >>> counted(1, "bracket"), counted(0, "pair"), counted(2, "process")
+    ('1 bracket', '0 pairs', '2 processes')
+    """
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"

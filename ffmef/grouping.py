@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
-from ffmef.errors import InputError
+from ffmef.errors import InputError, counted
 from ffmef.imaging import formats
 from ffmef.imaging.paths import natural
 
@@ -240,8 +240,8 @@ def _as_counted(pictures: list[Path]) -> list[Path]:
         found = _COUNTED.fullmatch(picture.stem)
         if found:
             families.setdefault((found[1], len(found[2])), []).append((index, int(found[2])))
-    for (_, digits), counted in families.items():
-        places, numbers = zip(*counted, strict=True)
+    for (_, digits), family in families.items():
+        places, numbers = zip(*family, strict=True)
         members = [ordered[index] for index in places]
         if numbers[0] > 1 or numbers[-1] != 10**digits - 1:
             continue
@@ -290,9 +290,8 @@ def _by_count(files: list[Path], count: int, plan: Plan) -> None:
     for start in range(0, len(files), count):
         frames = files[start : start + count]
         if len(frames) < count:
-            plan.failures += [
-                (str(frame), f"left over: {len(files)} files are no multiple of {count}") for frame in frames
-            ]
+            why = f"left over: {counted(len(files), 'file')}, no multiple of {count}"
+            plan.failures += [(str(frame), why) for frame in frames]
         else:
             plan.groups.append(Group(tuple(frames), frames[0].stem))
 

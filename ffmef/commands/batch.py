@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ffmef.commands.fuse import add_fusion_arguments, fusion_options, whole_number
-from ffmef.errors import InputError, printable
+from ffmef.errors import InputError, counted, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
             print(printable(f"{group.name}.{extension} ({status}): {names}"))
     if args.dry_run:
         _report(plan.left, plan.failures)
-        print(f"{len(todo)} brackets to be fused, {there} kept, {len(plan.left)} files left alone")
+        fused, left = counted(len(todo), "bracket"), counted(len(plan.left), "file")
+        print(f"{fused} to be fused, {there} kept, {left} left alone")
         return 1 if plan.failures or not plan.groups else 0
     if todo:
         options = _absolute(options)
@@ -117,10 +118,12 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
                 failures.append((_place(outcome.job.target), outcome.failure.removeprefix(f"{outcome.job.target}: ")))
     except KeyboardInterrupt:
         rest = len(todo) - done - (len(failures) - len(plan.failures))
-        print(f"ffmef batch: interrupted: {done} brackets fused, {rest} left; run it again to go on", file=sys.stderr)
+        fused = counted(done, "bracket")
+        print(f"ffmef batch: interrupted: {fused} fused, {rest} left; run it again to go on", file=sys.stderr)
         return 130
     _report(plan.left, failures)
-    print(printable(args.output) + f": {done} brackets fused, {there} kept, {len(failures)} failures")
+    said = f"{counted(done, 'bracket')} fused, {there} kept, {counted(len(failures), 'failure')}"
+    print(f"{printable(args.output)}: {said}")
     return 1 if failures or not plan.groups else 0
 
 

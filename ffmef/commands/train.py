@@ -12,7 +12,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-from ffmef.errors import InputError
+from ffmef.errors import InputError, counted
 from ffmef.training.config import Config, default_of, resolve
 
 
@@ -57,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     trainer = Trainer(config, folder, resume=args.resume)
     if trainer.fabric.is_global_zero:
         count = sum(parameter.numel() for parameter in trainer.plain.parameters())
-        print(f"{len(trainer.dataset.scenes)} scenes, {len(trainer.held_out)} for validation; {count} parameters")
+        scenes = counted(len(trainer.dataset.scenes), "scene")
+        print(f"{scenes}, {len(trainer.held_out)} for validation; {count} parameters")
     trainer.run(progress=not args.quiet)
 
 

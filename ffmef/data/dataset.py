@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ffmef.data.crops import RECIPES
-from ffmef.errors import InputError
+from ffmef.errors import InputError, counted
 
 
 class Scenes(Protocol):
@@ -116,9 +116,11 @@ class EpochBatches(Sampler):
 
     def __init__(self, dataset: TrainingSet, batch_size: int, *, rank: int = 0, world_size: int = 1):
         if batch_size < 1 or batch_size % world_size:
-            raise InputError(f"batch size must be a positive multiple of {world_size} processes, got {batch_size}")
+            processes = counted(world_size, "process")
+            raise InputError(f"batch size must be a positive multiple of {processes}, got {batch_size}")
         if len(dataset) < batch_size:
-            raise InputError(f"the data give {len(dataset)} samples an epoch, fewer than one batch of {batch_size}")
+            samples = counted(len(dataset), "sample")
+            raise InputError(f"the data give {samples} an epoch, fewer than one batch of {batch_size}")
         self._seed, self._count, self._batch = dataset.seed, len(dataset), batch_size
         self._rank, self._world_size = rank, world_size
         self.epoch, self.start = 0, 0

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ffmef.errors import InputError
+from ffmef.errors import InputError, counted
 from ffmef.evaluation import layouts, roles
 from ffmef.evaluation.found import Failure, Found, Pair
 from ffmef.imaging.io import FORMATS
@@ -50,7 +50,7 @@ def find_pairs(dataset: Path) -> Found:
             below = layouts.find_below(dataset, guesses=True)
         below = [(path.relative_to(dataset), own) for path, own in below]
         if len(below) > 1:
-            counts = ", ".join(f"{path} ({len(own.pairs)} pairs)" for path, own in below)
+            counts = ", ".join(f"{path} ({counted(len(own.pairs), 'pair')})" for path, own in below)
             raise InputError(f"DATASET must be one set of pairs, {dataset} holds several: {counts}")
         if below:
             path, found = below[0]

@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from ffmef.errors import counted
 from ffmef.evaluation import roles
 from ffmef.evaluation.found import Failure, Found, Pair
 from ffmef.imaging.io import FORMATS
@@ -105,8 +106,9 @@ def _scene_folders(folder: Path) -> Found:
             found.guessed.append(scene.name)
         unused += [f"{scene.name}/{path.name}" for path in own if path not in pair.frames]
     if unused:
+        number = counted(len(unused), "picture")
         found.remarks.append(
-            f"Not used, because their names name no frame of their folder: {len(unused)} pictures, {listed(unused)}."
+            f"Not used, because their names name no frame of their folder: {number}, {listed(unused)}."
         )
     if found.guessed:
         found.remarks.append(

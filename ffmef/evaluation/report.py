@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ffmef import files
+from ffmef.errors import counted
 from ffmef.evaluation import statistics
 from ffmef.evaluation.found import Failure, Pair
 from ffmef.faults import Fault
@@ -50,7 +51,8 @@ class Report:
             counts = {name: self.average(method, name)[1] for name in self.metrics}
             fewer = {name: count for name, count in counts.items() if count < len(self.pairs)}
             if len(set(counts.values())) == 1 and fewer:
-                sentences.append(f"Averages of {method} over {counts[self.metrics[0]]} of {len(self.pairs)} pairs.")
+                pairs = counted(len(self.pairs), "pair")
+                sentences.append(f"Averages of {method} over {counts[self.metrics[0]]} of {pairs}.")
             elif fewer:
                 listed = ", ".join(f"{name} {count}" for name, count in fewer.items())
                 sentences.append(f"Averages of {method} over fewer pairs: {listed}.")
@@ -189,7 +191,7 @@ def plain(text: str) -> str:
 def markdown(report: Report) -> str:
     """Return the table of averages, best values in bold, and what needs to be said about it."""
     lines = [
-        f"# {plain(report.dataset)}: {pairs_of(report)}, task {report.task}",
+        f"# {plain(report.dataset)}: {counted(len(report.pairs), 'pair')}, task {report.task}",
         "",
         "| | " + " | ".join(label(name) for name in report.metrics) + " |",
         "|---" * (len(report.metrics) + 1) + "|",
@@ -210,11 +212,6 @@ def markdown(report: Report) -> str:
         lines += ["", "## Not scored", ""]
         lines += [plain(f"- {f.pair}{f' by {f.method}' if f.method else ''}: {f.reason}") for f in report.failures]
     return "\n".join(lines) + "\n"
-
-
-def pairs_of(report: Report) -> str:
-    """Return the number of pairs with its noun, singular or plural."""
-    return f"{len(report.pairs)} pair{'s' * (len(report.pairs) != 1)}"
 
 
 INTERVALS = "95 % confidence intervals of the averages (bootstrap over pairs, 10 000 samples)"
@@ -279,7 +276,8 @@ def latex(report: Report) -> str:
         cells = [text.translate(_TEX) for text in texts]
         cells = [rf"\textbf{{{c}}}" if leads else c for c, leads in zip(cells, best_ones, strict=True)]
         rows.append([method.translate(_TEX), *cells])
-    title = f"{report.dataset}: averages over {pairs_of(report)}, {report.save_as}; best values in bold"
+    pairs = counted(len(report.pairs), "pair")
+    title = f"{report.dataset}: averages over {pairs}, {report.save_as}; best values in bold"
     parts = [_tex_table(title, ["", *(label(name) for name in report.metrics)], rows)]
     for title, header, cells_of in statistics_tables(report):
         parts.append(_tex_table(title, header, [[cell.translate(_TEX) for cell in row] for row in cells_of]))

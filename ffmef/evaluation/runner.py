@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ffmef import focus, models, workers
-from ffmef.errors import InputError
+from ffmef.errors import InputError, counted
 from ffmef.evaluation import dataset as datasets
 from ffmef.evaluation import layouts, page, published, report, roles, scoring
 from ffmef.evaluation.journal import Journal
@@ -239,7 +239,8 @@ def _faults(fusing: list[tuple[str, str]], pairs: list[datasets.Pair]) -> tuple[
         most = math.inf if spec is None or spec.most is None else spec.most
         fitting = [pictures for pictures in scenes if len(pictures) <= most]
         if len(fitting) < len(scenes):
-            remarks.append(f"Faults of {method}: on {len(fitting)} of {len(scenes)} scenes, those of two pictures.")
+            of = counted(len(scenes), "scene")
+            remarks.append(f"Faults of {method}: on {len(fitting)} of {of}, those of two pictures.")
         if fitting:
             measured[method] = faults.measure(functools.partial(pipeline.fuse, weights=weights), fitting, most)
     return measured, remarks

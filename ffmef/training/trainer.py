@@ -29,7 +29,7 @@ from ffmef.data import (
     TrainingSet,
     find_scenes,
 )
-from ffmef.errors import InputError
+from ffmef.errors import InputError, counted
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources, TruthLoss
 from ffmef.models import FocusNet, PyramidFFMEF, registry
 from ffmef.models.pyramid import into_range
@@ -160,7 +160,8 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         seed=config.seed,
     )
     if not dataset.scenes.names and held_out:
-        raise InputError(f"validation {config.validation} keeps all {len(held_out)} scenes, none is left for training")
+        scenes = counted(len(held_out), "scene")
+        raise InputError(f"validation {config.validation} keeps all data ({scenes}), none is left for training")
     if not dataset.scenes.names:
         raise InputError(f"{', '.join(config.data + config.photographs)}: no scene can be used")
     return dataset, held_out

@@ -286,7 +286,7 @@ def test_a_batch_goes_on_past_a_broken_file_and_after_an_interruption(tmp_path, 
     out = tmp_path / "out"
     assert run(tmp_path / "in", "-o", out, "--jobs", 2) == 1
     said = capsys.readouterr()
-    assert "2 brackets fused, 0 kept, 1 failures" in said.out
+    assert "2 brackets fused, 0 kept, 1 failure" in said.out
     assert "IMG_3_fused.jpg: " in said.err and "IMG_5.jpg" in said.err and "Traceback" not in said.err
     assert sorted(os.listdir(out)) == ["IMG_0_fused.jpg", "IMG_6_fused.jpg"]
     assert main(["fuse", *map(str, files[:3]), "-o", str(tmp_path / "alone.jpg")]) == 0
@@ -297,7 +297,7 @@ def test_a_batch_goes_on_past_a_broken_file_and_after_an_interruption(tmp_path, 
     files[5].write_bytes(whole)
     (out / "IMG_0_fused.jpg").write_bytes(b"mine")
     assert run(tmp_path / "in", "-o", out, "--jobs", 1) == 0
-    assert "1 brackets fused, 2 kept, 0 failures" in capsys.readouterr().out
+    assert "1 bracket fused, 2 kept, 0 failures" in capsys.readouterr().out
     assert (out / "IMG_0_fused.jpg").read_bytes() == b"mine"
     assert run(tmp_path / "in", "-o", out, "--jobs", 1, "--overwrite") == 0
     assert read_picture(out / "IMG_0_fused.jpg").pixels.shape == SHAPE
@@ -375,7 +375,7 @@ def test_pairs_of_infrared_and_visible(tmp_path, capsys, monkeypatch):
     alone = ["--infrared", pictures["two", "IR"], "--visible", pictures["two", "VI"], "-o", str(tmp_path / "two.png")]
     assert main(["fuse", "--task", "vif", *alone]) == 0
     assert np.array_equal(*(np.asarray(Image.open(path)) for path in (tmp_path / "two.png", out / "two_fused.png")))
-    assert run(*options) == 1 and "0 brackets fused, 2 kept, 1 failures" in capsys.readouterr().out
+    assert run(*options) == 1 and "0 brackets fused, 2 kept, 1 failure" in capsys.readouterr().out
 
 
 def test_interruption_of_a_batch(tmp_path):
@@ -405,7 +405,7 @@ def test_a_cluster_of_two_workers(tmp_path, capsys):
     ) as cluster:
         assert run(tmp_path / "in", "-o", tmp_path / "out", "--scheduler", cluster.scheduler_address) == 1
     said = capsys.readouterr()
-    assert "2 brackets fused, 0 kept, 1 failures" in said.out and "IMG_8.jpg" in said.err
+    assert "2 brackets fused, 0 kept, 1 failure" in said.out and "IMG_8.jpg" in said.err
     assert sorted(os.listdir(tmp_path / "out")) == ["IMG_0_fused.jpg", "IMG_3_fused.jpg"]
 
 

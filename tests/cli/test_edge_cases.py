@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import pkgutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import tifffile
 from PIL import Image
 
 import ffmef
-from ffmef import align, cli, deghost
+from ffmef import align, cli, commands, deghost
 from ffmef.errors import InputError
 from ffmef.imaging.io import Picture, read_picture
 from ffmef.pipeline import fuse_pictures
@@ -72,6 +73,20 @@ def test_a_mistake_in_the_options_costs_one_line(pair, capsys, arguments):
         cli.main(["fuse", *pair, *arguments])
     assert raised.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_unknown_option_is_reported_by_its_command(capsys):
+    given = {"fuse": ["a", "b", "-o", "c"], "batch": ["a", "-o", "b"], "evaluate": ["a", "-o", "b"]}
+    given |= {"export": ["--weights", "mef", "-o", "a.onnx"], "train": ["-o", "a"]}
+    for command in (found.name for found in pkgutil.iter_modules(commands.__path__)):
+        with pytest.raises(SystemExit) as raised:
+            cli.main([command, *given.get(command, []), "--bogus", "x\n"])
+        said = capsys.readouterr().err
+        assert raised.value.code == 2 and len(said.splitlines()) == 1
+        assert said.startswith(f"ffmef {command}: ") and "--bogus" in said, said
+    with pytest.raises(SystemExit):
+        cli.main(["--bogus", "train"])
+    assert capsys.readouterr().err.startswith("ffmef: ")
 
 
 def test_a_deghosting_frame_out_of_range_is_named_as_it_was_given(pair, tmp_path, capsys):

@@ -188,7 +188,7 @@ def test_an_unclear_folder_lists_what_was_found_and_expected(tmp_path):
     for part in ("train", "test"):
         save(tmp_path / "msrs" / part / "vi" / "1.png")
         save(tmp_path / "msrs" / part / "ir" / "1.png")
-    with pytest.raises(InputError, match=r"holds several: test \(1 pairs\), train \(1 pairs\)"):
+    with pytest.raises(InputError, match=r"holds several: test \(1 pair\), train \(1 pair\)"):
         dataset.find_pairs(tmp_path / "msrs")
 
 

@@ -519,7 +519,7 @@ def test_mistakes_in_settings(tmp_path, text, message):
             "model_options: the model must have at most",
         ),
         (["--data", "DATA", "--model-options", '{"backend": null}'], "model_options: backend must be .*, got null"),
-        (["--data", "DATA", "--validation", "0.999"], "validation 0.999 keeps all 6 scenes, none is left for training"),
+        (["--data", "DATA", "--validation", "0.999"], "validation 0.999 keeps all data .6 scenes., none is left"),
         pytest.param(
             ["--data", "DATA", "--accelerator", "cuda"],
             "accelerator cuda needs a GPU for each process of this machine: 1, and torch .* sees 0",
