@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         args = _parsed(argv)
         if args.command not in CATCHING:
             return _run(args)
-    return _run(args)
+    with interruption.raises(command):
+        return _run(args)
 
 
 def _parsed(argv: list[str]) -> argparse.Namespace:
@@ -127,9 +128,10 @@ def _run(args: argparse.Namespace) -> int:
             raise
         print(f"ffmef {args.command}: {why}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"ffmef {args.command}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        word, status = interruption.outcome(error)
+        print(f"ffmef {args.command}: {word}", file=sys.stderr)
+        return status
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from ffmef import interruption
 from ffmef.commands.fuse import add_fusion_arguments, fusion_options, whole_number
 from ffmef.errors import InputError, counted, printable
 
@@ -116,11 +117,12 @@ def _perform(args, plan, todo, there: int, batch, processes: int | None) -> int:
                 done += 1
             else:
                 failures.append((_place(outcome.job.target), outcome.failure.removeprefix(f"{outcome.job.target}: ")))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        word, status = interruption.outcome(error)
         rest = len(todo) - done - (len(failures) - len(plan.failures))
         fused = counted(done, "bracket")
-        print(f"ffmef batch: interrupted: {fused} fused, {rest} left; run it again to go on", file=sys.stderr)
-        return 130
+        print(f"ffmef batch: {word}: {fused} fused, {rest} left; run it again to go on", file=sys.stderr)
+        return status
     _report(plan.left, failures)
     said = f"{counted(done, 'bracket')} fused, {there} kept, {counted(len(failures), 'failure')}"
     print(f"{printable(args.output)}: {said}")

@@ -378,7 +378,8 @@ def test_pairs_of_infrared_and_visible(tmp_path, capsys, monkeypatch):
     assert run(*options) == 1 and "0 brackets fused, 2 kept, 1 failure" in capsys.readouterr().out
 
 
-def test_interruption_of_a_batch(tmp_path):
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_interruption_of_a_batch(tmp_path, number, word):
     card(tmp_path / "in", 40)
     command = [sys.executable, "-m", "ffmef", "batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -386,10 +387,10 @@ def test_interruption_of_a_batch(tmp_path):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (tmp_path / "out" / "IMG_0_fused.jpg").exists():
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "") and error.count("\n") == 1, error
-    assert error.startswith("ffmef batch: interrupted: ") and error.endswith(" left; run it again to go on\n")
+    assert (process.returncode, out) == (128 + number, "") and error.count("\n") == 1, error
+    assert error.startswith(f"ffmef batch: {word}: ") and error.endswith(" left; run it again to go on\n")
     written = os.listdir(tmp_path / "out")
     assert all(name.endswith("_fused.jpg") for name in written) and len(written) < 40
     for name in written:

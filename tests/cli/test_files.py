@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -586,9 +587,9 @@ def test_quality_compression_and_depth(tmp_path, pair, capfd):
 
 INTERRUPTER = """
 import os, signal, sys
-moment = sys.argv.pop(1)
+moment, number = sys.argv.pop(1), int(sys.argv.pop(1))
 def interrupt(*_, **__):
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), number)
     for _ in range(10000):
         pass
     raise ImportError("went on after the signal")
@@ -612,13 +613,27 @@ sys.exit(ffmef.cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("moment", ["import", "read", "fuse", "write"])
-def test_an_interruption_is_one_line(tmp_path, pair, moment):
+@pytest.mark.parametrize(
+    ("moment", "number", "word"),
+    [(moment, signal.SIGINT, "interrupted") for moment in ("import", "read", "fuse", "write")]
+    + [("write", signal.SIGTERM, "terminated"), ("write", signal.SIGHUP, "terminated")],
+)
+def test_an_interruption_is_one_line(tmp_path, pair, moment, number, word):
     before = sorted(os.listdir(tmp_path))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-c", INTERRUPTER, moment, "fuse", *map(str, pair), "-o", str(tmp_path / "o.png")]
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTER,
+        moment,
+        str(int(number)),
+        "fuse",
+        *map(str, pair),
+        "-o",
+        str(tmp_path / "o.png"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ffmef fuse: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"ffmef fuse: {word}\n")
     assert sorted(os.listdir(tmp_path)) == before
 
 
