@@ -9,7 +9,8 @@ import asyncio
 import base64
 import inspect
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
@@ -96,6 +97,28 @@ class Scene:
             follows.append(np.maximum(_grey(self.fuse(probed, adjustments).pixels) - before, 0))
         total = np.maximum(sum(follows), 1e-6)
         return [share / total for share in follows]
+
+
+def renamed(files: dict[str, bytes], dropped: Sequence[tuple[str, bytes]]) -> tuple[dict[str, bytes], list[str]]:
+    """Return the dropped files by names of their own, and a line for each that has another name now or is left out.
+
+    >>> renamed({"a.jpg": b"1"}, [("b.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"1")])
+    ({'b.jpg': b'1', 'b (2).jpg': b'2'}, ['Another b.jpg is kept as b (2).jpg', 'Left out a.jpg: it is here already'])
+    """
+    own: dict[str, bytes] = {}
+    lines = []
+    for name, data in dropped:
+        stem, dot, extension = name.rpartition(".")
+        known = {**files, **own}
+        numbered = (f"{stem or extension} ({n}){dot and dot + extension}" for n in itertools.count(2))
+        other = next(other for other in itertools.chain([name], numbered) if known.get(other, data) == data)
+        if other in known:
+            lines.append(f"Left out {name}: it is here already")
+        else:
+            own[other] = data
+            if other != name:
+                lines.append(f"Another {name} is kept as {other}")
+    return own, lines
 
 
 def added(files: dict[str, bytes], dropped: dict[str, bytes], aligned: bool) -> tuple[dict[str, bytes], list[str]]:
@@ -215,13 +238,14 @@ class Page:
 
     async def take(self, event) -> None:
         """Add dropped files. Those that cannot be used are named and left out: the next drop works again."""
-        dropped = {file.name: await file.read() for file in event.files}
+        dropped = [(file.name, await file.read()) for file in event.files]
         self.upload.reset()  # the frames are listed below it
         async with self.changing:
             before = self.files
-            files, left_out = await _elsewhere(added, before, dropped, self.aligned)
+            own, lines = renamed(before, dropped)
+            files, left_out = await _elsewhere(added, before, own, self.aligned)
             if self.files is before:  # nobody has started again meanwhile
-                self.files, self.left_out = files, left_out
+                self.files, self.left_out = files, lines + left_out
                 await self.reload()
 
     async def leave_out(self, name: str) -> None:

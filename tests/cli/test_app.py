@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
@@ -14,6 +15,8 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import pytest
@@ -81,6 +84,28 @@ def test_files_that_do_not_fit_are_left_out_and_named():
     assert added(files, other, False) == ({**files, **other}, [])
     kept, lines = added(files, other, True)
     assert kept == files and "do not show the same scene" in lines[0]
+
+
+def test_another_file_of_the_same_name_is_kept_beside_the_first():
+    from ffmef.app import Page
+
+    one, two, three = (path.read_bytes() for path in SUNSET)
+    drops = [[("a.jpg", one), ("a.jpg", two)], [("a.jpg", two), ("a.jpg", three)]]
+    said = []
+
+    async def visit():
+        async def reload():
+            said.append(page.left_out)
+
+        page = SimpleNamespace(files={}, aligned=False, upload=Mock(), changing=asyncio.Lock(), reload=reload)
+        for dropped in drops:
+            files = [SimpleNamespace(name=name, read=AsyncMock(return_value=data)) for name, data in dropped]
+            await Page.take(page, SimpleNamespace(files=files))
+        return page.files
+
+    assert asyncio.run(visit()) == {"a.jpg": one, "a (2).jpg": two, "a (3).jpg": three}
+    assert said[0] == ["Another a.jpg is kept as a (2).jpg"]
+    assert said[1] == ["Left out a.jpg: it is here already", "Another a.jpg is kept as a (3).jpg"]
 
 
 def test_a_port_in_use_is_one_line(capsys):
