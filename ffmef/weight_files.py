@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from pathlib import Path
@@ -31,20 +32,23 @@ def find(name_or_path: str | Path) -> Path:
     """
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputError(f"weights must be a name or the path of a file, got {type(name_or_path).__name__}")
-    path = Path(name_or_path)
-    try:
-        if not path.is_file() and path.name == str(name_or_path):
-            bundled = FOLDER / f"{_current_name(path.name)}.safetensors"
-            path = bundled if bundled.is_file() else path
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError:  # a name that is too long for the file system
-        is_file = is_folder = False
-    if is_folder:
+    path = _path(os.fspath(name_or_path))
+    if os.path.isfile(path):
+        return path
+    if path.name == str(name_or_path):
+        bundled = _path(f"{FOLDER}{os.sep}{_current_name(path.name)}.safetensors")
+        if os.path.isfile(bundled):
+            return bundled
+    if os.path.isdir(path):
         raise InputError(f"weights must be a name or a file, got the folder {path}")
-    if not is_file:
-        known = ", ".join(available()) or "(none bundled)"
-        raise InputError(f"weights must be a file or one of {known}, got {printable(name_or_path, 200)}")
-    return path
+    known = ", ".join(available()) or "(none bundled)"
+    raise InputError(f"weights must be a file or one of {known}, got {printable(name_or_path, 200)}")
+
+
+@functools.lru_cache(maxsize=64)
+def _path(text: str) -> Path:
+    """Return the path of this text; one that is kept need not be split, joined and hashed again in every call."""
+    return Path(text)
 
 
 def _current_name(name: str) -> str:
