@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -35,12 +36,21 @@ class Pool {
   std::mutex calls;  // held by the call that uses the pool
 
  private:
+  // About 50 microseconds. Other threads mostly leave the job within one, but waking the caller would take as long.
+  static constexpr int kSpins = 2000;
+
   struct End {
     Pool& pool;
     ~End() {
       std::unique_lock<std::mutex> lock(pool.mutex_);
       pool.threads_ = 0;  // no further thread may begin
-      pool.ended_.wait(lock, [&] { return pool.inside_ == 0; });
+      lock.unlock();
+      for (int spin = 0; spin < kSpins; ++spin) {
+        if (pool.inside_.load(std::memory_order_acquire) == 0) return;
+        pause_briefly();
+      }
+      lock.lock();
+      pool.ended_.wait(lock, [&] { return pool.inside_.load(std::memory_order_acquire) == 0; });
     }
   };
 
@@ -59,13 +69,13 @@ class Pool {
     for (;;) {
       begun_.wait(lock, [&] { return next_ < threads_; });
       const int thread = next_++;
-      ++inside_;
+      inside_.fetch_add(1, std::memory_order_relaxed);
       void (*job)(void*, int) = job_;
       void* context = context_;
       lock.unlock();
       job(context, thread);
       lock.lock();
-      if (--inside_ == 0) ended_.notify_one();
+      if (inside_.fetch_sub(1, std::memory_order_release) == 1) ended_.notify_one();
     }
   }
 
@@ -73,7 +83,8 @@ class Pool {
   std::condition_variable begun_, ended_;
   void (*job_)(void*, int) = nullptr;
   void* context_ = nullptr;
-  int workers_ = 0, next_ = 0, threads_ = 0, inside_ = 0;
+  int workers_ = 0, next_ = 0, threads_ = 0;
+  std::atomic<int> inside_{0};  // changes only while the mutex is held
 };
 
 // Never destroyed: its threads wait on it until the process ends. A forked process abandons its parent's pool too: the
