@@ -26,6 +26,8 @@ _HEADER = 1 << 18  # bytes that hold the EXIF block of a raw file
 _CARD_FOLDER = re.compile(r"\d{3}\w{5}")  # as cameras name them: 100CANON
 _SYSTEM_FOLDERS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found")
 _COUNTED = re.compile(r"(.*?)(\d{3,})")  # names that end in a camera's counter
+_COPIED = re.compile(r"(.*?)(\d{3,})((?:\D+\d{1,2})?\D*)")  # the same, or with more behind it: IMG_0042 (1)
+_MISSING = 10  # most by which a counter goes on: deleted frames leave gaps
 # Which of a picture's files holds most, by extension, best first; () stands for all others.
 _DEEPEST = ((".exr",), (".tif", ".tiff"), (".png",), (".heic", ".heif", ".hif", ".avif", ".jxl"), (), (".jpg", ".jpeg"))
 
@@ -359,8 +361,9 @@ def _in_one_zone(captures: dict[Path, Capture]) -> dict[Path, Capture]:
 def _brackets_of(files: list[Path], captures: dict[Path, Capture], gap: float, task: str) -> list[list[Path]]:
     """Return the brackets, and single frames, in the frames of one camera, given by time.
 
-    Two cameras of one model may say the same of themselves; their names then differ before the counter. Names count
-    only if fewer frames are left alone with them.
+    Two cameras of one model may say the same of themselves. Their names then differ beside the counter, which counts
+    if fewer frames are left alone with it; or their counters take turns, which one camera's never does. But people
+    may number exposures so (101, 201, 301, 102, ...): then most frames would be left alone.
     """
 
     def grouped(frames: list[Path]) -> list[list[Path]]:
@@ -372,16 +375,48 @@ def _brackets_of(files: list[Path], captures: dict[Path, Capture], gap: float, t
                 groups.append([file])
         return groups
 
+    def apart(kinds: list[list[Path]]) -> list[list[Path]]:
+        return [group for frames in kinds for group in grouped(frames)]
+
     def alone(groups: list[list[Path]]) -> int:
         return sum(len(group) == 1 for group in groups)
 
-    families: dict[str, list[Path]] = {}
+    families: dict[tuple, list[Path]] = {}
     for file in files:
-        found = _COUNTED.fullmatch(file.stem)
-        families.setdefault(found[1] if found else "", []).append(file)
-    together = grouped(files)
-    apart = [group for frames in families.values() for group in grouped(frames)]
-    return apart if alone(apart) < alone(together) else together
+        families.setdefault(_family(file), []).append(file)
+    best = min(grouped(files), apart(list(families.values())), key=alone)
+    runs, turns = _runs(files)
+    by_runs = apart(runs)
+    sure = turns and len(files) >= 2 * len(runs) and len(files) >= 2 * alone(by_runs)
+    return by_runs if sure else best
+
+
+def _family(file: Path) -> tuple[str, int, str]:
+    """Return what a file's name says beside the camera's counter: before it, its digits, and behind it."""
+    found = _COPIED.fullmatch(file.stem)
+    return (found[1], len(found[2]), found[3]) if found else ("", 0, "")
+
+
+def _runs(files: list[Path]) -> tuple[list[list[Path]], bool]:
+    """Return frames, given by time, in runs of a counter, and whether two runs of one family took turns."""
+    runs: dict[tuple, list[tuple[int, list[Path]]]] = {}  # the latest of each family, with their last number
+    everything: list[list[Path]] = []
+    turns = False
+    for file in files:
+        family, found = _family(file), _COPIED.fullmatch(file.stem)
+        number = int(found[2]) if found else 0
+        own = runs.setdefault(family, [])
+        steps = [((number - last) % 10 ** family[1], -place) for place, (last, _) in enumerate(own) if last != number]
+        step, place = min(steps, default=(0, 0))
+        if 1 <= step <= _MISSING and found:
+            turns |= -place < len(own) - 1
+            run = own.pop(-place)[1]
+        else:
+            run = []
+            everything.append(run)
+        run.append(file)
+        own[:] = [*own[-7:], (number, run)]
+    return everything, turns
 
 
 def _continues(bracket: list[Capture], frame: Capture, gap: float, task: str) -> bool:
@@ -484,7 +519,9 @@ def read_capture(path: Path) -> Capture:
     moments = [_seconds(text, details.get(37521)) for text in (details.get(36867), details.get(36868), exif.get(306))]
     moment = next((moment for moment in moments if moment is not None), None)
     settings = tuple(_number(details.get(tag)) for tag in (33434, 33437, 34855, 37380))  # time, aperture, ISO, bias
-    camera = tuple(str(value).strip("\0 ") for value in (exif.get(271), exif.get(272), details.get(42033)))
+    # Make, model, serial number, owner, lens and its serial number: two cameras of one model may write no number.
+    facts = exif.get(271), exif.get(272), *map(details.get, (42033, 42032, 42036, 42037))
+    camera = tuple(str(value).strip("\0 ") for value in facts)
     exposure = None if all(value is None for value in settings) else settings
     return Capture(camera, size, moment, settings[0] or 0.0, exposure, _zone(details.get(36881) or details.get(36880)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -26,7 +27,14 @@ scene = (scene - scene.min()) / np.ptp(scene)
 
 
 def frame(
-    path: Path, second: float | None, stops: float = 0, camera: str = "A", size: int = 0, bias=None, zone: str = ""
+    path: Path,
+    second: float | None,
+    stops: float = 0,
+    camera: str = "A",
+    size: int = 0,
+    bias=None,
+    zone: str = "",
+    lens: str = "",
 ) -> Path:
     """Write a small JPEG with the EXIF of a camera."""
     pixels = np.clip(scene * 160 * 2.0 ** (stops / 2), 0, 255).astype(np.uint8)[: SHAPE[0] - size]
@@ -37,8 +45,9 @@ def frame(
         minutes, seconds = divmod(int(second), 60)
         details[36867] = f"2024:05:06 07:{minutes:02}:{seconds:02}"
         details[37521] = f"{second % 1:.2f}"[2:]
-        if zone:
-            details[36881] = zone
+        for tag, text in ((36881, zone), (42036, lens)):
+            if text:
+                details[tag] = text
         details[33434], details[37380] = 0.01 * 2.0**stops, float(stops if bias is None else bias)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, exif=exif)
@@ -196,6 +205,23 @@ def test_two_cameras_that_say_the_same_are_told_apart_by_their_names(tmp_path):
     plan = grouping.find([tmp_path / "two"], tmp_path / "out", gap=4)
     assert sorted(names(plan)) == [[f"{a}_000{n + i}" for i in range(3)] for a in ("A7", "A8") for n in (0, 3)]
     assert names(grouping.find([tmp_path / "one"], tmp_path / "out")) == [["middle0001", "under0001", "over0001"]]
+
+
+def test_two_cameras_with_names_alike_are_told_apart_by_their_counters_or_lenses(tmp_path):
+    """Exposures two stops apart would give one bracket of six; people number exposures, too, and cards have gaps."""
+    for number, index in itertools.product(range(3), range(3)):
+        second, stops = number * 10 + index / 4, (0, -2, 2)[index]
+        frame(tmp_path / "two" / f"IMG_{(9997 + 3 * number + index) % 9999 + 1:04}.jpg", second, stops)
+        frame(tmp_path / "two" / f"IMG_{5000 + 3 * number + index}.jpg", second + 0.1, stops + 1)
+        frame(tmp_path / "lens" / f"{3 * number + index}.jpg", second, stops, lens="F1.8")
+        frame(tmp_path / "lens" / f"{3 * number + index}b.jpg", second + 0.1, stops + 1, lens="F4")
+        frame(tmp_path / "numbered" / f"{100 * index + number + 100}.jpg", second, stops)
+        frame(tmp_path / "gaps" / f"IMG_{1000 + 40 * number + index}.jpg", second, stops)
+    for folder, count in (("two", 6), ("lens", 6), ("numbered", 3), ("gaps", 3)):
+        found = names(grouping.find([tmp_path / folder], tmp_path / "out"))
+        assert len(found) == count and {len(bracket) for bracket in found} == {3}, (folder, found)
+        if folder == "two":
+            assert all(len({name[0] == "5" for name in bracket}) == 1 for bracket in found), found
 
 
 def test_a_clock_that_is_put_back(tmp_path):
