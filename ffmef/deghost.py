@@ -56,7 +56,7 @@ def best_exposed(pictures: Sequence[np.ndarray]) -> int:
     """
     grades = []
     for picture in pictures:
-        levels = _levels(picture)
+        levels = to_levels(picture)
         brightest, darkest = (levels.max(-1), levels.min(-1)) if levels.ndim == 3 else (levels, levels)
         recorded = (brightest < RECORDED[1]) & (darkest > RECORDED[0])
         grades.append((float(recorded.mean()), -round(abs(float(levels.mean(dtype=np.float64)) - 118), 3)))
@@ -105,23 +105,45 @@ def deghost(pictures: Sequence[np.ndarray], reference: int | None = None) -> Deg
     return result
 
 
-def _levels(picture: np.ndarray) -> np.ndarray:
-    """Return samples on 0..255, float32."""
+def to_levels(picture: np.ndarray) -> np.ndarray:
+    """Return samples on 0..255, float32.
+
+    Example:
+        >>> to_levels(np.array([0, 257, 65535], np.uint16)).tolist()
+        [0.0, 1.0, 255.0]
+    """
     scale = 255.0 if picture.dtype.kind == "f" else 1 / 257 if picture.dtype == np.uint16 else 1.0
     return picture.astype(np.float32) * np.float32(scale)
+
+
+def from_levels(levels: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return levels on 0..255 as samples of a dtype; what lies beyond is limited.
+
+    Example:
+        >>> from_levels(np.array([-1.0, 1.5, 300.0]), np.dtype(np.uint16)).tolist()
+        [0, 386, 65535]
+    """
+    if dtype.kind == "f":
+        return (levels / 255).clip(0, 1).astype(dtype)
+    return np.rint(levels.clip(0, 255) * (257 if dtype == np.uint16 else 1)).astype(dtype)
 
 
 def _channels(levels: np.ndarray) -> list[np.ndarray]:
     return [levels] if levels.ndim == 2 else [np.ascontiguousarray(plane) for plane in np.moveaxis(levels, -1, 0)]
 
 
-def _curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def learnt_curve(seen: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return, for each level 0..255 of ``seen``, the level of ``wanted`` that it predicts and the spread around it.
 
     Of all curves that rise with the level, as brightness does, this one has the least sum of distances over all pixels:
     medians that whatever moved can bend only where it outnumbers what stayed still. Rare levels lie between their
     neighbours. The spread is 1.4826 times the median distance from the curve, or from the levels' own medians if that
     is less: the standard deviation if the spread is Gaussian noise, over the level and its neighbours.
+
+    Example:
+        >>> curve, spread = learnt_curve(np.arange(0, 120.0), np.arange(0, 240.0, 2))
+        >>> curve[[10, 50, 100]].tolist(), spread[50]
+        ([20.0, 100.0, 200.0], np.float32(0.0))
     """
     joint = np.histogram2d(seen.ravel(), wanted.ravel(), bins=256, range=((-0.5, 255.5), (-0.5, 255.5)))[0]
     # Levels share their neighbours' counts: rare ones then have a median, too.
@@ -192,7 +214,7 @@ def _disagreement(seen: np.ndarray, wanted: np.ndarray, allowance: np.ndarray) -
     """Return how far ``wanted`` is from what ``seen`` predicts, in tolerances, mean over 5 x 5 pixels."""
     import cv2
 
-    curve, spread = _curve(seen, wanted)
+    curve, spread = learnt_curve(seen, wanted)
     # White stands for every brightness above the last recorded level, black for every one below the first.
     low, high = curve.copy(), curve.copy()
     low[RECORDED[1] :], high[RECORDED[1] :] = curve[RECORDED[1]], 255
@@ -213,7 +235,7 @@ def _moved(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     scale = min(1.0, WORKING_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = [cv2.resize(_levels(p), size, interpolation=cv2.INTER_AREA) for p in (picture, reference)]
+    small = [cv2.resize(to_levels(p), size, interpolation=cv2.INTER_AREA) for p in (picture, reference)]
     allowance = np.maximum(*map(_allowance, small))
     found = np.zeros(size[::-1], np.float32)
     for mine, theirs in zip(_channels(small[0]), _channels(small[1]), strict=True):
@@ -242,7 +264,7 @@ def _replaced(picture: np.ndarray, reference: np.ndarray, moved: np.ndarray) -> 
     """Return a frame with moved parts from the reference, in the frame's brightness; soft edges of 4 pixels."""
     import cv2
 
-    mine, theirs = _levels(picture), _levels(reference)
+    mine, theirs = to_levels(picture), to_levels(reference)
     soft = cv2.blur(moved.astype(np.float32), (5, 5))
     still = ~moved
     if still.mean() < LEAST_STILL:
@@ -250,16 +272,12 @@ def _replaced(picture: np.ndarray, reference: np.ndarray, moved: np.ndarray) -> 
     shown = np.empty_like(mine)
     planes = [shown] if mine.ndim == 2 else [shown[..., channel] for channel in range(mine.shape[2])]
     for plane, own, other in zip(planes, _channels(mine), _channels(theirs), strict=True):
-        curve = _curve(other[still], own[still])[0]
+        curve = learnt_curve(other[still], own[still])[0]
         # Interpolated between whole levels, so 16 bit and floating point keep their steps.
         plane[...] = np.interp(other, np.arange(256), curve)
     mix = soft[..., None] if mine.ndim == 3 else soft
     mixed = mine + mix * (shown - mine)
-    if picture.dtype.kind == "f":
-        replaced = (mixed / 255).clip(0, 1).astype(picture.dtype)
-    else:
-        scale = 257 if picture.dtype == np.uint16 else 1
-        replaced = np.rint(mixed.clip(0, 255) * scale).astype(picture.dtype)
+    replaced = from_levels(mixed, picture.dtype)
     untouched = soft == 0
     replaced[untouched] = picture[untouched]
     return replaced

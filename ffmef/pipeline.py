@@ -17,7 +17,7 @@ from ffmef import focus, focus_net, glare, picture, weight_files
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging import colour
-from ffmef.imaging.margins import continued, usable_parts, validity_of
+from ffmef.imaging.margins import completed, continued, usable_parts
 from ffmef.models import registry
 from ffmef.models.registry import ROLES, TASKS
 from ffmef.weight_files import find, stamp
@@ -77,7 +77,8 @@ def fuse(
             at all; None for all of an image. Like ``adjust``, for the model ``pyramid`` only.
         adjust: changes of brightness, contrast, saturation and preferred exposures.
         deghost: take what moved between exposures from one of them, by :func:`ffmef.deghost.deghost`: True means the
-            best exposed image, a number the image of that index. For the model ``pyramid`` only.
+            best exposed image, a number the image of that index, counted from the end if it is negative. For the model
+            ``pyramid`` only.
         engine: deprecated; ``backend`` takes its values.
 
     Returns:
@@ -193,7 +194,8 @@ def fuse_pictures(
 
     - Depth: 16 bit if any picture has 16 bit; 8-bit samples are multiplied by 257.
     - Alpha, for the model ``pyramid``: the result is as opaque as the most opaque picture. Where one is less opaque,
-      such as in the margin of an aligned exposure, only the others count. For other models: the minimum over all
+      such as in the margin of an aligned exposure, the others show what it lacks
+      (:func:`ffmef.imaging.margins.completed`). For other models: the minimum over all
       pictures, one without alpha counting as opaque.
     - ICC profile and EXIF: of the first picture, in fusion order, that has one (``vif``: of the visible picture).
 
@@ -225,9 +227,9 @@ def fuse_pictures(
     if fuser.selective:
         opaque = np.iinfo(images[0].dtype).max if images[0].dtype.kind == "u" else 1
         alpha, masks = usable_parts(alphas, opaque)
-        images = [image if mask is None else continued(image, mask) for image, mask in zip(images, masks, strict=True)]
         if any(mask is not None for mask in masks):
-            options["validity"] = [None if mask is None else validity_of(mask) for mask in masks]
+            images, validity = completed(images, masks)
+            options["validity"] = validity if any(part is not None for part in validity) else None
     elif any(alpha is not None for alpha in alphas):
         if fuser.focus:  # the edge of a margin would be the sharpest place
             _, masks = usable_parts(alphas, np.iinfo(images[0].dtype).max if images[0].dtype.kind == "u" else 1)
@@ -318,6 +320,7 @@ def _fuse(
         ties: keys that order pictures with equal samples, one per picture; None if nobody asks for the order.
     """
     threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
+    deghost = _checked_deghost(deghost, len(images))
     if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
         name = "validity" if validity else "deghost" if adjust.neutral else "adjust"
         raise InputError(f"{name} cannot be used with this model: only pyramid knows it")
@@ -435,12 +438,21 @@ def _cv2_threads(threads: int | None):
         cv2.setNumThreads(before)
 
 
+def _checked_deghost(deghost, count: int) -> bool | int:
+    """Return False, True or an index from 0 of ``count`` images."""
+    if isinstance(deghost, bool | np.bool_):
+        return bool(deghost)
+    if not isinstance(deghost, int | np.integer):
+        raise InputError(f"deghost must be True, False or the index of an image, got {deghost!r}")
+    if not -count <= deghost < count:
+        raise InputError(f"deghost must name one of {count} frames, got {deghost}")
+    return int(deghost) % count
+
+
 def _deghosted(images: list[np.ndarray], validity: list[np.ndarray | None] | None, reference: int | None):
     """Return images without ghosts, and how far each pixel may then be used."""
     from ffmef.deghost import deghost
 
-    if reference is not None and (isinstance(reference, bool) or not isinstance(reference, int)):
-        raise InputError(f"deghost must be True, False or the index of an image, got {reference!r}")
     if len({image.ndim for image in images}) > 1:
         images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, -1) for image in images]
     found = deghost(images, reference)

@@ -176,6 +176,9 @@ def test_fused_pictures_show_the_object_no_more(tmp_path, capsys):
         ffmef.fuse(still[:2], model="ffmef", deghost=True)
     with pytest.raises(InputError, match="deghost must be True, False or the index of an image, got 'first'"):
         ffmef.fuse(still, deghost="first")
+    with pytest.raises(InputError, match="deghost must be True, False or the index of an image, got None"):
+        ffmef.fuse(still, deghost=None)
+    assert np.array_equal(ffmef.fuse(frames, deghost=np.int64(-2)), ffmef.fuse(frames, deghost=1))
 
 
 def test_an_object_of_levels_that_little_else_has_bends_no_curve():
