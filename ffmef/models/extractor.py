@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -64,6 +66,14 @@ class Mix(nn.Module):
         return self.gain_body * self.body(torch.cat([skip, y], dim=1)) + self.gain_skip * y
 
 
+def can_recompute() -> bool:
+    """Return whether gradients are enabled and torch can recompute for them: under ``torch.func.grad`` it cannot."""
+    if not torch.is_grad_enabled():
+        return False
+    hooks: Any = torch._C._autograd  # whose type hints lack the question
+    return torch.compiler.is_compiling() or hooks._saved_tensors_hooks_is_enabled()
+
+
 class HierarchicalRepresentationExtractor(Block):
     """From one luminance image (B, 1, H, W) to three maps (B, c, H, W): bottom, up2 and up1, deep to shallow.
 
@@ -121,6 +131,6 @@ class HierarchicalRepresentationExtractor(Block):
         return bottom, u2, u1
 
     def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        if self.recompute and torch.is_grad_enabled():
+        if self.recompute and can_recompute():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)

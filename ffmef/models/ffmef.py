@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ffmef.models.extractor import HierarchicalRepresentationExtractor
+from ffmef.models.extractor import HierarchicalRepresentationExtractor, can_recompute
 from ffmef.models.layers import Block
 from ffmef.models.predictor import SpatialAdaptiveFilterPredictor
 from ffmef.nn import AdaptiveFuse
@@ -49,10 +49,10 @@ class FFMEF(nn.Module):
             - "eager": layer by layer in torch, with the fastest backend of :func:`ffmef.ops.adaptive_fuse`.
             - "reference", "cpu", "triton" or "cuda": like "eager", with this backend of the fusion.
             - "native": for faster training on a CPU, with :func:`ffmef.ops.thin_convolution` and
-              :func:`ffmef.ops.norm_activation`. Filters are never stored (:func:`ffmef.ops.predict_and_fuse`). The
-              result is differentiable once. ``ffmef train`` uses it. Without gradients it is the same as None.
+              :func:`ffmef.ops.norm_activation`. Filters are never stored (:func:`ffmef.ops.predict_and_fuse`).
+              ``ffmef train`` uses it. Without gradients it is the same as None.
             - "recompute": like "native" in a fraction of the memory: the backward pass recomputes activations
-              instead of keeping them.
+              instead of keeping them. Under ``torch.func.grad``, which cannot, it keeps them.
 
         engine, recompute: deprecated spellings of ``backend``.
 
@@ -244,7 +244,7 @@ class FFMEF(nn.Module):
                 raise RuntimeError(f"backend 'fused' cannot run here: {reason}")
         if luminance.shape[0] == 0:  # torch's InstanceNorm refuses an empty batch
             return luminance.sum(1, keepdim=True)
-        if self.backend == "recompute" and torch.is_grad_enabled():
+        if self.backend == "recompute" and can_recompute():
             return self._fuse_without_filters(luminance).unsqueeze(1)
         if self._needs_no_filters(luminance):
             return self._fuse_hidden(luminance).unsqueeze(1)

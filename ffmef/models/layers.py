@@ -15,8 +15,8 @@ class Block(nn.Module):
     """A part of FFMEF: its layers hold the weights, its methods compute.
 
     Attributes:
-        native: compute with :func:`ffmef.ops.thin_convolution` and :func:`ffmef.ops.norm_activation`, which are
-            differentiable once and run no hooks of the layers. The values are the same up to rounding.
+        native: compute with :func:`ffmef.ops.thin_convolution` and :func:`ffmef.ops.norm_activation`, which
+            run no hooks of the layers. The values are the same up to rounding.
     """
 
     native: bool = False

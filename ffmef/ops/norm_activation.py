@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 
 from ffmef.ops._backends import Kernels, declare, why_not
 from ffmef.ops.library import operator
-from ffmef.ops.thin_convolution import activated
+from ffmef.ops.thin_convolution import activated, differentiates_gradients, gradients_by_torch
 
 declare("norm_activation", cpu=Kernels("norm_activation", float32=True, autocast=False, transforms=False))
 
@@ -32,8 +31,8 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
         eps: added to the variance.
 
     Returns:
-        (B, C, H, W), differentiable once in all three tensors. Neither the result nor its gradients depend on the
-        number of threads.
+        (B, C, H, W), differentiable in all three tensors, to higher orders by torch's operators. Neither the result
+        nor its gradients depend on the number of threads.
 
     Raises:
         ValueError: the shapes do not fit, ``slope`` is not in [0, 1], or there is only one pixel.
@@ -58,6 +57,10 @@ def norm_activation(input: Tensor, weight: Tensor, bias: Tensor, *, slope: float
         raise ValueError("input must have more than one pixel to be normalised, got 1")
     if why_not("norm_activation", "cpu", input=input, weight=weight) is None:
         return _NormActivation.apply(input, weight, bias, slope, eps)
+    return _plain(input, weight, bias, slope, eps)
+
+
+def _plain(input: Tensor, weight: Tensor, bias: Tensor, slope: float, eps: float) -> Tensor:
     normed = instance_norm(input[:, : weight.shape[0]], weight, bias, eps)
     return activated(torch.cat([normed, input[:, weight.shape[0] :]], 1), slope)
 
@@ -92,15 +95,18 @@ if why_not("norm_activation", "cpu") is None:
 class _NormActivation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor, slope: float, eps: float) -> Tensor:
-        input, weight, bias = input.contiguous(), weight.contiguous(), bias.contiguous()
-        out, statistics = operator("norm_activation")(input, weight, bias, slope, eps)
+        arguments = input.contiguous(), weight.contiguous(), bias.contiguous()
+        out, statistics = operator("norm_activation")(*arguments, slope, eps)
         ctx.save_for_backward(input, weight, bias, statistics)
-        ctx.slope = slope
+        ctx.options = slope, eps
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
-        input_grad, shares = operator("norm_activation_backward")(grad.contiguous(), *ctx.saved_tensors, ctx.slope)
+        *inputs, statistics = ctx.saved_tensors
+        if differentiates_gradients():
+            return *gradients_by_torch(_plain, inputs, ctx.options, grad, ctx.needs_input_grad), None, None
+        arguments = [tensor.contiguous() for tensor in (grad, *inputs, statistics)]
+        input_grad, shares = operator("norm_activation_backward")(*arguments, ctx.options[0])
         weight_grad, bias_grad = shares.sum(0).unbind(1)
         return input_grad, weight_grad, bias_grad, None, None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ffmef.ops._backends import Kernels, declare, why_not
 from ffmef.ops.library import operator
@@ -47,8 +48,8 @@ def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
         slope: 1 leaves the sums as they are, 0 is ReLU, and numbers between give a leaky ReLU.
 
     Returns:
-        (B, O, H, W), differentiable once in all three tensors. Neither the result nor its gradients depend on the
-        number of threads.
+        (B, O, H, W), differentiable in all three tensors, to higher orders by torch's operators. Neither the result
+        nor its gradients depend on the number of threads.
 
     Raises:
         ValueError: the shapes do not fit, or ``slope`` is not in [0, 1].
@@ -69,8 +70,32 @@ def thin_convolution(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
     if not 0 <= slope <= 1:
         raise ValueError(f"slope must be from 0 to 1, got {slope}")
     if why_not("thin_convolution", "cpu", input=input, weight=weight, side=weight.shape[3]) is not None:
-        return activated(F.conv2d(input, weight, bias, padding=weight.shape[2] // 2), slope)
+        return _plain(input, weight, bias, slope)
     return _ThinConvolution.apply(input, weight, bias, slope)
+
+
+def _plain(input: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
+    return activated(F.conv2d(input, weight, bias, padding=weight.shape[2] // 2), slope)
+
+
+def differentiates_gradients() -> bool:
+    """Return, in a backward pass, whether it was asked for with ``create_graph=True``."""
+    return not torch.compiler.is_compiling() and torch.is_grad_enabled()
+
+
+def gradients_by_torch(
+    plain: Callable, inputs: Sequence[Tensor | None], options: Sequence, grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """Return the gradients of ``plain(*inputs, *options)``, which can be differentiated again.
+
+    ``once_differentiable`` does not always refuse that: ``torch.autograd.grad`` would silently leave out how the
+    gradients depend on the inputs.
+    """
+    # Views: one input may depend on another, and that is no part of the operator's gradient.
+    inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    wanted = [tensor for tensor, need in zip(inputs, needed) if need and tensor is not None]
+    found = iter(torch.autograd.grad(plain(*inputs, *options), wanted, grad, create_graph=True))
+    return [next(found) if need and tensor is not None else None for tensor, need in zip(inputs, needed)]
 
 
 def activated(x: Tensor, slope: float) -> Tensor:
@@ -107,20 +132,27 @@ if why_not("thin_convolution", "cpu") is None:
 class _ThinConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input: Tensor, weight: Tensor, bias: Tensor | None, slope: float) -> Tensor:
-        input, weight = input.contiguous(), weight.contiguous()
-        out = operator("thin_convolution")(input, weight, None if bias is None else bias.contiguous(), slope)
+        arguments = input.contiguous(), weight.contiguous(), None if bias is None else bias.contiguous()
+        out = operator("thin_convolution")(*arguments, slope)
         # The sign of an activated value tells the slope there.
-        ctx.save_for_backward(input, weight, *([] if slope == 1 else [out]))
+        ctx.save_for_backward(input, weight, bias, None if slope == 1 else out)
         ctx.slope = slope
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
-        input, weight, *out = ctx.saved_tensors
+        input, weight, bias, out = ctx.saved_tensors
+        if differentiates_gradients():
+            return *gradients_by_torch(_plain, (input, weight, bias), (ctx.slope,), grad, ctx.needs_input_grad), None
         need_input, need_weight, need_bias, _ = ctx.needs_input_grad
         input_grad, weight_shares, bias_shares = operator("thin_convolution_backward")(
-            grad.contiguous(), input, weight, out[0] if out else None, ctx.slope, need_input, need_weight or need_bias
+            grad.contiguous(),
+            input.contiguous(),
+            weight.contiguous(),
+            out,
+            ctx.slope,
+            need_input,
+            need_weight or need_bias,
         )
         return (
             input_grad if need_input else None,

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ffmef.ops import norm_activation
+from ffmef.ops import norm_activation, thin_convolution
 from ffmef.ops._backends import why_not
 
 _missing = why_not("norm_activation", "cpu")
@@ -166,7 +166,7 @@ def test_mistakes_are_named(shapes, slope, message):
 
 
 def test_native_training_falls_back_under_transforms():
-    """The native operators are differentiated once and in reverse mode alone; torch's do the rest."""
+    """The native operators have gradients alone; torch's do the rest. Nor can torch recompute under transforms."""
     from torch.autograd import forward_ad
     from torch.func import grad, jvp
 
@@ -177,9 +177,31 @@ def test_native_training_falls_back_under_transforms():
     eager = FFMEF(backend="eager").train()
     eager.load_state_dict(native.state_dict())
     x = torch.rand(1, 2, 6, 7)
-    torch.testing.assert_close(grad(lambda x: native(x).sum())(x), grad(lambda x: eager(x).sum())(x))
+    for backend in ("native", "recompute"):
+        native.backend = backend
+        torch.testing.assert_close(grad(lambda x: native(x).sum())(x), grad(lambda x: eager(x).sum())(x))
     expected = jvp(eager, (x,), (x * x,))[1]
     torch.testing.assert_close(jvp(native, (x,), (x * x,))[1], expected)
     with forward_ad.dual_level():
         tangent = forward_ad.unpack_dual(native(forward_ad.make_dual(x, x * x))).tangent
     torch.testing.assert_close(tangent, expected)
+
+
+@pytest.mark.parametrize("slope", [0.25, 1.0])
+def test_gradients_of_native_operators_are_differentiated(slope):
+    """Also where the gradient that comes in is constant, and for tensors that are not contiguous."""
+
+    def twice(function, *tensors):
+        tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+        views = [tensor.transpose(0, 1) for tensor in tensors[:2]]
+        grads = torch.autograd.grad(function(*views, tensors[2]).sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum((one**3).sum() for one in grads), tensors, materialize_grads=True)
+
+    def both(x, weight, bias):
+        x = norm_activation(x, weight[:, 0, 0, 0], bias, slope=slope)
+        return thin_convolution(x**3, weight, bias, slope=slope) * x
+
+    torch.manual_seed(0)
+    tensors = torch.rand(3, 2, 7, 8), torch.randn(3, 3, 3, 3), torch.rand(3)
+    for found, expected in zip(twice(both, *tensors), twice(both, *(t.double() for t in tensors)), strict=True):
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
