@@ -111,8 +111,8 @@ def align_pictures(
 ) -> tuple[list[Picture], list[str]]:
     """Return the pictures moved onto the reference, and a line about each that was moved.
 
-    A frame becomes transparent where it does not cover the reference, and does not count there. ``crop`` cuts all
-    pictures to the part that every frame covers.
+    A frame becomes transparent where it does not cover the reference; the fusion fills it in from the others. ``crop``
+    cuts all pictures to the part that every frame covers.
 
     Args:
         pictures: of one size.
