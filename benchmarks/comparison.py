@@ -15,7 +15,7 @@ EFFORT = {
     "full": (10.0, 3, 100),
 }
 # Seconds; a slower round is taken once, and a slower trial is both the warm-up and the measurement of memory.
-SLOW = {"smoke": 0.0, "quick": 2.0, "full": 60.0}
+SLOW = {"smoke": 0.0, "quick": 3.0, "full": 60.0}
 
 
 class Comparison:
