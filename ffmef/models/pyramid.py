@@ -268,9 +268,10 @@ class PyramidFFMEF(nn.Module):
             logits = logits + validity.clamp_min(1e-6).log().unsqueeze(1)
         if preference is not None:
             logits = logits + preference[:, None, :, None, None]
-        more = torch.tensor([MORE_BANDS] * self.bands + [MORE_BASE] * 2 + [0.0], dtype=gains.dtype, device=gains.device)
-        more = 1 + more * (1 - 2 / count)
-        return logits.softmax(2), gains * (apart / (apart + GATE)).unsqueeze(1) * more.view(-1, 1, 1, 1)
+        bands, base, further = (gains * (apart / (apart + GATE)).unsqueeze(1)).split([self.bands, 2, 1], 1)
+        more = 1 - 2 / count
+        gains = torch.cat([bands * (1 + MORE_BANDS * more), base * (1 + MORE_BASE * more), further], 1)
+        return logits.softmax(2), gains
 
     def fuse(
         self, luminance: Tensor, validity: Tensor | None = None, adjust: Adjustments = NEUTRAL
