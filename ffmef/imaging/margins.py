@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ffmef.imaging.levels import from_levels, learnt_curve, to_levels
+
 REACH = 12  # pixels around a missing one that weights interpolated between cells would still reach
 LEAST_SHARED = 0.01  # share of the picture that two frames must both cover, so that one tells about the other
 _SAMPLES = 300_000  # pixels from which a curve is learnt
@@ -105,9 +107,9 @@ def completed(
     """Return exposures whose missing pixels show what the others do, in their own brightness, and their validity.
 
     A missing pixel is taken from the exposure of nearest brightness that has it, through the rising curve by which
-    pixels that both cover correspond (:func:`ffmef.deghost.learnt_curve`), for each channel. What the curve misses
-    beside the missing pixels is continued smoothly and added. Such pixels count fully. What no exposure with enough
-    shared pixels has is continued (:func:`continued`) and does not count.
+    pixels that both cover correspond (:func:`ffmef.imaging.levels.learnt_curve`), for each channel. What the curve
+    misses beside the missing pixels is continued smoothly and added. Such pixels count fully. What no exposure with
+    enough shared pixels has is continued (:func:`continued`) and does not count.
 
     Args:
         images: one size and dtype, (H, W, 3) or (H, W), uint8, uint16 or floating point in [0, 1].
@@ -164,8 +166,6 @@ def _without_gaps(image: np.ndarray, gaps: np.ndarray, step: int) -> np.ndarray:
 
 def _sources(index: int, samples: list[np.ndarray], shares: list[np.ndarray]) -> list[int]:
     """Return the frames that share enough pixels with one, the nearest in brightness first."""
-    from ffmef.deghost import to_levels
-
     found = []
     for other, share in enumerate(shares):
         shared = share & shares[index]
@@ -188,8 +188,6 @@ def _shown(
         source: the source.
         here: which of its pixels to show.
     """
-    from ffmef.deghost import from_levels, learnt_curve
-
     colour = own.ndim == 3
     wanted, known = _planes(own, colour), _planes(seen, colour)
     rows, columns = np.nonzero(here)
@@ -212,8 +210,6 @@ def _proportional(curve: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 def _planes(picture: np.ndarray, colour: bool) -> list[np.ndarray]:
     """Return levels of a picture: three planes for a frame in colour, grey otherwise."""
-    from ffmef.deghost import to_levels
-
     levels = to_levels(picture)
     if not colour:
         return [levels if levels.ndim == 2 else levels @ np.array([0.299, 0.587, 0.114], np.float32)]
