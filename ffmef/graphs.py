@@ -80,7 +80,6 @@ class Graphed:
         key = (
             tensor.shape, tensor.dtype, tensor.device, getattr(self.model, "backend", None),
             getattr(self.model, "octaves", None), torch.is_inference_mode_enabled(),
-            torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else None,
             *(parameter.data_ptr() for parameter in parameters),
         )  # fmt: skip
         with self._lock:
@@ -106,24 +105,62 @@ class Graphed:
         return replay
 
 
-def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
-    """Return a replay that runs the model on tensors like ``example`` by one graph."""
-    static = example.clone()
-    side = torch.cuda.Stream(example.device)
-    side.wait_stream(torch.cuda.current_stream(example.device))
-    with torch.cuda.stream(side):
-        for _ in range(2):  # compiles kernels and chooses algorithms, which is not allowed while recording
-            model(static)
-    torch.cuda.current_stream(example.device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may go on allocating memory meanwhile.
-    with torch.cuda.device(example.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = model(static)
+class InTurn:
+    """Lets uses of one memory follow each other, whichever streams they are on."""
+
+    def __init__(self, *memory: Tensor) -> None:
+        self._memory = memory
+        self._stream = torch.cuda.current_stream(memory[0].device)
+        self._done = torch.cuda.Event()
+        self._done.record(self._stream)
+
+    def __enter__(self) -> None:
+        stream = torch.cuda.current_stream(self._memory[0].device)
+        if stream != self._stream:
+            stream.wait_event(self._done)
+            for tensor in self._memory:
+                tensor.record_stream(stream)  # or it could be used again when this is deleted but not finished there
+            self._stream = stream
+
+    def __exit__(self, *_: object) -> None:
+        self._done.record(self._stream)
+
+
+_one_at_a_time = threading.Lock()
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor, before: int = 2) -> Replay:
+    """Return a replay that runs the model on tensors like ``example`` by one graph, on any stream.
+
+    ``before`` calls, at least 1, compile kernels and choose algorithms, which is not allowed while recording.
+    """
+    static, graph = example.clone(), torch.cuda.CUDAGraph()
+    with _one_at_a_time, torch.cuda.device(example.device):
+        current, side = torch.cuda.current_stream(), _recording_stream(example.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(before):
+                model(static)
+            # Not torch.cuda.graph, which waits for the GPU and empties the caches of its memory and of pinned memory:
+            # this call and the next ones would take milliseconds more. Other threads may go on allocating meanwhile.
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                result = model(static)
+            finally:
+                graph.capture_end()
+        current.wait_stream(side)
+        turn = InTurn(static)
 
     def replay(tensor: Tensor) -> Tensor:
-        static.copy_(tensor)
-        graph.replay()
-        return result.clone()  # the next replay overwrites it
+        with turn:
+            static.copy_(tensor)
+            graph.replay()
+            return result.clone()  # the next replay overwrites it
 
     return replay
 
@@ -131,7 +168,11 @@ def record_cuda_graph(model: Callable[[Tensor], Tensor], example: Tensor) -> Rep
 def _record_if_possible(model: Callable[[Tensor], Tensor], example: Tensor) -> Replay:
     """Record a graph, or return the model if that fails, for example for lack of memory."""
     try:
-        return record_cuda_graph(model, example)
+        try:
+            return record_cuda_graph(model, example, before=1)
+        except torch.OutOfMemoryError:  # nothing is freed while recording
+            torch.cuda.empty_cache()
+            return record_cuda_graph(model, example, before=1)
     except RuntimeError as error:
         warnings.warn(f"no CUDA graph was recorded: {str(error).splitlines()[0]}", RuntimeWarning, stacklevel=2)
         return model

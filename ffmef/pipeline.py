@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -151,7 +152,6 @@ def fuse_many(
     """
     options: dict[str, Any] = {"backend": backend, "model": model, "device": device}
     under_way: deque[Callable[[], np.ndarray]] = deque()
-    streams: list = []
     for bracket in brackets:
         images = _checked(_listed(bracket, "mef"))
         fuser = _fuser_of("mef", len(images), weights, **options, engine=None)
@@ -161,24 +161,28 @@ def fuse_many(
         if not there:
             yield fuse(images, "mef", weights, threads=threads, adjust=adjust, **options)
             continue
-        with _torch_threads(threads), _next_stream(fuser.model, streams):
+        with _torch_threads(threads), _next_stream(fuser.model):
             under_way.append(_started_there(fuser.model, images, None, adjust, device))
     while under_way:
         yield under_way.popleft()()
 
 
-def _next_stream(model, streams: list) -> contextlib.AbstractContextManager:
-    """Return the context of the next of a model's streams in turn; they are made at first use, and only on GPUs."""
+_streams = threading.local()  # of each thread, by device; kept, because torch keeps memory apart for each stream
+
+
+def _next_stream(model) -> contextlib.AbstractContextManager:
+    """Return the context of the next of this thread's streams in turn, on a GPU."""
     import torch
 
     place = next(model.parameters()).device
     if place.type != "cuda":
         return contextlib.nullcontext()
+    streams = vars(_streams).setdefault(place, deque())
     if len(streams) < MOST_UNDER_WAY:
         streams.append(torch.cuda.Stream(place))
-        streams[-1].wait_stream(torch.cuda.current_stream(place))  # the model may still be on its way
     else:
-        streams.append(streams.pop(0))
+        streams.rotate(-1)
+    streams[-1].wait_stream(torch.cuda.current_stream(place))  # the model may still be on its way
     return torch.cuda.stream(streams[-1])
 
 

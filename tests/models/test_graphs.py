@@ -138,14 +138,17 @@ def _sum_of_both(model: nn.Module, values: Tensor) -> Tensor:
 
 
 def test_a_model_that_cannot_be_recorded_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model, example):
-        raise RuntimeError("out of memory\nand more")
+    freed: list[bool] = []
+
+    def refuse(model, example, before):
+        raise torch.OutOfMemoryError("full") if not freed else RuntimeError("out of memory\nand more")
 
     monkeypatch.setattr(graphs, "record_cuda_graph", refuse)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     module = Doubling().eval()
     with pytest.warns(RuntimeWarning, match="no CUDA graph was recorded: out of memory$"):
         replay = graphs._record_if_possible(module, torch.ones(2))
-    assert replay(torch.ones(2)).tolist() == [2.0, 2.0]
+    assert replay(torch.ones(2)).tolist() == [2.0, 2.0] and freed == [True]
 
 
 def test_threads_take_turns_with_the_memory_of_a_graph() -> None:
@@ -167,6 +170,54 @@ def test_threads_take_turns_with_the_memory_of_a_graph() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(doubled, range(8)))
+
+
+class Stream:
+    """Of a GPU that is not there: what it was given."""
+
+    def __init__(self) -> None:
+        self.given: list[object] = []
+
+    def wait_event(self, event: Event) -> None:
+        self.given.append(event.recorded)
+
+
+class Event:
+    def record(self, stream: Stream) -> None:
+        stream.given.append(self)
+        self.recorded = (stream, len(stream.given))  # what lies before it
+
+
+class Memory:
+    device = torch.device("cuda", 0)
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+
+    def record_stream(self, stream: Stream) -> None:
+        self.streams.append(stream)
+
+
+def test_streams_take_turns_with_the_memory_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, memory = Stream(), Stream(), Memory()
+    current = [first]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    turn = graphs.InTurn(memory)
+
+    def use(stream: Stream) -> None:
+        current[0] = stream
+        with turn:
+            stream.given.append("use")
+
+    use(first)
+    assert len(first.given) == 3 and memory.streams == []  # a stream need not wait for itself
+    use(second)
+    assert second.given[0] == (first, 3) and memory.streams == [second]
+    use(second)
+    use(first)
+    assert second.given.count("use") == 2 and first.given[3] == (second, len(second.given))
+    assert memory.streams == [second, first]
 
 
 def test_at_least_one_graph_is_kept() -> None:
