@@ -11,8 +11,9 @@
 namespace ffmef::cuda::pictures {
 namespace {
 
-constexpr int kLowestThreads = 1024;
-constexpr int64_t kLowestValues = 16384;  // of an octave's maps that one block computes in a few microseconds
+constexpr int kSpreadThreads = 1024;
+// An octave of more cells takes one block more than a microsecond.
+constexpr int64_t kSpreadCells = SpreadingShared::kMostCells;
 constexpr int64_t kTilesThatFill = 1024;  // with more, a thread computes two cells
 // Brackets that run beside each other, until their samples fill the GPU: the launches of a small one have few blocks.
 constexpr int64_t kMostLanes = 4, kPixelsThatFill = 1 << 22;
@@ -56,19 +57,21 @@ __global__ void __launch_bounds__(kThreads) share_kernel(const __grid_constant__
 
 struct OctaveOf {
   Octaves all;
-  int number;
+  int number;  // of an octave, or of tiles across
 };
 
 __global__ void __launch_bounds__(kThreads) descend_kernel(const __grid_constant__ OctaveOf p) {
   if (index_of_thread() < p.all.values(p.number)) descend(p.all, p.number, index_of_thread());
 }
 
-__global__ void __launch_bounds__(kThreads) blend_kernel(const __grid_constant__ OctaveOf p) {
-  if (index_of_thread() < p.all.octaves[p.number].size.cells()) blend(p.all, p.number, index_of_thread());
+__global__ void __launch_bounds__(kSpreadThreads) spread_kernel(const __grid_constant__ Octaves p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  spread(p, *reinterpret_cast<SpreadingShared*>(shared), static_cast<int>(blockIdx.x), kSpreadThreads);
 }
 
-__global__ void __launch_bounds__(kLowestThreads) blend_lowest_kernel(const __grid_constant__ OctaveOf p) {
-  blend_lowest(p.all, p.number, kLowestThreads);
+__global__ void __launch_bounds__(kThreads) blend_kernel(const __grid_constant__ OctaveOf p) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  blend(p.all, *reinterpret_cast<BlendingShared*>(shared), p.number);
 }
 
 template <class D, bool Vectors> __global__ void __launch_bounds__(kThreads, 2)
@@ -200,7 +203,7 @@ struct Maps {
       octave.size = octaves.octaves[j - 1].size;
       if (j <= kFine) octave.size = half_of(octave.size);
       for (int m = 0; m < (octaves.is_fine(j) ? kMostMaps : kFineShares); ++m) octave.maps[m] = planes_of(octave.size);
-      octave.fused = take<float>(octave.size.cells());
+      if (j == 1) octave.fused = take<float>(octave.size.cells());
     }
   }
 
@@ -362,17 +365,19 @@ void launch_cells(const ffmef_pictures& f, const Layers& layers, const Maps& m, 
                      m.base,   m.shares,     m.fine_shares, m.fine_gains, m.octave_shares, m.octave_gains};
   launches(share_kernel, divide_up(cells * kPlanes, kThreads), kThreads, 0, s);
   if (f.octaves == 0) return;
-  int first = 1;
-  for (;; ++first) {
-    launches(descend_kernel, divide_up(m.octaves.values(first), kThreads), kThreads, 0, OctaveOf{m.octaves, first});
-    if (first == f.octaves || m.octaves.values(first) <= kLowestValues) break;
+  const Octaves& o = m.octaves;
+  // All octaves from the second on have one size. Of a large picture, they are too much for a block each.
+  const bool few = f.octaves >= kFine && o.octaves[kFine].size.cells() <= kSpreadCells;
+  for (int number = 1; number <= (few ? kFine - 1 : f.octaves); ++number)
+    launches(descend_kernel, divide_up(o.values(number), kThreads), kThreads, 0, OctaveOf{o, number});
+  if (few) {
+    const int64_t planes = o.values(kFine) / o.octaves[kFine].size.cells();
+    launches(spread_kernel, planes, kSpreadThreads, sizeof(SpreadingShared), o);
   }
-  // The further octaves of a large picture are too much for one block.
-  const bool few = m.octaves.values(first) <= kLowestValues;
-  if (few) launches(blend_lowest_kernel, 1, kLowestThreads, 0, OctaveOf{m.octaves, first});
-  for (int number = few ? first - 1 : first; number >= 1; --number)
-    launches(blend_kernel, divide_up(m.octaves.octaves[number].size.cells(), kThreads), kThreads, 0,
-             OctaveOf{m.octaves, number});
+  const Size first = o.octaves[1].size;
+  const int64_t across = divide_up(first.width, kBlendSide);
+  launches(blend_kernel, across * divide_up(first.height, kBlendSide), kThreads, sizeof(BlendingShared),
+           OctaveOf{o, static_cast<int>(across)});
 }
 
 template <class D> bool allows_vectors(const ffmef_pictures& f, const void* out) {

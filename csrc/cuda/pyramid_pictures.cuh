@@ -8,7 +8,7 @@
 //   refine    a 3x3 convolution of a grid with what follows it: the step down, or a 1x1 convolution
 //   coarsest  the last grid's 1x1 convolutions and meeting
 //   share     shares and gains of every cell
-//   descend, blend, blend_lowest  the base over octaves
+//   descend, spread, blend  the base over octaves
 //   finish    bands, base, chroma, gamut and rounding: a tile's fused levels live in shared memory
 //
 // Maps have their channels last. What `enter` writes is in the order in which the exposures were given; everything
@@ -790,7 +790,7 @@ __device__ __forceinline__ void share(const Sharing& p, int64_t index) {
 enum { kPictures, kShares, kGains, kFineShares, kFineGains, kMostMaps };
 struct Octave {
   float* maps[kMostMaps];
-  float* fused;
+  float* fused;  // of the first octave below the grid alone
   Size size;
 };
 
@@ -857,43 +857,98 @@ __device__ __forceinline__ float expanded_at(const float* plane, Size size, int 
          0.25f * (0.75f * far_line[c] + 0.25f * far_line[far_c]);
 }
 
-// One cell of a fused octave below the grid of cells.
-__device__ __forceinline__ void blend(const Octaves& p, int number, int64_t cell) {
-  const Octave& o = p.octaves[number];
-  const int64_t cells = o.size.cells();
-  const int row = static_cast<int>(cell / o.size.width), column = static_cast<int>(cell % o.size.width);
-  const float* pictures = o.maps[kPictures];
-  const float *shares = o.maps[kShares], *gains = o.maps[kGains];
-  float sum = 0.0f;
-  if (number == p.last) {
-    for (int n = 0; n < p.count; ++n) sum += shares[n * cells + cell] * pictures[n * cells + cell];
-  } else {
-    if (p.is_fine(number)) shares = o.maps[kFineShares], gains = o.maps[kFineGains];
-    const Octave& below = p.octaves[number + 1];
-    const bool halved = number < kFine;
-    sum = halved ? expanded_at(below.fused, below.size, row, column) : below.fused[cell];
-    for (int n = 0; n < p.count; ++n) {
-      const int64_t at = n * cells + cell;
-      const float* plane = below.maps[kPictures] + n * below.size.cells();
-      const float band = pictures[at] - (halved ? expanded_at(plane, below.size, row, column) : plane[cell]);
-      sum += p.contrast * shares[at] * (1.0f + gains[at]) * band;
-    }
+// One block: all octaves after the finest two of one map of one exposure. The map passes from one half of shared memory
+// to the other.
+struct SpreadingShared {
+  static constexpr int kMostCells = 6144;
+  float halves[2][kMostCells];
+};
+
+__device__ __forceinline__ void spread(const Octaves& p, SpreadingShared& s, int plane, int threads) {
+  const int map = plane / p.count, n = plane % p.count;
+  const Octave &finer = p.octaves[kFine - 1], &first = p.octaves[kFine];
+  const Size size = first.size;
+  const int cells = static_cast<int>(size.cells());
+  const float* values = finer.maps[map] + n * finer.size.cells();
+  float* stored = first.maps[map] + static_cast<int64_t>(n) * cells;
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < cells; i += threads)
+    stored[i] = s.halves[0][i] = shrunk_at(values, finer.size, i / size.width, i % size.width);
+  if (map >= kFineShares) return;
+#pragma unroll 1
+  for (int number = kFine + 1; number <= p.last; ++number) {
+    __syncthreads();
+    const float* from = s.halves[(number - kFine + 1) % 2];
+    float* to = s.halves[(number - kFine) % 2];
+    stored = p.octaves[number].maps[map] + static_cast<int64_t>(n) * cells;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < cells; i += threads)
+      stored[i] = to[i] = spread_at(from, size, 1 << (number - kFine - 1), i / size.width, i % size.width);
   }
-  o.fused[cell] = sum;
 }
 
-// One block: the octaves after `first`, and those from the last up to `first` fused.
-__device__ __forceinline__ void blend_lowest(const Octaves& p, int first, int threads) {
+// One cell of the fused octave `first`, all octaves after which have its size.
+__device__ __forceinline__ float blend_lowest(const Octaves& p, int first, int64_t cell) {
+  const int64_t cells = p.octaves[first].size.cells();
+  const Octave& last = p.octaves[p.last];
+  float sum = 0.0f;
 #pragma unroll 1
-  for (int number = first + 1; number <= p.last; ++number) {
-    for (int64_t i = threadIdx.x; i < p.values(number); i += threads) descend(p, number, i);
-    __syncthreads();
+  for (int n = 0; n < p.count; ++n) {
+    const int64_t at = n * cells + cell;
+    float below = last.maps[kPictures][at];
+    sum += last.maps[kShares][at] * below;
+#pragma unroll 4
+    for (int number = p.last - 1; number >= first; --number) {
+      const Octave& o = p.octaves[number];
+      const int fine = p.is_fine(number) ? kFineShares - kShares : 0;
+      const float picture = o.maps[kPictures][at];
+      sum += p.contrast * o.maps[kShares + fine][at] * (1.0f + o.maps[kGains + fine][at]) * (picture - below);
+      below = picture;
+    }
   }
-#pragma unroll 1
-  for (int number = p.last; number >= first; --number) {
-    for (int64_t i = threadIdx.x; i < p.octaves[number].size.cells(); i += threads) blend(p, number, i);
-    __syncthreads();
+  return sum;
+}
+
+constexpr int kBlendSide = 16;  // cells of the first octave below the grid
+
+struct BlendingShared {
+  float below[kBlendSide / 2 + 2][kBlendSide / 2 + 2];  // the second octave, fused, and one cell around it
+};
+
+// A tile of the first octave below the grid of cells, fused.
+__device__ __forceinline__ void blend(const Octaves& p, BlendingShared& s, int tiles_across) {
+  constexpr int kSide = kBlendSide / 2 + 2;
+  const int thread = static_cast<int>(threadIdx.x), tile = static_cast<int>(blockIdx.x);
+  const int first_row = tile / tiles_across * kBlendSide, first_column = tile % tiles_across * kBlendSide;
+  const Octave& o = p.octaves[1];
+  const bool halved = p.last > 1;
+  if (halved && thread < kSide * kSide) {
+    const Size size = p.octaves[2].size;
+    const int row = clamped(first_row / 2 - 1 + thread / kSide, size.height);
+    const int column = clamped(first_column / 2 - 1 + thread % kSide, size.width);
+    s.below[thread / kSide][thread % kSide] = blend_lowest(p, 2, static_cast<int64_t>(row) * size.width + column);
   }
+  __syncthreads();
+  const int y = thread / kBlendSide, x = thread % kBlendSide, row = first_row + y, column = first_column + x;
+  if (row >= o.size.height || column >= o.size.width) return;
+  const int64_t cell = static_cast<int64_t>(row) * o.size.width + column;
+  if (!halved) {
+    o.fused[cell] = blend_lowest(p, 1, cell);
+    return;
+  }
+  const Octave& below = p.octaves[2];
+  const int near_y = y / 2 + 1, far_y = y % 2 == 0 ? near_y - 1 : near_y + 1;
+  const int near_x = x / 2 + 1, far_x = x % 2 == 0 ? near_x - 1 : near_x + 1;
+  float sum = 0.75f * (0.75f * s.below[near_y][near_x] + 0.25f * s.below[near_y][far_x]) +
+              0.25f * (0.75f * s.below[far_y][near_x] + 0.25f * s.below[far_y][far_x]);
+#pragma unroll 2
+  for (int n = 0; n < p.count; ++n) {
+    const int64_t at = n * o.size.cells() + cell;
+    const float band =
+        o.maps[kPictures][at] - expanded_at(below.maps[kPictures] + n * below.size.cells(), below.size, row, column);
+    sum += p.contrast * o.maps[kFineShares][at] * (1.0f + o.maps[kFineGains][at]) * band;
+  }
+  o.fused[cell] = sum;
 }
 
 // ---- finish ---------------------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ BRACKETS = [
     Case("luminance of three", brackets=3, sample="luminance", height=16, width=9),
 ]
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
-FEW_BLOCKS = [Case("few blocks", height=9, width=20, channels=(16, 16), octaves=2)]
+FEW_BLOCKS = [Case("few blocks", height=9, width=40, channels=(16, 16), octaves=4)]
 ADDRESS = ("-g", "-fsanitize=address")
 THREAD = ("-g", "-fsanitize=thread")
 LANES = "cuda/lanes.cuh"
@@ -137,11 +137,18 @@ MUTANTS = [
     Mutant("gains without a gate", "kPlanes + plane] * gate", "kPlanes + plane]", KERNELS),
     Mutant("exposures that clash are trusted", "counts = colour.mass / (trust * trust)", "counts = colour.mass", KERNELS),
     Mutant("octaves of the wrong order", "map == kPictures && number == 1 ? p.order[n] : n", "n", KERNELS),
-    Mutant("fine octaves without a plane of their own", "if (p.is_fine(number)) shares", "if (false) shares", KERNELS),
+    Mutant("a fine octave without a plane of its own", "p.is_fine(number) ? kFineShares - kShares : 0", "0", KERNELS),
+    Mutant("another fine octave without a plane of its own", "o.maps[kFineShares][at] *", "o.maps[kShares][at] *", KERNELS),
     Mutant("one fine octave", "kFine = 2;", "kFine = 1;", KERNELS),
-    Mutant("taps of further octaves side by side", "1 << (number - kFine - 1)", "1", KERNELS),
+    Mutant("taps of further octaves side by side", "1 << (number - kFine - 1)", "1", KERNELS, nth=1, count=2),
     Mutant("no repeated border of further octaves", "clamped(column + step, size.width)", "column", KERNELS),
-    Mutant("a further octave is interpolated", "number < kFine;", "number <= kFine;", KERNELS),
+    Mutant("no barrier between octaves", "__syncthreads();\n    const float* from", "const float* from", KERNELS, flags=THREAD,
+           sign="data race"),
+    Mutant("one half of the memory for all octaves", "s.halves[(number - kFine) % 2]", "s.halves[(number - kFine + 1) % 2]", KERNELS,
+           flags=THREAD, sign="data race"),
+    Mutant("no repeated border of the fused octave", "clamped(first_row / 2 - 1 + thread / kSide, size.height)",
+           "clamped(first_row / 2 - 1 + thread / kSide, size.height + 1)", KERNELS),
+    Mutant("the wrong neighbour in the fused octave", "far_y = y % 2 == 0 ?", "far_y = y % 2 != 0 ?", KERNELS),
     Mutant("the knee of all pictures", "range.least > kKnee ? range.least : kKnee", "kKnee", KERNELS),
     Mutant("the toe of all pictures", "range.most < kToe ? range.most : kToe", "kToe", KERNELS),
     Mutant("white of all pictures", "range.top > kWhite ? range.top : kWhite", "kWhite", KERNELS),
@@ -166,7 +173,7 @@ MUTANTS = [
 
 def test_every_octave_of_a_large_picture_has_a_launch(tmp_path: Path) -> None:
     """As if even the last octaves of these small pictures were too much for one block, and CUDA had one more stream."""
-    change = Mutant("", "kLowestValues = 16384;", "kLowestValues = 0;", LAUNCHES)
+    change = Mutant("", "kSpreadCells = SpreadingShared::kMostCells;", "kSpreadCells = 0;", LAUNCHES)
     program = plant(change, tmp_path, "-DFFMEF_EMULATED_STREAMS=2", operator=OPERATOR)
     assert fails(program, [*BRACKETS, *CORE]) == ""
 
