@@ -16,6 +16,7 @@ from ffmef import files
 from ffmef.errors import InputError
 from ffmef.models import registry
 from ffmef.models.ffmef import FFMEF
+from ffmef.models.shapes import shapes_only
 from ffmef.weight_files import available, find
 from ffmef.weight_files import printable as _printable
 
@@ -121,7 +122,7 @@ def _build(
     """Return a model with the weights of ``state``, or raise an error that says what does not fit."""
     try:
         # Build on the meta device first: a forged header must not make us allocate more than the file holds.
-        with torch.device("meta"):
+        with shapes_only():
             expected = build(**config).state_dict()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = _printable(next(iter(str(error).splitlines()), type(error).__name__))

@@ -140,9 +140,10 @@ library.define(
 def _defined(luminance: Tensor, parameters: Sequence[Tensor], channels, stem: int, octaves: int) -> Tensor:
     """Run the model's definition with these parameters."""
     from ffmef.models import PyramidFFMEF
+    from ffmef.models.shapes import shapes_only
 
     bands = parameters[0].shape[0] - 3
-    with torch.device("meta"), torch._C._DisableFuncTorch():  # vmap refuses the random start of its weights
+    with shapes_only(), torch._C._DisableFuncTorch():
         model = PyramidFFMEF(bands, tuple(channels), stem, octaves)
     names = [f"model.{name}" for name, _ in model.named_parameters()]
     if len(names) != len(parameters):

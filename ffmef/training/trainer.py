@@ -33,6 +33,7 @@ from ffmef.errors import InputError, counted
 from ffmef.losses import GIFLoss, MEFSSIMLoss, PictureLoss, PMGILoss, Sources, TruthLoss
 from ffmef.models import FocusNet, PyramidFFMEF, registry
 from ffmef.models.pyramid import into_range
+from ffmef.models.shapes import shapes_only
 from ffmef.training.checkpoint import load, save
 from ffmef.training.config import Config
 from ffmef.training.native import use_native_operators
@@ -63,7 +64,7 @@ def build_model(name: str, options: dict[str, Any]) -> nn.Module:
     spec = registry.find(name)
     try:
         # Build on the meta device first: a typing error is then reported before it fills the memory.
-        with torch.device("meta"):
+        with shapes_only():
             numbers = sum(parameter.numel() for parameter in spec.build(**options).parameters())
         if numbers > _MOST_PARAMETERS:
             raise ValueError(f"the model must have at most {_MOST_PARAMETERS} parameters, got {numbers}")

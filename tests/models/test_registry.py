@@ -80,6 +80,16 @@ def test_the_registry_needs_no_torch():
     assert run.stdout == "pyramid\n"
 
 
+def test_loading_weights_does_not_import_torchs_compiler():
+    """Random starting values on the meta device do, and take more than a second."""
+    code = (
+        "import sys; from ffmef import models; models.load('mef'), models.load('focus'), models.load('mef-pyramid'); "
+    )
+    code += "print('torch._dynamo' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
 def test_renamed_weights_keep_their_old_names(tmp_path, monkeypatch):
     monkeypatch.setattr("ffmef.weight_files.FOLDER", tmp_path)
     models.save(models.PyramidFFMEF(), tmp_path / "mef-pyramid.safetensors")
