@@ -67,7 +67,9 @@ class _SlidingSum(torch.autograd.Function):
 
 def _by_bands(maps: Tensor, taps: Sequence[float]) -> Tensor:
     """Return the same sums as products with banded matrices, one for each axis."""
-    down, across = (_band(side, tuple(taps), maps.dtype, maps.device) for side in maps.shape[-2:])
+    capturing = maps.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+    band = _captured_band if capturing else _band
+    down, across = (band(side, tuple(taps), maps.dtype, maps.device) for side in maps.shape[-2:])
     return down.mT @ (maps.flatten(0, -3) @ across).view(*maps.shape[:-1], across.shape[1])
 
 
@@ -79,6 +81,12 @@ def _band(side: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.
         inside = (step >= 0) & (step < len(taps))
         band = torch.tensor(taps, dtype=torch.float64)[step.clamp(0, len(taps) - 1)] * inside
         return band.to(dtype).to(device)
+
+
+@functools.cache
+def _captured_band(side: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return :func:`_band`, which must then live as long as any CUDA graph that reads it."""
+    return _band(side, taps, dtype, device)
 
 
 def _gaussian(maps: Tensor) -> Tensor:

@@ -100,6 +100,13 @@ class Config:
     ema: float = field(default=0.0, metadata={"help": "decay of the moving average of the weights; 0: none"})
     precision: str = field(default="32-true", metadata={"help": "32-true, bf16-mixed or 16-mixed"})
 
+    graphs: bool = field(
+        default=True, metadata={"help": "on a GPU, repeat the steps of a shape as a CUDA graph: one launch each"}
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "compile the network by torch.compile, which takes minutes at the start"}
+    )
+
     seed: int = field(default=0, metadata={"help": "seed of all random numbers"})
     deterministic: bool = field(
         default=False, metadata={"help": "reject operations whose results differ from run to run"}

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +36,7 @@ from ffmef.models.pyramid import into_range
 from ffmef.models.shapes import shapes_only
 from ffmef.training.checkpoint import load, save
 from ffmef.training.config import Config
+from ffmef.training.graphs import Graphs
 from ffmef.training.native import use_native_operators
 from ffmef.training.report import LossTable, contact_sheet
 from ffmef.training.schedules import rate_factor
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _LOSSES = {"gif": GIFLoss, "picture": PictureLoss, "mef-ssim": MEFSSIMLoss, "pmgi": PMGILoss, "truth": TruthLoss}
 _MOST_PARAMETERS = 10**9
+_COMPILER = "inductor"
 _CORNER = 24  # pixels, side of what counts as a corner
 _WAIT_EVERY = 25  # steps between waits for a GPU
 
@@ -161,8 +163,8 @@ def build_scenes(config: Config) -> tuple[TrainingSet, list[np.ndarray]]:
         seed=config.seed,
     )
     if not dataset.scenes.names and held_out:
-        scenes = counted(len(held_out), "scene")
-        raise InputError(f"validation {config.validation} keeps all data ({scenes}), none is left for training")
+        kept = counted(len(held_out), "scene")
+        raise InputError(f"validation {config.validation} keeps all data ({kept}), none is left for training")
     if not dataset.scenes.names:
         raise InputError(f"{', '.join(config.data + config.photographs)}: no scene can be used")
     return dataset, held_out
@@ -174,23 +176,23 @@ def _fraction(name: str, seed: int) -> float:
     return zlib.crc32(f"{seed}:{name}".encode()) / 2**32
 
 
-def _disagreement(one: Tensor, other: Tensor, places: np.ndarray) -> Tensor:
+def _disagreement(one: Tensor, other: Tensor, places: Tensor) -> Tensor:
     """Return the mean absolute difference of two fused parts of one sample where they overlap, mean over samples.
 
     Args:
         one: (B, 1, size, size).
         other: like ``one``.
-        places: (2, B, 2), top and left of each part.
+        places: (2, B, 2), top and left of each part, on the same device.
     """
-    size, total = one.shape[-1], 0.0
-    for first_part, other_part, (first, second) in zip(one, other, places.transpose(1, 0, 2), strict=True):
-        start, end = np.maximum(first, second), np.minimum(first, second) + size
-        parts = [
-            maps[:, start[0] - place[0] : end[0] - place[0], start[1] - place[1] : end[1] - place[1]]
-            for maps, place in ((first_part, first), (other_part, second))
-        ]
-        total = total + (parts[0] - parts[1]).abs().mean()
-    return total / places.shape[1]
+    batch, _, size, _ = one.shape
+    # Gathered and masked, not cut: the shapes, and so a captured graph, are the same for all places.
+    at = torch.arange(size, device=one.device).view(1, 1, size) + (places[0] - places[1]).unsqueeze(2)
+    rows, columns = at.clamp(0, size - 1).unbind(1)
+    row_inside, column_inside = ((at >= 0) & (at < size)).to(one.dtype).unbind(1)
+    inside = (row_inside.unsqueeze(2) * column_inside.unsqueeze(1)).unsqueeze(1)
+    other = other.gather(2, rows.view(batch, 1, size, 1).expand_as(other))
+    other = other.gather(3, columns.view(batch, 1, 1, size).expand_as(other))
+    return (((one - other).abs() * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3))).mean()
 
 
 def _border_change(fused: Tensor, mirrored: Tensor, width: int) -> Tensor:
@@ -288,17 +290,21 @@ class Trainer:
         self.step = self.epoch = self.batch = 0
         self.seconds = 0.0
         self._sums: dict[str, float] = {}
-        self._made: list[tuple[int, int, Tensor]] = []  # losses of steps, not yet read
+        self._made: list[tuple[int, int, list[str], Tensor]] = []  # losses of steps, not yet read
         if state:
             self._restore(state, model, optimizer)
         if self.fabric.device.type == "cpu":
             use_native_operators(model)
         self.plain = model
-        self.model, self.optimizer = self.fabric.setup(model, optimizer)
+        called = cast(nn.Module, torch.compile(model, backend=_COMPILER)) if config.compile else model
+        self.model, self.optimizer = self.fabric.setup(called, optimizer)
+        self._parameters: list[Tensor] = list(model.parameters())
         if state and state["scaler"] is not None:
             self.fabric.strategy.precision.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.to(self.fabric.device)
+        self._averages: list[Tensor] = [] if self.average is None else list(self.average.parameters())
+        self._gradients = Graphs(self._compute, self._parameters, active=self._captures())
         if self.fabric.is_global_zero:
             self._open_folder()
 
@@ -385,7 +391,7 @@ class Trainer:
                     self._save()
                     bar.close()
                     return
-                self._made.append((self.epoch, self.batch, self._step(batch)))
+                self._made.append((self.epoch, self.batch, *self._step(batch)))
                 self.batch += 1
                 self.step += 1
                 self.seconds = time.perf_counter() - self._clock
@@ -419,9 +425,10 @@ class Trainer:
         """
         if not self._made:
             return
-        rows = torch.stack([values for *_, values in self._made]).tolist()
-        for (epoch, batch, _), row in zip(self._made, rows, strict=True):
-            numbers = dict(zip(self._names, row, strict=True))
+        # One copy; brackets may have other terms than pairs.
+        row = iter(torch.cat([values for *_, values in self._made]).tolist())
+        for epoch, batch, names, _ in self._made:
+            numbers = {name: next(row) for name in names}
             if not np.isfinite(numbers["total"]):
                 raise self._diverged(numbers, epoch, batch)
             for name, value in numbers.items():
@@ -430,8 +437,8 @@ class Trainer:
             for name, value in numbers.items():
                 events.add_scalar(f"loss/{name}", value, self.step)
             events.add_scalar("learning_rate", self._rate(self.step - 1), self.step)
+        self._show(bar, numbers, len(self._made))
         self._made.clear()
-        self._show(bar, numbers, len(rows))
 
     @property
     def last_epoch(self) -> int:
@@ -477,22 +484,28 @@ class Trainer:
         parts = [sample[..., y : y + size, x : x + size] for sample, (y, x) in zip(batch, places, strict=True)]
         return torch.stack(parts)
 
-    def _changes(self, fused: Tensor, sources: Sources, batch: Tensor, places: np.ndarray) -> dict[str, Tensor]:
+    def _changes(
+        self, fused: Tensor, sources: Sources, other: Sequence[Tensor], width: int | None
+    ) -> dict[str, Tensor]:
         """Return how another crop of the samples and a mirrored border change the fused picture.
 
         If both have a weight, they alternate from step to step and count twice.
+
+        Args:
+            fused: of ``sources``.
+            sources: the samples.
+            other: another crop of them, and the places of both as :func:`_disagreement` takes them; or none.
+            width: of the border; None for no border.
         """
         terms = {}
-        turn = self.step % 2 if self.config.mirror else None
-        if turn != 1:
-            other = self._sources(self._cut(batch, places[1]))
-            terms["consistency"] = _disagreement(fused, self._forward(self.model, other)[0], places)
-        if turn != 0 and self.config.mirror:
-            width = int(self._random(4).integers(1, self.config.mirror + 1))
+        if other:
+            crop, places = other
+            terms["consistency"] = _disagreement(fused, self._forward(self.model, self._sources(crop))[0], places)
+        if width is not None:
             mirrored = F.pad(sources.luminance, [width] * 4, mode="reflect")
             again = self.model(mirrored, with_shares=True)[0] if self._has_shares else self.model(mirrored)
             terms["border"] = _border_change(fused, again, width)
-        if turn is None:
+        if not self.config.mirror:
             return terms
         none = fused.new_zeros(())
         return {name: 2 * terms[name] if name in terms else none for name in ("consistency", "border")}
@@ -504,27 +517,56 @@ class Trainer:
     def _has_shares(self) -> bool:
         return isinstance(self.plain, PyramidFFMEF)
 
-    def _step(self, batch: Tensor) -> Tensor:
-        """Make one step and return its losses, still on the device."""
+    def _captures(self) -> bool:
+        # Float16 looks at the gradients' size after every step, and several processes exchange gradients meanwhile.
+        alone = self.fabric.world_size == 1 and self.config.precision != "16-mixed"
+        return self.config.graphs and alone and self.fabric.device.type == "cuda"
+
+    def _prepared(self, batch: Tensor) -> tuple[list[Tensor], int | None]:
+        """Return what a step computes with: the samples, maybe another crop of them and both places; and the border."""
+        batch, config = self._sent(batch), self.config
+        if not config.overlap:
+            return [batch], None
+        places = self._random(3).integers(0, config.overlap + 1, (2, len(batch), 2))
+        tensors, width = [self._cut(batch, places[0])], None
+        turn = self.step % 2 if config.mirror else 0
+        if config.consistency and turn == 0:
+            tensors += [self._cut(batch, places[1]), self._sent(torch.from_numpy(places))]
+        elif config.consistency:
+            width = int(self._random(4).integers(1, config.mirror + 1))
+        return tensors, width
+
+    def _sent(self, tensor: Tensor) -> Tensor:
+        if self.fabric.device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.fabric.device, non_blocking=True)
+
+    def _compute(self, tensors: Sequence[Tensor], width: int | None) -> tuple[list[str], Tensor]:
+        """Set the gradients of one step and return the losses' names and values, still on the device.
+
+        A graph may repeat this on a GPU: nothing here may wait for the GPU, and the step must not count.
+        """
+        sources = self._sources(tensors[0])
+        fused, merged = self._forward(self.model, sources)
+        total, terms = self.loss(fused, merged)
+        changes = self._changes(fused, sources, tensors[1:], width) if self.config.consistency else {}
+        if changes:
+            total = total + self.config.consistency * sum(changes.values())
+            terms.update(changes)
+        values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(total)
+        return ["total", *terms], values
+
+    def _step(self, batch: Tensor) -> tuple[list[str], Tensor]:
+        """Make one step and return its losses' names and values, still on the device."""
         rate = self._rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batch, places = batch.to(self.fabric.device, non_blocking=True), None
-        if self.config.overlap:
-            places = self._random(3).integers(0, self.config.overlap + 1, (2, len(batch), 2))
-        sources = self._sources(batch if places is None else self._cut(batch, places[0]))
-        fused, merged = self._forward(self.model, sources)
-        total, terms = self.loss(fused, merged)
-        if places is not None and self.config.consistency:
-            changes = self._changes(fused, sources, batch, places)
-            total = total + self.config.consistency * sum(changes.values())
-            terms.update(changes)
-        self._names = ["total", *terms]
-        values = torch.stack([total.detach(), *(term.detach() for term in terms.values())])
+        tensors, width = self._prepared(batch)
+        names, values = self._gradients(tensors, width)
         if self.fabric.world_size > 1:
             values = cast(Tensor, self.fabric.all_reduce(values, reduce_op="mean"))
-        self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(total)
         if self.config.clip_norm:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=False
@@ -534,8 +576,8 @@ class Trainer:
             # The average is short in the first steps, to forget the random start.
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.plain.parameters()), 1 - decay)
-        return values
+                torch._foreach_lerp_(self._averages, self._parameters, 1 - decay)
+        return names, values
 
     def _diverged(self, numbers: dict[str, float], epoch: int, batch: int) -> DivergedError:
         order = list(EpochBatches(self.dataset, self.config.batch_size).at(epoch, batch))
