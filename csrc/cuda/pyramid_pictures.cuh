@@ -60,7 +60,23 @@ struct Packed {
 };
 
 __device__ __forceinline__ int clamped(int i, int size) { return i < 0 ? 0 : i < size ? i : size - 1; }
-__device__ __forceinline__ float unit(float x) { return x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x; }
+__device__ __forceinline__ float unit(float x) {  // as part of the instruction before it
+#ifdef __CUDA_ARCH__
+  return __saturatef(x);
+#else
+  return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f;
+#endif
+}
+// A division takes a dozen instructions and a branch, for a last bit that nothing here needs.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1.0f / x;
+#endif
+}
 __device__ __forceinline__ float rectified(float x) { return x > 0.0f ? x : 0.0f; }
 __device__ __forceinline__ float mix(float a, float b, float share) { return a + (b - a) * share; }
 
@@ -69,7 +85,8 @@ __device__ __forceinline__ float mix(float a, float b, float share) { return a +
 // Luminance on the scale 0..1 of RGB on the scale 0..255.
 constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
 
-// Samples times to_byte lie on the scale 0..255, in which the colour equations are written.
+// Samples times to_byte lie on the scale 0..255, in which the colour equations are written. What is not a number becomes
+// 0 as an integer, and stays so as floating point.
 struct Luminance {
   using type = float;
   static constexpr int channels = 1;
@@ -79,7 +96,7 @@ struct Rgb8 {
   static constexpr int channels = 3;
   static constexpr float to_byte = 1.0f;
   static __device__ __forceinline__ uint8_t rounded(float x) {
-    return static_cast<uint8_t>(static_cast<int>(x + 0.5f));
+    return static_cast<uint8_t>(static_cast<int>(fminf(fmaxf(x, 0.0f), 255.0f) + 0.5f));
   }
 };
 struct Rgb16 {
@@ -87,14 +104,16 @@ struct Rgb16 {
   static constexpr int channels = 3;
   static constexpr float to_byte = 1.0f / 257;
   static __device__ __forceinline__ uint16_t rounded(float x) {
-    return static_cast<uint16_t>(static_cast<int>(x * 257.0f + 0.5f));
+    return static_cast<uint16_t>(static_cast<int>(fminf(fmaxf(x, 0.0f), 255.0f) * 257.0f + 0.5f));
   }
 };
 struct RgbFloat {
   using type = float;
   static constexpr int channels = 3;
   static constexpr float to_byte = 255.0f;
-  static __device__ __forceinline__ float rounded(float x) { return x * (1.0f / 255); }
+  static __device__ __forceinline__ float rounded(float x) {
+    return (x < 0.0f ? 0.0f : x > 255.0f ? 255.0f : x) * (1.0f / 255);
+  }
 };
 
 __device__ __forceinline__ void hash_word(Hash& hash, unsigned word) {
@@ -984,18 +1003,35 @@ struct Tile {
   int row, column;  // first pixel
 };
 
-template <int Number> __device__ __forceinline__ float fused_at(const FusedLevel<Number>& level, const Tile& tile,
-                                                                Size size, int row, int column) {
-  return level.values[(clamped(row, size.height) - (tile.row >> Number) + 1) * FusedLevel<Number>::kAcross +
-                      clamped(column, size.width) - (tile.column >> Number) + 1];
+// The index of a place among the level's values.
+template <int Number> __device__ __forceinline__ int index_of(const Tile& tile, int row, int column) {
+  return (row - (tile.row >> Number) + 1) * FusedLevel<Number>::kAcross + column - (tile.column >> Number) + 1;
 }
 
 template <int Number> __device__ __forceinline__ float expanded_of_fused(const FusedLevel<Number>& level,
-                                                                         const Tile& tile, Size size, int row,
-                                                                         int column) {
-  const int r = row >> 1, c = column >> 1, far_r = row & 1 ? r + 1 : r - 1, far_c = column & 1 ? c + 1 : c - 1;
-  return 0.75f * (0.75f * fused_at(level, tile, size, r, c) + 0.25f * fused_at(level, tile, size, r, far_c)) +
-         0.25f * (0.75f * fused_at(level, tile, size, far_r, c) + 0.25f * fused_at(level, tile, size, far_r, far_c));
+                                                                         const Tile& tile, int row, int column) {
+  constexpr int kAcross = FusedLevel<Number>::kAcross;
+  const float* near = level.values + index_of<Number>(tile, row >> 1, column >> 1);
+  const int far = column & 1 ? 1 : -1, far_line = row & 1 ? kAcross : -kAcross;
+  return 0.75f * (0.75f * near[0] + 0.25f * near[far]) +
+         0.25f * (0.75f * near[far_line] + 0.25f * near[far_line + far]);
+}
+
+// Beyond the picture, a level repeats its border.
+template <int Number>
+__device__ __forceinline__ void repeat_border(FusedLevel<Number>& level, const Tile& tile, Size size) {
+  using Level = FusedLevel<Number>;
+  const int first_row = (tile.row >> Number) - 1, first_column = (tile.column >> Number) - 1;
+  __syncthreads();
+  if (first_row >= 0 && first_column >= 0 && first_row + Level::kDown <= size.height &&
+      first_column + Level::kAcross <= size.width)
+    return;
+  for (int i = static_cast<int>(threadIdx.x); i < Level::kDown * Level::kAcross; i += kThreads) {
+    const int row = first_row + i / Level::kAcross, column = first_column + i % Level::kAcross;
+    const int r = clamped(row, size.height), c = clamped(column, size.width);
+    if (r != row || c != column) level.values[i] = level.values[index_of<Number>(tile, r, c)];
+  }
+  __syncthreads();
 }
 
 // Fuses level Number of the tile; value(row, column) gives one place.
@@ -1007,7 +1043,27 @@ __device__ __forceinline__ void fuse_level(FusedLevel<Number>& level, const Tile
               column = (tile.column >> Number) - 1 + i % Level::kAcross;
     if (row >= 0 && row < size.height && column >= 0 && column < size.width) level.values[i] = value(row, column);
   }
-  __syncthreads();
+  repeat_border(level, tile, size);
+}
+
+// Three rows and columns around a place -> the 2 x 2 places of twice the size under it. at(i) gives a row's three.
+template <class Row> __device__ __forceinline__ void expand_quad(const Row& at, float (&quad)[4]) {
+  float rows[2][3];
+  {
+    float values[3][3];
+#pragma unroll
+    for (int i = 0; i < 3; ++i) at(i, values[i]);
+#pragma unroll
+    for (int j = 0; j < 3; ++j) {
+      rows[0][j] = 0.25f * values[0][j] + 0.75f * values[1][j];
+      rows[1][j] = 0.75f * values[1][j] + 0.25f * values[2][j];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    quad[2 * i] = 0.25f * rows[i][0] + 0.75f * rows[i][1];
+    quad[2 * i + 1] = 0.75f * rows[i][1] + 0.25f * rows[i][2];
+  }
 }
 
 // Weights of cells of 2^shift pixels.
@@ -1017,6 +1073,72 @@ __device__ __forceinline__ float weight_at(const float* cells, Size grid, int sh
   const float* first = cells + static_cast<int64_t>(r.first) * grid.width;
   const float* second = cells + static_cast<int64_t>(r.second) * grid.width;
   return mix(mix(first[c.first], first[c.second], c.share), mix(second[c.first], second[c.second], c.share), r.share);
+}
+
+// The level of half size: the 2 x 2 places under each one of the level below.
+__device__ __forceinline__ void fuse_half(const Finishing& p, const Tile& tile, FinishingShared& s) {
+  using Level = FusedLevel<1>;
+  constexpr int kQuadsDown = Level::kDown / 2 + 1, kQuadsAcross = Level::kAcross / 2 + 1;
+  const Size half = p.sizes[1], quarter = p.sizes[2], grid = p.sizes[3];
+  const int count = p.exposures.count;
+  for (int i = static_cast<int>(threadIdx.x); i < kQuadsDown * kQuadsAcross; i += kThreads) {
+    const int y = i / kQuadsAcross, x = i % kQuadsAcross;
+    const int r = (tile.row >> 2) - 1 + y, c = (tile.column >> 2) - 1 + x;
+    if (r < 0 || c < 0 || r >= quarter.height || c >= quarter.width) continue;
+    float sums[4];
+    // Of the outermost quads, only the places next to the tile count.
+    const float* centre = s.quarter.values + index_of<2>(tile, r, c);
+    const int up = y > 0 ? 1 : 0, down = y < kQuadsDown - 1 ? 1 : 0, before = x > 0 ? 1 : 0;
+    const int after = x < kQuadsAcross - 1 ? 1 : 0;
+    expand_quad(
+        [&](int line, float (&values)[3]) {
+          const float* at = centre + (line == 0 ? -up : line == 1 ? 0 : down) * FusedLevel<2>::kAcross;
+          values[0] = at[-before], values[1] = at[0], values[2] = at[after];
+        },
+        sums);
+    const int columns[3] = {c > 0 ? c - 1 : 0, c, c + 1 < quarter.width ? c + 1 : c};
+    const int rows[3] = {r > 0 ? r - 1 : 0, r, r + 1 < quarter.height ? r + 1 : r};
+    const int next_row = 2 * r + 1 < half.height ? 2 * r + 1 : 2 * r;
+    const int next_column = 2 * c + 1 < half.width ? 2 * c + 1 : 2 * c;
+    // No centre of a cell lies among the four, so they lie between the same cells.
+    const Tap<int, float> cell_row = tap_of_power<float>(grid.height, 2, 2 * r),
+                          cell_column = tap_of_power<float>(grid.width, 2, 2 * c);
+#pragma unroll 1
+    for (int n = 0; n < count; ++n) {
+      const int own = p.order[n];
+      const float* plane = p.quarter + own * quarter.cells();
+      float below[4];
+      expand_quad(
+          [&](int line, float (&values)[3]) {
+            const float* at = plane + static_cast<int64_t>(rows[line]) * quarter.width;
+            values[0] = at[columns[0]], values[1] = at[columns[1]], values[2] = at[columns[2]];
+          },
+          below);
+      const float* weights = p.weights + (count + n) * grid.cells();
+      const float* upper = weights + static_cast<int64_t>(cell_row.first) * grid.width;
+      const float* lower = weights + static_cast<int64_t>(cell_row.second) * grid.width;
+      const float left = upper[cell_column.first], left_step = lower[cell_column.first] - left;
+      const float right = upper[cell_column.second], right_step = lower[cell_column.second] - right;
+      const float* first = p.half + own * half.cells() + static_cast<int64_t>(2 * r) * half.width;
+      const float* second = p.half + own * half.cells() + static_cast<int64_t>(next_row) * half.width;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float share = cell_row.share + 0.25f * static_cast<float>(k / 2);
+        const float from = left + left_step * share, to = right + right_step * share;
+        const float weight = mix(from, to, cell_column.share + 0.25f * static_cast<float>(k % 2));
+        sums[k] += weight * ((k < 2 ? first : second)[k % 2 ? next_column : 2 * c] - below[k]);
+      }
+    }
+    float* target = s.half.values + index_of<1>(tile, 2 * r, 2 * c);
+    const bool top = 2 * r >= (tile.row >> 1) - 1, left = 2 * c >= (tile.column >> 1) - 1;
+    const bool bottom = 2 * r < (tile.row >> 1) + Level::kDown - 2,
+               right = 2 * c < (tile.column >> 1) + Level::kAcross - 2;
+    if (top && left) target[0] = sums[0];
+    if (top && right) target[1] = sums[1];
+    if (bottom && left) target[Level::kAcross] = sums[2];
+    if (bottom && right) target[Level::kAcross + 1] = sums[3];
+  }
+  repeat_border(s.half, tile, half);
 }
 
 __device__ __forceinline__ void fuse_coarse_levels(const Finishing& p, const Tile& tile, FinishingShared& s) {
@@ -1035,7 +1157,7 @@ __device__ __forceinline__ void fuse_coarse_levels(const Finishing& p, const Til
     return sum;
   });
   fuse_level<2>(s.quarter, tile, p.sizes[2], [&](int row, int column) {
-    float sum = expanded_of_fused(s.eighth, tile, grid, row, column);
+    float sum = expanded_of_fused(s.eighth, tile, row, column);
     for (int n = 0; n < count; ++n) {
       const int own = p.order[n];
       const float band = p.quarter[own * p.sizes[2].cells() + static_cast<int64_t>(row) * p.sizes[2].width + column] -
@@ -1044,16 +1166,7 @@ __device__ __forceinline__ void fuse_coarse_levels(const Finishing& p, const Til
     }
     return sum;
   });
-  fuse_level<1>(s.half, tile, p.sizes[1], [&](int row, int column) {
-    float sum = expanded_of_fused(s.quarter, tile, p.sizes[2], row, column);
-    for (int n = 0; n < count; ++n) {
-      const int own = p.order[n];
-      const float band = p.half[own * p.sizes[1].cells() + static_cast<int64_t>(row) * p.sizes[1].width + column] -
-                         expanded_at(p.quarter + own * p.sizes[2].cells(), p.sizes[2], row, column);
-      sum += weight_at(p.weights + (count + n) * cells, grid, 2, row, column) * band;
-    }
-    return sum;
-  });
+  fuse_half(p, tile, s);
 }
 
 // Four values between which two places lie -> four places.
@@ -1064,37 +1177,44 @@ __device__ __forceinline__ void expand_run(const float (&coarse)[4], float (&fin
   fine[3] = 0.75f * coarse[2] + 0.25f * coarse[3];
 }
 
-// The rows and columns of a level of half size that a run of four pixels lies between, and the cells around it.
+// Where the level of half size and the cells lie that a run of four pixels lies between. Offsets have 32 bits, because a
+// picture has fewer than 2^29 pixels: addresses are then one instruction each.
 struct Around {
-  int64_t near_row, far_row;
-  int columns[4];
-  Tap<int, float> cell_row, cell_column;
+  unsigned near[4], far[4];  // of half size, in the two rows
+  unsigned upper[2], lower[2];
+  float down, across;  // shares of the lower and the right cells
 
   __device__ __forceinline__ Around(const Finishing& p, int row, int column) {
     const Size half = p.sizes[1], grid = p.sizes[3];
-    near_row = row >> 1;
-    far_row = clamped(row & 1 ? (row >> 1) + 1 : (row >> 1) - 1, half.height);
+    const int far_row = clamped(row & 1 ? (row >> 1) + 1 : (row >> 1) - 1, half.height);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) columns[j] = clamped((column >> 1) - 1 + j, half.width);
-    cell_row = tap_of_power<float>(grid.height, kScaleShift, row);
+    for (int j = 0; j < 4; ++j) {
+      const int place = clamped((column >> 1) - 1 + j, half.width);
+      near[j] = static_cast<unsigned>((row >> 1) * half.width + place);
+      far[j] = static_cast<unsigned>(far_row * half.width + place);
+    }
+    const Tap<int, float> cell_row = tap_of_power<float>(grid.height, kScaleShift, row);
     // No centre of a cell lies inside the run.
-    cell_column = tap_of_power<float>(grid.width, kScaleShift, column);
+    const Tap<int, float> cell_column = tap_of_power<float>(grid.width, kScaleShift, column);
+    down = cell_row.share;
+    across = cell_column.share;
+    upper[0] = static_cast<unsigned>(cell_row.first * grid.width + cell_column.first);
+    upper[1] = static_cast<unsigned>(cell_row.first * grid.width + cell_column.second);
+    lower[0] = static_cast<unsigned>(cell_row.second * grid.width + cell_column.first);
+    lower[1] = static_cast<unsigned>(cell_row.second * grid.width + cell_column.second);
   }
 
-  __device__ __forceinline__ void expand(const float* plane, Size half, float (&fine)[kPixels]) const {
+  __device__ __forceinline__ void expand(const float* plane, float (&fine)[kPixels]) const {
     float mixed[4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
-      mixed[j] = 0.75f * plane[near_row * half.width + columns[j]] + 0.25f * plane[far_row * half.width + columns[j]];
+    for (int j = 0; j < 4; ++j) mixed[j] = 0.75f * plane[near[j]] + 0.25f * plane[far[j]];
     expand_run(mixed, fine);
   }
   // Of the cells: the value at the first pixel, and the step to the next.
-  __device__ __forceinline__ void cells(const float* plane, Size grid, float& start, float& step) const {
-    const float* upper = plane + static_cast<int64_t>(cell_row.first) * grid.width;
-    const float* lower = plane + static_cast<int64_t>(cell_row.second) * grid.width;
-    const float left = mix(upper[cell_column.first], lower[cell_column.first], cell_row.share);
-    const float right = mix(upper[cell_column.second], lower[cell_column.second], cell_row.share);
-    start = mix(left, right, cell_column.share);
+  __device__ __forceinline__ void cells(const float* plane, float& start, float& step) const {
+    const float left = mix(plane[upper[0]], plane[lower[0]], down);
+    const float right = mix(plane[upper[1]], plane[lower[1]], down);
+    start = mix(left, right, across);
     step = (right - left) * (1.0f / (1 << kScaleShift));
   }
 };
@@ -1142,15 +1262,16 @@ __device__ __forceinline__ void store_run(typename D::type* line, int column, in
   }
 }
 
-// How far colour is recorded, from luminance and the largest and smallest of R, G and B on the scale 0..255.
+// How far colour is recorded, from luminance above black and the largest and smallest of R, G and B on 0..255.
 __device__ __forceinline__ float recorded_colour(float y, float top, float bottom) {
-  return unit((232.0f - y) * (1.0f / 24)) * unit((y - 16.0f) * (1.0f / 32)) *
-         (0.2f + 0.8f * unit((252.0f - top) * (1.0f / 24))) * (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
+  return unit(9.0f - y * (1.0f / 24)) * unit(y * (1.0f / 32)) * (0.2f + 0.8f * unit(10.5f - top * (1.0f / 24))) *
+         (0.1f + 0.9f * unit(bottom * (1.0f / 24)));
 }
 
 // `mask` makes a colour count by its validity: in sums by its mass, in the Range of all exposures by the rest.
 struct Colour {
-  float y, blue, red, mass, dark, bright, top;
+  float y;  // on the scale 0..1, unlike the others
+  float blue, red, mass, dark, bright, top;
 
   __device__ __forceinline__ void mask(float v) {
     mass *= v > kLeastValidity ? v : kLeastValidity;
@@ -1163,11 +1284,9 @@ struct Colour {
 template <class D> __device__ __forceinline__ Colour colour_of(const typename D::type* rgb, float share) {
   const float r = static_cast<float>(rgb[0]) * D::to_byte, g = static_cast<float>(rgb[1]) * D::to_byte;
   const float b = static_cast<float>(rgb[2]) * D::to_byte;
-  const float y = 255 * kRed * r + 255 * kGreen * g + 255 * kBlue * b + 16.0f;
-  const float larger = r > g ? r : g, top = larger > b ? larger : b;
-  const float smaller = r < g ? r : g, bottom = smaller < b ? smaller : b;
-  const float grey = kSwing * (y - 16.0f);
-  return {y,
+  const float y = 255 * kRed * r + 255 * kGreen * g + 255 * kBlue * b;
+  const float top = fmaxf(fmaxf(r, g), b), bottom = fminf(fminf(r, g), b), grey = kSwing * y;
+  return {y * (1.0f / 255) + kBlack,
           -0.148223f * r - 0.290992f * g + 0.439215f * b,
           0.439215f * r - 0.367789f * g - 0.071426f * b,
           share * (recorded_colour(y, top, bottom) + 0.02f),
@@ -1181,9 +1300,9 @@ struct Range {
   float least = 255.0f, most = 0.0f, top = 255.0f;
 
   __device__ __forceinline__ void widen(const Colour& colour) {
-    least = colour.dark < least ? colour.dark : least;
-    most = colour.bright > most ? colour.bright : most;
-    top = colour.top < top ? colour.top : top;
+    least = fminf(least, colour.dark);
+    most = fmaxf(most, colour.bright);
+    top = fminf(top, colour.top);
   }
 };
 
@@ -1191,27 +1310,25 @@ __device__ __forceinline__ float within(float x) { return x > -kFar ? x < kFar ?
 
 // Luminance as grey on 0..255, compressed near white and black as far as an exposure shows more there.
 __device__ __forceinline__ float grey_in_range(float luminance, const Range& range, float white) {
-  const float knee = range.least > kKnee ? range.least : kKnee, toe = range.most < kToe ? range.most : kToe;
-  const float given = kSwing * (255.0f * luminance - 16.0f);
-  const float inside = given > toe ? given < knee ? given : knee : toe;
-  const float beyond = within(given - inside);
-  float room = beyond > 0.0f ? white - knee : toe;
-  room = room > 0.0f ? room : 0.0f;
-  return inside + room * beyond / (room + fabsf(beyond) + 1e-6f);
+  const float knee = fmaxf(range.least, kKnee), toe = fminf(range.most, kToe);
+  const float given = kSwing * 255.0f * luminance - kSwing * 16.0f;
+  const float inside = fmaxf(fminf(given, knee), toe), beyond = within(given - inside);
+  const float room = fmaxf(beyond > 0.0f ? white - knee : toe, 0.0f);
+  return inside + room * beyond * reciprocal(room + fabsf(beyond) + 1e-6f);
 }
 
 // By which part of half their step in chroma two pixels of a pair approach each other; `far` is the square of that half
 // plus that of the step in luminance.
 __device__ __forceinline__ float closer_by(const Range& range, float far) {
-  const float difference = range.most - range.least, apart = difference > 0.0f ? difference : 0.0f;
-  return apart / ((apart + kHalfApart) * (1.0f + far * (1.0f / (kHalfStep * kHalfStep))));
+  const float apart = fmaxf(range.most - range.least, 0.0f);
+  return apart * reciprocal((apart + kHalfApart) * (1.0f + far * (1.0f / (kHalfStep * kHalfStep))));
 }
 
 // RGB; chroma beyond it is brought in towards grey, hue kept.
 template <class D> __device__ __forceinline__ void finish_colour(const Finishing& p, float luminance,
                                                                  const Range& range, float blue, float red,
                                                                  typename D::type* out) {
-  const float most = range.top > kWhite ? range.top : kWhite;
+  const float most = fmaxf(range.top, kWhite);
   float grey = grey_in_range(luminance, range, most);
   if (p.brightness != 1.0f || p.saturation != 1.0f) {
     const float gain = p.brightness / (1.0f + (p.brightness - 1.0f) * unit(grey * (1.0f / (kSwing * 219))));
@@ -1220,17 +1337,13 @@ template <class D> __device__ __forceinline__ void finish_colour(const Finishing
     red *= gain * p.saturation;
   }
   const float r = 1.596027f * red, g = -0.391762f * blue - 0.812969f * red, b = 2.017230f * blue;
-  const float larger = r > g ? r : g, smaller = r < g ? r : g;
-  float up = larger > b ? larger : b, down = smaller < b ? -smaller : -b;
-  up = up > 1e-6f ? up : 1e-6f;
-  down = down > 1e-6f ? down : 1e-6f;
-  grey = grey < 0.0f ? 0.0f : grey > 255.0f ? 255.0f : grey;
-  const float peak = most + kSlack, white = (peak > grey ? peak - grey : 0.0f) / up, black = grey / down,
-              least = white < black ? white : black;
-  const float scale = least < 1.0f ? least : 1.0f;
+  const float up = fmaxf(fmaxf(r, g), fmaxf(b, 1e-6f)), down = fmaxf(-fminf(fminf(r, g), b), 1e-6f);
+  grey = grey < 0.0f ? 0.0f : grey > 255.0f ? 255.0f : grey;  // what is not a number stays so
+  const float white = fmaxf(most + kSlack - grey, 0.0f) * reciprocal(up), black = grey * reciprocal(down);
+  const float scale = fminf(fminf(white, black), 1.0f);
   const float rgb[3] = {grey + scale * r, grey + scale * g, grey + scale * b};
 #pragma unroll
-  for (int c = 0; c < 3; ++c) out[c] = D::rounded(rgb[c] < 0.0f ? 0.0f : rgb[c] > 255.0f ? 255.0f : rgb[c]);
+  for (int c = 0; c < 3; ++c) out[c] = D::rounded(rgb[c]);
 }
 
 // Calls visit(n, j, colour) for four pixels of every exposure.
@@ -1246,17 +1359,23 @@ __device__ __forceinline__ void each_colour(const Finishing& p, const Around& ar
     load_run<D, Vectors>(static_cast<const S*>(p.exposures.pictures[own]) + static_cast<int64_t>(row) * size.width * 3,
                          column, size.width, samples);
     float share, step;
-    around.cells(p.shares + n * grid.cells(), grid, share, step);
-    const uint8_t* validity = p.exposures.masked ? p.exposures.validity[own] : nullptr;
-    if (validity != nullptr) validity += static_cast<int64_t>(row) * size.width;
+    around.cells(p.shares + n * grid.cells(), share, step);
+    const auto each = [&](const auto& masked) {
 #pragma unroll
-    for (int j = 0; j < kPixels; ++j) {
-      Colour colour = colour_of<D>(samples + 3 * j, share + static_cast<float>(j) * step);
-      if (validity != nullptr) {
-        const float v = static_cast<float>(validity[clamped(column + j, size.width)]) * (1.0f / 255);
-        colour.mask(v);
+      for (int j = 0; j < kPixels; ++j) {
+        Colour colour = colour_of<D>(samples + 3 * j, share + static_cast<float>(j) * step);
+        masked(j, colour);
+        visit(n, j, colour);
       }
-      visit(n, j, colour);
+    };
+    const uint8_t* validity = p.exposures.masked ? p.exposures.validity[own] : nullptr;
+    if (validity == nullptr) {
+      each([](int, const Colour&) {});
+    } else {
+      validity += static_cast<int64_t>(row) * size.width;
+      each([&](int j, Colour& colour) {
+        colour.mask(static_cast<float>(validity[clamped(column + j, size.width)]) * (1.0f / 255));
+      });
     }
   }
 }
@@ -1268,17 +1387,20 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
   using S = typename D::type;
   const Size size = p.sizes[0], half = p.sizes[1], grid = p.sizes[3];
   const Around around(p, row, column);
-  float mixed[4], sums[kPixels], below[kPixels], weight = 0.0f, step = 0.0f;
+  float sums[kPixels], below[kPixels], weight = 0.0f, step = 0.0f;
+  {
+    const float* near = s.half.values + index_of<1>(tile, row >> 1, (column >> 1) - 1);
+    const float* far = near + (row & 1 ? FusedLevel<1>::kAcross : -FusedLevel<1>::kAcross);
+    float mixed[4];
 #pragma unroll
-  for (int j = 0; j < 4; ++j)
-    mixed[j] = 0.75f * fused_at(s.half, tile, half, static_cast<int>(around.near_row), around.columns[j]) +
-               0.25f * fused_at(s.half, tile, half, static_cast<int>(around.far_row), around.columns[j]);
-  expand_run(mixed, sums);
+    for (int j = 0; j < 4; ++j) mixed[j] = 0.75f * near[j] + 0.25f * far[j];
+    expand_run(mixed, sums);
+  }
   S out[4 * D::channels];
   S* line = static_cast<S*>(p.out) + static_cast<int64_t>(row) * size.width * D::channels;
   const auto next_exposure = [&](int n) {
-    around.cells(p.weights + n * grid.cells(), grid, weight, step);
-    around.expand(p.half + p.order[n] * half.cells(), half, below);
+    around.cells(p.weights + n * grid.cells(), weight, step);
+    around.expand(p.half + p.order[n] * half.cells(), below);
   };
   if constexpr (D::channels == 1) {
 #pragma unroll 1
@@ -1298,7 +1420,7 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
     Range ranges[kPixels];
     each_colour<D, Vectors>(p, around, row, column, [&](int n, int j, const Colour& colour) {
       if (j == 0) next_exposure(n);
-      sums[j] += (weight + static_cast<float>(j) * step) * (colour.y * (1.0f / 255) - below[j]);
+      sums[j] += (weight + static_cast<float>(j) * step) * (colour.y - below[j]);
       ranges[j].widen(colour);
       mass[j] += colour.mass;
       blue[j] += colour.mass * colour.blue;
@@ -1308,11 +1430,12 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
     if (p.exposures.count > 2) {
       // An exposure counts less the further its colour is from that of all others.
       each_colour<D, Vectors>(p, around, row, column, [&](int, int j, const Colour& colour) {
-        const float others = 1.0f / (mass[j] - colour.mass + 1e-4f);
+        const float others = reciprocal(mass[j] - colour.mass + 1e-4f);
         const float off_blue = fabsf(mass[j] * colour.blue - blue[j]) * others;
         const float off_red = fabsf(mass[j] * colour.red - red[j]) * others;
         const float distance = (off_blue > off_red ? off_blue : off_red) * (1.0f / 16);
-        const float half = 1.0f + distance * distance, trust = half * half, counts = colour.mass / (trust * trust);
+        const float half = 1.0f + distance * distance, trust = half * half,
+                    counts = colour.mass * reciprocal(trust * trust);
         trusted[j] += counts;
         trusted_blue[j] += counts * colour.blue;
         trusted_red[j] += counts * colour.red;
@@ -1322,7 +1445,7 @@ template <class D, bool Vectors> __device__ __forceinline__ void finish_run(cons
     }
 #pragma unroll
     for (int j = 0; j < kPixels; ++j) {
-      const float counts = 1.0f / (mass[j] + 1e-12f);
+      const float counts = reciprocal(mass[j] + 1e-12f);
       blue[j] *= counts;
       red[j] *= counts;
     }
