@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -493,42 +494,178 @@ def step_engine() -> None:
             del os.environ["FFMEF_CUDA_EARLY_LAUNCHES"]
 
 
-def step_training_compiled() -> None:
-    """The same training step as one CUDA graph, compiled, and both: launches, not arithmetic, take most of its time."""
-    from benchmarks import methods
+SIDE, BATCH = (48, 2) if CPU else (128, 8)  # of training
 
-    batch = draw(2 if CPU else 8, 2, *((16, 24) if CPU else (128, 128)))
-    for mixed, compiled in itertools.product((False, True), (False, True)):
-        network = methods.model("eager", device=DEVICE).train().requires_grad_(True)
-        called = torch.compile(network, backend="eager" if CPU else "inductor") if compiled else network
 
-        def step(network=network, called=called, mixed=mixed):
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
-                loss = called(batch).float().square().mean()
-            return torch.autograd.grad(loss, list(network.parameters()))
+def training_pairs() -> str:
+    """Write four pairs of synthetic exposures and return their folder."""
+    from PIL import Image
 
-        facts = {"name": "FFMEF", "mixed": mixed, "compiled": compiled}
-        if compiled:
-            timed("training step", step, **facts, graph=False)
-        replay = attempt(f"graph of a training step {facts}", lambda s=step: replaying(s))
-        if replay is not None:
-            timed("training step", replay, **facts, graph=True)
+    folder = OUT / "pairs"
+    for number in range(4):
+        (folder / f"{number}").mkdir(parents=True, exist_ok=True)
+        frames = bracket((SIDE + 20 + 8 * number, SIDE + 60), 2, True)
+        for name, frame in zip("AB", frames, strict=True):
+            Image.fromarray(frame).save(folder / f"{number}" / f"{name}.png")
+    return str(folder)
+
+
+def trainer_of(name: str, device: str = DEVICE, **settings):
+    """Return a trainer as ``ffmef train`` makes it: the paper's recipe, or the pyramid with its loss on pictures."""
+    from ffmef.training.config import Config
+    from ffmef.training.trainer import Trainer
+
+    shared = {"data": [training_pairs()], "size": SIDE, "batch_size": BATCH, "accelerator": device, "seed": 1}
+    if name == "PyramidFFMEF":
+        shared |= {"model": "pyramid", "loss": "picture", "clip_norm": 1.0, "ema": 0.99}
+    trainer = Trainer(Config(**shared | settings), OUT / "runs" / str(time.perf_counter_ns()))
+    trainer.model.train()
+    return trainer
+
+
+def training_batch(overlap: int = 0) -> torch.Tensor:
+    side = SIDE + overlap
+    return (draw(BATCH, 2, 3, side, side) * torch.tensor([90, 255], device=DEVICE).view(1, 2, 1, 1, 1)).to(torch.uint8)
+
+
+def timed_steps(name: str, form: str, **settings) -> None:
+    """Time whole steps of the trainer, from pictures to weights."""
+    batch = training_batch(settings.get("overlap", 0))
+    trainer = trainer_of(name, **settings)
+    timed("training step", lambda: trainer._step(batch), name=name, form=form, mixed="precision" in settings)
+    graphs = len([one for one in trainer._gradients._captured.values() if one])
+    finite = all(parameter.isfinite().all() for parameter in trainer.plain.parameters())
+    print(f"{name} {form}: {graphs} graphs, {'finite' if finite else 'NOT FINITE'} weights", flush=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def check_training(name: str) -> None:
+    """Compare the losses of the first step and its gradients with those on the CPU."""
+    torch.backends.cudnn.allow_tf32 = False
+    batch, found = training_batch().cpu(), {}
+    for device in dict.fromkeys((DEVICE, "cpu")):
+        trainer = trainer_of(name, device, initial="mef-pyramid" if name == "PyramidFFMEF" else "mef")
+        for _ in range(3):  # the third replays a graph
+            _, values = trainer._gradients([trainer._sent(batch)], None)
+        gradients = [parameter.grad.flatten().cpu() for parameter in trainer.plain.parameters()]
+        found[device] = values.cpu(), torch.cat(gradients)
+    (values, gradients), (wanted, wanted_gradients) = found[DEVICE], found["cpu"]
+    apart = [float((values - wanted).norm() / wanted.norm())]
+    apart.append(float((gradients - wanted_gradients).norm() / wanted_gradients.norm()))
+    torch.backends.cudnn.allow_tf32 = True
+    right = apart[0] < 1e-3 and apart[1] < 1e-2
+    print(f"training {name}: {'right' if right else 'WRONG'}, losses off by {apart[0]:.1e}, gradients {apart[1]:.1e}")
+
+
+def release_step(mixed: bool, compiled: bool) -> Callable[[], None]:
+    """Return a step of the authors' formulation: filters by unfold, a loss of convolutions, AdamW's default."""
+    from benchmarks import methods, plain_losses
+    from ffmef.losses import Sources
+
+    network = methods.model("eager", unfold=True, device=DEVICE).train().requires_grad_(True)
+    called = torch.compile(network, backend="eager" if CPU else "inductor") if compiled else network
+    optimizer, batch = torch.optim.AdamW(network.parameters(), lr=1e-3), training_batch()
+
+    def step() -> None:
+        sources = Sources.from_rgb(batch)
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
+            fused = called(sources.luminance)
+        loss = plain_losses.gif(fused.float(), sources)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def timed_release(mixed: bool, compiled: bool) -> None:
+    form = "release, compiled" if compiled else "release"
+    timed("training step", release_step(mixed, compiled), name="FFMEF", form=form, mixed=mixed)
 
 
 def step_training() -> None:
-    """A training step of the network in the release's formulation and in ours, with mixed precision too."""
-    from benchmarks import methods
+    """Steps as ``ffmef train`` makes them, one by one and as CUDA graphs, against the release's formulation."""
+    for name in ("FFMEF", "PyramidFFMEF"):
+        attempt(f"check of training {name}", lambda name=name: check_training(name))
+    half = {"precision": "bf16-mixed"}
+    for name, mixed in itertools.product(("FFMEF", "PyramidFFMEF"), ({}, half)):
+        forms = {"single operators": {"graphs": False}, "graph": {}, "graph, tuned cuDNN": {"tune": True}}
+        if name == "PyramidFFMEF":
+            forms["graph, two cuts"] = {"overlap": 8, "consistency": 1.0}
+        for form, settings in forms.items():
+            attempt(f"training {name} {form}", lambda n=name, f=form, s=mixed | settings: timed_steps(n, f, **s))
+    for mixed in (False, True):
+        attempt("training of the release", lambda mixed=mixed: timed_release(mixed, compiled=False))
 
-    batch = draw(2 if CPU else 8, 2, *((16, 24) if CPU else (128, 128)))
-    for (name, unfold), mixed in itertools.product((("FFMEF", False), ("FFMEF (unfold)", True)), (False, True)):
-        network = methods.model("eager", unfold=unfold, device=DEVICE).train().requires_grad_(True)
 
-        def step(network=network, mixed=mixed):
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=mixed):
-                loss = network(batch).float().square().mean()
-            return torch.autograd.grad(loss, list(network.parameters()))
+def compile_training(name: str, mixed: bool) -> None:
+    """Take two compiled steps: inductor keeps what it has compiled on the disk."""
+    if name == "release":
+        step = release_step(mixed, compiled=True)
+    else:
+        half = {"precision": "bf16-mixed"} if mixed else {}
+        trainer, batch = trainer_of(name, compile=True, graphs=False, **half), training_batch()
+        step = lambda: trainer._step(batch)  # noqa: E731
+    step()
+    step()
 
-        timed("training step", step, name=name, mixed=mixed)
+
+def step_training_compiled() -> None:
+    """The same compiled, with and without a graph; a compilation takes a minute or more, so all go at once."""
+    from ffmef.training import trainer
+
+    kinds = [("FFMEF", False), ("FFMEF", True), ("PyramidFFMEF", False), ("release", False), ("release", True)]
+    if CPU:
+        trainer._COMPILER = "eager"
+    else:
+        with ProcessPoolExecutor(len(kinds), mp_context=multiprocessing.get_context("spawn")) as pool:
+            for kind, job in [(kind, pool.submit(compile_training, *kind)) for kind in kinds]:
+                attempt(f"compiling {kind}", job.result)
+    for name in ("FFMEF", "PyramidFFMEF"):
+        for form, settings in {"compiled, graph": {}, "compiled": {"graphs": False}}.items():
+            chosen = settings | {"compile": True}
+            attempt(f"training {name} {form}", lambda n=name, f=form, s=chosen: timed_steps(n, f, **s))
+    half = {"precision": "bf16-mixed", "compile": True}
+    attempt("training compiled, mixed", lambda: timed_steps("FFMEF", "compiled, graph", **half))
+    for mixed in (False, True):
+        attempt("training of the release, compiled", lambda mixed=mixed: timed_release(mixed, compiled=True))
+
+
+def step_train() -> None:
+    """``ffmef train`` to its end: does it end well, does the loss fall, can the weights be used?"""
+    shared = ["--data", training_pairs(), "--accelerator", DEVICE, "--size", str(SIDE), "--quiet", "--epochs", "3"]
+    shared += ["--batch-size", str(BATCH), "--samples-per-epoch", str(BATCH * (2 if CPU else 40))]
+    shared += ["--learning-rate", "2e-3", "--validation", "0.3", "--seed", "3"]
+    pyramid = ["--model", "pyramid", "--loss", "picture", "--ema", "0.9", "--clip-norm", "1"]
+    made = ["--photographs", "examples", "--on-device", "--largest-count", "4", "--overlap", "8", "--mirror", "3"]
+    runs = {"FFMEF": shared, "FFMEF, bfloat16": [*shared, "--precision", "bf16-mixed"], "pyramid": shared + pyramid}
+    runs["pyramid, made on the device"] = [*shared[2:], *pyramid, *made, "--consistency", "1", "--validation", "0"]
+    if not CPU:
+        runs["FFMEF, float16"] = [*shared, "--precision", "16-mixed"]
+    for name, options in runs.items():
+        attempt(f"ffmef train, {name}", lambda name=name, options=options: train_once(name, options))
+
+
+def train_once(name: str, options: list[str]) -> None:
+    import csv
+
+    from ffmef import models
+    from ffmef.cli import main
+
+    folder = OUT / "runs" / name.replace(", ", "-").replace(" ", "-")
+    started = time.perf_counter()
+    status = main(["train", *options, "-o", str(folder)])
+    took = time.perf_counter() - started
+    with (folder / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    first, last = float(rows[0]["total"]), float(rows[-1]["total"])
+    model = models.load(str(folder / "weights.safetensors")).to(DEVICE).eval()
+    with torch.inference_mode():
+        finite = bool(model(draw(1, 2, 40, 56)).isfinite().all())
+    right = "right" if status in (0, None) and last < first and finite else "WRONG"
+    steps = int(rows[-1]["step"])
+    learnt = f"loss {first:.4g} -> {last:.4g}, {steps} steps, {took:.1f} s"
+    print(f"ffmef train, {name}: {right}, status {status}, {learnt}", flush=True)
 
 
 def bracket(size: tuple[int, int], count: int, scene: bool, dtype: str = "uint8") -> list:

@@ -110,8 +110,9 @@ quietly 40 others
 quietly 45 rivals
 step 25 capture
 step 45 hazards
-quietly 30 training
-quietly 90 training_compiled
+quietly 60 training
+step 60 train
+quietly 180 training_compiled
 step 60 exposures
 step 40 brackets
 quietly 30 pictures

@@ -103,6 +103,10 @@ class Config:
     graphs: bool = field(
         default=True, metadata={"help": "on a GPU, repeat the steps of a shape as a CUDA graph: one launch each"}
     )
+    tune: bool = field(
+        default=False,
+        metadata={"help": "let cuDNN time its algorithms; on a GPU, equal runs may then differ in their last digits"},
+    )
     compile: bool = field(
         default=False, metadata={"help": "compile the network by torch.compile, which takes minutes at the start"}
     )

@@ -216,6 +216,8 @@ def _launched(config: Config) -> Fabric:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    if config.tune:
+        torch.backends.cudnn.benchmark = True
     if config.precision == "16-mixed" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
         raise InputError("precision 16-mixed needs a GPU; bf16-mixed works on a CPU")
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -30,7 +30,7 @@ def rehearse(out: Path, *command: str, **environment: str) -> str:
 
 @pytest.mark.slow
 def test_every_step_measures_and_nothing_fails(tmp_path: Path) -> None:
-    steps = "facts,sanitize,hazards,operator,engine,networks,others,rivals,training,training_compiled,exposures,brackets,pictures,profiled,launches,table"
+    steps = "facts,sanitize,hazards,operator,engine,networks,others,rivals,training,train,training_compiled,exposures,brackets,pictures,profiled,launches,table"
     printed = rehearse(tmp_path, sys.executable, str(SCRIPT), steps)
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {record["what"] for record in records} == {
@@ -38,9 +38,11 @@ def test_every_step_measures_and_nothing_fails(tmp_path: Path) -> None:
         "training step", "exposures", "four pairs", "eight pairs", "fuse",
     }  # fmt: skip
     assert all(value > 0 for record in records for key, value in record.items() if key.endswith("ms"))
+    assert len([record for record in records if record["what"] == "training step"]) == 23
     assert "gradients the same each time: True" in printed and "NOT FINITE" not in printed
     assert printed.count(": right, error") == 11 and "WRONG" not in printed
     assert "exposures: 30 of 30 right" in printed
+    assert printed.count("ffmef train,") == 4
     assert re.search(r"(\d+) of \1 fusions of pictures right", printed)
     # The table repeats every record at the end, which survives where a long output is cut.
     assert all(f"[{record['what']}]" in printed for record in records)
