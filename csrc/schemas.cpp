@@ -9,6 +9,9 @@ STABLE_TORCH_LIBRARY(ffmef, m) {
       "adaptive_fuse_backward(Tensor grad, Tensor images, Tensor[] filters, Tensor alphas, str padding_mode, "
       "bool need_images, int[] need_filters, bool need_alphas) -> Tensor[]");
   m.def(
+      "adaptive_fuse_responses_backward(Tensor grad, Tensor responses, Tensor images, Tensor[] filters, Tensor alphas, "
+      "str padding_mode, bool need_images, int[] need_filters, bool need_alphas) -> Tensor[]");
+  m.def(
       "predict_and_fuse(Tensor[] hidden, Tensor[] weight, Tensor[] bias, Tensor images, Tensor alphas, "
       "str padding_mode) -> Tensor");
   m.def(

@@ -52,6 +52,8 @@ class LinearOperator:
         keep: ``(run, flat, options) -> (result, extra)`` or None: a forward pass that also keeps what makes gradients
             cheap.
         from_kept: ``(grad, extra, flat) -> {position: gradient}`` for the gradients that ``keep`` has made cheap.
+        kept_backward: ``(grad, extra, flat, options, needs) -> gradients``, all of them by one kernel, for plain
+            tensors outside of every transform.
         flops: ``(shapes of the tensor arguments) -> int``, multiplications and additions of the forward pass.
     """
 
@@ -63,6 +65,7 @@ class LinearOperator:
     promote: Callable[[list[Tensor]], list[Tensor]] = None  # type: ignore[assignment]
     keep: Callable | None = None
     from_kept: Callable | None = None
+    kept_backward: Callable | None = None
     flops: Callable | None = None
 
     def __post_init__(self) -> None:
@@ -238,6 +241,18 @@ def _slices(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) ->
 # Each operator has two: one that torch.func understands, and a plain one, which is cheaper to call, for all else.
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Return whether nothing differentiates, maps or watches what is computed from a tensor now."""
+    return not (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or type(tensor) not in _PLAIN_TYPES
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
+
+
 class _ForwardRules:
     spec: LinearOperator
     op: torch._ops.OpOverload
@@ -253,6 +268,10 @@ class _ForwardRules:
         kept = getattr(ctx, "kept", 0)
         if kept:
             flat, extra = flat[:-1], flat[-1]
+            if cls.spec.kept_backward is not None and _is_plain(grad):
+                with torch._C._AutoDispatchBelowAutograd():
+                    grads = cls.spec.kept_backward(grad, extra, flat, ctx.options, needs)
+                return None, None, *(g if n else None for g, n in zip(grads, needs, strict=True))
             if (
                 cls.spec.from_kept is not None and not torch.is_grad_enabled()
             ):  # otherwise the gradients' own derivatives need the operator

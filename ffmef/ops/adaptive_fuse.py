@@ -264,7 +264,7 @@ def _promote(flat: list[Tensor]) -> list[Tensor]:
 def _keep_responses(flat: Sequence[Tensor], ends: Sequence[int], options: tuple[str], needs: Sequence[bool]):
     """Keep each level's sum, (L, B, C, H, W), where the alphas' gradient would have to read all filters again."""
     images, *filters, alphas = flat
-    if _loader.cpu_missing is not None or images.device.type != "cpu" or not needs[-1]:
+    if not needs[-1] or not _KEEPS or images.device.type != "cpu":
         return None
     return operator("adaptive_fuse_responses")(images, filters, alphas, *options)
 
@@ -273,11 +273,21 @@ def _alphas_gradient(grad: Tensor, responses: Tensor, flat: Sequence[Tensor]) ->
     return {len(flat) - 1: (responses * grad).sum((1, 2, 3, 4)).to(flat[-1].dtype)}
 
 
+def _kept_backward(grad: Tensor, responses: Tensor, flat: Sequence[Tensor], options: tuple[str], needs: Sequence[bool]):
+    images, *filters, alphas = flat
+    need_images, *need_filters, need_alphas = needs
+    need_filters = [int(need) for need in need_filters]
+    run = operator("adaptive_fuse_responses_backward")
+    return run(grad, responses, images, filters, alphas, *options, need_images, need_filters, need_alphas)
+
+
 def _flops(images: Sequence[int], filters: Sequence[Sequence[int]], alphas: Sequence[int]) -> int:
     batch, count, channels, height, width = images
     return 2 * batch * count * channels * height * width * sum(level[2] for level in filters)
 
 
+# An older library lacks the second.
+_KEEPS = _loader.cpu_missing is None and hasattr(torch.ops.ffmef, "adaptive_fuse_responses_backward")
 _OPERATOR = LinearOperator(
     "adaptive_fuse",
     "(Tensor images, Tensor[] filters, Tensor alphas, str padding_mode)",
@@ -286,6 +296,7 @@ _OPERATOR = LinearOperator(
     promote=_promote,
     keep=_keep_responses,
     from_kept=_alphas_gradient,
+    kept_backward=_kept_backward,
     flops=_flops,
 )
 _triton = triton_kernel("adaptive_fuse", "forward"), triton_kernel("adaptive_fuse", "backward")
@@ -297,11 +308,17 @@ register(
     kernels={"CUDA": _triton} if _loader.cuda_missing is not None and has_triton() else {},
     triton=_triton,
 )
-if _loader.cpu_missing is None:
-    refuse_derivatives("adaptive_fuse_responses", "differentiate ffmef.ops.adaptive_fuse")
+if _KEEPS:
+    for _name in ("adaptive_fuse_responses", "adaptive_fuse_responses_backward"):
+        refuse_derivatives(_name, "differentiate ffmef.ops.adaptive_fuse")
 
     @torch.library.register_fake("ffmef::adaptive_fuse_responses", lib=library)
     def _(images, filters, alphas, padding_mode):
         dtype = reference.promoted_dtype(images, *filters)
         out = images.new_empty(images.shape[:1] + images.shape[2:], dtype=dtype)
         return out, out.new_empty((len(filters), *out.shape), dtype=reference.accumulator(dtype))
+
+    @torch.library.register_fake("ffmef::adaptive_fuse_responses_backward", lib=library)
+    def _(grad, responses, images, filters, alphas, padding_mode, need_images, need_filters, need_alphas):
+        tensors, needs = [images, *filters, alphas], [need_images, *need_filters, need_alphas]
+        return [t.new_empty(t.shape if n else (0,)) for t, n in zip(tensors, needs, strict=True)]

@@ -621,6 +621,30 @@ def test_responses_are_what_each_level_adds(dtype):
         responses_op(images.requires_grad_(), filters, alphas, "reflect")[0].sum().backward()
 
 
+@pytest.mark.skipif(backends()["cpu"] is not None, reason=str(backends()["cpu"]))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 3, 21, 35), (1, 1, 1, 3, 1100)], ids=str)
+def test_gradients_from_responses(shape, dtype):
+    images, filters, alphas = arguments(shape, (3, 1), dtype)
+    filters[1] = filters[1][..., ::2, ::2].contiguous()
+    _, responses = torch.ops.ffmef.adaptive_fuse_responses(images, filters, alphas, "reflect")
+    batch, _, channels, height, width = shape
+    grad = torch.randn(width, channels, height, 2 * batch, dtype=torch.float64).to(dtype)[..., ::2].permute(3, 1, 2, 0)
+    from_responses = torch.ops.ffmef.adaptive_fuse_responses_backward.default
+    found = from_responses(grad, responses, images, filters, alphas, "reflect", True, [1, 1], True)
+    plain = torch.ops.ffmef.adaptive_fuse_backward(grad, images, filters, alphas, "reflect", True, [1, 1], True)
+    for ours, theirs in zip(found[:-1], plain[:-1], strict=True):
+        assert torch.equal(ours, theirs)
+    exact = (responses.double() * grad.double()).sum((1, 2, 3, 4))
+    scale = (responses.double() * grad.double()).abs().sum()
+    assert found[-1].dtype == alphas.dtype
+    torch.testing.assert_close(found[-1].double(), exact, rtol=torch.finfo(alphas.dtype).eps, atol=1e-7 * float(scale))
+    with pytest.raises(NotImplementedError, match="adaptive_fuse_responses_backward has no derivatives"):
+        from_responses(grad.requires_grad_(), responses, images, filters, alphas, "zeros", True, [1, 1], True)[
+            0
+        ].sum().backward()
+
+
 def test_unneeded_gradients_are_empty(device):
     images, filters, alphas = arguments((1, 2, 1, 6, 7), (1, 3), torch.float32, device)
     grad = torch.ones(1, 1, 6, 7, device=device)

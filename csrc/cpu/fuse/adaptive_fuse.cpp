@@ -5,7 +5,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -37,7 +36,7 @@ struct Call {
     args.images = {images.data_ptr(), scalar,         images.size(0), images.size(1),
                    images.size(2),    images.size(3), images.size(4), {}};
     strides_of(images, args.images.stride);
-    const std::vector<double> alpha = numbers_of(alphas);
+    const std::vector<double> alpha = numbers_of(alphas, "alphas");
     for (size_t l = 0; l < filters.size(); ++l) {
       const Tensor& f = filters[l];
       STD_TORCH_CHECK(
@@ -96,75 +95,122 @@ std::tuple<Tensor, Tensor> adaptive_fuse_responses_cpu(const Tensor& images, con
   return {out, responses};
 }
 
-// The gradients of images, every level's filters and alphas.
+// The gradients of images, every level's filters and alphas. One that is not needed is an empty tensor, which costs
+// nothing and keeps the schema simple.
+struct Gradients {
+  std::vector<Tensor> tensors;
+  std::vector<void*> filter_data;
+
+  Gradients(const Call& call, const Tensor& images, const std::vector<Tensor>& filters, const Tensor& alphas,
+            bool need_images, const std::vector<int64_t>& need_filters, bool need_alphas)
+      : filter_data(filters.size(), nullptr) {
+    STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
+    const ImagesView& im = call.args.images;
+    tensors.reserve(filters.size() + 2);
+    add(images, {im.batch, im.count, im.channels, im.height, im.width}, need_images);
+    for (size_t l = 0; l < filters.size(); ++l) {
+      const LevelView& level = call.levels[l];
+      add(filters[l], {im.batch, im.count, int64_t(level.size) * level.size, level.height, level.width},
+          need_filters[l] != 0);
+      if (need_filters[l]) filter_data[l] = tensors.back().data_ptr();
+    }
+    add(alphas, {int64_t(filters.size())}, need_alphas);
+  }
+
+ private:
+  void add(const Tensor& like, const std::vector<int64_t>& sizes, bool needed) {
+    tensors.push_back(result_like(like, needed ? sizes : std::vector<int64_t>{0}));
+  }
+};
+
+GradView view_of_grad(const Tensor& grad, const AdaptiveFuseArgs& args) {
+  const ImagesView& im = args.images;
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == type_of(args.result) && grad.size(0) == im.batch &&
+                      grad.size(1) == im.channels && grad.size(2) == im.height && grad.size(3) == im.width,
+                  "grad must be (B, C, H, W) of the images' sizes and the result's dtype");
+  GradView view{grad.data_ptr(), {}};
+  strides_of(grad, view.stride);
+  return view;
+}
+
+// Sums over the items [0, count) of what `work(sums, begin, end)` writes, `values` for each item, in order of the items.
+template <class Work> std::vector<double> sums_of_items(int64_t count, size_t values, const Work& work) {
+  std::vector<double> sums(size_t(count) * values), total(values, 0.0);
+  parallel_for(count, 1, [&](int64_t begin, int64_t end) { work(sums.data(), begin, end); });
+  for (size_t i = 0; i < sums.size(); ++i) total[i % values] += sums[i];
+  return total;
+}
+
+// responses: what each level added before alpha, or null. With them, the alphas' gradient reads no filters.
+std::vector<Tensor> run_backward(const Call& call, const Tensor& grad, const void* responses, Gradients gradients,
+                                 bool need_images, bool need_alphas) {
+  const AdaptiveFuseArgs& args = call.args;
+  const ImagesView& im = args.images;
+  const GradView grad_view = view_of_grad(grad, args);
+  std::vector<Tensor>& tensors = gradients.tensors;
+  if (grad.numel() == 0 || im.count == 0) {
+    for (Tensor& g : tensors) torch::stable::zero_(g);
+    return std::move(tensors);
+  }
+  const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
+  const AdaptiveFuseCoarseKernels& coarse = FFMEF_KERNELS(adaptive_fuse_coarse_kernels);
+  const size_t levels = call.levels.size();
+  const bool from_responses = need_alphas && responses != nullptr, from_filters = need_alphas && !from_responses;
+  bool fine_filters = false;
+  for (size_t l = 0; l < levels; ++l)
+    if (!call.levels[l].coarse) fine_filters = fine_filters || gradients.filter_data[l] != nullptr || from_filters;
+  std::vector<double> alpha_sums(levels, 0.0);
+  if (from_responses || fine_filters)
+    alpha_sums = sums_of_items(kernels.forward_items(args), levels, [&](double* sums, int64_t begin, int64_t end) {
+      if (from_responses) kernels.backward_alphas(args, grad_view, responses, sums, begin, end);
+      if (fine_filters)
+        kernels.backward_filters(args, grad_view, gradients.filter_data.data(), from_filters ? sums : nullptr, begin,
+                                 end);
+    });
+  for (size_t l = 0; l < levels; ++l) {
+    if (!call.levels[l].coarse || !(gradients.filter_data[l] != nullptr || from_filters)) continue;
+    const auto sum = sums_of_items(coarse.filter_items(args, int(l)), 1, [&](double* sums, int64_t begin, int64_t end) {
+      coarse.backward_filters(args, grad_view, int(l), gradients.filter_data[l], from_filters ? sums : nullptr, begin,
+                              end);
+    });
+    if (from_filters) alpha_sums[l] = sum[0];
+  }
+  if (need_alphas) write_numbers(tensors.back(), alpha_sums);
+  if (need_images) {
+    const auto backward_images = call.any_coarse ? coarse.backward_images : kernels.backward_images;
+    void* data = tensors.front().data_ptr();
+    parallel_for(kernels.image_items(args), 1,
+                 [&](int64_t begin, int64_t end) { backward_images(args, grad_view, data, begin, end); });
+  }
+  return std::move(tensors);
+}
+
 std::vector<Tensor> adaptive_fuse_backward_cpu(const Tensor& grad, const Tensor& images,
                                                const std::vector<Tensor>& filters, const Tensor& alphas,
                                                const std::string& padding_mode, bool need_images,
                                                const std::vector<int64_t>& need_filters, bool need_alphas) {
   const Call call(images, filters, alphas, padding_mode);
+  return run_backward(call, grad, nullptr,
+                      Gradients(call, images, filters, alphas, need_images, need_filters, need_alphas), need_images,
+                      need_alphas);
+}
+
+// The same with the responses of adaptive_fuse_responses.
+std::vector<Tensor> adaptive_fuse_responses_backward_cpu(const Tensor& grad, const Tensor& responses,
+                                                         const Tensor& images, const std::vector<Tensor>& filters,
+                                                         const Tensor& alphas, const std::string& padding_mode,
+                                                         bool need_images, const std::vector<int64_t>& need_filters,
+                                                         bool need_alphas) {
+  const Call call(images, filters, alphas, padding_mode);
   const ImagesView& im = call.args.images;
-  STD_TORCH_CHECK(grad.dim() == 4 && grad.scalar_type() == type_of(call.args.result) && grad.size(0) == im.batch &&
-                      grad.size(1) == im.channels && grad.size(2) == im.height && grad.size(3) == im.width,
-                  "grad must be (B, C, H, W) of the images' sizes and the result's dtype");
-  STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
-  GradView grad_view{grad.data_ptr(), {}};
-  strides_of(grad, grad_view.stride);
-
-  // A gradient that is not needed is an empty tensor, which costs nothing and keeps the schema simple.
-  Tensor image_grad = need_images ? result_like(images, {im.batch, im.count, im.channels, im.height, im.width})
-                                  : torch::stable::new_empty(images, {0});
-  Tensor alpha_grad = torch::stable::new_zeros(alphas, {need_alphas ? int64_t(filters.size()) : 0});
-  std::vector<Tensor> gradients{image_grad};
-  std::vector<void*> filter_grad_data(filters.size(), nullptr);
-  bool any_filter = false, any_fine = false;
-  for (size_t l = 0; l < filters.size(); ++l) {
-    const Tensor& f = filters[l];
-    gradients.push_back(need_filters[l] ? result_like(f, {f.size(0), f.size(1), f.size(2), f.size(3), f.size(4)})
-                                        : torch::stable::new_empty(f, {0}));
-    if (need_filters[l]) filter_grad_data[l] = gradients.back().data_ptr();
-    any_fine = any_fine || !call.levels[l].coarse;
-    any_filter = any_filter || (need_filters[l] && !call.levels[l].coarse);
-  }
-  gradients.push_back(alpha_grad);
-  if (grad.numel() == 0 || im.count == 0) {
-    for (Tensor& g : gradients) torch::stable::zero_(g);
-    return gradients;
-  }
-
-  const AdaptiveFuseKernels& kernels = FFMEF_KERNELS(adaptive_fuse_kernels);
-  const AdaptiveFuseCoarseKernels& coarse = FFMEF_KERNELS(adaptive_fuse_coarse_kernels);
-  std::vector<double> alpha_sums(filters.size(), 0.0);
-  if (any_fine && (any_filter || need_alphas)) {
-    const int64_t items = kernels.forward_items(call.args);
-    std::vector<double> sums(need_alphas ? size_t(items) * filters.size() : 0);
-    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
-      kernels.backward_filters(call.args, grad_view, filter_grad_data.data(), need_alphas ? sums.data() : nullptr,
-                               begin, end);
-    });
-    for (size_t i = 0; i < sums.size(); ++i) alpha_sums[i % filters.size()] += sums[i];
-  }
-  for (size_t l = 0; l < filters.size(); ++l) {
-    if (!call.levels[l].coarse || !(need_filters[l] || need_alphas)) continue;
-    const int64_t items = coarse.filter_items(call.args, int(l));
-    std::vector<double> sums(need_alphas ? size_t(items) : 0);
-    parallel_for(items, 1, [&](int64_t begin, int64_t end) {
-      coarse.backward_filters(call.args, grad_view, int(l), filter_grad_data[l], need_alphas ? sums.data() : nullptr,
-                              begin, end);
-    });
-    for (double sum : sums) alpha_sums[l] += sum;
-  }
-  if (need_alphas) {
-    Tensor wide = torch::stable::to(alpha_grad, ScalarType::Double);
-    std::memcpy(wide.data_ptr(), alpha_sums.data(), alpha_sums.size() * sizeof(double));
-    torch::stable::copy_(alpha_grad, wide);
-  }
-  if (need_images) {
-    const auto backward_images = call.any_coarse ? coarse.backward_images : kernels.backward_images;
-    void* data = image_grad.data_ptr();
-    parallel_for(kernels.image_items(call.args), 1,
-                 [&](int64_t begin, int64_t end) { backward_images(call.args, grad_view, data, begin, end); });
-  }
-  return gradients;
+  STD_TORCH_CHECK(responses.dim() == 5 && responses.scalar_type() == wide_of(call.args.result) &&
+                      responses.size(0) == int64_t(filters.size()) && responses.size(1) == im.batch &&
+                      responses.size(2) == im.channels && responses.size(3) == im.height &&
+                      responses.size(4) == im.width && responses.is_contiguous(),
+                  "responses must be those of adaptive_fuse_responses");
+  return run_backward(call, grad, responses.data_ptr(),
+                      Gradients(call, images, filters, alphas, need_images, need_filters, need_alphas), need_images,
+                      need_alphas);
 }
 
 }  // namespace
@@ -174,4 +220,5 @@ STABLE_TORCH_LIBRARY_IMPL(ffmef, CPU, m) {
   m.impl("adaptive_fuse", TORCH_BOX(&ffmef::adaptive_fuse_cpu));
   m.impl("adaptive_fuse_responses", TORCH_BOX(&ffmef::adaptive_fuse_responses_cpu));
   m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cpu));
+  m.impl("adaptive_fuse_responses_backward", TORCH_BOX(&ffmef::adaptive_fuse_responses_backward_cpu));
 }

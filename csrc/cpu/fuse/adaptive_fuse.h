@@ -54,6 +54,10 @@ struct AdaptiveFuseKernels {
   void (*backward_filters)(const AdaptiveFuseArgs&, const GradView&, void* const* filter_grads, double* alpha_sums,
                            int64_t begin, int64_t end);
 
+  // Writes what an item adds to the alphas' gradient, [item][level], from the forward pass's responses.
+  void (*backward_alphas)(const AdaptiveFuseArgs&, const GradView&, const void* responses, double* alpha_sums,
+                          int64_t begin, int64_t end);
+
   int64_t (*image_items)(const AdaptiveFuseArgs&);
   void (*backward_images)(const AdaptiveFuseArgs&, const GradView&, void* image_grad, int64_t begin, int64_t end);
 };

@@ -157,6 +157,38 @@ template <class A> void backward_filters_typed(const AdaptiveFuseArgs& args, con
   end_streams();
 }
 
+// sum_x a[x] * b[x], rows in the precision of sums.
+template <class A> double dot_row(const A* a, const A* b, int64_t n) {
+  Vec<A> total = splat(A(0));
+  int64_t x = 0;
+  for (; x + lanes<A> <= n; x += lanes<A>) total += load(a + x) * load(b + x);
+  if (x < n) total += load_part(a + x, n - x) * load_part(b + x, n - x);
+  return sum_lanes(total);
+}
+
+template <class A> void backward_alphas_typed(const AdaptiveFuseArgs& args, const GradView& grad, const A* responses,
+                                              double* alpha_sums, int64_t begin, int64_t end) {
+  const ImagesView& im = args.images;
+  const Tiling tiling = tiling_of<A>(args);
+  Buffer<A> row(tiling.columns);
+  for (int64_t index = begin; index < end; ++index) {
+    const Item item = item_at(args, tiling, index);
+    const int64_t width = item.x1 - item.x0;
+    double* sums = alpha_sums + index * args.level_count;
+    for (int l = 0; l < args.level_count; ++l) sums[l] = 0;
+    for (int64_t c = 0; c < im.channels; ++c)
+      for (int64_t y = item.y0; y < item.y1; ++y) {
+        load_stored(row.data, grad.data, args.result,
+                    item.b * grad.stride[0] + c * grad.stride[1] + y * grad.stride[2] + item.x0 * grad.stride[3],
+                    grad.stride[3], width);
+        for (int l = 0; l < args.level_count; ++l)
+          sums[l] += dot_row(
+              row.data, responses + (((l * im.batch + item.b) * im.channels + c) * im.height + y) * im.width + item.x0,
+              width);
+      }
+  }
+}
+
 // --- one level of one tap: products of planes, read in place
 
 bool is_one_point(const AdaptiveFuseArgs& args) {
@@ -241,6 +273,12 @@ void backward_filters(const AdaptiveFuseArgs& args, const GradView& grad, void* 
   FFMEF_BY_SUMS(args.result, backward_filters_typed<A>(args, grad, filter_grads, alpha_sums, begin, end))
 }
 
+void backward_alphas(const AdaptiveFuseArgs& args, const GradView& grad, const void* responses, double* alpha_sums,
+                     int64_t begin, int64_t end) {
+  FFMEF_BY_SUMS(args.result,
+                backward_alphas_typed(args, grad, static_cast<const A*>(responses), alpha_sums, begin, end))
+}
+
 void backward_images(const AdaptiveFuseArgs& args, const GradView& grad, void* image_grad, int64_t begin, int64_t end) {
   if (images_by_tiles(args)) {
     FFMEF_BY_SUMS(args.result, backward_images_adjoining<A>(args, grad, image_grad, begin, end))
@@ -255,6 +293,7 @@ extern const AdaptiveFuseKernels adaptive_fuse_kernels;
 const AdaptiveFuseKernels adaptive_fuse_kernels = {.forward_items = forward_items,
                                                    .forward = forward,
                                                    .backward_filters = backward_filters,
+                                                   .backward_alphas = backward_alphas,
                                                    .image_items = image_items,
                                                    .backward_images = backward_images};
 
