@@ -17,7 +17,7 @@ from ffmef.nn import AdaptiveFuse
 from ffmef.ops._backends import NAMES as OPERATOR_BACKENDS
 from ffmef.ops._backends import why_not
 from ffmef.ops.ffmef_forward import backend_of
-from ffmef.ops.library import operator
+from ffmef.ops.library import flop_counters, operator
 from ffmef.ops.predict_and_fuse import predict_and_fuse
 from ffmef.ops.types import Backend
 
@@ -162,6 +162,8 @@ class FFMEF(nn.Module):
             return "ONNX has no such operator"
         if torch.jit.is_tracing():
             return "a traced graph is the same with and without derivatives"
+        if flop_counters():
+            return "a FlopCounterMode counts torch's operators"
         if luminance.shape[2] * luminance.shape[3] == 1:
             return "InstanceNorm needs more than one pixel"
         sizes = {"channels": self.channels, "kernel_sizes": self.kernel_sizes}

@@ -18,6 +18,7 @@ from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.models.registry import PYRAMID_DESIGN as DESIGN
 from ffmef.ops import pyramid_fuse
 from ffmef.ops._backends import why_not
+from ffmef.ops.library import flop_counters
 from ffmef.ops.pyramid_exposures import pyramid_exposures, pyramid_luminance
 from ffmef.ops.types import Backend
 
@@ -365,6 +366,8 @@ class PyramidFFMEF(nn.Module):
     ) -> str | None:
         if not all(tensor.numel() for tensor in tensors):
             return "tensors must not be empty"
+        if flop_counters():
+            return "a FlopCounterMode counts torch's operators"
         backend = "cuda" if parameters[0].device.type == "cuda" else "cpu"
         if self.backend not in (None, backend):
             return f"backend must be None or {backend!r}, got {self.backend!r}"

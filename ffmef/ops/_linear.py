@@ -21,11 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ffmef.ops import _distributed
 from ffmef.ops._after_import import after_import
-from ffmef.ops.library import define, fallback, forward_mode_inside, implement, library, operator
+from ffmef.ops.library import define, fallback, flop_counters, forward_mode_inside, implement, library, operator
 
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
@@ -332,8 +331,13 @@ def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Func
         def forward(ctx, ends, options, *flat):
             kept = None
             # Whatever watches the dispatcher (tracers, counters) must see one operator; derivatives in both modes at
-            # once and other tensor types, such as sharded ones, need that too.
-            seen = forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0
+            # once and other tensor types, such as sharded ones, need that too. Checkpoints repeat the forward pass,
+            # perhaps watched only once, and both passes must save the same tensors.
+            seen = (
+                forward_ad._current_level >= 0
+                or torch._C._len_torch_dispatch_stack() > 0
+                or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+            )
             if spec.keep is not None and not seen and all(type(t) in _PLAIN_TYPES for t in flat):
                 with torch._C._AutoDispatchBelowAutograd():
                     kept = spec.keep(flat, ends, options, ctx.needs_input_grad[2:])
@@ -453,12 +457,8 @@ def _register_transforms(name: str, op, plain: type[Function], functional: type[
 
         interpreter: Any = retrieve_current_functorch_interpreter()
         if interpreter.key() == TransformType.Functionalize:
-            from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
-
-            api = FunctorchFunctionalizeAPI(interpreter)
-            plain_arguments = api.unwrap_tensors(arguments)
-            with api.redispatch_to_next():
-                return api.wrap_tensors(op(*plain_arguments))
+            return _functionalized(interpreter, op, arguments)
+        _functionalize_below(custom_function_call, TransformType.Functionalize)
         result = custom_function_call(functional, *split(arguments))
         return list(result) if gives_list else result
 
@@ -469,6 +469,30 @@ def _register_transforms(name: str, op, plain: type[Function], functional: type[
     implement(name, autograd, "Autograd", with_keyset=True)
     implement(name, transforms, "FuncTorchDynamicLayerFrontMode")
     implement(name, legacy_vmap, "Batched")
+
+
+def _functionalized(interpreter, run: Callable, arguments: Sequence):
+    from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
+
+    api = FunctorchFunctionalizeAPI(interpreter)
+    plain_arguments = api.unwrap_tensors(arguments)
+    with api.redispatch_to_next():
+        return api.wrap_tensors(run(*plain_arguments))
+
+
+def _functionalize_below(call, key) -> None:
+    """Let functions of this file pass through ``functionalize`` below other transforms, where torch has no rule."""
+    torchs_rule = call.functorch_table[key]
+    if getattr(torchs_rule, "of_ffmef", False):
+        return
+
+    def rule(interpreter, function, *arguments):
+        if not issubclass(function, _ForwardRules):
+            return torchs_rule(interpreter, function, *arguments)
+        return _functionalized(interpreter, functools.partial(call, function), arguments)
+
+    rule.of_ffmef = True  # type: ignore[attr-defined]
+    call.functorch_table[key] = rule
 
 
 def _legacy_vmap(functional: type[Function], rest: Sequence, tensors: Sequence[Tensor], gives_list: bool):
@@ -580,11 +604,9 @@ def _tell_flop_counters() -> None:
     for packet, formula in _flop_formulas.items():
         if packet not in module.flop_registry:
             module.register_flop_formula(packet)(formula)
-    for mode in _get_current_dispatch_mode_stack():
-        counter = getattr(mode, "counter", None)
-        if isinstance(counter, module.FlopCounterMode):
-            for packet in _flop_formulas:
-                counter.flop_registry.setdefault(packet, module.flop_registry[packet])
+    for counter in flop_counters():
+        for packet in _flop_formulas:
+            counter.flop_registry.setdefault(packet, module.flop_registry[packet])
 
 
 def register(

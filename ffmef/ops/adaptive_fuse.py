@@ -11,7 +11,7 @@ from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ffmef import _loader
 from ffmef.ops import reference
@@ -24,7 +24,7 @@ from ffmef.ops.types import Backend, PaddingMode
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
 MAX_FILTER_SIZE = 31
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_UNORDERED = (str, bytes, bytearray, memoryview, set, frozenset, Mapping)  # and texts
+_UNORDERED = (str, bytes, bytearray, memoryview, set, frozenset, Mapping, nn.ParameterDict, nn.ModuleDict)  # and texts
 _NUMBERS = (int, float, torch.SymInt, torch.SymFloat)
 _REAL = (*_NUMBERS, Tensor)
 _SIDES = {k * k: k for k in range(1, MAX_FILTER_SIZE + 1, 2)}

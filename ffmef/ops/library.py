@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_leaves
 
 from ffmef import _loader
@@ -77,6 +79,15 @@ def forward_mode_inside():
     torch switches them off there, and nested derivatives would be wrong (pytorch/pytorch#197867).
     """
     return forward_ad._set_fwd_grad_enabled(True)
+
+
+def flop_counters() -> list:
+    """Return the instances of ``torch.utils.flop_counter.FlopCounterMode`` that are counting now."""
+    module = sys.modules.get("torch.utils.flop_counter")
+    if module is None or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() == 0:
+        return []
+    modes = (getattr(mode, "counter", None) for mode in _get_current_dispatch_mode_stack())
+    return [counter for counter in modes if isinstance(counter, module.FlopCounterMode)]
 
 
 def refuse_derivatives(name: str, instead: str) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
+from ffmef.models import FFMEF, PyramidFFMEF
 from ffmef.ops import adaptive_fuse, predict_and_fuse, pyramid_fuse
 
 OPERATORS = ("adaptive_fuse", "coarse", "predict_and_fuse", "pyramid_fuse")
@@ -300,6 +301,8 @@ def test_nested_forward_mode(name):
 def test_functionalize():
     function, tensors = problem("adaptive_fuse")
     close(torch.func.functionalize(lambda *a: function(*a).add_(1))(*tensors), function(*tensors) + 1)
+    for transformed in (hessian(lambda *a: function(*a).square().sum()), lambda *a: jvp(function, a, a)[1]):
+        close(torch.func.functionalize(transformed)(*tensors), transformed(*tensors))
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
@@ -488,11 +491,16 @@ def test_alphas_in_parts_are_trained(name, given, backend):
     "alphas, error, message",
     [
         ({0.5: 1, 0.25: 2}, TypeError, "alphas must be a tensor or a sequence of numbers or tensors, got dict"),
+        (
+            nn.ParameterDict({"a": torch.ones(())}),
+            TypeError,
+            "alphas must be a tensor or a sequence of numbers or tensors, got ParameterDict",
+        ),
         ([torch.ones(2), torch.ones(2)], ValueError, "alphas[0] must be one number, got a tensor of shape (2,)"),
         ([torch.ones(()), "a"], TypeError, "alphas[1] must be a number or a tensor, got str"),
         ([torch.ones(()), torch.ones((), device="meta")], ValueError, "alphas[1] must be on cpu like images, got meta"),
     ],
-    ids=["dict", "vectors", "text", "device"],
+    ids=["dict", "module of names", "vectors", "text", "device"],
 )
 def test_other_alphas_are_refused_by_name(alphas, error, message):
     filters = [torch.rand(1, 2, 1, 5, 6), torch.rand(1, 2, 9, 5, 6)]
@@ -582,6 +590,33 @@ def test_flops_are_counted(name):
     with FlopCounterMode(display=False) as counter:
         function(*leaves).sum().backward()
     assert counter.get_total_flops() > forward
+
+
+@pytest.mark.parametrize("make", [FFMEF, lambda: FFMEF(backend="native"), PyramidFFMEF])
+def test_flops_of_networks_do_not_depend_on_their_kernels(make):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network, counted = make(), set()
+    for training, with_gradients in ((True, True), (False, True), (False, False)):
+        network.train(training)
+        with torch.set_grad_enabled(with_gradients), FlopCounterMode(display=False) as counter:
+            network(torch.rand(1, 2, 16, 16))
+        counted.add(counter.get_total_flops())
+    # predict_and_fuse, with which the native backend trains, multiplies the bias too
+    assert min(counted) > 100_000 and max(counted) < 1.01 * min(counted)
+
+
+def test_checkpointed_and_counted_in_one_pass_only():
+    from torch.utils.checkpoint import checkpoint
+    from torch.utils.flop_counter import FlopCounterMode
+
+    function, tensors = problem("adaptive_fuse")
+    leaves = [t.requires_grad_() for t in tensors]
+    expected = torch.autograd.grad(function(*leaves).sum(), leaves)
+    fused = checkpoint(function, *leaves, use_reentrant=False)
+    with FlopCounterMode(display=False):
+        fused.sum().backward()
+    close([leaf.grad for leaf in leaves], list(expected))
 
 
 def test_importing_does_not_import_triton():
