@@ -11,44 +11,38 @@
 namespace ffmef::cuda::network {
 namespace {
 
-// Chosen by the registers that the kernels need; those that keep more weights in registers have room for fewer blocks.
-constexpr int kResident = resident_blocks(kThreads, 102), kResidentWide = resident_blocks(kThreads, 128);
-constexpr int kResidentWidest = resident_blocks(kThreads, 168);
+// Chosen by the registers that the kernels need: with 72, a GPU of 132 multiprocessors holds all tiles of a pair of
+// 551 x 707 at once.
+constexpr int kMost = resident_blocks(kThreads, 72), kMany = resident_blocks(kThreads, 80);
+constexpr int kMostHeads = resident_blocks(kHeadThreads, 72), kFewerHeads = resident_blocks(kHeadThreads, 96);
 
 template <Base B, int Mixes, unsigned StemSkips, bool Beside>
-__global__ void __launch_bounds__(kThreads, Mixes == 2 ? kResidentWide : kResident)
+__global__ void __launch_bounds__(kThreads, Mixes > 1 || Beside ? kMany : kMost)
     entry_kernel(const __grid_constant__ EntryPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
-  wait_for_launch_before();
   entry<B, Mixes, StemSkips, Beside>(p, *reinterpret_cast<Shared*>(shared));
 }
 
-template <int Inputs, bool Point> __global__ void __launch_bounds__(kThreads, Point        ? kResidentWidest
-                                                                              : Inputs > 1 ? kResidentWide
-                                                                                           : kResident)
+template <int Inputs, bool Point> __global__ void __launch_bounds__(kThreads, Point ? kMany : kMost)
     residual_kernel(const __grid_constant__ ResidualPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
-  wait_for_launch_before();
   residual<Inputs, Point>(p, *reinterpret_cast<Shared*>(shared));
 }
 
-template <int Mixes, unsigned StemSkips> __global__ void __launch_bounds__(kThreads, kResidentWide)
+template <int Mixes, unsigned StemSkips> __global__ void __launch_bounds__(kThreads, Mixes > 1 ? kMany : kMost)
     point_kernel(const __grid_constant__ PointPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
-  wait_for_launch_before();
-  point<Mixes, StemSkips>(p, reinterpret_cast<MomentScratch*>(shared));
+  point<Mixes, StemSkips>(p, *reinterpret_cast<PointShared*>(shared));
 }
 
-__global__ void __launch_bounds__(kThreads, kResident) features_kernel(const __grid_constant__ FeaturePass p) {
+__global__ void __launch_bounds__(kThreads, kMany) features_kernel(const __grid_constant__ FeaturePass p) {
   FFMEF_DYNAMIC_SHARED(shared);
-  wait_for_launch_before();
   features(p, *reinterpret_cast<Shared*>(shared));
 }
 
-template <int Largest> __global__ void __launch_bounds__(kThreads, Largest > 5 ? kResidentWidest : kResidentWide)
+template <int Largest> __global__ void __launch_bounds__(kHeadThreads, Largest > 5 ? kFewerHeads : kMostHeads)
     heads_kernel(const __grid_constant__ HeadPass p) {
   FFMEF_DYNAMIC_SHARED(shared);
-  wait_for_launch_before();
   heads<Largest>(p, shared);
 }
 
@@ -189,18 +183,19 @@ constexpr int kNorms = 17;
 struct Workspace {
   unsigned* counters;  // of every norm
   float2* norms;
-  double2 *tiles, *rows;
+  float2* strips;
+  double2* rows;
   Pixel* maps[kMaps];
   int64_t bytes = 0, counters_of_norm, norms_of_norm;
 
   Workspace(const ffmef_network& n, const Frame& f, void* workspace) : base_(static_cast<unsigned char*>(workspace)) {
-    const int64_t planes = n.batch * kImages, tiles_down = f.tiles_down, all = planes * tiles_down * f.tiles_across;
-    counters_of_norm = planes * (tiles_down + 1);
+    const int64_t planes = n.batch * kImages, strips_down = f.strips_down;
+    counters_of_norm = planes * (strips_down + 1);
     norms_of_norm = planes * kChannels;
     counters = take<unsigned>(kNorms * counters_of_norm);
     norms = take<float2>(kNorms * norms_of_norm);
-    tiles = take<double2>(all * kChannels);
-    rows = take<double2>(planes * tiles_down * kChannels);
+    strips = take<float2>(planes * strips_down * f.tiles_across * kChannels);
+    rows = take<double2>(planes * strips_down * kChannels);
     for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width);
   }
 
@@ -215,7 +210,8 @@ struct Workspace {
 
 Frame frame_of(const ffmef_network& n) {
   const int height = static_cast<int>(n.height), width = static_cast<int>(n.width);
-  return {height, width, static_cast<int>(divide_up(width, kColumns)), static_cast<int>(divide_up(height, kTileRows))};
+  return {height, width, static_cast<int>(divide_up(width, kColumns)), static_cast<int>(divide_up(height, kTileRows)),
+          static_cast<int>(divide_up(height, kRows))};
 }
 
 // ---- the chain of launches -----------------------------------------------------------------------------------------
@@ -290,18 +286,19 @@ class Chain {
     residual<2>(w_.merge_1, raw_a, half, e1, u1, decoded);
   }
 
-  template <class Kernel, class Pass> void start(Kernel kernel, int64_t planes, size_t shared_bytes, const Pass& pass) {
+  template <class Kernel, class Pass>
+  void start(Kernel kernel, int64_t planes, size_t shared_bytes, const Pass& pass, int threads = kThreads) {
     if (error_ != cudaSuccess) return;
     const int64_t blocks = planes * tiles_;
     // The first launch waits for all earlier work on the stream.
     error_ = network_.early_launches && launches_ > 0
-                 ? launch_early(kernel, blocks, kThreads, shared_bytes, stream_, pass)
-                 : launch(kernel, blocks, kThreads, shared_bytes, stream_, pass);
+                 ? launch_early(kernel, blocks, threads, shared_bytes, stream_, pass)
+                 : launch(kernel, blocks, threads, shared_bytes, stream_, pass);
     launches_ += 1;
   }
   Statistics statistics(const float* gamma, const float* beta, int normed) {
     const int norm = norms_used_++;
-    return {memory_.tiles,
+    return {memory_.strips,
             memory_.rows,
             memory_.counters + norm * memory_.counters_of_norm,
             memory_.norms + norm * memory_.norms_of_norm,
@@ -343,7 +340,7 @@ class Chain {
                                                                std::initializer_list<Mixed> mixes,
                                                                const MixParameters& w) {
     const PointPass pass = {frame_, stem_, mixture_of(base, norms, mixes), statistics(w.gamma, w.beta, kChannels)};
-    start(point_kernel<Mixes, StemSkips>, planes_, sizeof(MomentScratch), pass);
+    start(point_kernel<Mixes, StemSkips>, planes_, sizeof(PointShared), pass);
     return pass.statistics.norms;
   }
   ResidualPass rest_of(const ResidualParameters& w, const Pixel* raw, const float2* norms, const Pixel* first,
@@ -399,9 +396,9 @@ class Chain {
       bytes = std::max(bytes, needed);
     }
     if (bytes > kHeadBytes<5>)
-      start(heads_kernel<7>, network_.batch, bytes, pass);
+      start(heads_kernel<7>, network_.batch, bytes, pass, kHeadThreads);
     else
-      start(heads_kernel<5>, network_.batch, bytes, pass);
+      start(heads_kernel<5>, network_.batch, bytes, pass, kHeadThreads);
   }
 
   const ffmef_network& network_;

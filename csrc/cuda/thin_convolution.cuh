@@ -3,6 +3,8 @@
 // A map is [plane][row][column] of four channels, so that a pixel is one 16-byte access whatever the width. A warp
 // works on 32 columns of 8 rows and a thread on one of these columns: a thread uses a pixel that it reads from shared
 // memory for the outputs of up to k rows, and a weight, which all threads read from the same place, for 8 pixels.
+// A tile keeps two channels of all its pixels, then the other two: a thread holds half of a pixel at a time, and the
+// registers that this saves make room for more blocks.
 #pragma once
 
 #include "common.cuh"
@@ -22,7 +24,7 @@ __device__ __forceinline__ Pixel load_pixel(const Pixel* source) {
   const float4 raw = *reinterpret_cast<const float4*>(source);
   return {{raw.x, raw.y, raw.z, raw.w}};
 }
-// From a map that no thread of this launch writes.
+// From a map that no thread of this launch writes. The compiler may move such a load past barriers.
 __device__ __forceinline__ Pixel fetch_pixel(const Pixel* source) {
   const float4 raw = __ldg(reinterpret_cast<const float4*>(source));
   return {{raw.x, raw.y, raw.z, raw.w}};
@@ -36,24 +38,56 @@ __device__ __forceinline__ void store_pixel(Pixel* target, const Pixel& pixel) {
 // Written so that a NaN stays one.
 __device__ __forceinline__ float activated(float value, float slope) { return value < 0 ? slope * value : value; }
 
-// What every pass knows of the planes that it works on; blocks are [plane][row of tiles][column of tiles].
-struct Frame {
-  int height, width, tiles_across, tiles_down;
+// Two channels of a pixel in shared memory.
+struct alignas(8) Pair {
+  float at[2];
 };
 
-// Where a block's tile and a thread's strip of pixels are.
-struct Place {
-  int plane, tile_row, tile_column, first_row, first_column, strip, column;
+// What every pass knows of the planes that it works on; blocks are [plane][row of tiles][column of tiles]. A strip is
+// what a warp works on.
+struct Frame {
+  int height, width, tiles_across, tiles_down, strips_down;
+};
 
-  __device__ __forceinline__ explicit Place(const Frame& f) {
-    const unsigned across = static_cast<unsigned>(f.tiles_across), down = static_cast<unsigned>(f.tiles_down);
-    tile_column = static_cast<int>(blockIdx.x % across);
-    tile_row = static_cast<int>(blockIdx.x / across % down);
-    plane = static_cast<int>(blockIdx.x / across / down);
+// A value of which the compiler does not know that it had it before: it computes again what depends on it, and does not
+// keep that in registers meanwhile.
+__device__ __forceinline__ int afresh(int value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
+// Where a block's tile is.
+struct TilePlace {
+  int plane, tile_row, tile_column;
+};
+
+// Where a block's tile and a thread's strip of pixels are. Larger blocks have several groups of kThreads on one tile.
+struct Place : TilePlace {
+  int first_row, first_column, thread, warp, strip, column;
+
+  __device__ __forceinline__ explicit Place(const Frame& f) : Place(place_of_block(f)) {}
+  __device__ __forceinline__ explicit Place(const TilePlace& tile) : TilePlace(tile) {
     first_row = tile_row * kTileRows;
     first_column = tile_column * kColumns;
-    strip = static_cast<int>(threadIdx.x) / kColumns * kRows;  // first row within the tile
-    column = static_cast<int>(threadIdx.x) % kColumns;
+    thread = afresh(static_cast<int>(threadIdx.x)) % kThreads;
+    warp = thread / kColumns;
+    strip = warp * kRows;  // first row within the tile
+    column = thread % kColumns;
+  }
+  __device__ __forceinline__ static TilePlace place_of_block(const Frame& f) {
+    const unsigned across = static_cast<unsigned>(f.tiles_across), down = static_cast<unsigned>(f.tiles_down);
+    const unsigned block = static_cast<unsigned>(afresh(static_cast<int>(blockIdx.x)));
+    TilePlace tile;
+    tile.tile_column = static_cast<int>(block % across);
+    tile.tile_row = static_cast<int>(block / across % down);
+    tile.plane = static_cast<int>(block / across / down);
+    return tile;
+  }
+  // For the time after a barrier, so that registers need not keep it until then.
+  __device__ __forceinline__ void keep(TilePlace* shared) const {
+    if (threadIdx.x == 0) *shared = *this;
   }
   __device__ __forceinline__ int row(int p) const { return first_row + strip + p; }
   __device__ __forceinline__ bool shows(const Frame& f, int p) const {
@@ -61,108 +95,186 @@ struct Place {
   }
   // A pixel's number in its plane.
   __device__ __forceinline__ int pixel(const Frame& f, int p) const { return row(p) * f.width + first_column + column; }
+  // The same for a pixel that may be hidden: then the first, which exists.
+  __device__ __forceinline__ int safe_pixel(const Frame& f, int p) const { return shows(f, p) ? pixel(f, p) : 0; }
 };
 
 template <int Halo> constexpr int kPitch = kColumns + 2 * Halo;
-template <int Halo> constexpr int kTilePixels = kPitch<Halo> * (kTileRows + 2 * Halo);
+template <int Halo> constexpr int kTileDown = kTileRows + 2 * Halo;
+template <int Halo> constexpr int kTilePixels = kPitch<Halo> * kTileDown<Halo>;
 
-// Fills shared memory with read(pixel, keep) around the block's tile, zero outside the image; `keep` is true for the
-// pixels that are the tile's own. Reads of several pixels are in flight at once.
-template <int Halo, int Unroll, class Value, class Read>
-__device__ __forceinline__ void fill_tile(const Frame& f, const Place& at, Value* tile, const Read& read) {
-  constexpr unsigned kCount = kTilePixels<Halo>;
-#pragma unroll Unroll
-  for (unsigned start = 0; start < kCount; start += kThreads) {
-    const unsigned i = start + threadIdx.x;
-    const int tile_row = static_cast<int>(i / kPitch<Halo>) - Halo,
-              tile_column = static_cast<int>(i % kPitch<Halo>) - Halo;
-    const int row = at.first_row + tile_row, column = at.first_column + tile_column;
-    const bool shown = row >= 0 && row < f.height && column >= 0 && column < f.width && i < kCount;
-    const bool own = tile_row >= 0 && tile_row < kTileRows && tile_column >= 0 && tile_column < kColumns;
-    Value value = read(shown ? row * f.width + column : 0, shown && own);
-    if (!shown) value = Value{};
-    if (i < kCount) tile[i] = value;
+// ---- filling a tile ------------------------------------------------------------------------------------------------
+
+// One of the pixels that a thread stages.
+struct Spot {
+  int pixel, place;  // in the plane (0 if not shown), in the tile
+  bool exists, shown, own;
+};
+
+// A warp takes every second row of the tile, 32 columns of it; the columns that are left over are shared out after that.
+template <int Halo> constexpr int kStagedRows = kTileDown<Halo> / kWarps;
+template <int Halo> constexpr int kStaged = kStagedRows<Halo> + (2 * Halo * kTileDown<Halo> + kThreads - 1) / kThreads;
+
+template <int Halo> __device__ __forceinline__ Spot spot_of(const Frame& f, const Place& at, int n) {
+  int row = n * kWarps + at.warp, column = at.column;
+  bool exists = n < kStagedRows<Halo>;
+  if constexpr (Halo > 0) {
+    if (!exists) {
+      const int left = (n - kStagedRows<Halo>)*kThreads + at.thread;
+      row = left / (2 * Halo);
+      column = kColumns + left % (2 * Halo);
+      exists = row < kTileDown<Halo>;
+    }
+  }
+  const int image_row = at.first_row + row - Halo, image_column = at.first_column + column - Halo;
+  Spot spot;
+  spot.exists = exists;
+  spot.shown = exists && image_row >= 0 && image_row < f.height && image_column >= 0 && image_column < f.width;
+  spot.own = spot.shown && row >= Halo && row < kTileRows + Halo && column >= Halo && column < kColumns + Halo;
+  spot.pixel = spot.shown ? image_row * f.width + image_column : 0;
+  spot.place = row * kPitch<Halo> + column;
+  return spot;
+}
+
+template <int Halo, int Batch, class Source>
+__device__ __forceinline__ void fetch_pixels(const Frame& f, const Place& at, const Source& source, int start,
+                                             Spot (&spots)[Batch], typename Source::Raw (&raw)[Batch]) {
+#pragma unroll
+  for (int n = 0; n < Batch; ++n) {
+    spots[n] = spot_of<Halo>(f, at, start + n);
+    raw[n] = source.fetch(spots[n].pixel);
   }
 }
 
-// Weights in shared memory are [column of taps][row of taps][channel][output].
+// Fills shared memory around the block's tile. A source fetches what a pixel is made of, and puts several pixels into
+// the tile, zero outside the image; the reads of `Batch` pixels are in flight at once. `meanwhile` runs after the first
+// ones have started. With several groups of kThreads, each takes its share.
+template <int Halo, int Batch, int Groups = 1, class Source, class Meanwhile>
+__device__ __forceinline__ void fill_tile(const Frame& f, const Place& at, const Source& source,
+                                          const Meanwhile& meanwhile) {
+  const int group = Groups > 1 ? static_cast<int>(threadIdx.x) / kThreads : 0;
+  Spot spots[Batch];
+  typename Source::Raw raw[Batch];
+  fetch_pixels<Halo>(f, at, source, group * Batch, spots, raw);
+  meanwhile();
+  source.put(raw, spots);
+#pragma unroll 1
+  for (int start = (group + Groups) * Batch; start < kStaged<Halo>; start += Groups * Batch) {
+    fetch_pixels<Halo>(f, at, source, start, spots, raw);
+    source.put(raw, spots);
+  }
+}
 
-constexpr int kWeights = 9 * kChannels * kChannels;
+template <int Halo> __device__ __forceinline__ void put_pixel(Pair* tile, const Spot& spot, const Pixel& pixel) {
+  Pair halves[2];
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) halves[c / 2].at[c % 2] = spot.shown ? pixel.at[c] : 0.0f;
+  if (!spot.exists) return;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) tile[h * kTilePixels<Halo> + spot.place] = halves[h];
+}
 
-// A 3x3 convolution's weights in flight: other loads start before they arrive.
+// ---- convolutions --------------------------------------------------------------------------------------------------
+
+// Weights in shared memory are [two channels][column of taps][row of taps][channel][output].
+
+constexpr int kWeights = 9 * kChannels * kChannels, kWeightsAndBias = kWeights + kChannels;
+
+// A 3x3 convolution's weights and bias in flight: other loads start before they arrive.
 struct Weights {
-  float values[(kWeights + kThreads - 1) / kThreads];
+  static constexpr int kEach = (kWeightsAndBias + kThreads - 1) / kThreads;
+  float values[kEach];
 
   // From torch's (outputs, channels, 3, 3) with `channels` inputs, taking four from `first` on; or from a transposed
   // convolution of stride 1, (channels, outputs, 3, 3), turned round.
-  __device__ __forceinline__ Weights(const float* source, int channels, int first, bool transposed) {
+  __device__ __forceinline__ Weights(const float* source, const float* bias, int channels, int first, bool transposed) {
     constexpr int kTaps = 9;
 #pragma unroll
-    for (unsigned e = 0; e < sizeof(values) / sizeof(values[0]); ++e) {
-      const unsigned i = e * kThreads + threadIdx.x;
-      const unsigned output = i % kChannels, channel = i / kChannels % kChannels, tap = i / kChannels / kChannels;
+    for (int e = 0; e < kEach; ++e) {
+      const unsigned i = static_cast<unsigned>(e) * kThreads + threadIdx.x;
+      const unsigned output = i % kChannels, tap = i / kChannels / 2 % kTaps;
+      const unsigned channel = i / kChannels % 2 + i / (2 * kChannels * kTaps) * 2;
       const unsigned turned = tap % 3 * 3 + tap / 3;
       const unsigned place = transposed ? (channel * kChannels + output) * kTaps + kTaps - 1 - turned
                                         : (output * channels + first + channel) * kTaps + turned;
-      values[e] = i < kWeights ? __ldg(source + place) : 0.0f;
+      const float* const from = i < kWeights ? source + place : bias + output;
+      values[e] = i < kWeightsAndBias ? __ldg(from) : 0.0f;
     }
   }
   __device__ __forceinline__ void store(float* weights) const {
 #pragma unroll
-    for (unsigned e = 0; e < sizeof(values) / sizeof(values[0]); ++e) {
-      const unsigned i = e * kThreads + threadIdx.x;
-      if (i < kWeights) weights[i] = values[e];
+    for (int e = 0; e < kEach; ++e) {
+      const unsigned i = static_cast<unsigned>(e) * kThreads + threadIdx.x;
+      if (i < kWeightsAndBias) weights[i] = values[e];
     }
   }
 };
 
-template <int M> __device__ __forceinline__ void load_outputs(const float* weights, float (&taps)[M]) {
-  static_assert(M == 1 || M == 4);
-  if constexpr (M == 1) {
-    taps[0] = weights[0];
-  } else {
-    const Pixel raw = load_pixel(reinterpret_cast<const Pixel*>(weights));
-#pragma unroll
-    for (int m = 0; m < M; ++m) taps[m] = raw.at[m];
-  }
+__device__ __forceinline__ Pixel load_four(const float* values) {
+  return load_pixel(reinterpret_cast<const Pixel*>(values));
 }
 
-// Adds a k x k convolution at a thread's pixels; `tile` is what the first tap of its first pixel reads.
-template <int K, int M, int Pitch>
-__device__ __forceinline__ void convolve(const Pixel* tile, const float* weights, float (&sums)[kRows][M]) {
-#pragma unroll 1
-  for (int j = 0; j < K; ++j) {
-    Pixel strip[kRows + K - 1];
+// The weights of two channels.
+template <int M> __device__ __forceinline__ void load_taps(const float* weights, float (&taps)[2][M]) {
+  static_assert(M == 1 || M == kChannels);
+  if constexpr (M == 1) {
+    const Pair raw = *reinterpret_cast<const Pair*>(weights);
+    taps[0][0] = raw.at[0], taps[1][0] = raw.at[1];
+  } else {
 #pragma unroll
-    for (int r = 0; r < kRows + K - 1; ++r) strip[r] = load_pixel(tile + r * Pitch + j);
+    for (int c = 0; c < 2; ++c) {
+      const Pixel raw = load_four(weights + c * M);
 #pragma unroll
-    for (int i = 0; i < K; ++i) {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        float taps[M];
-        load_outputs(weights + ((j * K + i) * kChannels + c) * M, taps);
-#pragma unroll
-        for (int p = 0; p < kRows; ++p) {
-#pragma unroll
-          for (int m = 0; m < M; ++m) sums[p][m] += taps[m] * strip[p + i].at[c];
-        }
-      }
+      for (int m = 0; m < M; ++m) taps[c][m] = raw.at[m];
     }
   }
 }
 
+// Adds a k x k convolution at a thread's pixels; `tile` is what the first tap of its first pixel reads.
+template <int K, int M>
+__device__ __forceinline__ void convolve(const Pair* tile, const float* weights, float (&sums)[kRows][M]) {
+  constexpr int kHalo = K / 2;
+#pragma unroll 1
+  for (int step = 0; step < 2 * K; ++step) {
+    Pair strip[kRows + K - 1];
+#pragma unroll
+    for (int r = 0; r < kRows + K - 1; ++r) strip[r] = tile[r * kPitch<kHalo>];
+#pragma unroll
+    for (int i = 0; i < K; ++i) {
+      float taps[2][M];
+      load_taps<M>(weights + i * 2 * M, taps);
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+#pragma unroll
+        for (int p = 0; p < kRows; ++p) {
+#pragma unroll
+          for (int m = 0; m < M; ++m) sums[p][m] += taps[c][m] * strip[p + i].at[c];
+        }
+      }
+    }
+    weights += 2 * K * M;
+    tile += step + 1 == K ? kTilePixels<kHalo> - (K - 1) : 1;  // the other two channels
+  }
+}
+
 // The same for one channel: [column of taps][row of taps][output].
-template <int K, int M, int Pitch>
+template <int K, int M>
 __device__ __forceinline__ void convolve(const float* tile, const float* weights, float (&sums)[kRows][M]) {
+  static_assert(M == 1 || M == 2);
 #pragma unroll 1
   for (int j = 0; j < K; ++j) {
     float strip[kRows + K - 1];
 #pragma unroll
-    for (int r = 0; r < kRows + K - 1; ++r) strip[r] = tile[r * Pitch + j];
+    for (int r = 0; r < kRows + K - 1; ++r) strip[r] = tile[r * kPitch<K / 2> + j];
 #pragma unroll
     for (int i = 0; i < K; ++i) {
       float taps[M];
-      load_outputs(weights + (j * K + i) * M, taps);
+      if constexpr (M == 1) {
+        taps[0] = weights[j * K + i];
+      } else {
+        const Pair raw = *reinterpret_cast<const Pair*>(weights + (j * K + i) * M);
+        taps[0] = raw.at[0], taps[1] = raw.at[1];
+      }
 #pragma unroll
       for (int p = 0; p < kRows; ++p) {
 #pragma unroll

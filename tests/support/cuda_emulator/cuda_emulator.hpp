@@ -393,6 +393,10 @@ EMULATOR_UNSEEN inline uint64_t shuffle_down(uint64_t value, unsigned distance) 
   return shuffle_from(value, lane + distance < kWarpSize ? lane + distance : lane);
 }
 
+EMULATOR_UNSEEN inline uint64_t shuffle_xor(uint64_t value, unsigned mask) {
+  return shuffle_from(value, device.running->rank % kWarpSize ^ mask);
+}
+
 }  // namespace emulator
 
 #undef __global__
@@ -436,6 +440,10 @@ template <class T> T emulated_shuffle(unsigned mask, T value, uint64_t (*shuffle
 template <class T> T __shfl_down_sync(unsigned mask, T value, int distance) {
   return emulated_shuffle(mask, value, emulator::shuffle_down, distance);
 }
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return emulated_shuffle(mask, value, emulator::shuffle_xor, lanes);
+}
+inline void __syncwarp() { emulator::wait(emulator::State::kAtWarpOperation, nullptr); }
 template <class T> T __shfl_sync(unsigned mask, T value, int lane) {
   return emulated_shuffle(mask, value, emulator::shuffle_from, lane);
 }
