@@ -101,8 +101,8 @@ def fuse(
     fuser = _fuser_of(task, len(images), weights, backend, model, device, engine)
     validity = _checked_validity(validity, images)
     named = [(name, image) for (name, _), image in zip(listed, images, strict=True)]
-    seen = fuser.network is not None and images[0].dtype == np.float32 and validity is None and deghost is False
-    if not seen:
+    seen = fuser.network is not None or _place_of(fuser, device) is not None  # a device looks at the samples too
+    if not (seen and images[0].dtype == np.float32 and validity is None and deghost is False):
         _check_range(named)
     try:
         fused, _ = _fuse(
@@ -127,8 +127,7 @@ def fuse_many(
     """Fuse one bracket of exposures after another, each as :func:`fuse` does, and yield the results in that order.
 
     On a GPU, three brackets are under way at a time, each on a stream of its own: pictures and results pass through
-    pinned memory, and the copies of one bracket overlap the work on another. This needs the model ``pyramid`` and RGB
-    pictures of 8 bit, 16 bit or float32. All else is fused one by one, as on the CPU.
+    pinned memory, and the copies of one bracket overlap the work on another. On the CPU, brackets are fused one by one.
 
     Args:
         brackets: sequences of pictures as :func:`fuse` takes them; their sizes may differ. One is taken when a stream
@@ -153,31 +152,40 @@ def fuse_many(
     options: dict[str, Any] = {"backend": backend, "model": model, "device": device}
     under_way: deque[Callable[[], np.ndarray]] = deque()
     for bracket in brackets:
-        images = _checked(_listed(bracket, "mef"))
+        listed = _listed(bracket, "mef")
+        images = _checked(listed, in_range=False)
         fuser = _fuser_of("mef", len(images), weights, **options, engine=None)
-        there = isinstance(adjust, Adjustments) and _takes_pictures_there(fuser.model, images, device)
-        while under_way and (not there or len(under_way) == MOST_UNDER_WAY):
+        place = _place_of(fuser, device) if isinstance(adjust, Adjustments) else None
+        while under_way and (place is None or len(under_way) == MOST_UNDER_WAY):
             yield under_way.popleft()()
-        if not there:
-            yield fuse(images, "mef", weights, threads=threads, adjust=adjust, **options)
+        if place is None:
+            yield fuse(bracket, "mef", weights, threads=threads, adjust=adjust, **options)
             continue
-        with _torch_threads(threads), _next_stream(fuser.model):
-            under_way.append(_started_there(fuser.model, images, None, adjust, device))
+        _check_selective(fuser, None, adjust, False)
+        if images[0].dtype != np.float32:
+            _check_range([(name, image) for (name, _), image in zip(listed, images, strict=True)])
+        with _torch_threads(threads), _next_stream(place):
+            wait = _started(images, "mef", fuser, place, adjust=adjust)
+        under_way.append(functools.partial(_like, listed, wait))
     while under_way:
         yield under_way.popleft()()
+
+
+def _like(listed: list[tuple[str, np.ndarray]], wait: Callable[[], tuple[np.ndarray, list[int]]]) -> np.ndarray:
+    """Return a fused picture in the byte order of the first one."""
+    return wait()[0].astype(listed[0][1].dtype, copy=False)
 
 
 _streams = threading.local()  # of each thread, by device; kept, because torch keeps memory apart for each stream
 
 
-def _next_stream(model) -> contextlib.AbstractContextManager:
+def _next_stream(place: torch.device) -> contextlib.AbstractContextManager:
     """Return the context of the next of this thread's streams in turn, on a GPU."""
     import torch
 
-    place = next(model.parameters()).device
     if place.type != "cuda":
         return contextlib.nullcontext()
-    streams = vars(_streams).setdefault(place, deque())
+    streams = cast("dict[Any, deque]", vars(_streams)).setdefault(place, deque())
     if len(streams) < MOST_UNDER_WAY:
         streams.append(torch.cuda.Stream(place))
     else:
@@ -325,9 +333,7 @@ def _fuse(
     """
     threads = picture.thread_count(threads) if threads is not None or fuser.network is not None else None
     deghost = _checked_deghost(deghost, len(images))
-    if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
-        name = "validity" if validity else "deghost" if adjust.neutral else "adjust"
-        raise InputError(f"{name} cannot be used with this model: only pyramid knows it")
+    _check_selective(fuser, validity, adjust, deghost)
     if fuser.focus:
         with _cv2_threads(threads):
             return focus.fuse(images, network=fuser.focus.network).pixels, list(range(len(images)))
@@ -337,33 +343,73 @@ def _fuse(
         return _fuse_counting(images, validity, counting, task, fuser, deghost=deghost, **options)
     if deghost is not False:
         images, validity = _deghosted(images, validity, None if deghost is True else deghost)
-    there = task == "mef" and _takes_pictures_there(fuser.model, images, device)
-    if fuser.network is not None or fuser.selective or there:
-        order = list(range(len(images)))
-        if task == "mef" and ties is not None:
-            # The order does not matter to the model but to the files' metadata; every eighth pixel is enough for it.
-            order = _exposure_order(_luminance([image[::8, ::8] for image in images]), images, ties)
-        if there:
-            with _torch_threads(threads):
-                return _fuse_pictures_there(fuser.model, images, validity, adjust, device), order
+    if (place := _place_of(fuser, device)) is not None:
+        with _torch_threads(threads):
+            return _started(images, task, fuser, place, ties=ties, validity=validity, adjust=adjust)()
+    if fuser.network is not None or fuser.selective:
+        order = _order_of_files(images, task, ties)
         if fuser.network is not None:
             return picture.fuse(fuser.network, images, threads, validity or (), adjust), order
         with _torch_threads(threads):
-            return _run_selective(fuser.model, images, validity, adjust, device), order
+            return _run_selective(fuser.model, images, validity, adjust), order
     order = list(range(len(images)))
     if getattr(fuser.model, "takes_frames", False):
         with _torch_threads(threads):
-            return _run_stack(fuser.model, images, device), order
+            return _run_stack(fuser.model, images), order
     planes = _luminance(images)
     if task == "mef":
-        order = _exposure_order(planes, images, ties)
+        order = _exposure_order(_means(planes), images, ties)
         if order != sorted(order):
             planes = planes[order]
     if fuser.room:
         planes[1] = glare.make_room(planes[1], planes[0])
     with _torch_threads(threads):
-        fused = _run(fuser.model, planes, device)
+        fused = _run(fuser.model, planes)
     return _recolour(fused, images, [images[1]] if task == "vif" else images), order
+
+
+def _check_selective(fuser: _Fuser, validity, adjust: Adjustments, deghost) -> None:
+    """Raise InputError if something is asked for that only selective models know."""
+    if not fuser.selective and (validity or not adjust.neutral or deghost is not False):
+        name = "validity" if validity else "deghost" if adjust.neutral else "adjust"
+        raise InputError(f"{name} cannot be used with this model: only pyramid knows it")
+
+
+def _place_of(fuser: _Fuser, device) -> torch.device | None:
+    """Return the device on which a fuser's model takes pictures, or None for the CPU."""
+    if fuser.model is None:
+        return None
+    from ffmef import on_device
+
+    return on_device.place_of(fuser.model, device)
+
+
+def _started(
+    images, task: str, fuser: _Fuser, place: torch.device, *, ties=None, validity=None, adjust: Adjustments
+) -> Callable[[], tuple[np.ndarray, list[int]]]:
+    """Start to fuse on a device, and return what waits for the fused picture and the fusion order."""
+    from ffmef import on_device
+
+    def order_of(sums: list[float]) -> list[int]:
+        return _exposure_order(sums, images, ties)
+
+    ordered = order_of if task == "mef" else None
+    bracket = on_device.Bracket(images, task, validity, adjust, fuser.room, ordered)
+    wait = on_device.start(fuser.model, bracket, place)
+    if not on_device.takes_pictures(fuser.model, task):
+        return wait
+    order = _order_of_files(images, task, ties)  # while the device works
+    return lambda: (wait()[0], order)
+
+
+def _order_of_files(images: list[np.ndarray], task: str, ties: list[bytes] | None) -> list[int]:
+    """Return the order in which files give their metadata, for models to which the order of exposures means nothing.
+
+    Every eighth pixel is enough for it.
+    """
+    if task != "mef" or ties is None:
+        return list(range(len(images)))
+    return _exposure_order(_means(_luminance([image[::8, ::8] for image in images])), images, ties)
 
 
 def _counting(images: list[np.ndarray], validity: list[np.ndarray | None] | None) -> list[int]:
@@ -509,9 +555,12 @@ def _torch_threads(threads: int | None):
             torch.set_num_threads(before)
 
 
-def _exposure_order(planes: np.ndarray, images: list[np.ndarray], ties: list[bytes] | None) -> list[int]:
+def _means(planes: np.ndarray) -> list[float]:
+    return [float(plane.mean(dtype=np.float64)) for plane in planes]
+
+
+def _exposure_order(means: list[float], images: list[np.ndarray], ties: list[bytes] | None) -> list[int]:
     """Return the indices of the images from the darkest to the brightest; the order of the arguments never decides."""
-    means = [float(plane.mean(dtype=np.float64)) for plane in planes]
 
     def key(index: int):
         # Only equal means need the samples, which are large; images that are still equal fuse to the same picture.
@@ -611,58 +660,25 @@ def _bands(height: int, width: int):
     return (slice(row, row + rows) for row in range(0, height, rows))
 
 
-def _scaled(samples: np.ndarray) -> np.ndarray:
-    """Return samples as floating point on 0..255, the scale of the colour equations.
-
-    Colour comes as (3, H, W): arithmetic on whole planes is twice as fast as on every third sample.
-    """
-    planes = samples.transpose(2, 0, 1) if samples.ndim == 3 else samples
-    planes = planes.astype(np.result_type(samples.dtype, np.float32) if samples.dtype.kind == "f" else np.float32, "C")
-    if samples.dtype == np.uint16:
-        planes /= 257
-    elif samples.dtype.kind == "f":
-        planes *= 255
-    return planes
-
-
-def _unscaled(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype.kind == "f":
-        return np.clip(samples / 255, 0, 1).astype(dtype)
-    scale = 257 if dtype == np.uint16 else 1
-    return np.rint(np.clip(samples, 0, 255) * np.float32(scale)).astype(dtype)
-
-
-def _band_luminance(band: np.ndarray) -> np.ndarray:
-    planes = _scaled(band)
-    return colour.luminance(planes, axis=0) if band.ndim == 3 else colour.grey_to_luminance(planes)
-
-
 def _luminance(images: list[np.ndarray]) -> np.ndarray:
     """Return the luminance of N images as (N, H, W), float32 in [0, 1]."""
     height, width = images[0].shape[:2]
     planes = np.empty((len(images), height, width), np.float32)
     for plane, image in zip(planes, images):
         for rows in _bands(height, width):
-            plane[rows] = _band_luminance(image[rows]) / 255
+            plane[rows] = colour.sample_luminance(image[rows])
     return planes
 
 
 def _recolour(fused: np.ndarray, images: list[np.ndarray], chroma_sources: list[np.ndarray]) -> np.ndarray:
     """Join the fused luminance, (H, W) in [0, 1], with the merged chroma of the sources."""
+    # A grey picture has no chroma, and so no weight in the merge.
     coloured = [image for image in chroma_sources if image.ndim == 3]
     dtype = images[0].dtype
-    picture = np.empty((*fused.shape, 3) if coloured else fused.shape, dtype)
+    joined = np.empty((*fused.shape, 3) if coloured else fused.shape, dtype)
     for rows in _bands(*fused.shape):
-        y = fused[rows] * 255
-        if not coloured:
-            picture[rows] = _unscaled(colour.luminance_to_grey(y), dtype)
-            continue
-        # A grey picture has no chroma, and so no weight in the merge.
-        chroma = [colour.rgb_to_ycbcr(_scaled(image[rows]), axis=0)[1:] for image in coloured]
-        merged = chroma[0] if len(chroma) == 1 else colour.merge_chroma(chroma)
-        rgb = colour.ycbcr_to_rgb(np.concatenate([y[None], merged]), axis=0)
-        picture[rows] = _unscaled(rgb, dtype).transpose(1, 2, 0)
-    return picture
+        joined[rows] = colour.recoloured(fused[rows], [image[rows] for image in coloured], dtype)
+    return joined
 
 
 # The model
@@ -747,131 +763,56 @@ def _ready_model(path: Path, stamp: tuple, backend: str | None, place: torch.dev
     return model
 
 
-def _run(model, planes: np.ndarray, device) -> np.ndarray:
-    """Return the model's fused luminance, clamped to [0, 1]."""
+def _run(model, planes: np.ndarray) -> np.ndarray:
+    """Return the model's fused luminance, clamped to [0, 1], on the CPU."""
     import torch
 
-    from ffmef.graphs import through_graphs
+    from ffmef import on_device
 
-    if device is None:
-        device = next((parameter.device for parameter in getattr(model, "parameters", tuple)()), None)
     with torch.inference_mode():
-        fused = through_graphs(model)(torch.from_numpy(planes)[None].to(device))
-        expected = (1, 1, *planes.shape[1:])
-        if tuple(fused.shape) != expected:
-            raise InputError(f"model must return luminance of shape {expected}, got {tuple(fused.shape)}")
+        fused = model(torch.from_numpy(planes)[None])
+        on_device.check_shape(fused, planes)
         if not bool(torch.isfinite(fused).all()):
-            raise InputError("model gave luminance that is not finite: its weights do not fit these pictures")
+            raise InputError(f"model gave {on_device.not_finite('luminance')}")
         return fused[0, 0].clamp(0, 1).float().cpu().numpy()
 
 
-def _takes_pictures_there(model, images: list[np.ndarray], device) -> bool:
-    """Return whether the model fuses these pictures, colour included, on a device that is not the CPU."""
-    depths = (np.uint8, np.uint16, np.float32)
-    if not hasattr(model, "fuse_rgb") or any(image.ndim != 3 or image.dtype not in depths for image in images):
-        return False
-    place = (
-        next((str(parameter.device.type) for parameter in model.parameters()), "cpu") if device is None else str(device)
-    )
-    return not place.startswith("cpu")
-
-
-def _fuse_pictures_there(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
-    """Return the picture fused from RGB pictures; only samples go to the device and back."""
-    return _started_there(model, images, validity, adjust, device)()
-
-
-def _started_there(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> Callable[[], np.ndarray]:
-    """Start to fuse RGB pictures on a device, and return what waits for the picture.
-
-    A GPU does everything on the current stream. While one picture is on its way to it, the next is copied to pinned
-    memory.
-    """
-    import torch
-
-    from ffmef.graphs import LARGEST_PICTURES, through_graphs
-
-    place = next(model.parameters()).device if device is None else torch.device(device)
-    with torch.inference_mode():
-        pictures = _sent(images, place)
-        if validity is None and adjust.neutral and model.why_not_native(count=len(images)) is None:
-            fused = through_graphs(model, _fused_stack, LARGEST_PICTURES)(pictures)
-        else:
-            full = np.full(images[0].shape[:2], 255, np.uint8)
-            usable = [full if part is None else part for part in validity or ()]
-            masks = list(_sent(usable, place).unbind()) if usable else None
-            fused = model.fuse_rgb(list(pictures.unbind()), masks, adjust)
-        if place.type != "cuda":
-            return fused.cpu().numpy
-        back = torch.empty(fused.shape, dtype=fused.dtype, pin_memory=True).copy_(fused, non_blocking=True)
-        arrived = torch.cuda.current_stream(place).record_event()
-
-    def wait() -> np.ndarray:
-        arrived.synchronize()
-        return torch.empty(back.shape, dtype=back.dtype).copy_(back).numpy()
-
-    return wait
-
-
-def _fused_stack(model, pictures: torch.Tensor) -> torch.Tensor:
-    return model.fuse_rgb(list(pictures.unbind()))
-
-
-def _sent(arrays: list[np.ndarray], place: torch.device) -> torch.Tensor:
-    """Return arrays of one shape as one tensor on a device; copies to a GPU may still be under way."""
-    import torch
-
-    given = [torch.from_numpy(_without_flips(array)) for array in arrays]
-    there = torch.empty((len(given), *given[0].shape), dtype=given[0].dtype, device=place)
-    for target, tensor in zip(there, given, strict=True):
-        if place.type == "cuda":
-            tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
-        target.copy_(tensor, non_blocking=True)
-    return there
-
-
-def _without_flips(array: np.ndarray) -> np.ndarray:
-    """Return the array, contiguous for torch too: NumPy ignores even a negative stride of an axis of one pixel."""
-    array = np.ascontiguousarray(array)
-    return array.copy() if any(stride < 0 for stride in array.strides) else array
-
-
-def _run_stack(model, images: list[np.ndarray], device) -> np.ndarray:
-    """Return the picture that FocusNet makes, by torch: equal to :func:`ffmef.focus.fuse` with its weights."""
+def _run_stack(model, images: list[np.ndarray]) -> np.ndarray:
+    """Return the picture that FocusNet makes, by torch on the CPU: that of :func:`ffmef.focus.fuse`."""
     import torch
 
     coloured = any(image.ndim == 3 for image in images)
-    device = next(model.parameters()).device if device is None else device
-    frames = [_scaled(image if image.ndim == 3 or not coloured else image[..., None].repeat(3, 2)) for image in images]
+    frames = [
+        colour.scaled(image if image.ndim == 3 or not coloured else image[..., None].repeat(3, 2)) for image in images
+    ]
     stack = np.stack([frame if coloured else frame[None] for frame in frames]).astype(np.float32)
     with torch.inference_mode():
-        fused = model(torch.from_numpy(stack / 255)[None].to(device))[0].cpu().numpy() * 255
+        fused = model(torch.from_numpy(stack / 255)[None])[0].numpy() * 255
     if not np.isfinite(fused).all():
         raise InputError("model gave a picture that is not finite: its weights do not fit these pictures")
-    return _unscaled(np.ascontiguousarray(fused.transpose(1, 2, 0) if coloured else fused[0]), images[0].dtype)
+    return colour.unscaled(np.ascontiguousarray(fused.transpose(1, 2, 0) if coloured else fused[0]), images[0].dtype)
 
 
-def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustments, device) -> np.ndarray:
-    """Return the picture that PyramidFFMEF makes, by torch: equal to the native pass."""
+def _run_selective(model, images: list[np.ndarray], validity, adjust: Adjustments) -> np.ndarray:
+    """Return the picture that PyramidFFMEF makes, by torch on the CPU: equal to the native pass."""
     import torch
 
     from ffmef.models.pyramid import to_rgb
 
     dtype, coloured = images[0].dtype, any(image.ndim == 3 for image in images)
-    device = next(model.parameters()).device if device is None else device
-    scaled = [_scaled(image if image.ndim == 3 else image[..., None].repeat(3, 2)) for image in images]
+    scaled = [colour.scaled(image if image.ndim == 3 else image[..., None].repeat(3, 2)) for image in images]
     with torch.inference_mode():
-        rgb = torch.from_numpy(np.stack(scaled).astype(np.float32))[None].to(device)
+        rgb = torch.from_numpy(np.stack(scaled).astype(np.float32))[None]
         ycbcr = torch.stack(tuple(colour.rgb_to_ycbcr(one) for one in rgb[0]))[None]
         usable = None
         if validity is not None:
             full = np.full(images[0].shape[:2], 255, np.uint8)
             usable = torch.from_numpy(np.stack([full if part is None else part for part in validity]))
-            usable = usable[None].to(device) / 255
+            usable = usable[None] / 255
         fused, shares = model.fuse(ycbcr[:, :, 0].contiguous() / 255, usable, adjust)
         joined = to_rgb(fused, shares, rgb, usable, adjust, ycbcr=ycbcr)
         if not bool(torch.isfinite(joined).all()):
             raise InputError("model gave a picture that is not finite: its weights do not fit these pictures")
-        planes = joined[0].cpu().numpy()
-    fused_picture = _unscaled(planes.transpose(1, 2, 0), dtype)
+        planes = joined[0].numpy()
+    fused_picture = colour.unscaled(planes.transpose(1, 2, 0), dtype)
     return np.ascontiguousarray(fused_picture if coloured else fused_picture[..., 0])

@@ -36,8 +36,7 @@ def luminance(rgb: Array, *, axis: int | None = None) -> Array:
     >>> luminance(np.array([0, 255], np.uint8)[:, None, None] * np.ones(3, np.uint8)).round(2).ravel().tolist()
     [16.0, 235.0]
     """
-    red, green, blue = _planes(rgb, axis, "rgb")
-    return 0.256789 * red + 0.504129 * green + 0.097906 * blue + 16
+    return _weighted(*_planes(rgb, axis, "rgb"))
 
 
 def rgb_to_ycbcr(rgb: Array, *, axis: int | None = None) -> Array:
@@ -62,7 +61,7 @@ def rgb_to_ycbcr(rgb: Array, *, axis: int | None = None) -> Array:
     """
     axis = _channel_axis(rgb, axis)
     red, green, blue = _planes(rgb, axis, "rgb")
-    y = 0.256789 * red + 0.504129 * green + 0.097906 * blue + 16
+    y = _weighted(red, green, blue)
     cb = -0.148223 * red - 0.290992 * green + 0.439215 * blue + 128
     cr = 0.439215 * red - 0.367789 * green - 0.071426 * blue + 128
     return _stack([y, cb, cr], axis)
@@ -154,6 +153,96 @@ def merge_chroma(chroma: Sequence[Array]) -> Array:
     return 128 + total / (weights + (weights == 0))
 
 
+# Samples as pictures hold them
+
+
+def scaled(samples: Array) -> Array:
+    """Return samples as floating point on 0..255, the scale of the equations above.
+
+    Args:
+        samples: array or tensor (H, W) or (H, W, 3): uint8, uint16, or floating point in [0, 1].
+
+    Returns:
+        (H, W) or (3, H, W), contiguous, because arithmetic on whole planes is twice as fast as on every third sample;
+        float64 for float64 (and wider, of NumPy), otherwise float32.
+
+    >>> scaled(np.array([[257, 65535]], np.uint16)).tolist()
+    [[1.0, 255.0]]
+    """
+    if isinstance(samples, np.ndarray):
+        planes = samples.transpose(2, 0, 1) if samples.ndim == 3 else samples
+        floating = samples.dtype.kind == "f"
+        planes = planes.astype(np.result_type(samples.dtype, np.float32) if floating else np.float32, "C")
+        sixteen = samples.dtype == np.uint16
+    else:
+        import torch
+
+        planes = samples.permute(2, 0, 1) if samples.dim() == 3 else samples
+        floating, sixteen = samples.is_floating_point(), samples.dtype == torch.uint16
+        planes = planes.to(torch.promote_types(samples.dtype, torch.float32) if floating else torch.float32, copy=True)
+        planes = planes.contiguous()
+    if sixteen:
+        planes /= 257
+    elif floating:
+        planes *= 255
+    return planes
+
+
+def unscaled(planes: Array, dtype) -> Array:
+    """Return values on 0..255, of any shape, as samples of a dtype: clamped, and rounded for integers.
+
+    >>> unscaled(np.array([-3.0, 1.5, 300.0]), np.dtype(np.uint16)).tolist()
+    [0, 386, 65535]
+    """
+    if isinstance(planes, np.ndarray):
+        if dtype.kind == "f":
+            return np.clip(planes / 255, 0, 1).astype(dtype)
+        return np.rint(np.clip(planes, 0, 255) * np.float32(257 if dtype == np.uint16 else 1)).astype(dtype)
+    import torch
+
+    if dtype.is_floating_point:
+        return (planes / 255).clamp(0, 1).to(dtype)
+    whole = (planes.clamp(0, 255) * (257 if dtype == torch.uint16 else 1)).round()
+    return whole.to(torch.int32).to(dtype)
+
+
+def sample_luminance(samples: Array) -> Array:
+    """Return the luminance on 0..1, Y / 255, of samples as :func:`scaled` takes them: (H, W), float32 or wider.
+
+    >>> sample_luminance(np.array([[0.0, 1.0]])).round(3).tolist()
+    [[0.063, 0.922]]
+    """
+    planes = scaled(samples)
+    return (luminance(planes, axis=0) if len(planes.shape) == 3 else grey_to_luminance(planes)) / 255
+
+
+def recoloured(fused: Array, sources: Sequence[Array], dtype) -> Array:
+    """Join fused luminance with the merged chroma of coloured sources, and return samples.
+
+    Args:
+        fused: (H, W) on 0..1.
+        sources: samples (H, W, 3); empty for a grey picture.
+        dtype: of the result, NumPy's or torch's.
+
+    Returns:
+        (H, W, 3), or (H, W) without sources.
+
+    >>> recoloured(np.array([[235 / 255]]), [], np.dtype(np.uint8)).tolist()
+    [[255]]
+    """
+    y = fused * 255
+    if not len(sources):
+        return unscaled(luminance_to_grey(y), dtype)
+    chroma = [rgb_to_ycbcr(scaled(source), axis=0)[1:] for source in sources]
+    merged = chroma[0] if len(chroma) == 1 else merge_chroma(chroma)
+    rgb: Any = unscaled(ycbcr_to_rgb(_joined([y[None], merged]), axis=0), dtype)
+    return rgb.transpose(1, 2, 0) if isinstance(rgb, np.ndarray) else rgb.permute(1, 2, 0).contiguous()
+
+
+def _weighted(red, green, blue):
+    return 0.256789 * red + 0.504129 * green + 0.097906 * blue + 16
+
+
 def _channel_axis(picture, axis: int | None) -> int:
     if axis is not None:
         return axis
@@ -184,3 +273,11 @@ def _stack(planes, axis: int):
     import torch
 
     return torch.stack(planes, axis)
+
+
+def _joined(planes):
+    if isinstance(planes[0], np.ndarray):
+        return np.concatenate(planes)
+    import torch
+
+    return torch.cat(planes)

@@ -23,14 +23,14 @@ _START = -3.0  # of the logits, away from the upper limit of the clamp
 _NARROW = (1 / 4, 2 / 4, 1 / 4)
 
 
-def _gaussian(deviation: float) -> tuple[float, ...]:
+def gaussian(deviation: float) -> tuple[float, ...]:
     """Return the taps that ``cv2.GaussianBlur`` takes for floating point."""
     reach = (round(deviation * 8 + 1) | 1) // 2
     taps = [math.exp(-0.5 * (place / deviation) ** 2) for place in range(-reach, reach + 1)]
     return tuple(tap / math.fsum(taps) for tap in taps)
 
 
-_WINDOW = _gaussian(focus.WINDOW)  # made here, because compilers cannot trace how it is made
+_WINDOW = gaussian(focus.WINDOW)  # made here, because compilers cannot trace how it is made
 
 
 class Measured(NamedTuple):
@@ -261,6 +261,19 @@ def up(maps: Tensor, size: Sequence[int]) -> Tensor:
 def between(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Return maps interpolated to a size as ``cv2.resize``."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def shrink(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps of a smaller size as ``cv2.resize`` with ``INTER_AREA``: means over what each pixel covers."""
+    for axis, length in zip((-2, -1), size, strict=True):
+        given = maps.shape[axis]
+        # In steps of 1 / length of a given pixel everything is a whole number.
+        edges = torch.arange(length + 1, device=maps.device) * given
+        borders = torch.arange(given + 1, device=maps.device) * length
+        over = torch.minimum(edges[1:, None], borders[1:]) - torch.maximum(edges[:-1, None], borders[:-1])
+        shares = over.clamp_min(0).to(maps.dtype) / given
+        maps = shares @ maps if axis == -2 else maps @ shares.T
+    return maps
 
 
 def blur(maps: Tensor, taps: tuple[float, ...]) -> Tensor:

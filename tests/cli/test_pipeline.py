@@ -15,7 +15,6 @@ import torch
 
 import ffmef
 from ffmef import models, pipeline
-from ffmef.adjust import Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging.colour import merge_chroma, rgb_to_ycbcr, ycbcr_to_rgb
 from ffmef.imaging.io import Picture, read_picture
@@ -388,52 +387,6 @@ def test_the_authors_pictures(task, name, files):
     difference = fused - expected
     assert difference.min() >= -1 and difference.max() <= 1
     assert (difference < 0).mean() < 1e-4
-
-
-def test_pictures_go_to_another_device_as_bytes(monkeypatch):
-    """The path that a GPU takes, run on the CPU: one call of the model with colour, in place of planes of luminance."""
-    random = np.random.default_rng(0)
-    pictures = [random.integers(low, low + 128, (40, 50, 3), dtype=np.uint8) for low in (0, 100)]
-    model = models.PyramidFFMEF().eval()
-    expected = model.fuse_rgb([torch.from_numpy(picture) for picture in pictures]).numpy()
-    assert pipeline._takes_pictures_there(model, pictures, "cuda:1")
-    assert not pipeline._takes_pictures_there(model, pictures, "cpu")
-    assert not pipeline._takes_pictures_there(model, pictures, None)  # the model is on the CPU
-    assert not pipeline._takes_pictures_there(model, [pictures[0], pictures[1][..., 0]], "cuda")
-    assert pipeline._takes_pictures_there(model, [picture.astype(np.uint16) for picture in pictures], "cuda")
-    assert not pipeline._takes_pictures_there(model, [picture.astype(np.float64) for picture in pictures], "cuda")
-    assert not pipeline._takes_pictures_there(models.FFMEF(), pictures, "cuda")
-    monkeypatch.setattr(pipeline, "_native_network", lambda *arguments: None)
-    monkeypatch.setattr(pipeline, "_takes_pictures_there", lambda *arguments: True)
-    monkeypatch.setattr(pipeline, "_luminance", None)  # no plane of luminance is made on the CPU
-    np.testing.assert_array_equal(fuse(pictures, model=model), expected)
-    masks = [random.integers(0, 256, (40, 50), dtype=np.uint8), None]
-    adjust = Adjustments(0.5, 0.2, -0.3, 1.0)
-    expected = model.fuse_rgb(
-        [torch.from_numpy(picture) for picture in pictures],
-        [torch.from_numpy(masks[0]) / 255, torch.ones(40, 50)],
-        adjust,
-    )
-    np.testing.assert_array_equal(fuse(pictures, model=model, validity=masks, adjust=adjust), expected.numpy())
-    flipped = [masks[0][:, :1].copy()[:, ::-1]]  # of one pixel, and run backwards
-    assert flipped[0].strides[1] < 0 and flipped[0].flags.c_contiguous
-    np.testing.assert_array_equal(pipeline._sent(flipped, torch.device("cpu"))[0].numpy(), masks[0][:, :1])
-    deep = [picture.astype(np.uint16) * np.uint16(257) for picture in pictures]
-    expected = model.fuse_rgb([torch.from_numpy(picture) for picture in deep]).numpy()
-    np.testing.assert_array_equal(fuse(deep, model=model), expected)
-
-    taken = []
-
-    def brackets():
-        for number in range(6):
-            taken.append(number)
-            yield [np.roll(picture, number, 1) for picture in pictures]
-
-    results = ffmef.fuse_many(brackets(), model=model, adjust=adjust)
-    first = next(results)
-    assert len(taken) == pipeline.MOST_UNDER_WAY + 1  # no more are kept in memory
-    for bracket, result in zip(list(brackets()), [first, *results], strict=True):
-        np.testing.assert_array_equal(result, fuse(bracket, model=model, adjust=adjust))
 
 
 def test_many_brackets_on_the_cpu_are_fused_one_by_one():
