@@ -6,7 +6,8 @@ through pinned memory: while one is on its way, the next is copied. Colour is th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def start(model: Any, bracket: Bracket, place: torch.device) -> Wait:
 
     The waiting function raises :class:`ffmef.picture.OutOfRange` for floating-point samples outside [0, 1].
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), _whole_float32():
         if takes_pictures(model, bracket.task):
             going = _by_pictures(model, bracket, place)
         elif getattr(model, "takes_frames", False):
@@ -104,6 +105,17 @@ def start(model: Any, bracket: Bracket, place: torch.device) -> Wait:
         return found.astype(dtype, copy=False), order
 
     return wait
+
+
+@contextlib.contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Keep convolutions of cuDNN from rounding to TF32, torch's default: that could change a picture by a level."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 # How models take pictures
@@ -181,7 +193,7 @@ def _by_luminance(model, bracket: Bracket, place: torch.device) -> Wait:
             sums = facts["sums"].tolist()
             final = bracket.order_of(sums)
             if final != sorted(order, key=lambda index: sums[index]):  # of images of equal sums, samples decide
-                with torch.inference_mode():
+                with torch.inference_mode(), _whole_float32():
                     again = _joined(model, planes[torch.tensor(final, device=place)], pictures, bracket, {})
                 found, facts = _on_the_way_back(again)()
                 _check(facts, "luminance")

@@ -778,7 +778,9 @@ def step_brackets() -> None:
 
 
 def step_pictures() -> None:
-    """ffmef.fuse from pictures to picture, on the GPU and on this machine's CPU."""
+    """ffmef.fuse from pictures to picture, on the GPU and on this machine's CPU: is it right, and how fast?"""
+    from ffmef.checks import pictures as checks
+
     started = time.perf_counter()
     torch.zeros(1, device=DEVICE).item()
     print(f"the device's context: {1e3 * (time.perf_counter() - started):.0f} ms")
@@ -787,23 +789,27 @@ def step_pictures() -> None:
         for device in dict.fromkeys((DEVICE, "cpu")):
             if size_name == "12MP" and device == "cpu" and not CPU:
                 continue  # seconds per call
+            attempt(f"fuse {model} {device}", lambda: time_fusions(pair, model, device, size_name))  # noqa: B023
+    for model, dtype in itertools.product(("pyramid", "ffmef"), ("uint16", "float32", "grey")):
+        pair = bracket(SIZES["551x707"], 2, True, "uint8" if dtype == "grey" else dtype)
+        pair = [frame[..., 1].copy() for frame in pair] if dtype == "grey" else pair
+        attempt(f"fuse {model} {dtype}", lambda: time_fusions(pair, model, DEVICE, "551x707", dtype))  # noqa: B023
+    right = 0
+    for fusion in checks.fusions():
+        error = attempt(str(fusion), lambda: checks.fusion_error(fusion, DEVICE))  # noqa: B023
+        right += error is not None and error <= 1
+        if error is None or not error <= 1:
+            print(f"{fusion}: WRONG, {error} times what is allowed")
+    print(f"fusions of pictures like those of the CPU: {right} of {len(checks.fusions())} right", flush=True)
 
-            def called(pair=pair, model=model, device=device, size_name=size_name):
-                import ffmef
 
-                ms = [1e3 * measure.seconds(lambda: ffmef.fuse(pair, model=model, device=device)) for _ in range(9)]
-                facts = {"second_ms": ms[1], "third_ms": ms[2]}
-                keep(
-                    "fuse",
-                    model=model,
-                    device=device,
-                    size=size_name,
-                    ms=statistics.median(ms[3:]),
-                    first_ms=ms[0],
-                    **facts,
-                )
+def time_fusions(pair: list, model: str, device: str, size_name: str, dtype: str = "uint8") -> None:
+    """Keep the times of the first calls of ffmef.fuse, and the median of later ones."""
+    import ffmef
 
-            attempt(f"fuse {model} {device}", called)
+    ms = [1e3 * measure.seconds(lambda: ffmef.fuse(pair, model=model, device=device)) for _ in range(9)]
+    facts = {"model": model, "device": device, "size": size_name, "dtype": dtype}
+    keep("fuse", **facts, ms=statistics.median(ms[3:]), first_ms=ms[0], second_ms=ms[1], third_ms=ms[2])
 
 
 def step_profiled() -> None:

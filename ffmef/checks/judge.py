@@ -156,7 +156,7 @@ def check_others(backend: Backend, device: str, interpreted: bool) -> tuple[list
 
 
 def check_pictures(backend: Backend, device: str) -> tuple[list[str], bool]:
-    """Return lines about the pyramid model on pictures, if ``backend`` has that, and whether it failed."""
+    """Return lines about fusions of pictures, if ``backend`` has the pyramid model's, and whether one failed."""
     if backend not in ("cuda", "cpu"):
         return [], False
     import torch
@@ -174,6 +174,7 @@ def check_pictures(backend: Backend, device: str) -> tuple[list[str], bool]:
     checks: list[tuple[str, Callable[[], float]]] = [
         (str(problem), partial(pictures.picture_error, model, problem)) for problem in pictures.problems(device)
     ]
+    checks += [(str(fusion), partial(pictures.fusion_error, fusion, device)) for fusion in pictures.fusions()]
     return judged([*checks, ("fuse_many", partial(pictures.stream_error, device))], "fusions of pictures")
 
 

@@ -1,14 +1,15 @@
-"""Checks of PyramidFFMEF's kernels from pictures to a picture, with the bundled weights, against float64."""
+"""Checks of fusions on a device: PyramidFFMEF's kernels against float64, and every model against the CPU."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ffmef.adjust import NEUTRAL, Adjustments
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from ffmef.models.pyramid import PyramidFFMEF
@@ -122,6 +123,111 @@ def stream_error(device: str) -> float:
 
     random = np.random.default_rng(3)
     brackets = [list(random.integers(0, 256, (2, rows, 50, 3), dtype=np.uint8)) for rows in (30, 41, 30, 52, 30)]
-    together = ffmef.fuse_many(iter(brackets), model="pyramid", device=device)
-    alone = [ffmef.fuse(bracket, model="pyramid", device=device) for bracket in brackets]
-    return 0.0 if all(map(np.array_equal, together, alone)) else float("inf")
+    brackets[1] = [picture[..., 0] for picture in brackets[1]]
+    for model in ("pyramid", "ffmef"):
+        together = ffmef.fuse_many(iter(brackets), model=model, device=device)
+        alone = [ffmef.fuse(bracket, model=model, device=device) for bracket in brackets]
+        if not all(map(np.array_equal, together, alone)):
+            return float("inf")
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A call of :func:`ffmef.fuse`; ``grey``: which pictures are; ``changed``: with validity and adjustments."""
+
+    model: str
+    dtype: str = "uint8"
+    task: str = "mef"
+    grey: tuple[int, ...] = ()
+    changed: bool = False
+
+    def __str__(self) -> str:
+        grey = {0: "", 1: f" picture {self.grey[0] if self.grey else 0} grey", 2: " grey"}[len(self.grey)]
+        return f"fuse {self.model} {self.task} {self.dtype}{grey}{' partly usable adjusted' if self.changed else ''}"
+
+
+def fusions() -> list[Fusion]:
+    """Return calls with every model, task and kind of picture."""
+    depths = ("uint8", "uint16", "float32", "float64")
+    kinds = [("uint8", (0, 1)), ("uint8", (0,)), ("float64", (1,)), ("float16", ())]
+    found = [Fusion("ffmef", dtype) for dtype in depths] + [Fusion("ffmef", dtype, grey=grey) for dtype, grey in kinds]
+    found += [Fusion("pyramid", dtype, changed=changed) for dtype in depths for changed in (False, True)]
+    found += [Fusion("pyramid", dtype, grey=grey, changed=True) for dtype, grey in kinds]
+    found += [Fusion("ffmef", "uint8", "mff"), Fusion("ffmef", "uint16", "mff", (1,))]
+    found += [Fusion("ffmef", "uint8", "vif", grey) for grey in ((), (0,), (1,), (0, 1))]
+    return [*found, *(Fusion("focus", dtype, "mff") for dtype in depths), Fusion("focus", "uint8", "mff", (0, 1))]
+
+
+def fusion_error(fusion: Fusion, device: str) -> float:
+    """Return the largest difference from the CPU in units of what is allowed; infinity if order or repetition matters.
+
+    With ``device="cpu"`` the steps that other devices take run there.
+    """
+    import numpy as np
+
+    import ffmef
+
+    images = _scene_of(fusion)
+    options: dict[str, Any] = {}
+    if fusion.changed:
+        options = {"validity": [_some_of(images[0]), None], "adjust": CHANGED}
+    given: Any = dict(zip(("infrared", "visible"), images, strict=True)) if fusion.task == "vif" else images
+    wanted = ffmef.fuse(given, fusion.task, model=fusion.model, **options).astype(np.float64)
+    found = [_fused_there(fusion, images, options, device) for _ in range(3)]  # the second may be recorded as a graph
+    same = all(np.array_equal(found[0], other) for other in found[1:])
+    if fusion.task == "mef":
+        turned = {**options, "validity": options["validity"][::-1]} if options else {}
+        same &= np.array_equal(found[0], _fused_there(fusion, images[::-1], turned, device))
+    if not same or found[0].shape != wanted.shape or found[0].dtype != images[0].dtype:
+        return float("inf")
+    allowed = {"uint8": 1, "uint16": 257, "float16": 2e-3}.get(fusion.dtype, 1e-3)
+    if fusion.model == "ffmef" and fusion.dtype != "float16":  # colour is as exact as on the CPU
+        allowed = {"uint8": 1, "uint16": 12}.get(fusion.dtype, 5e-5)
+    return float(np.abs(found[0].astype(np.float64) - wanted).max()) / allowed
+
+
+def _scene_of(fusion: Fusion) -> list[np.ndarray]:
+    """Return two pictures of a scene with smooth parts, noise, black and white; a hot object for infrared ones."""
+    import numpy as np
+
+    random, (y, x) = np.random.default_rng(5), np.mgrid[:43, :85]
+    light = 0.5 + 0.5 * np.sin(x / 17) * np.cos(y / 13)
+    scene = np.stack([light, light**1.4, np.roll(light, 5, 1) ** 0.7], -1) + 0.05 * random.random((*x.shape, 3))
+    pair = [np.clip(scene * gain, 0, 1) for gain in (0.5, 2.0)]
+    if fusion.task == "vif":
+        pair[0] = np.where((x[..., None] - 40) ** 2 + (y[..., None] - 25) ** 2 < 150, 0.9, 0.3 * scene / 1.05)
+    top = np.iinfo(fusion.dtype).max if fusion.dtype.startswith("uint") else 1
+    whole = [(np.rint(picture * top) if top > 1 else picture).astype(fusion.dtype) for picture in pair]
+    return [picture[..., 1].copy() if n in fusion.grey else picture for n, picture in enumerate(whole)]
+
+
+def _some_of(image: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    height, width = image.shape[:2]
+    return (np.arange(height * width).reshape(height, width) * 7 % 256).astype(np.uint8)
+
+
+def _fused_there(fusion: Fusion, images: list, options: dict, device: str) -> np.ndarray:
+    import ffmef
+
+    if device == "cpu":
+        return _fused_as_elsewhere(fusion, images, options)
+    given: Any = dict(zip(("infrared", "visible"), images, strict=True)) if fusion.task == "vif" else images
+    return ffmef.fuse(given, fusion.task, model=fusion.model, device=device, **options)
+
+
+def _fused_as_elsewhere(fusion: Fusion, images: list, options: dict) -> np.ndarray:
+    import torch
+
+    from ffmef import models, on_device, pipeline
+
+    model = models.load(models.registry.find(fusion.model).weights_for(fusion.task))
+
+    def order_of(sums: list[float]) -> list[int]:
+        return pipeline._exposure_order(sums, images, None)
+
+    ordered = order_of if fusion.task == "mef" else None
+    bracket = on_device.Bracket(images, fusion.task, **options, room=fusion.task == "vif", order_of=ordered)
+    return on_device.start(model, bracket, torch.device("cpu"))()[0]

@@ -8,7 +8,7 @@ rounding between steps. The channel axis is the last one of an array (H, W, 3) a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -230,13 +230,13 @@ def recoloured(fused: Array, sources: Sequence[Array], dtype) -> Array:
     >>> recoloured(np.array([[235 / 255]]), [], np.dtype(np.uint8)).tolist()
     [[255]]
     """
-    y = fused * 255
+    y: Any = fused * 255
     if not len(sources):
         return unscaled(luminance_to_grey(y), dtype)
     chroma = [rgb_to_ycbcr(scaled(source), axis=0)[1:] for source in sources]
     merged = chroma[0] if len(chroma) == 1 else merge_chroma(chroma)
     rgb: Any = unscaled(ycbcr_to_rgb(_joined([y[None], merged]), axis=0), dtype)
-    return rgb.transpose(1, 2, 0) if isinstance(rgb, np.ndarray) else rgb.permute(1, 2, 0).contiguous()
+    return cast(Any, rgb.transpose(1, 2, 0) if isinstance(rgb, np.ndarray) else rgb.permute(1, 2, 0).contiguous())
 
 
 def _weighted(red, green, blue):

@@ -8,6 +8,7 @@ import torch
 from ffmef import _loader, checks, cli, ops
 from ffmef.checks import pictures
 from ffmef.models.pyramid import PyramidFFMEF
+from ffmef.ops import picture_colour
 
 
 def test_quick_selftest_passes_and_prints_a_page(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,10 +72,13 @@ def test_the_network_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(_loader.cpu_missing is not None, reason=str(_loader.cpu_missing))
 def test_pictures_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     lines, wrong = checks.check_pictures("cpu", "cpu")
-    assert not wrong and lines == ["  12 of 12 fusions of pictures right and repeatable"]
+    assert not wrong and lines == ["  43 of 43 fusions of pictures right and repeatable"]
     assert checks.check_pictures("triton", "cuda") == ([], False)
     right = PyramidFFMEF.fuse_rgb
+    monkeypatch.setattr(pictures, "fusions", lambda: [pictures.Fusion("ffmef")])
     monkeypatch.setattr(pictures, "problems", lambda device: [pictures.PictureProblem("uint8", 2, 12, 20, brackets=2)])
+    colour = picture_colour.recoloured
+    monkeypatch.setattr(picture_colour, "recoloured", lambda *args: colour(*args) // 2)
 
     def second_bracket_is_the_first(model: PyramidFFMEF, *args: object) -> torch.Tensor:
         fused = right(model, *args)
@@ -83,6 +87,7 @@ def test_pictures_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PyramidFFMEF, "fuse_rgb", second_bracket_is_the_first)
     lines, wrong = checks.check_pictures("cpu", "cpu")
     assert wrong and "FAILED pictures uint8 2 x 2 x 12 x 20: error" in lines[1]
+    assert "FAILED fuse ffmef mef uint8: error" in lines[2]
 
 
 def test_a_wrong_prediction_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def test_every_step_measures_and_nothing_fails(tmp_path: Path) -> None:
     assert "exposures: 30 of 30 right" in printed
     assert printed.count("ffmef train,") == 4
     assert re.search(r"(\d+) of \1 fusions of pictures right", printed)
+    assert re.search(r"like those of the CPU: (\d+) of \1 right", printed)
     # The table repeats every record at the end, which survives where a long output is cut.
     assert all(f"[{record['what']}]" in printed for record in records)
 
