@@ -20,10 +20,11 @@ constexpr int64_t kMostLanes = 4, kPixelsThatFill = 1 << 22;
 
 // ---- kernels --------------------------------------------------------------------------------------------------------
 
-template <class D> __global__ void __launch_bounds__(kThreads, 4) enter_kernel(const __grid_constant__ Entering p) {
+template <class D, bool Pairs> __global__ void __launch_bounds__(kThreads, 4)
+    enter_kernel(const __grid_constant__ Entering p) {
   FFMEF_DYNAMIC_SHARED(shared);
   if (static_cast<int>(blockIdx.x) >= p.blocks) return pack(p);
-  enter<D>(p, *reinterpret_cast<EnteringShared*>(shared));
+  enter<D, Pairs>(p, *reinterpret_cast<EnteringShared*>(shared));
 }
 
 __global__ void __launch_bounds__(kThreads) arrange_kernel(const __grid_constant__ Arranging p) {
@@ -249,6 +250,10 @@ Exposures exposures_of(const ffmef_pictures& f) {
   return e;
 }
 
+bool all_aligned(const ffmef_pictures& f, size_t bytes) {
+  return std::all_of(f.pictures, f.pictures + f.count, [&](const void* p) { return aligned(p, bytes); });
+}
+
 template <class D> void launch_enter(const ffmef_pictures& f, const Layers& layers, const Maps& m, Launches& launches) {
   Entering p = {};
   p.exposures = exposures_of(f);
@@ -268,7 +273,11 @@ template <class D> void launch_enter(const ffmef_pictures& f, const Layers& laye
   p.layer_count = layers.copy(p.layers);
   p.packed_count = layers.packed;
   p.packed = m.packed;
-  launches(enter_kernel<D>, m.blocks + divide_up(layers.packed, kPackedOfBlock), kThreads, sizeof(EnteringShared), p);
+  const int64_t blocks = m.blocks + divide_up(layers.packed, kPackedOfBlock);
+  if (f.width % 2 == 0 && all_aligned(f, kPairAlignment<D>))
+    launches(enter_kernel<D, true>, blocks, kThreads, sizeof(EnteringShared), p);
+  else
+    launches(enter_kernel<D, false>, blocks, kThreads, sizeof(EnteringShared), p);
   const Arranging a = {m.hashes, m.sums, p.exposures.count, m.blocks, f.prefer, m.order, m.preference};
   launches(arrange_kernel, 1, kThreads, sizeof(ArrangingShared), a);
 }
@@ -381,8 +390,7 @@ void launch_cells(const ffmef_pictures& f, const Layers& layers, const Maps& m, 
 }
 
 template <class D> bool allows_vectors(const ffmef_pictures& f, const void* out) {
-  if (f.width % kPixels != 0 || !aligned(out, kRunAlignment<D>)) return false;
-  return std::all_of(f.pictures, f.pictures + f.count, [](const void* p) { return aligned(p, kRunAlignment<D>); });
+  return f.width % kPixels == 0 && aligned(out, kRunAlignment<D>) && all_aligned(f, kRunAlignment<D>);
 }
 
 template <class D> void launch_finish(const ffmef_pictures& f, const Maps& m, void* out, Launches& launches) {

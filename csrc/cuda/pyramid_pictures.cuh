@@ -116,24 +116,47 @@ struct RgbFloat {
   }
 };
 
-__device__ __forceinline__ void hash_word(Hash& hash, unsigned word) {
-  hash = (hash ^ word) * 0x9e3779b97f4a7c15ull;
-  hash ^= hash >> 32;
+// Adds a word times the `number`th of odd numbers without a pattern: one instruction.
+__device__ __forceinline__ void hash_word(Hash& hash, int number, unsigned word) {
+  constexpr unsigned odd[] = {0x9e3779b1, 0x85ebca77, 0xc2b2ae3d, 0x27d4eb2f, 0x165667b1, 0xd3a2646d, 0xfd7046c5,
+                              0xb55a4f09, 0x7feb352d, 0x846ca68b, 0x68e31da5, 0xa2e3f4c7, 0x5bd1e995};
+  hash += static_cast<Hash>(word) * odd[number];
+}
+constexpr int kOddOfValidity = 12;
+
+// Adds the `number`th four of a thread's samples.
+__device__ __forceinline__ void hash_four(Hash& hash, int number, uint8_t a, uint8_t b, uint8_t c, uint8_t d) {
+  hash_word(hash, number,
+            a | static_cast<unsigned>(b) << 8 | static_cast<unsigned>(c) << 16 | static_cast<unsigned>(d) << 24);
+}
+__device__ __forceinline__ void hash_four(Hash& hash, int number, uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
+  hash_word(hash, 2 * number, a | static_cast<unsigned>(b) << 16);
+  hash_word(hash, 2 * number + 1, c | static_cast<unsigned>(d) << 16);
+}
+__device__ __forceinline__ void hash_four(Hash& hash, int number, float a, float b, float c, float d) {
+  const float values[4] = {a, b, c, d};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    unsigned bits;
+    memcpy(&bits, &values[i], sizeof(bits));
+    hash_word(hash, 4 * number + i, bits);
+  }
 }
 
-__device__ __forceinline__ void hash_four(Hash& hash, uint8_t a, uint8_t b, uint8_t c, uint8_t d) {
-  hash_word(hash, a | static_cast<unsigned>(b) << 8 | static_cast<unsigned>(c) << 16 | static_cast<unsigned>(d) << 24);
-}
-__device__ __forceinline__ void hash_four(Hash& hash, uint16_t a, uint16_t b, uint16_t c, uint16_t d) {
-  hash_word(hash, a | static_cast<unsigned>(b) << 16);
-  hash_word(hash, c | static_cast<unsigned>(d) << 16);
-}
-__device__ __forceinline__ void hash_four(Hash& hash, float a, float b, float c, float d) {
-  for (const float value : {a, b, c, d}) {
-    unsigned bits;
-    memcpy(&bits, &value, sizeof(bits));
-    hash_word(hash, bits);
+// The sum of a warp's hashes, in lane 0: the sums of their two halves.
+__device__ __forceinline__ Hash sum_of_warp(Hash hash) {
+  unsigned low = static_cast<unsigned>(hash), high = static_cast<unsigned>(hash >> 32);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  low = __reduce_add_sync(0xffffffffu, low);
+  high = __reduce_add_sync(0xffffffffu, high);
+#else
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    low += __shfl_down_sync(0xffffffffu, low, distance);
+    high += __shfl_down_sync(0xffffffffu, high, distance);
   }
+#endif
+  return static_cast<Hash>(high) << 32 | low;
 }
 
 // ---- enter ----------------------------------------------------------------------------------------------------------
@@ -162,10 +185,11 @@ constexpr int kPackedOfBlock = 4 * kThreads;
 
 struct EnteringShared {
   float half[4][4 * kCellsOfBlock], valid[4][4 * kCellsOfBlock], apart[4][4 * kCellsOfBlock];
-  float stems[kCellsOfBlock][4][kMostStem];
-  float known[kCellsOfBlock][2];
   float stem_weights[4 * kMostStem], stem_bias[kMostStem];
-  float weights[4 * kMostStem][kFinest];
+  // By place, stem and output. Four threads that read those of the four places touch the banks twice, not four times.
+  float weights[4][kMostStem + 1][kFinest];
+  float white[kFinest], black[kFinest], bias[kFinest];  // of what cells have recorded
+  float known[kCellsOfBlock][2];
   Hash hashes[FFMEF_MOST_EXPOSURES][kWarps], sums[FFMEF_MOST_EXPOSURES][kWarps];
 };
 
@@ -188,16 +212,35 @@ __device__ __forceinline__ void pack(const Entering& p) {
   }
 }
 
+// Two pixels that one access of their alignment moves, or a few.
+template <class D> constexpr int kPairAlignment = 2 * static_cast<int>(sizeof(typename D::type));
+template <class D> struct alignas(kPairAlignment<D>) Pair {
+  typename D::type samples[2 * D::channels];
+};
+
+template <class D, bool Pairs> __device__ __forceinline__ void load_pair(const typename D::type* picture, unsigned left,
+                                                                         unsigned right,
+                                                                         typename D::type (&samples)[2 * D::channels]) {
+  if constexpr (Pairs) {
+    const Pair<D> pair = *reinterpret_cast<const Pair<D>*>(picture + left);
+#pragma unroll
+    for (int c = 0; c < 2 * D::channels; ++c) samples[c] = pair.samples[c];
+  } else {
+#pragma unroll
+    for (int c = 0; c < D::channels; ++c) samples[c] = picture[left + c], samples[D::channels + c] = picture[right + c];
+  }
+}
+
 // The mean luminance of 2 x 2 pixels; adds their samples to the hash.
-template <class D> __device__ __forceinline__ float mean_of_four(const typename D::type* upper,
-                                                                 const typename D::type* lower, int left, int right,
+template <class D> __device__ __forceinline__ float mean_of_four(const typename D::type (&upper)[2 * D::channels],
+                                                                 const typename D::type (&lower)[2 * D::channels],
                                                                  Hash& hash) {
   float sums[D::channels];
 #pragma unroll
   for (int c = 0; c < D::channels; ++c) {
-    const auto a = upper[left + c], b = upper[right + c], d = lower[left + c], e = lower[right + c];
-    sums[c] = (static_cast<float>(a) + static_cast<float>(b)) + (static_cast<float>(d) + static_cast<float>(e));
-    hash_four(hash, a, b, d, e);
+    sums[c] = (static_cast<float>(upper[c]) + static_cast<float>(upper[D::channels + c])) +
+              (static_cast<float>(lower[c]) + static_cast<float>(lower[D::channels + c]));
+    hash_four(hash, c, upper[2 * c], upper[2 * c + 1], lower[2 * c], lower[2 * c + 1]);
   }
   if constexpr (D::channels == 1)
     return sums[0] * 0.25f;
@@ -206,22 +249,24 @@ template <class D> __device__ __forceinline__ float mean_of_four(const typename 
            kBlack;
 }
 
-// What one thread sees of one exposure: a pixel of half size, and its four pixels' validity.
-template <class D> __device__ __forceinline__ void look(const Entering& p, EnteringShared& s, int n, int row,
-                                                        int column, int line, int place, float& half,
-                                                        float& luminance) {
+// What one thread sees of one exposure, a pixel of half size: its luminance. Offsets have 32 bits, because a picture has
+// fewer than 2^29 pixels.
+template <class D, bool Pairs> __device__ __forceinline__ float look(const Entering& p, EnteringShared& s, int n,
+                                                                     int row, int column, int line, int place) {
   using S = typename D::type;
   const Size size = p.exposures.size;
   const int r = clamped(row, p.half_size.height), c = clamped(column, p.half_size.width);
   const bool inside = r == row && c == column;
-  const int64_t upper = 2 * r, lower = 2 * r + 1 < size.height ? 2 * r + 1 : 2 * r;
-  const int left = 2 * c, right = 2 * c + 1 < size.width ? 2 * c + 1 : 2 * c;
+  const int upper = 2 * r, lower = 2 * r + 1 < size.height ? 2 * r + 1 : 2 * r;
+  const int left = 2 * c, right = Pairs || 2 * c + 1 < size.width ? 2 * c + 1 : 2 * c;
   const S* picture = static_cast<const S*>(p.exposures.pictures[n]);
-  const int64_t pixel = static_cast<int64_t>(r) * p.half_size.width + c;
+  const unsigned pixel = static_cast<unsigned>(r) * p.half_size.width + c;
   Hash hash = static_cast<Hash>(pixel + 1) * 0xd6e8feb86659fd93ull;
-  half = mean_of_four<D>(picture + upper * size.width * D::channels, picture + lower * size.width * D::channels,
-                         left * D::channels, right * D::channels, hash);
-  luminance = half;
+  S first[2 * D::channels], second[2 * D::channels];
+  const unsigned above = static_cast<unsigned>(upper) * size.width, below = static_cast<unsigned>(lower) * size.width;
+  load_pair<D, Pairs>(picture, (above + left) * D::channels, (above + right) * D::channels, first);
+  load_pair<D, Pairs>(picture, (below + left) * D::channels, (below + right) * D::channels, second);
+  const float half = mean_of_four<D>(first, second, hash);
   s.half[line][place] = half;
   if (p.exposures.masked) {
     float sum = 4.0f;
@@ -230,28 +275,25 @@ template <class D> __device__ __forceinline__ void look(const Entering& p, Enter
       const int near = clamped(2 * column, size.width), next = clamped(2 * column + 1, size.width);
       const uint8_t a = validity[first * size.width + near], b = validity[first * size.width + next];
       const uint8_t d = validity[second * size.width + near], e = validity[second * size.width + next];
-      hash_four(hash, a, b, d, e);
+      hash_word(hash, kOddOfValidity,
+                a | static_cast<unsigned>(b) << 8 | static_cast<unsigned>(d) << 16 | static_cast<unsigned>(e) << 24);
       sum = static_cast<float>(a + b + d + e) * (1.0f / 255);
     }
     s.valid[line][place] = sum;
   }
+  hash ^= hash >> 32;
   hash *= 0xff51afd7ed558ccdull;
   hash ^= hash >> 31;
-  // A pixel of half size stands for four pixels, at an odd border for two or one.
-  Hash sum = 0;
-  if (p.preferring && inside)
-    sum = static_cast<Hash>(half * 16777216.0f) * static_cast<Hash>((lower - upper + 1) * (right - left + 1));
   if (inside) p.half[n * p.half_size.cells() + pixel] = half;
-  if (!inside) hash = 0;
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) {
-    hash += __shfl_down_sync(0xffffffffu, hash, distance);
-    sum += __shfl_down_sync(0xffffffffu, sum, distance);
+  hash = sum_of_warp(inside ? hash : 0);
+  if (threadIdx.x % 32 == 0) s.hashes[n][threadIdx.x / 32] = hash;
+  if (p.preferring) {
+    // A pixel of half size stands for four pixels, at an odd border for two or one.
+    const int pixels = (lower - upper + 1) * (right - left + 1);
+    const Hash sum = sum_of_warp(inside ? static_cast<Hash>(half * 16777216.0f) * static_cast<Hash>(pixels) : 0);
+    if (threadIdx.x % 32 == 0) s.sums[n][threadIdx.x / 32] = sum;
   }
-  if (threadIdx.x % 32 == 0) {
-    s.hashes[n][threadIdx.x / 32] = hash;
-    s.sums[n][threadIdx.x / 32] = sum;
-  }
+  return half;
 }
 
 __device__ __forceinline__ float mean_of_half(const EnteringShared& s, int cell, int down, int across) {
@@ -273,12 +315,10 @@ __device__ __forceinline__ void measure_cells(const Entering& p, EnteringShared&
   const int64_t line = n * p.grid.cells() + static_cast<int64_t>(row) * width;
   if (thread < 2 * kCellsOfBlock) {
     const int cell = thread / 2, low = thread % 2;
+    const float slope = low ? 1.0f / 0.05f : -1.0f / 0.06f, start = low ? -0.065f / 0.05f : 0.915f / 0.06f;
     float sum = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const float y = s.half[i / 4][4 * cell + i % 4];
-      sum += low ? unit((y - 0.065f) * (1.0f / 0.05f)) : unit((0.915f - y) * (1.0f / 0.06f));
-    }
+    for (int i = 0; i < 16; ++i) sum += unit(start + slope * s.half[i / 4][4 * cell + i % 4]);
     s.known[cell][low] = sum * (1.0f / 16);
     if (first + cell < width) (low ? p.low : p.high)[line + first + cell] = sum * (1.0f / 16);
   } else if (thread < 3 * kCellsOfBlock) {
@@ -298,44 +338,70 @@ __device__ __forceinline__ void measure_cells(const Entering& p, EnteringShared&
     if (r < p.quarter_size.height && c < p.quarter_size.width)
       p.quarter[n * p.quarter_size.cells() + r * p.quarter_size.width + c] = mean_of_half(s, cell, down, across);
   }
-  const int channels = p.stem.outputs;
-  for (int i = thread; i < kCellsOfBlock * 4 * channels; i += kThreads) {
-    const int channel = i % channels, place = i / channels % 4, cell = i / channels / 4;
-    const int r = place / 2 * 2, c = 4 * cell + place % 2 * 2;
-    const float* w = s.stem_weights + 4 * channel;
-    s.stems[cell][place][channel] = rectified(s.stem_bias[channel] + w[0] * s.half[r][c] + w[1] * s.half[r][c + 1] +
-                                              w[2] * s.half[r + 1][c] + w[3] * s.half[r + 1][c + 1]);
+}
+
+// Four outputs at a cell of what one of its 2 x 2 places gives: the stem's channels times their weights.
+__device__ __forceinline__ void enter_grid(const EnteringShared& s, int stems, int cell, int k, int channel,
+                                           float (&sums)[4]) {
+  const int row = k / 2 * 2, column = 4 * cell + k % 2 * 2;
+  const float a = s.half[row][column], b = s.half[row][column + 1];
+  const float c = s.half[row + 1][column], d = s.half[row + 1][column + 1];
+#pragma unroll 4
+  for (int i = 0; i < stems; ++i) {
+    const float4 w = *reinterpret_cast<const float4*>(s.stem_weights + 4 * i);
+    const float x = rectified(s.stem_bias[i] + w.x * a + w.y * b + w.z * c + w.w * d);
+    const float4 v = *reinterpret_cast<const float4*>(s.weights[k][i] + channel);
+    sums[0] += v.x * x;
+    sums[1] += v.y * x;
+    sums[2] += v.z * x;
+    sums[3] += v.w * x;
   }
 }
 
-template <class D> __device__ __forceinline__ void enter(const Entering& p, EnteringShared& s) {
+// Over the four places, which threads four apart have; in the first of them.
+__device__ __forceinline__ void add_places(float (&sums)[4]) {
+#pragma unroll
+  for (int distance = 8; distance >= 4; distance /= 2)
+#pragma unroll
+    for (float& sum : sums) sum += __shfl_down_sync(0xffffffffu, sum, distance);
+}
+
+template <class D, bool Pairs> __device__ __forceinline__ void enter(const Entering& p, EnteringShared& s) {
   const int thread = static_cast<int>(threadIdx.x), stems = p.stem.outputs;
   const int row = static_cast<int>(blockIdx.x) / p.blocks_across;
   const int first = static_cast<int>(blockIdx.x) % p.blocks_across * kCellsOfBlock;
   const int line = thread / (4 * kCellsOfBlock), place = thread % (4 * kCellsOfBlock);
   for (int i = thread; i < 4 * stems; i += kThreads) s.stem_weights[i] = p.stem.weight[i];
   for (int i = thread; i < stems; i += kThreads) s.stem_bias[i] = p.stem.bias[i];
-  for (int i = thread; i < 4 * stems * kFinest; i += kThreads)
-    s.weights[i % 4 * stems + i / 4 % stems][i / 4 / stems] = p.enter.weight[i];
-  const int cell = thread / kFinest, channel = thread % kFinest;
-  const float white = p.statistics.weight[3 * channel], black = p.statistics.weight[3 * channel + 1];
-  const float bias = p.enter.bias[channel] + p.statistics.bias[channel];
+  for (int i = thread / (4 * kFinest), output = thread / 4 % kFinest; i < stems; i += kThreads / (4 * kFinest))
+    s.weights[thread % 4][i][output] = p.enter.weight[4 * (output * stems + i) + thread % 4];
+  if (thread < kFinest) {
+    s.white[thread] = p.statistics.weight[3 * thread];
+    s.black[thread] = p.statistics.weight[3 * thread + 1];
+    s.bias[thread] = p.enter.bias[thread] + p.statistics.bias[thread];
+  }
+  const int cell = thread / 16, k = thread / 4 % 4, channel = thread % 4 * 4;
   float least = 0.0f, most = 0.0f;
 #pragma unroll 1
   for (int n = 0; n < p.exposures.count; ++n) {
     // Nothing that this writes is read after the previous exposure's second barrier.
-    float half, luminance;
-    look<D>(p, s, n, 4 * row + line, 4 * first + place, line, place, half, luminance);
+    const float luminance = look<D, Pairs>(p, s, n, 4 * row + line, 4 * first + place, line, place);
     least = n == 0 || luminance < least ? luminance : least;
     most = n == 0 || luminance > most ? luminance : most;
     __syncthreads();
     measure_cells(p, s, n, row, first);
+    float sums[4] = {};
+    enter_grid(s, stems, cell, k, channel, sums);
+    add_places(sums);
     __syncthreads();
-    float sum = bias + white * (1.0f - s.known[cell][0]) + black * (1.0f - s.known[cell][1]);
-    for (int k = 0; k < 4; ++k)
-      for (int i = 0; i < stems; ++i) sum += s.weights[k * stems + i][channel] * s.stems[cell][k][i];
-    if (first + cell < p.grid.width)
-      p.maps[(n * p.grid.cells() + static_cast<int64_t>(row) * p.grid.width + first + cell) * kFinest + channel] = sum;
+    if (k == 0 && first + cell < p.grid.width) {
+      const float white = 1.0f - s.known[cell][0], black = 1.0f - s.known[cell][1];
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        sums[c] += s.bias[channel + c] + white * s.white[channel + c] + black * s.black[channel + c];
+      const int64_t at = n * p.grid.cells() + static_cast<int64_t>(row) * p.grid.width + first + cell;
+      *reinterpret_cast<float4*>(p.maps + at * kFinest + channel) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+    }
   }
   s.apart[line][place] = most - least;
   __syncthreads();
@@ -343,7 +409,7 @@ template <class D> __device__ __forceinline__ void enter(const Entering& p, Ente
     p.apart[static_cast<int64_t>(row) * p.grid.width + first + thread] = mean_of_cell(s.apart, thread);
   if (thread < p.exposures.count) {
     Hash hash = 0, sum = 0;
-    for (int w = 0; w < kWarps; ++w) hash += s.hashes[thread][w], sum += s.sums[thread][w];
+    for (int w = 0; w < kWarps; ++w) hash += s.hashes[thread][w], sum += p.preferring ? s.sums[thread][w] : 0;
     p.hashes[static_cast<int64_t>(thread) * p.blocks + blockIdx.x] = hash;
     p.sums[static_cast<int64_t>(thread) * p.blocks + blockIdx.x] = sum;
   }

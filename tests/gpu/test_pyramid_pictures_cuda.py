@@ -121,6 +121,11 @@ KERNELS, LAUNCHES = "cuda/pyramid_pictures.cuh", "cuda/pyramid_pictures.cu"
 MUTANTS = [
     Mutant("no barrier before the statistics", "__syncthreads();\n    measure_cells", "measure_cells", KERNELS, flags=THREAD,
            sign="data race"),
+    Mutant("no barrier after the statistics", "add_places(sums);\n    __syncthreads();", "add_places(sums);", KERNELS, flags=THREAD,
+           sign="data race"),
+    Mutant("one place of a cell left out", "int distance = 8; distance >= 4", "int distance = 8; distance > 4", KERNELS),
+    Mutant("pairs of pixels across the end of a row", "f.width % 2 == 0 && all_aligned", "all_aligned", LAUNCHES),
+    Mutant("no convolution for the further stems", "i += kThreads / (4 * kFinest)", "i += kThreads", KERNELS),
     Mutant("no barrier before the convolution that follows", "__syncthreads();  // every thread is done with the tile and the weights",
            "", KERNELS, flags=THREAD, sign="data race"),
     Mutant("one row too far", "row < tile.row + kTileDown && row < p.sizes[0].height", "row < tile.row + kTileDown", KERNELS),
