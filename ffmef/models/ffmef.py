@@ -17,7 +17,7 @@ from ffmef.nn import AdaptiveFuse
 from ffmef.ops._backends import NAMES as OPERATOR_BACKENDS
 from ffmef.ops._backends import why_not
 from ffmef.ops.ffmef_forward import backend_of
-from ffmef.ops.library import flop_counters, operator
+from ffmef.ops.library import autocasts, flop_counters, operator
 from ffmef.ops.predict_and_fuse import predict_and_fuse
 from ffmef.ops.types import Backend
 
@@ -195,7 +195,7 @@ class FFMEF(nn.Module):
         return (
             self.backend == "native"
             and self.training
-            and not torch.is_autocast_enabled(luminance.device.type)
+            and not autocasts(luminance.device)
             and why_not("predict_and_fuse", "cpu", hidden=luminance, sides=self.kernel_sizes, channels=1) is None
         )
 

@@ -424,3 +424,12 @@ def test_names_stay_in_the_folder_of_bundled_weights(tmp_path, monkeypatch):
     (tmp_path / "weights").mkdir()
     with pytest.raises(InputError):
         models.load("../outside")
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "native", "recompute"])
+def test_every_way_has_shapes_on_the_meta_device(backend):
+    model = FFMEF(backend=backend).to("meta").train()
+    fused = model(torch.empty(2, 2, 9, 11, device="meta"))
+    fused.sum().backward()
+    assert fused.shape == (2, 1, 9, 11) and fused.device.type == "meta"
+    assert all(parameter.grad is not None for parameter in model.parameters())
