@@ -501,7 +501,7 @@ def training_pairs() -> str:
     """Write four pairs of synthetic exposures and return their folder."""
     from PIL import Image
 
-    folder = OUT / "pairs"
+    folder = OUT / f"pairs-{os.getpid()}"  # compilations run beside each other
     for number in range(4):
         (folder / f"{number}").mkdir(parents=True, exist_ok=True)
         frames = bracket((SIDE + 20 + 8 * number, SIDE + 60), 2, True)

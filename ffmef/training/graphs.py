@@ -117,6 +117,6 @@ def _compare(captured: _Captured, values: Tensor, gradients: Sequence[Tensor | N
     distance, size = torch.stack(norms).double().T.tolist()
     # Gradients that are 0 but for rounding, as of biases before a norm, are judged by the others' size.
     largest = max(size[1:], default=0.0)
-    for apart, whole in zip(distance, [size[0], *(one + 1e-4 * largest for one in size[1:])], strict=True):
+    for apart, whole in zip(distance, [size[0], *(one + 1e-2 * largest for one in size[1:])], strict=True):
         if apart > _TOLERANCE * whole:  # false for a loss that is no number, which the trainer reports
             raise RuntimeError(f"a captured step gave other results, by {apart:.2g} of {whole:.2g}")
