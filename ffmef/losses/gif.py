@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +59,9 @@ class GIFLoss(nn.Module):
             raise ValueError(f"masks must be 'threshold' or 'gradient', got {masks!r}")
         if variant not in ("paper", "release"):
             raise ValueError(f"variant must be 'paper' or 'release', got {variant!r}")
+        for name, value in (("steep_weight", steep_weight), ("global_weight", global_weight), ("threshold", threshold)):
+            if math.isnan(value):
+                raise ValueError(f"{name} must be a number, got {value}")
         self.steep_weight, self.global_weight, self.threshold = steep_weight, global_weight, threshold
         self.masks, self.saturation, self.variant = masks, saturation, variant
 

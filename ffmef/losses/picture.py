@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -37,7 +38,7 @@ class PictureLoss(nn.Module):
         brackets: weights that differ for more than two sources, by name; None means none.
 
     Raises:
-        ValueError: a term is unknown, or no term has a weight.
+        ValueError: a term is unknown, a weight is not finite, or no term has one.
 
     Example:
         >>> import torch
@@ -74,6 +75,9 @@ def _checked(weights: Mapping[str, float]) -> dict[str, float]:
     unknown = sorted(set(weights) - set(TERMS))
     if unknown:
         raise ValueError(f"weights must name terms of {sorted(TERMS)}, got {unknown[0]!r}")
+    for name, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"weights must be finite, got {weight} for {name!r}")
     used = {name: float(weight) for name, weight in weights.items() if weight}
     if not used:
         raise ValueError(f"weights must give at least one term a weight, got {weights}")

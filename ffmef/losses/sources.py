@@ -41,22 +41,26 @@ class Sources:
         """Split RGB pictures into luminance and chroma.
 
         Args:
-            rgb: (B, N, 3, H, W), uint8 or floating in [0, 1].
+            rgb: (B, N, 3, H, W), uint8 or floating in [0, 1]; no gradient reaches it, so none may be asked for.
             chroma_from: the picture whose chroma the fused picture takes (for visible and infrared); None merges all.
             truth: (B, 3, H, W), of the same type, or None.
 
         Raises:
-            ValueError: ``rgb`` has another shape, or ``chroma_from`` names no picture.
+            TypeError: ``rgb`` or ``truth`` is not a tensor of such a dtype.
+            ValueError: ``rgb`` has another shape or requires a gradient, or ``chroma_from`` names no picture.
 
         Example:
             >>> import torch
             >>> Sources.from_rgb(torch.zeros(1, 2, 3, 4, 5, dtype=torch.uint8)).luminance.shape
             torch.Size([1, 2, 4, 5])
         """
+        _check("rgb", rgb)
         if rgb.dim() != 5 or rgb.shape[2] != 3:
             raise ValueError(f"rgb must be (B, N, 3, H, W), got {tuple(rgb.shape)}")
         if chroma_from is not None and not 0 <= chroma_from < rgb.shape[1]:
             raise ValueError(f"chroma_from must be 0 to {rgb.shape[1] - 1}, got {chroma_from}")
+        if truth is not None:
+            _check("truth", truth)
         if truth is not None and truth.shape != rgb[:, 0].shape:
             raise ValueError(f"truth must be {tuple(rgb[:, 0].shape)} like a picture of rgb, got {tuple(truth.shape)}")
         rgb, truth = _scaled(rgb), None if truth is None else _scaled(truth)
@@ -90,12 +94,29 @@ class Sources:
         return ycbcr_to_rgb(torch.cat([fused, self.merged_chroma.to(fused.dtype)], 1) * 255) / 255
 
 
+def _check(name: str, maps: object) -> None:
+    if not isinstance(maps, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(maps).__name__}")
+    if not maps.is_floating_point() and maps.dtype != torch.uint8:
+        raise TypeError(f"{name} must be uint8 or floating, got {str(maps.dtype)[6:]}")
+    if maps.requires_grad:  # it would reach some of the maps, and not all
+        raise ValueError(f"{name} must not require a gradient, which no source gets ({name}.detach() has none)")
+
+
+def check_floating(fused: object) -> None:
+    if not isinstance(fused, Tensor):
+        raise TypeError(f"fused must be a tensor, got {type(fused).__name__}")
+    if not fused.is_floating_point():
+        raise TypeError(f"fused must be floating, in [0, 1], got {str(fused.dtype)[6:]}")
+
+
 def _scaled(maps: Tensor) -> Tensor:
     return maps.float() / 255 if maps.dtype == torch.uint8 else maps
 
 
 def check_fused(fused: Tensor, sources: Sources) -> Tensor:
     """Return ``fused`` in at least float32 after checking that it fits ``sources``."""
+    check_floating(fused)
     expected = (sources.luminance.shape[0], 1, *sources.luminance.shape[-2:])
     if tuple(fused.shape) != expected:
         raise ValueError(f"fused must be {expected} like sources, got {tuple(fused.shape)}")

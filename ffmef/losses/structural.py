@@ -37,15 +37,7 @@ class _SlidingSum(torch.autograd.Function):
 
     @staticmethod
     def forward(maps: Tensor, taps: Sequence[float]) -> Tensor:
-        if maps.device.type == "cuda":
-            return _by_bands(maps, taps)
-        for dim in (-2, -1):
-            length = maps.shape[dim] - len(taps) + 1
-            total = maps.narrow(dim, 0, length) * taps[0]
-            for i, tap in enumerate(taps[1:], start=1):
-                total.add_(maps.narrow(dim, i, length), alpha=tap)
-            maps = total
-        return maps
+        return _by_bands(maps, taps) if maps.device.type == "cuda" else _by_shifts(maps, taps)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -63,6 +55,21 @@ class _SlidingSum(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, maps: Tensor, taps: Sequence[float]):
         return _SlidingSum.apply(maps.movedim(in_dims[0], 0), taps), 0
+
+
+def _sliding_sum(maps: Tensor, taps: Sequence[float]) -> Tensor:
+    """Return :class:`_SlidingSum`; torch.compile traces no function with a jvp, and fuses the shifts itself."""
+    return _by_shifts(maps, taps) if torch.compiler.is_dynamo_compiling() else _SlidingSum.apply(maps, taps)
+
+
+def _by_shifts(maps: Tensor, taps: Sequence[float]) -> Tensor:
+    for dim in (-2, -1):
+        length = maps.shape[dim] - len(taps) + 1
+        total = maps.narrow(dim, 0, length) * taps[0]
+        for i, tap in enumerate(taps[1:], start=1):
+            total.add_(maps.narrow(dim, i, length), alpha=tap)
+        maps = total
+    return maps
 
 
 def _by_bands(maps: Tensor, taps: Sequence[float]) -> Tensor:
@@ -90,7 +97,7 @@ def _captured_band(side: int, taps: tuple[float, ...], dtype: torch.dtype, devic
 
 
 def _gaussian(maps: Tensor) -> Tensor:
-    return _SlidingSum.apply(maps, _GAUSSIAN)
+    return _sliding_sum(maps, _GAUSSIAN)
 
 
 def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
@@ -103,9 +110,9 @@ def _desired_structure(sources: Tensor, pairs: list[tuple[int, int]]) -> tuple[T
     area = WINDOW * WINDOW
     count = sources.shape[1]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    sums, means = _SlidingSum.apply(sources, _BOX), _gaussian(sources)
+    sums, means = _sliding_sum(sources, _BOX), _gaussian(sources)
     products = _of(sources, first) * _of(sources, second)
-    scatter = (_SlidingSum.apply(products, _BOX) * area - _of(sums, first) * _of(sums, second)) / area
+    scatter = (_sliding_sum(products, _BOX) * area - _of(sums, first) * _of(sums, second)) / area
     covariance = _gaussian(products) - _of(means, first) * _of(means, second)
 
     def combine(values: Tensor, factors: Tensor | None) -> Tensor:

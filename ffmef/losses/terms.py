@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ffmef.losses import edges
 from ffmef.losses.histograms import entropy, soft_histogram, soft_joint_histogram
-from ffmef.losses.structural import _SlidingSum, mef_ssim
+from ffmef.losses.structural import _sliding_sum, mef_ssim
 from ffmef.windows import gaussian
 
 
@@ -130,15 +130,15 @@ def information_loss(view: View) -> Tensor:
     for window, weight in ((17, 1.0), (9, 0.0), (5, 0.15), (3, 1.0)):
         taps = gaussian(window, window / 5)
         if window < 17:
-            sources, picture = (_SlidingSum.apply(maps, taps)[..., ::2, ::2] for maps in (sources, picture))
+            sources, picture = (_sliding_sum(maps, taps)[..., ::2, ::2] for maps in (sources, picture))
         if not weight:
             continue
         with torch.no_grad():
-            source_mean = _SlidingSum.apply(sources, taps)
-            variance = (_SlidingSum.apply(sources * sources, taps) - source_mean * source_mean).clamp_min(0)
-        mean = _SlidingSum.apply(picture, taps)
-        own = (_SlidingSum.apply(picture * picture, taps) - mean * mean).clamp_min(0)
-        covariance = _SlidingSum.apply(sources * picture, taps) - source_mean * mean
+            source_mean = _sliding_sum(sources, taps)
+            variance = (_sliding_sum(sources * sources, taps) - source_mean * source_mean).clamp_min(0)
+        mean = _sliding_sum(picture, taps)
+        own = (_sliding_sum(picture * picture, taps) - mean * mean).clamp_min(0)
+        covariance = _sliding_sum(sources * picture, taps) - source_mean * mean
         gain = (covariance / (variance + 1)).clamp_min(0)
         rest = (own - gain * covariance).clamp_min(1e-3)
         chosen = gain.detach().argmin(1, keepdim=True)
@@ -275,7 +275,7 @@ def _between(maps: Tensor, low: float, high: float) -> Tensor:
 
 
 def _blur(maps: Tensor) -> Tensor:
-    return _SlidingSum.apply(maps, _GAUSSIAN_11)
+    return _sliding_sum(maps, _GAUSSIAN_11)
 
 
 _GAUSSIAN_11 = gaussian(11, 1.5)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ffmef.losses.sources import Sources
+from ffmef.losses.sources import Sources, check_floating
 
 
 class TruthLoss(nn.Module):
@@ -39,6 +39,7 @@ class TruthLoss(nn.Module):
 
     def forward(self, fused: Tensor, sources: Sources) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its only term for a fused picture (B, 3, H, W) or luminance (B, 1, H, W), not clipped."""
+        check_floating(fused)
         if sources.truth is None:
             raise ValueError("sources must hold the truth for this loss, got None")
         truth = sources.truth if fused.shape[1:2] == (3,) else sources.true_luminance

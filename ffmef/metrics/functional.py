@@ -81,7 +81,7 @@ def _derivatives(picture: Tensor, smoothing: Sequence[float], border: str) -> tu
 
 
 def _window_sums(maps: Tensor, taps: Sequence[float]) -> Tensor:
-    return structural._SlidingSum.apply(maps, tuple(taps))
+    return structural._sliding_sum(maps, tuple(taps))
 
 
 class _Moments:

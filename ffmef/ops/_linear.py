@@ -471,7 +471,7 @@ def _register_transforms(name: str, op, plain: type[Function], functional: type[
     implement(name, legacy_vmap, "Batched")
 
 
-def _functionalized(interpreter, run: Callable, arguments: Sequence):
+def _functionalized(interpreter, run: Callable, arguments: tuple):
     from torch._subclasses.functional_tensor import FunctorchFunctionalizeAPI
 
     api = FunctorchFunctionalizeAPI(interpreter)

@@ -337,10 +337,13 @@ def test_many_sources_and_half_precision(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_compiles_without_graph_break(name):
     sources = Sources.from_rgb(scene())
-    fused = sources.luminance.mean(1, keepdim=True)
+    fused = sources.luminance.mean(1, keepdim=True).requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(lambda f: LOSSES[name](f, sources)[0], backend="eager", fullgraph=True)
-    assert compiled(fused).item() == pytest.approx(LOSSES[name](fused, sources)[0].item(), rel=1e-5)
+    value, expected = compiled(fused), LOSSES[name](fused, sources)[0]
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    gradients = (torch.autograd.grad(one, fused)[0] for one in (value, expected))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gif", "pmgi", "picture"])
@@ -404,6 +407,12 @@ def test_soft_histograms():
         (lambda: GIFLoss(variant="2"), "variant must be 'paper' or 'release', got '2'"),
         (lambda: PictureLoss({"sharpness": 1.0}), "weights must name terms of .*, got 'sharpness'"),
         (lambda: PictureLoss({"structure": 0.0}), "weights must give at least one term a weight"),
+        (lambda: PictureLoss({"structure": math.nan}), "weights must be finite, got nan for 'structure'"),
+        (lambda: GIFLoss(steep_weight=math.nan), "steep_weight must be a number, got nan"),
+        (
+            lambda: Sources.from_rgb(torch.zeros(1, 2, 3, 4, 4, requires_grad=True)),
+            "rgb must not require a gradient, which no source gets",
+        ),
         (lambda: Sources.from_rgb(torch.zeros(1, 3, 4, 4)), r"rgb must be \(B, N, 3, H, W\), got \(1, 3, 4, 4\)"),
         (
             lambda: GIFLoss()(torch.zeros(1, 1, 4, 5), Sources.from_rgb(torch.zeros(1, 2, 3, 4, 4))),
@@ -418,6 +427,15 @@ def test_soft_histograms():
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_pictures_of_other_types_are_refused():
+    sources = Sources.from_rgb(scene(16), truth=scene(16)[:, 0])
+    for loss in (GIFLoss(), PMGILoss(), TruthLoss()):
+        with pytest.raises(TypeError, match="fused must be floating, in \\[0, 1\\], got uint8"):
+            loss((sources.luminance[:, :1] * 255).byte(), sources)
+    with pytest.raises(TypeError, match="rgb must be uint8 or floating, got int32"):
+        Sources.from_rgb(torch.zeros(1, 2, 3, 4, 4, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("name", LOSSES)
