@@ -24,10 +24,20 @@ from torch.autograd import Function, forward_ad
 
 from ffmef.ops import _distributed
 from ffmef.ops._after_import import after_import
-from ffmef.ops.library import define, fallback, flop_counters, forward_mode_inside, implement, library, operator
+from ffmef.ops.library import (
+    PLAIN_TYPES,
+    call,
+    define,
+    direct_autograd,
+    fallback,
+    flop_counters,
+    forward_mode_inside,
+    implement,
+    library,
+    operator,
+)
 
 _BELOW_AUTOGRAD = torch._C._after_autograd_keyset
-_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _LEGACY_LEVELS = 64  # of the vmap that is_grads_batched of torch.autograd still uses
 
 
@@ -247,7 +257,7 @@ def _is_plain(tensor: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
-        or type(tensor) not in _PLAIN_TYPES
+        or type(tensor) not in PLAIN_TYPES
         or torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
 
@@ -278,7 +288,8 @@ class _ForwardRules:
         asked = [n and p not in found for p, n in enumerate(needs)]
         grads: Sequence[Tensor | None] = [None] * len(flat)
         if any(asked):
-            grads = cls.spec.run_backward(cls.backward_op, grad, flat, ctx.ends, ctx.options, asked)
+            op = functools.partial(call, cls.backward_op, [grad, *flat])
+            grads = cls.spec.run_backward(op, grad, flat, ctx.ends, ctx.options, asked)
         return None, None, *(found.get(p, g) if n else None for p, (g, n) in enumerate(zip(grads, needs, strict=True)))
 
     @classmethod
@@ -338,7 +349,7 @@ def _forward_functions(spec: LinearOperator, op, backward_op) -> tuple[type[Func
                 or torch._C._len_torch_dispatch_stack() > 0
                 or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
             )
-            if spec.keep is not None and not seen and all(type(t) in _PLAIN_TYPES for t in flat):
+            if spec.keep is not None and not seen and all(type(t) in PLAIN_TYPES for t in flat):
                 with torch._C._AutoDispatchBelowAutograd():
                     kept = spec.keep(flat, ends, options, ctx.needs_input_grad[2:])
             ctx.kept = kept is not None
@@ -450,6 +461,9 @@ def _register_transforms(name: str, op, plain: type[Function], functional: type[
             return list(result) if gives_list else result
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & _BELOW_AUTOGRAD, *arguments)
+
+    if not gives_list:
+        direct_autograd[op] = lambda *arguments: plain.apply(*split(arguments))
 
     def transforms(*arguments):
         from torch._functorch.autograd_function import custom_function_call

@@ -18,7 +18,7 @@ from ffmef.ops import reference
 from ffmef.ops._backends import Kernels, check_backend, declare, has_triton
 from ffmef.ops._linear import LinearOperator, promote_all, register, triton_kernel
 from ffmef.ops._overrides import overridable
-from ffmef.ops.library import autocasts, library, operator, refuse_derivatives
+from ffmef.ops.library import PLAIN_TYPES, autocasts, call, library, operator, refuse_derivatives
 from ffmef.ops.types import Backend, PaddingMode
 
 PADDING_MODES: tuple[str, ...] = get_args(PaddingMode)
@@ -102,13 +102,17 @@ def adaptive_fuse(
         tensor([[[0.0000, 0.2500, 0.7500, 1.0000]]])
     """
     filters = as_list("filters", filters)
-    images_5d, filters, alphas = _validate(images, filters, alphas, padding_mode)
+    if _is_usual(images, filters, alphas, padding_mode):
+        images_5d = images
+    else:
+        images_5d, filters, alphas = _validate(images, filters, alphas, padding_mode)
     check_backend("adaptive_fuse", backend, images=images)
     if backend == "reference":
         out = reference.adaptive_fuse(images_5d, filters, alphas, padding_mode)
     else:
         name = "adaptive_fuse_triton" if backend == "triton" else "adaptive_fuse"
-        out = operator(name)(images_5d, filters, alphas, padding_mode)
+        tensors = [images_5d, *filters, alphas]
+        out = call(operator(name), tensors, images_5d, filters, alphas, padding_mode)
     return out if images.dim() == 5 else out.squeeze(1)
 
 
@@ -184,6 +188,49 @@ def check_tensor(name: str, value: object) -> None:
     if value.layout != torch.strided or value.is_nested:
         layout = "a nested tensor" if value.is_nested else str(value.layout)[6:].removeprefix("_")
         raise TypeError(f"{name} must be dense, got {layout}")
+
+
+def _is_usual(images: Tensor, filters: list[Tensor], alphas: object, padding_mode: str) -> bool:
+    """Return whether a call of plain tensors surely passes :func:`_validate` as it is, at a third of its cost."""
+    if (
+        torch.compiler.is_compiling()  # compilers should guard on as little as possible
+        or torch._C._get_tracing_state() is not None
+        or type(images) not in PLAIN_TYPES
+        or images.is_nested  # whose other attributes raise
+        or type(alphas) not in PLAIN_TYPES
+        or alphas.is_nested
+        or padding_mode not in PADDING_MODES
+    ):
+        return False
+    shape, dtype, device = images.shape, images.dtype, images.device
+    if len(shape) != 5 or dtype not in DTYPES or images.layout is not torch.strided or not filters:
+        return False
+    batch, count, _, height, width = shape
+    for level in filters:
+        if type(level) not in PLAIN_TYPES or level.is_nested:
+            return False
+        sizes = level.shape
+        if (
+            len(sizes) != 5
+            or sizes[0] != batch
+            or sizes[1] != count
+            or sizes[2] not in _SIDES
+            or sizes[3] != height
+            or sizes[4] != width
+            or level.dtype is not dtype
+            or level.device != device
+            or level.layout is not torch.strided
+        ):
+            return False
+    return (
+        count > 0
+        and alphas.dim() == 1
+        and len(alphas) == len(filters)
+        and alphas.dtype in DTYPES
+        and alphas.device == device
+        and alphas.layout is torch.strided
+        and not autocasts(device)
+    )
 
 
 def _validate(
