@@ -172,7 +172,7 @@ def _by_frames(model, bracket: Bracket, place: torch.device) -> _Going:
 
 def _by_luminance(model, bracket: Bracket, place: torch.device) -> Wait:
     """Fuse by a model that takes luminance, in an order that depends on it."""
-    pictures = list(_sent(bracket.images, place))
+    pictures = list(_sent(bracket.images, place, apart=True))
     facts = _samples_range(pictures)
     planes = picture_colour.sample_luminance(pictures)
     order = list(range(len(pictures)))
@@ -226,8 +226,10 @@ def check_shape(fused: Tensor, planes) -> None:
 # There and back
 
 
-def _sent(arrays: Sequence[np.ndarray], place: torch.device, floating: torch.dtype | None = None):
-    """Return arrays of one dtype on a device: as one tensor if they have one shape, otherwise as a list.
+def _sent(
+    arrays: Sequence[np.ndarray], place: torch.device, floating: torch.dtype | None = None, *, apart: bool = False
+):
+    """Return arrays of one dtype on a device: as one tensor if they have one shape, otherwise, or ``apart``, as a list.
 
     Copies to a GPU may still be under way. Floating-point numbers become ``floating``, or else at least float32.
     """
@@ -236,7 +238,7 @@ def _sent(arrays: Sequence[np.ndarray], place: torch.device, floating: torch.dty
     if dtype.is_floating_point:
         dtype = floating or torch.promote_types(dtype, torch.float32)
         dtype = torch.float32 if _widest(place) == torch.float32 else dtype
-    if len({one.shape for one in given}) == 1:
+    if not apart and len({one.shape for one in given}) == 1:
         there: Any = torch.empty((len(given), *given[0].shape), dtype=dtype, device=place)
     else:
         there = [torch.empty(one.shape, dtype=dtype, device=place) for one in given]

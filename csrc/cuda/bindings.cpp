@@ -3,6 +3,7 @@
 #include "../common/padding.h"
 #include "adaptive_fuse.h"
 #include "ffmef_forward.h"
+#include "picture_colour.h"
 #include "predict_and_fuse.h"
 #include "pyramid_fuse.h"
 #include "pyramid_pictures.h"
@@ -552,12 +553,77 @@ Tensor pyramid_luminance_cuda(const Tensor& given, const std::vector<Tensor>& pa
   return output;
 }
 
+// ---- colour before and after a model of luminance ---------------------------------------------------------------------
+
+int samples_of(const Tensor& picture) {
+  switch (picture.scalar_type()) {
+    case ScalarType::Byte: return FFMEF_UINT8_SAMPLES;
+    case ScalarType::UInt16: return FFMEF_UINT16_SAMPLES;
+    case ScalarType::Float: return FFMEF_FLOAT32_SAMPLES;
+    case ScalarType::Double: return FFMEF_FLOAT64_SAMPLES;
+    default: STD_TORCH_CHECK(false, "pictures must be uint8, uint16, float32 or float64"); return -1;
+  }
+}
+
+// Pictures (H, W, 3), and (H, W) where `grey` may be, of one size, dtype and device.
+void check_pictures(const std::vector<Tensor>& pictures, const Tensor& like, bool grey) {
+  for (const Tensor& picture : pictures)
+    STD_TORCH_CHECK(picture.is_cuda() && picture.get_device_index() == like.get_device_index() &&
+                        ((picture.dim() == 3 && picture.size(2) == 3) || (grey && picture.dim() == 2)) &&
+                        picture.scalar_type() == pictures[0].scalar_type() && picture.size(0) == like.size(0) &&
+                        picture.size(1) == like.size(1),
+                    "pictures must have one size, dtype and device");
+}
+
+Tensor sample_luminance_cuda(const std::vector<Tensor>& pictures) {
+  STD_TORCH_CHECK(!pictures.empty(), "pictures must hold at least one picture");
+  const Tensor& first = pictures[0];
+  const torch::stable::accelerator::DeviceGuard guard(first.get_device_index());
+  check_pictures(pictures, first, true);
+  const int64_t count = static_cast<int64_t>(pictures.size()), pixels = first.size(0) * first.size(1);
+  Tensor planes = torch::stable::new_empty(first, {count, first.size(0), first.size(1)}, ScalarType::Float);
+  float* plane = static_cast<float*>(planes.mutable_data_ptr());
+  for (const Tensor& picture : pictures) {
+    const Tensor dense = torch::stable::contiguous(picture);
+    check_launch(ffmef_cuda_sample_luminance(dense.const_data_ptr(), samples_of(dense), dense.dim() == 3 ? 3 : 1,
+                                             pixels, plane, current_stream(dense)),
+                 "sample_luminance");
+    plane += pixels;
+  }
+  return planes;
+}
+
+Tensor recoloured_cuda(const Tensor& given, const std::vector<Tensor>& sources) {
+  STD_TORCH_CHECK(!sources.empty() && sources.size() <= FFMEF_MOST_SOURCES, "sources must be 1 to ",
+                  static_cast<int>(FFMEF_MOST_SOURCES), ", got ", static_cast<int64_t>(sources.size()));
+  STD_TORCH_CHECK(given.is_cuda() && given.dim() == 2 && given.scalar_type() == ScalarType::Float,
+                  "fused must be (H, W) in float32");
+  const torch::stable::accelerator::DeviceGuard guard(given.get_device_index());
+  check_pictures(sources, given, false);
+  const Tensor fused = torch::stable::contiguous(given);
+  std::vector<Tensor> dense;  // keeps alive what is read
+  std::vector<const void*> data;
+  for (const Tensor& source : sources) {
+    dense.push_back(torch::stable::contiguous(source));
+    data.push_back(dense.back().const_data_ptr());
+  }
+  Tensor out = torch::stable::new_empty(dense[0], {fused.size(0), fused.size(1), 3});
+  check_launch(ffmef_cuda_recoloured(static_cast<const float*>(fused.const_data_ptr()), data.data(),
+                                     static_cast<int>(data.size()), samples_of(dense[0]), fused.size(0) * fused.size(1),
+                                     out.mutable_data_ptr(), current_stream(fused)),
+               "recoloured");
+  return out;
+}
+
 }  // namespace
 }  // namespace ffmef
 
 // Called by the Python kernel of ffmef_forward, which falls back to Triton for other numbers of channels.
 STABLE_TORCH_LIBRARY_FRAGMENT(ffmef, m) {
   m.def("ffmef_forward_cuda(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor");
+  // Called by ffmef/ops/picture_colour.py, which has torch operations for other devices.
+  m.def("sample_luminance_cuda(Tensor[] pictures) -> Tensor");
+  m.def("recoloured_cuda(Tensor fused, Tensor[] sources) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
@@ -565,6 +631,8 @@ STABLE_TORCH_LIBRARY_IMPL(ffmef, CUDA, m) {
   m.impl("adaptive_fuse_backward", TORCH_BOX(&ffmef::adaptive_fuse_backward_cuda));
   m.impl("predict_and_fuse", TORCH_BOX(&ffmef::predict_and_fuse_cuda));
   m.impl("ffmef_forward_cuda", TORCH_BOX(&ffmef::ffmef_forward_cuda));
+  m.impl("sample_luminance_cuda", TORCH_BOX(&ffmef::sample_luminance_cuda));
+  m.impl("recoloured_cuda", TORCH_BOX(&ffmef::recoloured_cuda));
   m.impl("pyramid_fuse", TORCH_BOX(&ffmef::pyramid_fuse_cuda));
   m.impl("pyramid_fuse_backward", TORCH_BOX(&ffmef::pyramid_fuse_backward_cuda));
   m.impl("pyramid_exposures", TORCH_BOX(&ffmef::pyramid_exposures_cuda));
