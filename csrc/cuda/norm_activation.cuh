@@ -62,16 +62,23 @@ __device__ __forceinline__ float sum_of_warp(const float (&values)[kChannels]) {
   return sum;
 }
 
+// Adds one to a counter; what the warp wrote before is there for whoever sees the sum and acquires. A release alone, as a
+// full fence would also empty the first-level cache.
+__device__ __forceinline__ unsigned add_one(unsigned* counter) {
+#if defined(__CUDA_ARCH__)
+  unsigned before;
+  asm volatile("atom.add.release.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+#else
+  return atomicAdd(counter, 1u);
+#endif
+}
+
 // Counts a warp, and returns how many came before it in lane 0. What the warps before it wrote until then is readable
 // once came_last() is true.
 __device__ __forceinline__ unsigned count_warp(unsigned* counter) {
-  unsigned before = 0;
-  __syncwarp();  // the fence then counts for what all lanes wrote
-  if (threadIdx.x % kColumns == 0) {
-    __threadfence();
-    before = atomicAdd(counter, 1u);
-  }
-  return before;
+  __syncwarp();  // the release then counts for what all lanes wrote
+  return threadIdx.x % kColumns == 0 ? add_one(counter) : 0;
 }
 __device__ __forceinline__ bool came_last(unsigned before, int count) {
   const bool last = __shfl_sync(kAllLanes, before, 0) + 1 == static_cast<unsigned>(count);

@@ -111,7 +111,7 @@ struct Spot {
   bool exists, shown, own;
 };
 
-// A warp takes every second row of the tile, 32 columns of it; the columns that are left over are shared out after that.
+// A warp takes every second row of the tile, 32 columns of it; after that, the columns left over are shared out.
 template <int Halo> constexpr int kStagedRows = kTileDown<Halo> / kWarps;
 template <int Halo> constexpr int kStaged = kStagedRows<Halo> + (2 * Halo * kTileDown<Halo> + kThreads - 1) / kThreads;
 

@@ -128,7 +128,7 @@ MUTANTS = [
            "", PASSES, flags=THREAD, sign="data race"),
     Mutant("the last warp is not waited for", "if (!came_last(before, f.tiles_across)) return;",
            "came_last(before, f.tiles_across);", NORM, flags=THREAD, sign="data race"),
-    Mutant("a lane's part not fenced", "__syncwarp();  // the fence then counts for what all lanes wrote", "", NORM,
+    Mutant("a lane's part not released", "__syncwarp();  // the release then counts for what all lanes wrote", "", NORM,
            flags=THREAD, sign="data race"),
     Mutant("a row too far", "return row(p) < f.height &&", "return row(p) <= f.height &&", CONVOLUTION),
     Mutant("a column too far", "first_column + column < f.width;", "first_column + column <= f.width;", CONVOLUTION),
