@@ -449,6 +449,14 @@ def engine_of(backend: str, model) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda pair: ffmef_forward(pair, parameters, 4, model.kernel_sizes, backend=backend)
 
 
+# Of the network in CUDA C++: environment variables that are set, which the next call reads.
+NETWORK_FORMS = {
+    "early launches": ("FFMEF_CUDA_EARLY_LAUNCHES",),
+    "lanes": ("FFMEF_CUDA_NETWORK_LANES",),
+    "early launches and lanes": ("FFMEF_CUDA_EARLY_LAUNCHES", "FFMEF_CUDA_NETWORK_LANES"),
+}
+
+
 def step_engine() -> None:
     """The whole network in one operator: against float64 and repeated; as called, on the device, as a CUDA graph."""
     from ffmef.ops.ffmef_forward import KERNEL_SIZES as SETS
@@ -482,16 +490,21 @@ def step_engine() -> None:
                 if replay is not None:
                     timed("engine", replay, backend=backend, form="graph", size=size_name)
             timed("engine", lambda m=model, p=pair: m(p), backend=BACKENDS[0], form="model", size=size_name)
-            os.environ["FFMEF_CUDA_EARLY_LAUNCHES"] = "1"  # read at each call
-            early = engine_of(BACKENDS[0], model)
             plain = found[BACKENDS[0]]
-            timed("engine", lambda e=early, p=pair: e(p), backend=BACKENDS[0], form="early launches", size=size_name)
-            replay = attempt("graph of early launches", lambda e=early, p=pair: replaying(lambda: e(p)))
-            if replay is not None:
-                timed("engine", replay, backend=BACKENDS[0], form="graph of early launches", size=size_name)
-            same = attempt("early launches", lambda e=early, p=pair: all(torch.equal(e(p), plain) for _ in range(20)))  # noqa: B023
-            print(f"engine {size_name}: early launches give the same:", same, flush=True)
-            del os.environ["FFMEF_CUDA_EARLY_LAUNCHES"]
+            for name, switches in NETWORK_FORMS.items():
+                os.environ.update(dict.fromkeys(switches, "1"))  # read at each call
+                other = engine_of(BACKENDS[0], model)
+                timed("engine", lambda o=other, p=pair: o(p), backend=BACKENDS[0], form=name, size=size_name)
+                replay = attempt(f"graph of {name}", lambda o=other, p=pair: replaying(lambda: o(p)))
+                if replay is not None:
+                    timed("engine", replay, backend=BACKENDS[0], form=f"graph of {name}", size=size_name)
+                results = attempt(name, lambda o=other, p=pair: [o(p) for _ in range(20)])
+                if results is not None:
+                    apart = float((results[0] - plain).abs().max())  # 0, but for the order of two sums with lanes
+                    same = all(torch.equal(result, results[0]) for result in results)
+                    print(f"engine {size_name}: {name}: {apart:.1e} from plain, repeats: {same}", flush=True)
+                for switch in switches:
+                    del os.environ[switch]
 
 
 SIDE, BATCH = (48, 2) if CPU else (128, 8)  # of training

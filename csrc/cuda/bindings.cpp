@@ -387,7 +387,8 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
                            values.data(),
                            static_cast<int>(sizes.size()),
                            sizes.data(),
-                           asked_for("FFMEF_CUDA_EARLY_LAUNCHES")};
+                           asked_for("FFMEF_CUDA_EARLY_LAUNCHES"),
+                           asked_for("FFMEF_CUDA_NETWORK_LANES")};
   const int64_t expected = ffmef_cuda_ffmef_forward_values(n.level_count, n.sizes);
   STD_TORCH_CHECK(held == expected, "parameters must hold ", expected, " values for channels ", channels,
                   " and these kernel_sizes, got ", held);

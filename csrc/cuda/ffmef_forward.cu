@@ -3,10 +3,12 @@
 #include "ffmef_forward.h"
 
 #include "ffmef_forward.cuh"
+#include "lanes.cuh"
 #include "launch.cuh"
 
 #include <algorithm>
 #include <initializer_list>
+#include <optional>
 
 namespace ffmef::cuda::network {
 namespace {
@@ -179,6 +181,16 @@ struct Parameters {
 enum Map { kRawA, kRawB, kEncoded1, kBottom, kEncoded2, kUp2, kDecoded, kMaps };
 constexpr int kNorms = 17;
 
+// Pictures from this many pixels on fill a GPU with one launch at a time.
+constexpr int64_t kPixelsThatFill = 1 << 20;
+// Filters from this size on are predicted from the map at the bottom, which is there halfway.
+constexpr int kLargeFilter = 5;
+
+bool has_lanes(const ffmef_network& n) {
+  const bool small = n.lanes && n.batch * n.height * n.width < kPixelsThatFill;
+  return small && std::any_of(n.sizes, n.sizes + n.level_count, [](int size) { return size >= kLargeFilter; });
+}
+
 // Where everything lies in the workspace; without a workspace, how large it has to be.
 struct Workspace {
   unsigned* counters;  // of every norm
@@ -186,6 +198,7 @@ struct Workspace {
   float2* strips;
   double2* rows;
   Pixel* maps[kMaps];
+  Pixel* early[kLevels];  // features of large filters, with lanes
   int64_t bytes = 0, counters_of_norm, norms_of_norm;
 
   Workspace(const ffmef_network& n, const Frame& f, void* workspace) : base_(static_cast<unsigned char*>(workspace)) {
@@ -197,6 +210,10 @@ struct Workspace {
     strips = take<float2>(planes * strips_down * f.tiles_across * kChannels);
     rows = take<double2>(planes * strips_down * kChannels);
     for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width);
+    for (int l = 0; l < kLevels; ++l) {
+      const bool kept = has_lanes(n) && l < n.level_count && n.sizes[l] >= kLargeFilter;
+      early[l] = kept ? take<Pixel>(planes * n.height * n.width) : nullptr;
+    }
   }
 
  private:
@@ -238,8 +255,15 @@ class Chain {
   cudaError_t run() {
     error_ = cudaMemsetAsync(memory_.counters, 0, kNorms * memory_.counters_of_norm * sizeof(unsigned), stream_);
     extract();
-    predict_features();
-    predict_and_fuse();
+    if (lanes_) {
+      const cudaError_t joined = lanes_->join();
+      if (error_ == cudaSuccess) error_ = joined;
+      early_allowed_ = false;  // the next launch has two before it
+      predict(false);
+    } else {
+      predict_features([](int) { return true; });
+      predict_and_fuse([](int) { return true; }, tiles_ * network_.batch, false);
+    }
     return error_;
   }
 
@@ -267,6 +291,7 @@ class Chain {
     half = entry<Base::kNormed, 2, 2u, false>(raw_a, norms, {{&w_.skip_2, d1, mix}, {&w_.skip_3, nullptr, second}}, d2,
                                               nullptr, w_.bottom, raw_b);
     residual<1>(w_.bottom, raw_b, half, d2, nullptr, bottom);  // d1 has been read for the last time
+    if (has_lanes(network_)) start_large_levels();
 
     norms = step(w_.up_2, bottom, raw_a);
     mix = point<1, 0u>(raw_a, norms, {{&w_.skip_4, bottom, nullptr}}, w_.skip_4);
@@ -287,14 +312,13 @@ class Chain {
   }
 
   template <class Kernel, class Pass>
-  void start(Kernel kernel, int64_t planes, size_t shared_bytes, const Pass& pass, int threads = kThreads) {
+  void start(Kernel kernel, int64_t blocks, size_t shared_bytes, const Pass& pass, int threads = kThreads) {
     if (error_ != cudaSuccess) return;
-    const int64_t blocks = planes * tiles_;
-    // The first launch waits for all earlier work on the stream.
-    error_ = network_.early_launches && launches_ > 0
+    // The first launch waits for all earlier work on the stream, and so does one after another stream's work.
+    error_ = network_.early_launches && early_allowed_
                  ? launch_early(kernel, blocks, threads, shared_bytes, stream_, pass)
                  : launch(kernel, blocks, threads, shared_bytes, stream_, pass);
-    launches_ += 1;
+    early_allowed_ = true;
   }
   Statistics statistics(const float* gamma, const float* beta, int normed) {
     const int norm = norms_used_++;
@@ -327,20 +351,20 @@ class Chain {
                             block.first,
                             raw,
                             statistics(block.gamma, block.beta, kChannels / 2)};
-    start(entry_kernel<B, Mixes, StemSkips, Beside>, planes_, sizeof(Shared), pass);
+    start(entry_kernel<B, Mixes, StemSkips, Beside>, planes_ * tiles_, sizeof(Shared), pass);
     return pass.statistics.norms;
   }
   const float2* step(const StepParameters& w, const Pixel* map, Pixel* raw) {
     const EntryPass pass = {frame_, stem_, mixture_of(map, nullptr, {}),          nullptr, nullptr,
                             w.conv, raw,   statistics(w.gamma, w.beta, kChannels)};
-    start(entry_kernel<Base::kMap, 0, 0u, false>, planes_, sizeof(Shared), pass);
+    start(entry_kernel<Base::kMap, 0, 0u, false>, planes_ * tiles_, sizeof(Shared), pass);
     return pass.statistics.norms;
   }
   template <int Mixes, unsigned StemSkips> const float2* point(const Pixel* base, const float2* norms,
                                                                std::initializer_list<Mixed> mixes,
                                                                const MixParameters& w) {
     const PointPass pass = {frame_, stem_, mixture_of(base, norms, mixes), statistics(w.gamma, w.beta, kChannels)};
-    start(point_kernel<Mixes, StemSkips>, planes_, sizeof(PointShared), pass);
+    start(point_kernel<Mixes, StemSkips>, planes_ * tiles_, sizeof(PointShared), pass);
     return pass.statistics.norms;
   }
   ResidualPass rest_of(const ResidualParameters& w, const Pixel* raw, const float2* norms, const Pixel* first,
@@ -349,14 +373,15 @@ class Chain {
   }
   template <int Inputs> void residual(const ResidualParameters& w, const Pixel* raw, const float2* norms,
                                       const Pixel* first, const Pixel* second, Pixel* result) {
-    start(residual_kernel<Inputs, false>, planes_, sizeof(Shared), rest_of(w, raw, norms, first, second, result));
+    start(residual_kernel<Inputs, false>, planes_ * tiles_, sizeof(Shared),
+          rest_of(w, raw, norms, first, second, result));
   }
   const float2* residual_point(const ResidualParameters& w, const Pixel* raw, const float2* norms, const Pixel* input,
                                Pixel* result, const MixParameters& mix, const Pixel* skip) {
     ResidualPass pass = rest_of(w, raw, norms, input, nullptr, result);
     pass.point = point_of({&mix, skip, nullptr});
     pass.statistics = statistics(mix.gamma, mix.beta, kChannels);
-    start(residual_kernel<1, true>, planes_, sizeof(Shared), pass);
+    start(residual_kernel<1, true>, planes_ * tiles_, sizeof(Shared), pass);
     return pass.statistics.norms;
   }
 
@@ -365,30 +390,55 @@ class Chain {
   // These go into maps that are no longer needed.
   Pixel* features_of(int level) const {
     constexpr Map kFree[kLevels] = {kRawA, kRawB, kEncoded1, kEncoded2};
-    return memory_.maps[kFree[level]];
+    Pixel* const early = memory_.early[level];
+    return early != nullptr ? early : memory_.maps[kFree[level]];
   }
-  void predict_features() {
+
+  // On a second lane. The decoder's launches leave half of the GPU's issue slots idle, so a third of the blocks there
+  // could be are enough, and leave room for the decoder's.
+  void start_large_levels() {
+    const cudaStream_t stream = stream_;
+    lanes_.emplace(stream, 2);
+    if (error_ == cudaSuccess) error_ = lanes_->error();
+    stream_ = lanes_->stream(1);
+    early_allowed_ = false;
+    predict(true);
+    stream_ = stream;
+    early_allowed_ = false;
+  }
+  void predict(bool large) {
+    const auto wanted = [large](int size) { return (size >= kLargeFilter) == large; };
+    if (std::none_of(network_.sizes, network_.sizes + network_.level_count, wanted)) return;
+    const int64_t tiles = tiles_ * network_.batch;
+    predict_features(wanted);
+    predict_and_fuse(wanted, large ? divide_up(tiles, 3) : tiles, !large);
+  }
+  template <class Wanted> void predict_features(const Wanted& wanted) {
     FeaturePass pass = {};
     pass.frame = frame_;
     pass.planes = static_cast<int>(planes_);
+    int count = 0;
     for (int l = 0; l < network_.level_count; ++l) {
+      if (!wanted(network_.sizes[l])) continue;
       const HeadParameters& w = w_.heads[l];
-      pass.levels[l] = {maps_of(network_.sizes[l]), w.squeeze, w.excite, w.conv, features_of(l)};
+      pass.levels[count++] = {maps_of(network_.sizes[l]), w.squeeze, w.excite, w.conv, features_of(l)};
     }
-    start(features_kernel, planes_ * network_.level_count, sizeof(Shared), pass);
+    start(features_kernel, planes_ * count * tiles_, sizeof(Shared), pass);
   }
-  void predict_and_fuse() {
+  template <class Wanted> void predict_and_fuse(const Wanted& wanted, int64_t blocks, bool adds) {
     HeadPass pass = {};
     pass.frame = frame_;
     pass.luminance = network_.luminance;
-    pass.level_count = network_.level_count;
+    pass.tiles = static_cast<int>(tiles_ * network_.batch);
+    pass.adds = adds;
     pass.output = output_;
     size_t bytes = 0;
     for (int l = 0; l < network_.level_count; ++l) {
-      const HeadParameters& w = w_.heads[l];
       const int size = network_.sizes[l];
-      pass.levels[l] = {size,           features_of(l), w.expand.weight, w.expand.bias, w.project.weight,
-                        w.project.bias, w_.alphas + l};
+      if (!wanted(size)) continue;
+      const HeadParameters& w = w_.heads[l];
+      pass.levels[pass.level_count++] = {
+          size, features_of(l), w.expand.weight, w.expand.bias, w.project.weight, w.project.bias, w_.alphas + l};
       const size_t needed = size == 1   ? kHeadBytes<1>
                             : size == 3 ? kHeadBytes<3>
                             : size == 5 ? kHeadBytes<5>
@@ -396,9 +446,9 @@ class Chain {
       bytes = std::max(bytes, needed);
     }
     if (bytes > kHeadBytes<5>)
-      start(heads_kernel<7>, network_.batch, bytes, pass, kHeadThreads);
+      start(heads_kernel<7>, blocks, bytes, pass, kHeadThreads);
     else
-      start(heads_kernel<5>, network_.batch, bytes, pass, kHeadThreads);
+      start(heads_kernel<5>, blocks, bytes, pass, kHeadThreads);
   }
 
   const ffmef_network& network_;
@@ -409,7 +459,9 @@ class Chain {
   cudaStream_t stream_;
   const Stem stem_;
   const int64_t planes_, tiles_;
-  int norms_used_ = 0, launches_ = 0;
+  int norms_used_ = 0;
+  bool early_allowed_ = false;
+  std::optional<Lanes> lanes_;
   cudaError_t error_ = cudaSuccess;
 };
 
