@@ -7,7 +7,8 @@ through pinned memory: while one is on its way, the next is copied. Colour is th
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def start(model: Any, bracket: Bracket, place: torch.device) -> Wait:
 
     The waiting function raises :class:`ffmef.picture.OutOfRange` for floating-point samples outside [0, 1].
     """
-    with torch.inference_mode(), _whole_float32():
+    with torch.inference_mode(), _whole_float32:
         if takes_pictures(model, bracket.task):
             going = _by_pictures(model, bracket, place)
         elif getattr(model, "takes_frames", False):
@@ -107,15 +108,30 @@ def start(model: Any, bracket: Bracket, place: torch.device) -> Wait:
     return wait
 
 
-@contextlib.contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Keep convolutions of cuDNN from rounding to TF32, torch's default: that could change a picture by a level."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
+class _WholeFloat32(contextlib.AbstractContextManager):
+    """Keeps convolutions of cuDNN from rounding to TF32, torch's default: that could change a picture by a level.
+
+    The setting is the process's: the first of several threads changes it, and the last one restores it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock, contextlib.suppress(RuntimeError):  # torch refuses to say where finer settings were made
+            if self._inside == 0:
+                self._before = torch.backends.cudnn.allow_tf32
+                torch.backends.cudnn.allow_tf32 = False
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            if self._inside == 1 and self._before:
+                torch.backends.cudnn.allow_tf32 = True
+            self._inside = max(0, self._inside - 1)
+
+
+_whole_float32 = _WholeFloat32()
 
 
 # How models take pictures
@@ -193,7 +209,7 @@ def _by_luminance(model, bracket: Bracket, place: torch.device) -> Wait:
             sums = facts["sums"].tolist()
             final = bracket.order_of(sums)
             if final != sorted(order, key=lambda index: sums[index]):  # of images of equal sums, samples decide
-                with torch.inference_mode(), _whole_float32():
+                with torch.inference_mode(), _whole_float32:
                     again = _joined(model, planes[torch.tensor(final, device=place)], pictures, bracket, {})
                 found, facts = _on_the_way_back(again)()
                 _check(facts, "luminance")

@@ -554,7 +554,7 @@ Tensor pyramid_luminance_cuda(const Tensor& given, const std::vector<Tensor>& pa
   return output;
 }
 
-// ---- colour before and after a model of luminance ---------------------------------------------------------------------
+// ---- colour before and after a model of luminance -------------------------------------------------------------------
 
 int samples_of(const Tensor& picture) {
   switch (picture.scalar_type()) {

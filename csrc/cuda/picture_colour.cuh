@@ -1,5 +1,5 @@
-// Samples of pictures to luminance, and fused luminance with the sources' chroma to samples, pixel by pixel. Every step is
-// rounded as in ffmef/imaging/colour.py: results are the same to the bit, and so is the order of exposures that follows.
+// Samples of pictures to luminance, and fused luminance with the sources' chroma to samples, pixel by pixel. Every step
+// is rounded as in ffmef/imaging/colour.py: results are the same to the bit, and so is the order of exposures.
 #pragma once
 
 #include "common.cuh"

@@ -154,6 +154,21 @@ def test_pictures_of_one_brightness_are_ordered_by_their_samples(elsewhere):
         assert np.abs(fuse(given, model="ffmef").astype(int) - expected).max() <= 1
 
 
+def test_convolutions_are_not_rounded_to_tf32(elsewhere):
+    elsewhere()
+    seen = []
+
+    def model(planes):
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return planes[:, :1]
+
+    for allowed in (True, False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
+            fuse([samples(picture, "uint8") for picture in PAIR], model=model)
+            assert torch.backends.cudnn.allow_tf32 is allowed
+    assert seen == [False, False]
+
+
 def test_a_function_takes_luminance_in_order(elsewhere):
     pair = [samples(picture, "uint8") for picture in PAIR]
 
