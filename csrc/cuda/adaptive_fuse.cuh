@@ -49,9 +49,9 @@ template <class T> struct Problem {
 };
 
 // R rows of V pixels per thread.
-template <class T, int V, int R = 1> struct Tile {
+template <class T, int V, int R = 1, int Width = V == 1 ? 32 : 64> struct Tile {
   static constexpr int kRows = R;
-  static constexpr int kWidth = V == 1 ? 32 : 64;
+  static constexpr int kWidth = Width;
   static constexpr int kThreadsAcross = kWidth / V;
   static constexpr int kThreads = V == 8 ? 128 : 256;
   static constexpr int kHeight = kThreads / kThreadsAcross * R;
@@ -339,7 +339,7 @@ template <class T> __device__ __forceinline__ void sum_level_partials(const Accu
 
 // ---- gradient of the filters: alpha_l * g * shifted image -----------------------------------------------------------
 
-template <int K, int V, int C, class T>
+template <int K, int V, int C, bool Streaming, class T>
 __device__ __forceinline__ Accumulate<T> filters_gradient_level(const Accumulate<T>* tile, int plane, int pitch,
                                                                 const Accumulate<T> (&gradient)[C][V],
                                                                 Accumulate<T> alpha, T* target, int target_stride,
@@ -367,16 +367,15 @@ __device__ __forceinline__ Accumulate<T> filters_gradient_level(const Accumulate
       if (target != nullptr) {
 #pragma unroll
         for (int v = 0; v < V; ++v) product[v] *= alpha;
-        store<V>(target + t * target_stride, product);
+        store<V, Streaming>(target + t * target_stride, product);
       }
     }
   }
   return sum;
 }
 
-template <class T, int V, int C>
+template <class Shape, int V, int C, bool Streaming, class T>
 __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accumulate<T>* tile) {
-  using Shape = Tile<T, V>;
   const Position at = position_of_thread<Shape, V>(p);
   const int batch = at.plane;
   const int tile_row = static_cast<int>(threadIdx.x) / Shape::kThreadsAcross;
@@ -420,8 +419,8 @@ __device__ __forceinline__ void filters_gradient_tiled(const Problem<T>& p, Accu
         with_size<false>(level.size, [&](auto size) {
           constexpr int K = decltype(size)::value;
           const Accumulate<T>* origin = buffer + (tile_row + p.halo_rows - K / 2) * Shape::kPitch + tile_column;
-          sum = filters_gradient_level<K, V, C>(origin, plane, Shape::kPitch, gradient, alpha, target, pixels, filters,
-                                                static_cast<int>(level.tap));
+          sum = filters_gradient_level<K, V, C, Streaming>(origin, plane, Shape::kPitch, gradient, alpha, target,
+                                                           pixels, filters, static_cast<int>(level.tap));
         });
       }
       if (p.partials != nullptr) level_sums.add(l, sum);
@@ -605,27 +604,29 @@ struct Places {
 template <class T, class Index, int C> constexpr int kImagesGradientRows =
     C == 1 && sizeof(T) <= 4 && sizeof(Index) == 4 ? 2 : 1;
 
-// Away from the border every tap has an output that sees the pixel, and padding shows it nowhere else. So there is
-// nothing to check on the way, and a row of taps is loaded at once. One channel only; sums are in the order of
-// images_gradient_level.
-template <int K, int R, class Index, class T>
-__device__ __forceinline__ void images_gradient_inside(const Problem<T>& p, const LevelView<T>& level, const T* filters,
-                                                       const T* gradient, const Position& at,
-                                                       Accumulate<T> (&sums)[R]) {
+// What a pixel gets through its own place, a row of taps at once. Away from the border every tap has an output that sees
+// the pixel, so there is nothing to check; at the border the others count as zeros. One channel only; sums are in the
+// order of images_gradient_level.
+template <int K, int R, bool Border, class Index, class T>
+__device__ __forceinline__ void images_gradient_own_place(const Problem<T>& p, const LevelView<T>& level,
+                                                          const T* filters, const T* gradient, const Position& at,
+                                                          Accumulate<T> (&sums)[R]) {
   const Index tap_stride = static_cast<Index>(level.tap), column_stride = static_cast<Index>(level.column);
   const Index gradient_column = static_cast<Index>(p.gradient.column);
   Accumulate<T> sum[R] = {};
-#pragma unroll(K == 3 ? K + R - 1 : 1)
+#pragma unroll(K == 3 && !Border ? K + R - 1 : 1)
   for (int o = 0; o < K + R - 1; ++o) {
     // This row of outputs sees the thread's row r through tap row first + r; through tap 0, it does at `column`.
     const int first = o - (R - 1), row = at.row + K / 2 - first;
     const int column = at.column + K / 2;
+    if (Border && (row < 0 || row >= p.height)) continue;
     const T* taps_of_row =
         filters + (first * K * tap_stride + row * static_cast<Index>(level.row) + column * column_stride);
     const T* seen_of_row = gradient + (row * static_cast<Index>(p.gradient.row) + column * gradient_column);
-    Accumulate<T> taps[R][K][1], seen[K];
+    Accumulate<T> taps[R][K][1] = {}, seen[K] = {};
 #pragma unroll
     for (int j = 0; j < K; ++j) {
+      if (Border && (column - j < 0 || column - j >= p.width)) continue;
       seen[j] = widen(seen_of_row[-j * gradient_column]);
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -643,8 +644,8 @@ __device__ __forceinline__ void images_gradient_inside(const Problem<T>& p, cons
   for (int r = 0; r < R; ++r) sums[r] += sum[r];
 }
 
-// K = 0: the size is known at run time only.
-template <int K, class Index, int C, class T>
+// K = 0: the size is known at run time only. `OwnPlace`: also what the pixel gets through its own place.
+template <int K, bool OwnPlace, class Index, int C, class T>
 __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const LevelView<T>& level, const T* filters,
                                                       const T* gradient, int channels, const Position& at,
                                                       Accumulate<T> (&sum)[C]) {
@@ -657,7 +658,7 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   for (int r = 0; r < rows.count(); ++r) {
     if (!rows.shows(r)) continue;
     for (int s = 0; s < columns.count(); ++s) {
-      if (!columns.shows(s)) continue;
+      if (!columns.shows(s) || (!OwnPlace && r == 0 && s == 0)) continue;
 #pragma unroll kRowsUnrolled < K>
       for (int i = 0; i < size; ++i) {
         const int row = rows[r] + radius - i;  // the output that sees this place through tap row i
@@ -678,44 +679,60 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   }
 }
 
-// All rows of a thread, one after another if any of them is at the border.
+// All rows of a thread. `border` is the same for the whole block, so no warp takes both ways.
 template <int K, class Index, int R, int C, class T>
 __device__ __forceinline__ void images_gradient_rows(const Problem<T>& p, const LevelView<T>& level, const T* filters,
-                                                     const T* gradient, int channels, const Position& at,
+                                                     const T* gradient, int channels, const Position& at, bool border,
                                                      Accumulate<T> (&sums)[R][C]) {
-  if constexpr (K > 0 && C == 1 && R * K <= 10) {  // more taps at once would be too many registers
-    const Places first{at.row, p.height, K / 2, p.padding}, last{at.row + R - 1, p.height, K / 2, p.padding};
-    const Places columns{at.column, p.width, K / 2, p.padding};
-    if (!first.at_border() && !last.at_border() && !columns.at_border()) {
-      Accumulate<T> inside[R] = {};
-      images_gradient_inside<K, R, Index>(p, level, filters, gradient, at, inside);
+  constexpr bool kRowsOfTaps = K > 0 && C == 1;
+  if constexpr (kRowsOfTaps) {
+    // More taps at once would be too many registers.
+    const auto add = [&](auto together, auto at_border, int first) {
+      constexpr int kTogether = decltype(together)::value;
+      Accumulate<T> sum[kTogether] = {};
+      images_gradient_own_place<K, kTogether, decltype(at_border)::value == 1, Index>(
+          p, level, filters, gradient, {at.plane, at.row + first, at.column}, sum);
 #pragma unroll
-      for (int r = 0; r < R; ++r) sums[r][0] += inside[r];
-      return;
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+          if (r == first + i) sums[r][0] += sum[i];
+    };
+    constexpr int kTogether = R * K <= 10 ? R : 1, kTogetherAtBorder = R * K <= 6 ? R : 1;
+    if (border) {
+#pragma unroll 1
+      for (int first = 0; first < R; first += kTogetherAtBorder) add(Size<kTogetherAtBorder>(), Size<1>(), first);
+    } else {
+#pragma unroll 1
+      for (int first = 0; first < R; first += kTogether) add(Size<kTogether>(), Size<0>(), first);
     }
+    if (!border || p.padding == Padding::zeros) return;
   }
 #pragma unroll 1
   for (int row = 0; row < R; ++row) {
     if (at.row + row >= p.height) break;
     Accumulate<T> sum[C] = {};
-    const Position place{at.plane, at.row + row, at.column};
-    if constexpr (K > 0 && C == 1 && R * K > 10) {
-      const Places rows{place.row, p.height, K / 2, p.padding}, columns{at.column, p.width, K / 2, p.padding};
-      if (!rows.at_border() && !columns.at_border()) {
-        images_gradient_inside<K, 1, Index>(p, level, filters, gradient, place, sum);
-        if (row == 0) sums[0][0] += sum[0];
-        if (row > 0) sums[R - 1][0] += sum[0];
-        continue;
-      }
-    }
     // Code for the border in every size would cost the rest registers.
-    images_gradient_level<C == 1 ? 0 : K, Index, C>(p, level, filters, gradient, channels, place, sum);
+    images_gradient_level<C == 1 ? 0 : K, !kRowsOfTaps, Index, C>(p, level, filters, gradient, channels,
+                                                                  {at.plane, at.row + row, at.column}, sum);
 #pragma unroll
     for (int r = 0; r < R; ++r)
 #pragma unroll
       for (int c = 0; c < C; ++c)
         if (r == row) sums[r][c] += sum[c];
   }
+}
+
+// Whether some pixel of the block's tile is at the border for a filter of this radius.
+template <class Shape, class T>
+__device__ __forceinline__ bool block_at_border(const Problem<T>& p, const Position& at, int radius) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int row = at.row - thread / Shape::kThreadsAcross * Shape::kRows;
+  const int column = at.column - thread % Shape::kThreadsAcross;
+  const Places first_row{row, p.height, radius, p.padding}, first_column{column, p.width, radius, p.padding};
+  const Places last_row{row + Shape::kHeight - 1, p.height, radius, p.padding},
+      last_column{column + Shape::kWidth - 1, p.width, radius, p.padding};
+  return first_row.at_border() || last_row.at_border() || first_column.at_border() || last_column.at_border();
 }
 
 template <class T, class Index, int C>
@@ -740,7 +757,8 @@ __device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<
       Accumulate<T> sum[R][C] = {};
       const T* filters = level.filters + batch * level.batch + image * level.image;
       with_size<true>(level.size, [&](auto size) {
-        images_gradient_rows<decltype(size)::value, Index, R, C>(p, level, filters, gradient, channels, at, sum);
+        images_gradient_rows<decltype(size)::value, Index, R, C>(p, level, filters, gradient, channels, at,
+                                                                 block_at_border<Shape>(p, at, level.size / 2), sum);
       });
       const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       const T* pixel = p.images.data + batch * p.images.batch + image * p.images.image +

@@ -54,10 +54,30 @@ void check_launch(int error, const char* name) {
   STD_TORCH_CHECK(error == 0, name, " could not be launched: ", ffmef_cuda_error_text(error));
 }
 
-// Memory for the duration of the call; torch's allocator keeps it until the stream is done with it.
-Tensor workspace_of(const Tensor& tensor, int64_t bytes) {
-  return torch::stable::new_empty(tensor, {bytes}, ScalarType::Byte);
+// torch::stable::to and new_empty find their operator by its name at every call, which takes microseconds each. These
+// two do the same without.
+Tensor as_type(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
 }
+
+Tensor make_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t axis = sizes.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * (sizes[axis] > 1 ? sizes[axis] : 1);
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  device_type, like.get_device_index(), &made));
+  return Tensor(made);
+}
+
+Tensor make_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  return make_empty(like, sizes, like.scalar_type());
+}
+
+// Memory for the duration of the call; torch's allocator keeps it until the stream is done with it.
+Tensor workspace_of(const Tensor& tensor, int64_t bytes) { return make_empty(tensor, {bytes}, ScalarType::Byte); }
 
 bool asked_for(const char* variable) {
   const char* value = std::getenv(variable);
@@ -86,7 +106,7 @@ ScalarType common_type(const Tensor& images, const std::vector<Tensor>& filters)
 
 std::vector<Tensor> all_to(const std::vector<Tensor>& tensors, ScalarType type) {
   std::vector<Tensor> cast;
-  for (const Tensor& tensor : tensors) cast.push_back(torch::stable::to(tensor, type));
+  for (const Tensor& tensor : tensors) cast.push_back(as_type(tensor, type));
   return cast;
 }
 
@@ -102,8 +122,8 @@ struct Call {
   // The public function explains mistakes; these checks only keep memory safe when the dispatcher is called directly.
   Call(const Tensor& images, const std::vector<Tensor>& levels, const Tensor& given_alphas,
        const std::string& padding_mode)
-      : alphas(torch::stable::to(given_alphas,
-                                 images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float)) {
+      : alphas(as_type(given_alphas,
+                       images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float)) {
     STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
     STD_TORCH_CHECK(alphas.is_cuda() && alphas.get_device_index() == images.get_device_index() && alphas.dim() == 1 &&
                         alphas.size(0) == static_cast<int64_t>(levels.size()),
@@ -146,11 +166,11 @@ Tensor adaptive_fuse_cuda(const Tensor& given_images, const std::vector<Tensor>&
                           const std::string& padding_mode) {
   const torch::stable::accelerator::DeviceGuard guard(given_images.get_device_index());
   const ScalarType type = common_type(given_images, given_filters);
-  const Tensor images = torch::stable::to(given_images, type);
+  const Tensor images = as_type(given_images, type);
   const std::vector<Tensor> filters = all_to(given_filters, type);
   const Call call(images, filters, alphas, padding_mode);
   const ffmef_fusion& f = call.fusion;
-  Tensor output = torch::stable::new_empty(images, {f.batch, f.channels, f.height, f.width});
+  Tensor output = make_empty(images, {f.batch, f.channels, f.height, f.width});
   check_launch(ffmef_cuda_adaptive_fuse(&f, output.mutable_data_ptr(), current_stream(images)), "adaptive_fuse");
   return output;
 }
@@ -162,7 +182,7 @@ std::vector<Tensor> adaptive_fuse_backward_cuda(const Tensor& grad, const Tensor
                                                 const std::vector<int64_t>& need_filters, bool need_alphas) {
   const torch::stable::accelerator::DeviceGuard guard(given_images.get_device_index());
   const ScalarType type = common_type(given_images, given_filters);
-  const Tensor images = torch::stable::to(given_images, type);
+  const Tensor images = as_type(given_images, type);
   const std::vector<Tensor> filters = all_to(given_filters, type);
   const Call call(images, filters, alphas, padding_mode);
   const ffmef_fusion& f = call.fusion;
@@ -173,17 +193,16 @@ std::vector<Tensor> adaptive_fuse_backward_cuda(const Tensor& grad, const Tensor
   STD_TORCH_CHECK(need_filters.size() == filters.size(), "need_filters must have one value for each level");
 
   // A gradient that is not needed is an empty tensor: it costs nothing and keeps the schema simple.
-  Tensor image_grad = need_images
-                          ? torch::stable::new_empty(images, {f.batch, f.image_count, f.channels, f.height, f.width})
-                          : torch::stable::new_empty(images, {0});
-  Tensor alpha_grad = torch::stable::new_empty(call.alphas, {need_alphas ? call.alphas.size(0) : 0});
+  Tensor image_grad = need_images ? make_empty(images, {f.batch, f.image_count, f.channels, f.height, f.width})
+                                  : make_empty(images, {0});
+  Tensor alpha_grad = make_empty(call.alphas, {need_alphas ? call.alphas.size(0) : 0});
   std::vector<Tensor> gradients{image_grad};
   std::vector<void*> filter_grad_data;
   for (size_t l = 0; l < filters.size(); ++l) {
     const Tensor& level = filters[l];
-    gradients.push_back(need_filters[l] ? torch::stable::new_empty(level, {level.size(0), level.size(1), level.size(2),
-                                                                           level.size(3), level.size(4)})
-                                        : torch::stable::new_empty(level, {0}));
+    gradients.push_back(
+        need_filters[l] ? make_empty(level, {level.size(0), level.size(1), level.size(2), level.size(3), level.size(4)})
+                        : make_empty(level, {0}));
     filter_grad_data.push_back(need_filters[l] ? gradients.back().mutable_data_ptr() : nullptr);
   }
 
@@ -198,10 +217,10 @@ std::vector<Tensor> adaptive_fuse_backward_cuda(const Tensor& grad, const Tensor
   Tensor workspace = workspace_of(images, ffmef_cuda_adaptive_fuse_workspace(&f, &g));
   g.workspace = workspace.mutable_data_ptr();
   check_launch(ffmef_cuda_adaptive_fuse_backward(&f, &g, current_stream(images)), "adaptive_fuse");
-  gradients[0] = torch::stable::to(gradients[0], given_images.scalar_type());
+  gradients[0] = as_type(gradients[0], given_images.scalar_type());
   for (size_t l = 0; l < filters.size(); ++l)
-    gradients[l + 1] = torch::stable::to(gradients[l + 1], given_filters[l].scalar_type());
-  gradients.push_back(torch::stable::to(alpha_grad, alphas.scalar_type()));
+    gradients[l + 1] = as_type(gradients[l + 1], given_filters[l].scalar_type());
+  gradients.push_back(as_type(alpha_grad, alphas.scalar_type()));
   return gradients;
 }
 
@@ -211,8 +230,8 @@ Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vecto
                              const std::vector<Tensor>& bias, const Tensor& images, const Tensor& given_alphas,
                              const std::string& padding_mode) {
   const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
-  const Tensor alphas = torch::stable::to(
-      given_alphas, images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
+  const Tensor alphas =
+      as_type(given_alphas, images.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
   const size_t levels = hidden.size();
   STD_TORCH_CHECK(images.dim() == 5, "images must be (B, N, C, H, W), got ", images.dim(), " dimensions");
   STD_TORCH_CHECK(weight.size() == levels && bias.size() == levels,
@@ -264,7 +283,7 @@ Tensor predict_and_fuse_cuda(const std::vector<Tensor>& hidden, const std::vecto
   p.bias = bias_data.data();
   p.alphas = alphas.const_data_ptr();
   p.alpha_stride = alphas.stride(0);
-  Tensor output = torch::stable::new_empty(images, {p.batch, p.channels, p.height, p.width});
+  Tensor output = make_empty(images, {p.batch, p.channels, p.height, p.width});
   check_launch(ffmef_cuda_predict_and_fuse(&p, output.mutable_data_ptr(), current_stream(images)), "predict_and_fuse");
   return output;
 }
@@ -311,7 +330,7 @@ ffmef_pyramid pyramid_of(const Tensor& images, const Tensor& weights, const Tens
 Tensor pyramid_fuse_cuda(const Tensor& images, const Tensor& weights, const Tensor& base, int64_t scale) {
   const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
   const ffmef_pyramid p = pyramid_of(images, weights, base, scale);
-  Tensor output = torch::stable::new_empty(images, {p.batch, p.channels, p.height, p.width});
+  Tensor output = make_empty(images, {p.batch, p.channels, p.height, p.width});
   Tensor workspace = workspace_of(images, ffmef_cuda_pyramid_fuse_workspace(&p));
   check_launch(
       ffmef_cuda_pyramid_fuse(&p, output.mutable_data_ptr(), workspace.mutable_data_ptr(), current_stream(images)),
@@ -329,10 +348,10 @@ std::vector<Tensor> pyramid_fuse_backward_cuda(const Tensor& grad, const Tensor&
                       grad.size(1) == p.channels && grad.size(2) == p.height && grad.size(3) == p.width,
                   "grad must be (B, C, H, W) of the images' sizes, dtype and device");
   const auto gradient_of = [](const Tensor& tensor, bool needed) {
-    if (!needed) return torch::stable::new_empty(tensor, {0});
+    if (!needed) return make_empty(tensor, {0});
     std::vector<int64_t> sizes;
     for (int64_t axis = 0; axis < tensor.dim(); ++axis) sizes.push_back(tensor.size(axis));
-    return torch::stable::new_empty(tensor, sizes);
+    return make_empty(tensor, sizes);
   };
   Tensor image_grad = gradient_of(images, need_images), weight_grad = gradient_of(weights, need_weights);
   Tensor base_grad = gradient_of(base, need_base);
@@ -396,7 +415,7 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
   STD_TORCH_CHECK(
       n.height < (int64_t(1) << 31) && n.width < (int64_t(1) << 31) && n.height * n.width < (int64_t(1) << 31),
       "luminance must have fewer than 2**31 pixels on GPUs, got ", n.height, " x ", n.width);
-  Tensor output = torch::stable::new_empty(luminance, {n.batch, 1, n.height, n.width});
+  Tensor output = make_empty(luminance, {n.batch, 1, n.height, n.width});
   if (output.numel() == 0) return output;
   Tensor workspace = workspace_of(luminance, ffmef_cuda_ffmef_forward_workspace(&n));
   check_launch(ffmef_cuda_ffmef_forward(&n, static_cast<float*>(output.mutable_data_ptr()),
@@ -532,7 +551,7 @@ Tensor pyramid_exposures_cuda(const std::vector<Tensor>& pictures, const std::ve
   call.fusion.prefer = static_cast<float>(adjust[3]);
   std::vector<int64_t> sizes;
   for (int64_t axis = 0; axis < first.dim(); ++axis) sizes.push_back(first.size(axis));
-  Tensor output = torch::stable::new_empty(first, sizes);
+  Tensor output = make_empty(first, sizes);
   call.launch(first, batch, output.mutable_data_ptr(), bytes);
   return output;
 }
@@ -546,7 +565,7 @@ Tensor pyramid_luminance_cuda(const Tensor& given, const std::vector<Tensor>& pa
   const int64_t batch = given.size(0), count = given.size(1), size = given.size(2) * given.size(3);
   PicturesCall call(luminance, parameters, channels, stem, octaves);
   call.set_size(FFMEF_LUMINANCE, given.size(2), given.size(3));
-  Tensor output = torch::stable::new_empty(luminance, {batch, 1, given.size(2), given.size(3)});
+  Tensor output = make_empty(luminance, {batch, 1, given.size(2), given.size(3)});
   const float* in = static_cast<const float*>(luminance.const_data_ptr());
   call.set_count(count);
   for (int64_t n = 0; n < batch * count; ++n) call.pictures.push_back(in + n * size);

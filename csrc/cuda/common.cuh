@@ -117,7 +117,9 @@ template <int Left> __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-template <int V, class T> __device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V]) {
+// `Streaming`: the caches should give the values up first.
+template <int V, bool Streaming = false, class T>
+__device__ __forceinline__ void store(T* target, const Accumulate<T> (&values)[V]) {
   if constexpr (V == 1) {
     target[0] = narrow<T>(values[0]);
   } else {
@@ -127,7 +129,10 @@ template <int V, class T> __device__ __forceinline__ void store(T* target, const
     for (int v = 0; v < V; ++v) elements[v] = narrow<T>(values[v]);
     Raw raw;
     memcpy(&raw, elements, sizeof(raw));
-    *reinterpret_cast<Raw*>(target) = raw;
+    if constexpr (Streaming)
+      __stcs(reinterpret_cast<Raw*>(target), raw);
+    else
+      *reinterpret_cast<Raw*>(target) = raw;
   }
 }
 

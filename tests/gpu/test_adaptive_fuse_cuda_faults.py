@@ -186,8 +186,18 @@ MUTANTS = [
     ),
     Mutant(
         "border rows taken as inside",
-        "!first.at_border() && !last.at_border() && !columns.at_border()",
-        "!first.at_border() && !columns.at_border()",
+        "first_row.at_border() || last_row.at_border() || first_column",
+        "first_row.at_border() || first_column",
+    ),
+    Mutant(
+        "outputs past the picture, gradient of the images",
+        "if (Border && (column - j < 0 || column - j >= p.width)) continue;",
+        "if (Border && column - j < 0) continue;",
+    ),
+    Mutant(
+        "a pixel's own place twice",
+        "if (!columns.shows(s) || (!OwnPlace && r == 0 && s == 0)) continue;",
+        "if (!columns.shows(s)) continue;",
     ),
     Mutant("the row before's columns", "const bool inside = column >= shift &&", "const bool inside = column >= 0 &&"),
     Mutant("the next row's columns", "column - shift < width;", "column - shift <= width;"),

@@ -460,6 +460,7 @@ inline void emulated_wait_for_copies(unsigned left) {
 }
 
 template <class T> T __ldcs(const T* pointer) { return *pointer; }
+template <class T> void __stcs(T* pointer, const T& value) { *pointer = value; }
 template <class T> T __ldcg(const T* pointer) { return *pointer; }
 template <class T> T __ldg(const T* pointer) { return *pointer; }
 inline unsigned atomicAdd(unsigned* target, unsigned value) {
