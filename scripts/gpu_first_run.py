@@ -729,6 +729,23 @@ def check_exposures(model, name: str, size: tuple[int, int], count: int, scene: 
     return right
 
 
+def compare_launches(run, size_name: str, count: int) -> None:
+    """Other ways to launch the same kernels, which variables choose: do they give the same, and are they faster?"""
+    plain = run()
+    chosen = [{"FFMEF_CUDA_EARLY_LAUNCHES": "1"}, *({"FFMEF_CUDA_CELLS_OF_THREAD": number} for number in "124")]
+    for variables in chosen:
+        os.environ.update(variables)  # read at each call
+        form = " ".join(f"{name[11:].lower()}={value}" for name, value in variables.items())
+        same = attempt(form, lambda: all(torch.equal(run(), plain) for _ in range(5)))
+        print(f"exposures {size_name} {count} {form}: the same:", same, flush=True)
+        timed("exposures", run, form=f"as called, {form}", size=size_name, count=count)
+        replay = attempt(f"graph of exposures, {form}", lambda: replaying(run))
+        if replay is not None:
+            timed("exposures", replay, form=f"graph, {form}", size=size_name, count=count)
+        for name in variables:
+            del os.environ[name]
+
+
 def step_exposures() -> None:
     """The pyramid from pictures to a picture on the device: does it match the CPU, and how fast is it?"""
     from ffmef import models
@@ -755,6 +772,7 @@ def step_exposures() -> None:
             replay = attempt("graph of exposures", lambda run=run: replaying(run))
             if replay is not None:
                 timed("exposures", replay, form="graph", size=size_name, count=count)
+            compare_launches(run, size_name, count)
         if not CPU:
             samples = torch.empty((3000, 4000, 3), dtype=torch.uint8, pin_memory=True)
             there = samples.to(DEVICE)

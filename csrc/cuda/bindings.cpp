@@ -450,6 +450,9 @@ struct PicturesCall {
     fusion.stem = static_cast<int>(stem);
     fusion.octaves = static_cast<int>(octaves);
     fusion.brightness = fusion.contrast = fusion.saturation = 1;
+    fusion.early_launches = asked_for("FFMEF_CUDA_EARLY_LAUNCHES");
+    const char* cells = std::getenv("FFMEF_CUDA_CELLS_OF_THREAD");
+    fusion.cells_of_thread = cells == nullptr ? 0 : std::atoi(cells);
     std::vector<int64_t> sizes(static_cast<size_t>(ffmef_cuda_pyramid_pictures_parameters(&fusion, nullptr)));
     ffmef_cuda_pyramid_pictures_parameters(&fusion, sizes.data());
     STD_TORCH_CHECK(given.size() == sizes.size(), "parameters must hold ", sizes.size(), " tensors, got ",
@@ -465,7 +468,8 @@ struct PicturesCall {
   PicturesCall(const PicturesCall&) = delete;
 
   const void* keep(const Tensor& tensor) {
-    kept.push_back(torch::stable::contiguous(tensor));
+    // Asking first saves a call of the dispatcher for each of some forty parameters.
+    kept.push_back(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor));
     return kept.back().const_data_ptr();
   }
   void set_size(int sample, int64_t height, int64_t width) {

@@ -14,7 +14,7 @@ namespace {
 constexpr int kSpreadThreads = 1024;
 // An octave of more cells takes one block more than a microsecond.
 constexpr int64_t kSpreadCells = SpreadingShared::kMostCells;
-constexpr int64_t kTilesThatFill = 1024;  // with more, a thread computes two cells
+constexpr int64_t kTilesForTwo = 512, kTilesForFour = 1536;  // of 64 cells: with more, a thread computes so many
 // Brackets that run beside each other, until their samples fill the GPU: the launches of a small one have few blocks.
 constexpr int64_t kMostLanes = 4, kPixelsThatFill = 1 << 22;
 
@@ -29,6 +29,7 @@ template <class D, bool Pairs> __global__ void __launch_bounds__(kThreads, 4)
 
 __global__ void __launch_bounds__(kThreads) arrange_kernel(const __grid_constant__ Arranging p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   arrange(p, *reinterpret_cast<ArrangingShared*>(shared));
 }
 
@@ -53,6 +54,7 @@ __device__ __forceinline__ int64_t index_of_thread() {
 }
 
 __global__ void __launch_bounds__(kThreads) share_kernel(const __grid_constant__ Sharing p) {
+  wait_for_launch_before();
   if (index_of_thread() < p.cells * kPlanes) share(p, index_of_thread());
 }
 
@@ -62,22 +64,26 @@ struct OctaveOf {
 };
 
 __global__ void __launch_bounds__(kThreads) descend_kernel(const __grid_constant__ OctaveOf p) {
+  wait_for_launch_before();
   if (index_of_thread() < p.all.values(p.number)) descend(p.all, p.number, index_of_thread());
 }
 
 __global__ void __launch_bounds__(kSpreadThreads) spread_kernel(const __grid_constant__ Octaves p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   spread(p, *reinterpret_cast<SpreadingShared*>(shared), static_cast<int>(blockIdx.x), kSpreadThreads);
 }
 
 __global__ void __launch_bounds__(kThreads) blend_kernel(const __grid_constant__ OctaveOf p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   blend(p.all, *reinterpret_cast<BlendingShared*>(shared), p.number);
 }
 
 template <class D, bool Vectors> __global__ void __launch_bounds__(kThreads, 2)
     finish_kernel(const __grid_constant__ Finishing p) {
   FFMEF_DYNAMIC_SHARED(shared);
+  wait_for_launch_before();
   finish<D, Vectors>(p, *reinterpret_cast<FinishingShared*>(shared));
 }
 
@@ -222,14 +228,21 @@ struct Maps {
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
-// Launches one kernel after another until one is refused.
+// Launches one kernel after another until one is refused. A launch may start early once every block of the one before
+// it has waited for its own predecessor: so whatever is two launches old is there at once.
 struct Launches {
   cudaStream_t stream;
+  bool early;
+  int number = 0;
   cudaError_t error = cudaSuccess;
 
   template <class Kernel, class Problem>
   void operator()(Kernel kernel, int64_t blocks, int threads, size_t shared, const Problem& p) {
-    if (error == cudaSuccess) error = launch(kernel, blocks, threads, shared, stream, p);
+    if (error != cudaSuccess) return;
+    // The first launch waits for all earlier work on the stream.
+    error = early && number > 0 ? launch_early(kernel, blocks, threads, shared, stream, p)
+                                : launch(kernel, blocks, threads, shared, stream, p);
+    number += 1;
   }
 };
 
@@ -307,13 +320,21 @@ template <int C, int R, Next Kind> void launch_refining(Refining& p, int64_t cou
   launches(refine_kernel<C, R, Kind>, count * p.tiles_across * p.tiles_down, kThreads, Shape::kBytes, p);
 }
 
-template <Next Kind> void launch_refine(Refining& p, int channels, int64_t count, Launches& launches) {
+// Reads of shared memory limit these kernels: a thread of R cells reads R + 4 times for 16 R multiply-adds.
+template <Next Kind> void launch_refine(const ffmef_pictures& f, Refining& p, int channels, Launches& launches) {
+  const int64_t tiles = f.count * p.size.cells() / 64;
+  const int cells = f.cells_of_thread > 0   ? f.cells_of_thread
+                    : tiles > kTilesForFour ? 4
+                    : tiles > kTilesForTwo  ? 2
+                                            : 1;
   if (channels == 32)
-    launch_refining<32, 1, Kind>(p, count, launches);
-  else if (count * p.size.cells() / 64 > kTilesThatFill)
-    launch_refining<16, 2, Kind>(p, count, launches);
+    launch_refining<32, 1, Kind>(p, f.count, launches);
+  else if (cells == 4)
+    launch_refining<16, 4, Kind>(p, f.count, launches);
+  else if (cells == 2)
+    launch_refining<16, 2, Kind>(p, f.count, launches);
   else
-    launch_refining<16, 1, Kind>(p, count, launches);
+    launch_refining<16, 1, Kind>(p, f.count, launches);
 }
 
 template <int C> void launch_coarsest(const Coarsest& p, Launches& launches) {
@@ -330,13 +351,13 @@ void launch_grids(const ffmef_pictures& f, const Layers& layers, const Maps& m, 
     p.conv = packed_of(m, layers.encode[g - 1]);
     p.out = m.skips[g];
     if (g == last) {
-      launch_refine<Next::none>(p, f.channels[g], f.count, launches);
+      launch_refine<Next::none>(f, p, f.channels[g], launches);
     } else {
       p.next = packed_of(m, layers.down[g]);
       p.next_outputs = f.channels[g + 1];
       p.lower = m.grids[g + 1];
       p.next_out = m.below[g + 1];
-      launch_refine<Next::down>(p, f.channels[g], f.count, launches);
+      launch_refine<Next::down>(f, p, f.channels[g], launches);
     }
   }
   const Coarsest c = {m.skips[last],
@@ -363,7 +384,7 @@ void launch_grids(const ffmef_pictures& f, const Layers& layers, const Maps& m, 
     p.next_outputs = next.padded;
     p.stored = next.outputs;
     p.next_out = g > 0 ? m.thin[g] : m.planes;
-    launch_refine<Next::point>(p, f.channels[g], f.count, launches);
+    launch_refine<Next::point>(f, p, f.channels[g], launches);
   }
 }
 
@@ -421,7 +442,7 @@ template <class D> void launch_finish(const ffmef_pictures& f, const Maps& m, vo
 template <class D> cudaError_t fuse(const ffmef_pictures& f, void* out, void* workspace, cudaStream_t stream) {
   const Layers layers(f);
   const Maps maps(f, layers, workspace);
-  Launches launches{stream};
+  Launches launches{stream, f.early_launches != 0};
   launch_enter<D>(f, layers, maps, launches);
   launch_meet(f, layers, maps, launches);
   launch_grids(f, layers, maps, launches);

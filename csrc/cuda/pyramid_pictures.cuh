@@ -594,6 +594,7 @@ __device__ __forceinline__ void meet(const Meeting& p, MeetingShared& s) {
   copy_weights(s.join + 2 * kFinest * kFinest, p.join.bias, kFinest);
   copy_weights(s.down, p.down.weights, 4 * kFinest * p.outputs);
   copy_weights(s.down + 4 * kFinest * p.outputs, p.down.bias, p.outputs);
+  wait_for_launch_before();  // weights are older: `enter` has ended
   float added[4];
 #pragma unroll
   for (int c = 0; c < 4; ++c) added[c] = p.apart_weights[3 * (channel + c) + 2] * p.apart[at];
@@ -678,6 +679,7 @@ template <int C, int R, Next Kind> __device__ __forceinline__ void refine(const 
   const float* thin = p.thin != nullptr ? p.thin + n * p.thin_size.cells() * C : nullptr;
   copy_weights(weights, p.conv.weights, 9 * C * C);
   copy_weights(weights + 9 * C * C, p.conv.bias, C);
+  wait_for_launch_before();  // weights are older
   for (int i = thread; i < (kDown + 2) * kPitch * Shape::kQuads; i += kThreads) {
     const int c = i % Shape::kQuads * 4, place = i / Shape::kQuads;
     const int row = clamped(first_row - 1 + place / kPitch, p.size.height);
@@ -771,6 +773,7 @@ template <int C> __device__ __forceinline__ void coarsest(const Coarsest& p, Coa
   copy_weights(s.join + 2 * C * C, p.join.bias, C);
   copy_weights(s.up, p.up.weights, C * p.outputs);
   copy_weights(s.up + C * p.outputs, p.up.bias, p.outputs);
+  wait_for_launch_before();  // weights are older
   Met common;
   float v[1][4], joined[1][4];
 #pragma unroll 1

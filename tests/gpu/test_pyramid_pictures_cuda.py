@@ -182,10 +182,11 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def test_every_octave_of_a_large_picture_has_a_launch(tmp_path: Path) -> None:
-    """As if even the last octaves of these small pictures were too much for one block, and CUDA had one more stream."""
+def test_large_pictures_have_other_launches(tmp_path: Path) -> None:
+    """As if even the last octaves of these small pictures were too much for one block, and CUDA had one more stream; and
+    with the tiles of large grids."""
     change = Mutant("", "kSpreadCells = SpreadingShared::kMostCells;", "kSpreadCells = 0;", LAUNCHES)
-    program = plant(change, tmp_path, "-DFFMEF_EMULATED_STREAMS=2", operator=OPERATOR)
+    program = plant(change, tmp_path, "-DFFMEF_EMULATED_STREAMS=2", "-DFFMEF_CELLS_OF_THREAD=4", operator=OPERATOR)
     assert fails(program, [*BRACKETS, *CORE]) == ""
 
 
