@@ -154,10 +154,13 @@ def claims(runs) -> str:
 def pictures(runs) -> str:
     """ffmef.fuse from arrays to array."""
     found = [(run, r) for run, records in runs.items() for r in records if r["what"] == "fuse"]
-    rows = [[r["model"], r["device"], r["size"], run, number(r["ms"]), number(r["first_ms"])] for run, r in found]
+    rows = [
+        [r["model"], r["device"], r["size"], r.get("dtype", "uint8"), run, number(r["ms"]), number(r["first_ms"])]
+        for run, r in found
+    ]
     return (
-        "## Pictures\n\nMilliseconds of `ffmef.fuse` of two 8-bit RGB arrays in the computer's memory; the first call "
-        f"loads the model.\n\n{table(['model', 'device', 'size', 'run', 'ms', 'first call'], rows)}"
+        "## Pictures\n\nMilliseconds of `ffmef.fuse` of two arrays in the computer's memory, RGB or grey; the first "
+        f"call loads the model.\n\n{table(['model', 'device', 'size', 'samples', 'run', 'ms', 'first call'], rows)}"
         if rows
         else ""
     )

@@ -176,7 +176,7 @@ def step_sanitize() -> None:
     from ffmef import checks
     from ffmef.checks.judge import results
     from ffmef.checks.problems import predictions
-    from ffmef.ops import adaptive_fuse
+    from ffmef.ops import adaptive_fuse, picture_colour
 
     backend = BACKENDS[0]
     problems = [
@@ -220,6 +220,12 @@ def step_sanitize() -> None:
         for sizes, height, width in (((1,), 19, 37), ((3, 5), 35, 66)):
             fused = engine_of(backend, engine_model(sizes))(draw(2, 2, height, width))
             print(f"ffmef_forward {height} x {width}", "finite" if bool(fused.isfinite().all()) else "NOT FINITE")
+    for dtype in ("uint8", "uint16", "float32", "float64"):
+        frames = [torch.from_numpy(f.astype(dtype)).to(DEVICE) for f in bracket((37, 51), 2, True, "float32")]
+        for given in (frames, [frames[0][..., 0].contiguous(), frames[1]]):
+            y = picture_colour.sample_luminance(given)
+            joined = picture_colour.recoloured(y[0], [f for f in given if f.dim() == 3], given[0].dtype)
+            print("colour", dtype, y.mean().item(), joined.float().mean().item())
     print("sanitize: done")
 
 
@@ -821,6 +827,12 @@ def step_pictures() -> None:
             if size_name == "12MP" and device == "cpu" and not CPU:
                 continue  # seconds per call
             attempt(f"fuse {model} {device}", lambda: time_fusions(pair, model, device, size_name))  # noqa: B023
+    for size_name in ("551x707", "12MP"):  # colour by torch operations instead of the kernels
+        pair = bracket(SIZES[size_name], 2, True)
+        os.environ["FFMEF_COLOUR_KERNELS"] = "0"
+        what = "uint8, no colour kernels"
+        attempt(f"fuse ffmef {what}", lambda: time_fusions(pair, "ffmef", DEVICE, size_name, what))  # noqa: B023
+        del os.environ["FFMEF_COLOUR_KERNELS"]
     for model, dtype in itertools.product(("pyramid", "ffmef"), ("uint16", "float32", "grey")):
         pair = bracket(SIZES["551x707"], 2, True, "uint8" if dtype == "grey" else dtype)
         pair = [frame[..., 1].copy() for frame in pair] if dtype == "grey" else pair
