@@ -138,6 +138,12 @@ def block_shape(name: str) -> tuple[int, int]:
             return 256, 2 * (1024 // width + 2 * LARGEST_RADIUS) * (width + 2 * HALO) * 4 + 3 * 8 * 4
         if name.startswith("cells_gradient"):
             return 256, 8 * wide
+        if name.startswith("fuse_coarse_tiled"):
+            rows = (8 if wide == 8 else 32) + 2 * LARGEST_RADIUS  # four of a thread, but one in float64
+            return 256, 2 * rows * (32 + 2 * HALO) * wide
+        if name.startswith("images_gradient_coarse_tiled"):
+            rows, pitch = 8 + 2 * HALO, 32 + 2 * HALO
+            return 256, rows * pitch * wide + (rows + pitch) * (8 + wide)  # with two offsets and a share of each
         without = ("fuse_direct", "fuse_coarse", "images_gradient_coarse")
         sums = 0 if name.startswith(without) else 8 * 8 if name.startswith("sum_level") else 3 * 8 * wide
         return 256, sums

@@ -3,6 +3,7 @@
 #include "adaptive_fuse.cuh"
 #include "adaptive_fuse.h"
 #include "adaptive_fuse_coarse.cuh"
+#include "adaptive_fuse_coarse_gradients.cuh"
 #include "launch.cuh"
 
 #include <algorithm>
@@ -92,8 +93,7 @@ template <class T> __global__ void __launch_bounds__(kReduceThreads)
   sum_level_partials<T>(partials, count, alphas_gradient, reinterpret_cast<double*>(shared));
 }
 
-template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads,
-                                                     resident_blocks(Tile<T, 1>::kThreads, sizeof(T) == 8 ? 128 : 80))
+template <class T> __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
     fuse_coarse_tiled_kernel(const __grid_constant__ CoarseProblem<T> q) {
   FFMEF_DYNAMIC_SHARED(shared);
   fuse_coarse_tiled<T, int>(q, reinterpret_cast<Accumulate<T>*>(shared));
@@ -109,6 +109,21 @@ template <class T, class Index>
 __global__ void __launch_bounds__(Tile<T, 1>::kThreads, resident_blocks(Tile<T, 1>::kThreads, 128))
     images_gradient_coarse_kernel(const __grid_constant__ CoarseProblem<T> q) {
   images_gradient_coarse<T, Index>(q);
+}
+
+template <class T>
+__global__ void __launch_bounds__(Tile<T, 1>::kThreads,
+                                  resident_blocks(Tile<T, 1>::kThreads, sizeof(T) == 8 || kUpToSm80 ? 128 : 80))
+    images_gradient_coarse_tiled_kernel(const __grid_constant__ CoarseProblem<T> q) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  images_gradient_coarse_tiled<T, int>(q, *reinterpret_cast<GradientTile<T>*>(shared));
+}
+
+template <class T, int K>
+__global__ void __launch_bounds__(kCellsPerBlock* kWarp, resident_blocks(kCellsPerBlock* kWarp, 128))
+    cells_gradient_by_warps_kernel(const __grid_constant__ CoarseProblem<T> q) {
+  FFMEF_DYNAMIC_SHARED(shared);
+  cells_gradient_by_warps<K, T, int>(q, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T, class Index>
@@ -429,24 +444,30 @@ template <class T> CoarseProblem<T> make_coarse_problem(const ffmef_fusion& f, i
   return q;
 }
 
-template <class T> int64_t blocks_over(CoarseProblem<T>& q, int64_t height, int64_t width, int64_t planes) {
-  q.tiles_across = static_cast<int>(divide_up(width, Tile<T, 1>::kWidth));
-  q.tiles_down = static_cast<int>(divide_up(height, Tile<T, 1>::kHeight));
+template <class Shape, class T>
+int64_t blocks_over(CoarseProblem<T>& q, int64_t height, int64_t width, int64_t planes) {
+  q.tiles_across = static_cast<int>(divide_up(width, Shape::kWidth));
+  q.tiles_down = static_cast<int>(divide_up(height, Shape::kHeight));
   return planes * q.tiles_across * q.tiles_down;
 }
+
+bool has_tiled_coarse_kernel(const ffmef_fusion& f) { return places_fit_32_bits(f) && has_tiled_kernel(f); }
 
 template <class T> cudaError_t forward_coarse(const ffmef_fusion& f, void* output, cudaStream_t stream) {
   for (int first = 0; first < f.level_count; first += kLevelsPerLaunch) {
     CoarseProblem<T> q = make_coarse_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
     q.all.output = static_cast<T*>(output);
-    const bool narrow_places = places_fit_32_bits(f), tiled = narrow_places && has_tiled_kernel(f);
-    const int64_t groups = tiled ? f.channels : divide_up(f.channels, kChannelsAtOnce);
-    const int64_t blocks = blocks_over(q, f.height, f.width, f.batch * groups);
-    const cudaError_t error =
-        launch(tiled           ? fuse_coarse_tiled_kernel<T>
-               : narrow_places ? fuse_coarse_kernel<T, int>
-                               : fuse_coarse_kernel<T, int64_t>,
-               blocks, Tile<T, 1>::kThreads, tiled ? tile_bytes<Tile<T, 1>, 1>(q.all) : 0, stream, q);
+    cudaError_t error = cudaSuccess;
+    if (has_tiled_coarse_kernel(f)) {
+      using Shape = Tile<T, 1, kCoarseRows<T>>;
+      const int64_t blocks = blocks_over<Shape>(q, f.height, f.width, f.batch * f.channels);
+      error = launch(fuse_coarse_tiled_kernel<T>, blocks, Shape::kThreads, tile_bytes<Shape, 1>(q.all), stream, q);
+    } else {
+      using Shape = Tile<T, 1>;
+      const int64_t blocks = blocks_over<Shape>(q, f.height, f.width, f.batch * divide_up(f.channels, kChannelsAtOnce));
+      error = launch(places_fit_32_bits(f) ? fuse_coarse_kernel<T, int> : fuse_coarse_kernel<T, int64_t>, blocks,
+                     Shape::kThreads, 0, stream, q);
+    }
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
@@ -472,10 +493,24 @@ ffmef_fusion_gradients gradients_of_one_level(const ffmef_fusion_gradients& g, i
   return one;
 }
 
-template <class T> int64_t blocks_of_cells(const ffmef_fusion& one) {
-  CoarseProblem<T> q = {};
-  const int64_t planes = one.batch * one.image_count * one.sizes[0] * one.sizes[0];
-  return blocks_over(q, one.filter_grids[0][0], one.filter_grids[0][1], planes);
+template <class T> int warps_per_cell(int size) {
+  switch (size) {
+    case 1: return 1 / kTapRows<1, T>;
+    case 3: return 3 / kTapRows<3, T>;
+    case 5: return 5 / kTapRows<5, T>;
+    default: return 7 / kTapRows<7, T>;
+  }
+}
+
+// Blocks of a coarse level's cells, and the tiles into which they divide the grid.
+template <class T> int64_t blocks_of_cells(const ffmef_fusion& one, CoarseProblem<T>& q) {
+  const int64_t* grid = one.filter_grids[0];
+  const int64_t pictures = one.batch * one.image_count;
+  if (!has_tiled_coarse_kernel(one))
+    return blocks_over<Tile<T, 1>>(q, grid[0], grid[1], pictures * one.sizes[0] * one.sizes[0]);
+  q.tiles_across = static_cast<int>(divide_up(grid[1], kCellsPerBlock));
+  q.tiles_down = static_cast<int>(grid[0]);
+  return pictures * warps_per_cell<T>(one.sizes[0]) * q.tiles_across * q.tiles_down;
 }
 
 template <class T> int64_t coarse_workspace_bytes(const ffmef_fusion& f, const ffmef_fusion_gradients& g) {
@@ -483,10 +518,23 @@ template <class T> int64_t coarse_workspace_bytes(const ffmef_fusion& f, const f
   int64_t bytes = 0;
   for (int l = 0; g.alphas != nullptr && l < f.level_count; ++l) {
     const ffmef_fusion one = one_level(f, l, kWide);
-    bytes = std::max(bytes, is_coarse(f, l) ? blocks_of_cells<T>(one) * static_cast<int64_t>(kWide)
+    CoarseProblem<T> unused = {};
+    bytes = std::max(bytes, is_coarse(f, l) ? blocks_of_cells<T>(one, unused) * static_cast<int64_t>(kWide)
                                             : workspace_bytes<T>(one, gradients_of_one_level(g, l, kWide)));
   }
   return bytes;
+}
+
+template <class T> auto cells_gradient_of(const ffmef_fusion& one) -> void (*)(CoarseProblem<T>) {
+  static_assert(kCellsPerBlock * kWarp == Tile<T, 1>::kThreads);
+  if (!has_tiled_coarse_kernel(one))
+    return places_fit_32_bits(one) ? cells_gradient_kernel<T, int> : cells_gradient_kernel<T, int64_t>;
+  switch (one.sizes[0]) {
+    case 1: return cells_gradient_by_warps_kernel<T, 1>;
+    case 3: return cells_gradient_by_warps_kernel<T, 3>;
+    case 5: return cells_gradient_by_warps_kernel<T, 5>;
+    default: return cells_gradient_by_warps_kernel<T, 7>;
+  }
 }
 
 template <class T>
@@ -500,9 +548,18 @@ cudaError_t backward_coarse(const ffmef_fusion& f, const ffmef_fusion_gradients&
     CoarseProblem<T> q = make_coarse_problem<T>(f, first, std::min(kLevelsPerLaunch, f.level_count - first));
     q.all.gradient = gradient;
     q.all.images_gradient = static_cast<T*>(g.images);
-    const int64_t planes = f.batch * f.image_count * divide_up(f.channels, kChannelsAtOnce);
-    error = launch(narrow_places ? images_gradient_coarse_kernel<T, int> : images_gradient_coarse_kernel<T, int64_t>,
-                   blocks_over(q, f.height, f.width, planes), Tile<T, 1>::kThreads, 0, stream, q);
+    using Shape = Tile<T, 1>;
+    const int64_t pictures = f.batch * f.image_count;
+    if (has_tiled_coarse_kernel(f)) {
+      const int64_t blocks = blocks_over<Shape>(q, f.height, f.width, pictures * f.channels);
+      error =
+          launch(images_gradient_coarse_tiled_kernel<T>, blocks, Shape::kThreads, sizeof(GradientTile<T>), stream, q);
+    } else {
+      const int64_t blocks =
+          blocks_over<Shape>(q, f.height, f.width, pictures * divide_up(f.channels, kChannelsAtOnce));
+      error = launch(narrow_places ? images_gradient_coarse_kernel<T, int> : images_gradient_coarse_kernel<T, int64_t>,
+                     blocks, Shape::kThreads, 0, stream, q);
+    }
     if (error != cudaSuccess) return error;
   }
   for (int l = 0; l < f.level_count; ++l) {
@@ -519,10 +576,9 @@ cudaError_t backward_coarse(const ffmef_fusion& f, const ffmef_fusion_gradients&
     q.all.gradient = gradient;
     q.all.levels[0].gradient = target;
     q.all.partials = own.alphas == nullptr ? nullptr : static_cast<Accumulate<T>*>(g.workspace);
-    const int64_t blocks =
-        blocks_over(q, q.grids[0].down, q.grids[0].across, f.batch * f.image_count * one.sizes[0] * one.sizes[0]);
-    error = launch(narrow_places ? cells_gradient_kernel<T, int> : cells_gradient_kernel<T, int64_t>, blocks,
-                   Tile<T, 1>::kThreads, kWide * (Tile<T, 1>::kThreads / kWarp), stream, q);
+    const int64_t blocks = blocks_of_cells(one, q);
+    error = launch(cells_gradient_of<T>(one), blocks, Tile<T, 1>::kThreads, kWide * (Tile<T, 1>::kThreads / kWarp),
+                   stream, q);
     if (error != cudaSuccess) return error;
     if (own.alphas == nullptr) continue;
     const Accumulate<T>* partials = q.all.partials;

@@ -27,6 +27,9 @@ CORE = [
         "core, coarse and full", width=20, height=9, sizes=(3, 1), grids=((3, 7), None), padding="reflect", channels=2
     ),
     Case("core, cells in several tiles", width=40, height=12, sizes=(3,), grids=((10, 35),), images=1),
+    Case("core, cells wider than a warp", width=70, height=19, sizes=(5, 3), grids=((2, 2), (3, 1)), images=1),
+    Case("core, a warp per row of taps", width=35, height=9, sizes=(7,), grids=((2, 9),), images=1, batch=2),
+    Case("core, cells in several tiles, nine taps", width=36, height=10, sizes=(9,), grids=((9, 33),), images=1),
     Case("core, no columns", width=0, height=4, sizes=(1, 5), layout="slice", padding="replicate"),
 ]
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
@@ -34,9 +37,10 @@ FEW_BLOCKS = [
     Case("few blocks, vectors", width=68, height=9, sizes=(1, 3)),
     Case("few blocks, channels", width=12, height=5, channels=3, sizes=(3,)),
     Case("few blocks, nine taps", width=7, height=3, sizes=(9,), images=1),
-    Case("few blocks, coarse", width=7, height=5, sizes=(3,), grids=((2, 3),), images=1),
+    Case("few blocks, coarse", width=7, height=5, sizes=(3, 1), grids=((2, 3), (1, 2)), images=1),
 ]
 COARSE = "cuda/adaptive_fuse_coarse.cuh"
+COARSE_GRADIENTS = "cuda/adaptive_fuse_coarse_gradients.cuh"
 ONE_TYPE = "-DFFMEF_CUDA_ONLY_FLOAT32"
 
 
@@ -157,32 +161,76 @@ MUTANTS = [
     ),
     Mutant("cells taken as pixels", "return {down.first * level.row,", "return {row * level.row,", file=COARSE),
     Mutant(
-        "the right cell's share for the left, gradient of the images",
+        "the right cell's share for the left, nine taps",
         "const A near_share = A(1) - at.across;",
         "const A near_share = at.across;",
         file=COARSE,
-        count=2,
     ),
     Mutant(
         "the right cell's share for the left",
-        "const A near_share = A(1) - at.across;",
-        "const A near_share = at.across;",
+        "const A near_share = A(1) - at[0].across;",
+        "const A near_share = at[0].across;",
         file=COARSE,
-        nth=1,
-        count=2,
     ),
-    Mutant("a pixel too few of a cell", "y < down.last; ++y", "y < down.last - 1; ++y", file=COARSE),
+    Mutant("four rows always between the same cells", "if (together) {", "if (true) {", file=COARSE),
+    Mutant("the first row's share for all", "lower * at[r].down;", "lower * at[0].down;", file=COARSE),
+    Mutant(
+        "the right cell's share for the left, gradient of the images",
+        "near_share = A(1) - share;",
+        "near_share = share;",
+        file=COARSE_GRADIENTS,
+    ),
+    Mutant(
+        "places of the level before",
+        "if (l > 0) __syncthreads();",
+        "",
+        file=COARSE_GRADIENTS,
+        flags=THREAD,
+        sign="data race",
+    ),
+    Mutant(
+        "no barrier after the places",
+        "if (coarse || l == 0) __syncthreads();",
+        "",
+        file=COARSE_GRADIENTS,
+        flags=THREAD,
+        sign="data race",
+    ),
+    Mutant(
+        "border columns taken as inside",
+        "if (rows.at_border() || columns.at_border()) {",
+        "if (rows.at_border()) {",
+        file=COARSE_GRADIENTS,
+    ),
+    Mutant("the window a row too high", "kRows - 1 - K / 2;", "kRows - 2 - K / 2;", file=COARSE_GRADIENTS),
+    Mutant("the first row of taps alone", "cell.plane % kGroups, picture", "0, picture", file=COARSE_GRADIENTS),
+    Mutant(
+        "the window stands still",
+        "window[i][j] = window[i + 1][j];",
+        "window[i][j] = window[i][j];",
+        file=COARSE_GRADIENTS,
+    ),
+    Mutant("rows left over", "(rows + parts - 1) / parts", "rows / parts", file=COARSE_GRADIENTS),
+    Mutant("columns past a warp", "x += lanes_across)", "x += 2 * lanes_across)", file=COARSE_GRADIENTS),
+    Mutant("cells past the last", "if (cell.column < grid.across) {", "{", file=COARSE_GRADIENTS),
+    Mutant(
+        "cells' share of alpha at another tap",
+        "widen(filters[t * level.tap])",
+        "widen(filters[0])",
+        file=COARSE_GRADIENTS,
+    ),
+    Mutant("a pixel too few of a cell", "y < down.last; ++y", "y < down.last - 1; ++y", file=COARSE_GRADIENTS),
     Mutant(
         "cells outside the grid",
         "if (at.row < grid.down && at.column < grid.across) {",
         "if (at.row < grid.down) {",
-        file=COARSE,
+        file=COARSE_GRADIENTS,
     ),
     Mutant(
-        "cells' share of alpha at another tap",
+        "cells' share of alpha at another tap, nine taps",
         "image * level.image + tap * level.tap +",
         "image * level.image +",
-        file=COARSE,
+        file=COARSE_GRADIENTS,
     ),
     Mutant(
         "border rows taken as inside",

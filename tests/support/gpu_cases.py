@@ -104,6 +104,7 @@ def coarse_matrix() -> list[Case]:
         short = str(dtype).removeprefix("torch.")
         cases += [
             Case(f"coarse, {short}, three channels", dtype=dtype, channels=3, sizes=(3, 1), grids=((3, 7), None)),
+            Case(f"coarse, {short}, wide cells", dtype=dtype, width=43, sizes=(7, 5), grids=((2, 1), (3, 9)), batch=2),
             Case(
                 f"coarse, {short}, nine taps", dtype=dtype, sizes=(9,), grids=((2, 3),), height=7, width=8, channels=5
             ),
