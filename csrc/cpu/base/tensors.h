@@ -103,7 +103,7 @@ inline Tensor result_like(const Tensor& like, const std::vector<int64_t>& sizes,
   const int64_t bytes = values * bytes_of(type);
   if (bytes < kLargeResult) {
     AtenTensorHandle made = nullptr;  // past the dispatcher, which takes longer than small kernels
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         int64_t(sizes.size()), sizes.data(), strides.data(),
         torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), 0, &made));
     return Tensor(made);
