@@ -291,8 +291,14 @@ def _validate(
 
 
 def _fits(cells: int, pixels: int) -> bool:
+    if torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or not _is_known(cells, pixels)):
+        return True  # torch.export cannot prove that H // 4 <= H for every H; the exported operator checks its tensors
     # In this form compilers guard on one inequality, the same for full resolution and every coarser grid.
     return cells <= pixels and (cells >= 1 or pixels == 0)
+
+
+def _is_known(*sizes: int) -> bool:
+    return all(isinstance(size, int) for size in sizes)
 
 
 # --- registration with the dispatcher --------------------------------------------------------------------------------

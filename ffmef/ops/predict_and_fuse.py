@@ -255,7 +255,7 @@ def _backward(
         kernel_grad: Any = None  # None where nothing asks for it
         if _is_native(h, w, images):
             # One pass gives all gradients where alpha's follows from the gradient times alpha.
-            from_scaled = abs(float(alpha)) > 1e-12 and need_hidden[l]
+            from_scaled = 1e-12 < abs(float(alpha)) < 1e12 and need_hidden[l]
             arguments = _native_arguments(h, w, b, padded)
             if need_hidden[l] or from_scaled:
                 hidden_grad, shares = _native_backward(scaled, *arguments, need_hidden[l], need_kernels and from_scaled)

@@ -197,6 +197,20 @@ def test_export_shows_one_operator():
     torch.testing.assert_close(program.module()(images, *filters, alphas), adaptive_fuse(images, filters, alphas))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_a_grid_that_depends_on_the_image(strict):
+    class Network(torch.nn.Module):
+        def forward(self, images):  # torch cannot prove that H // 4 is at most H
+            cells = torch.nn.functional.avg_pool2d(images[:, 0], 4).unflatten(1, (2, 1))
+            return adaptive_fuse(images, [cells])
+
+    images = torch.rand(1, 2, 2, 16, 20)
+    sizes = {3: torch.export.Dim("height", min=8), 4: torch.export.Dim("width", min=8)}
+    program = torch.export.export(Network(), (images,), dynamic_shapes=(sizes,), strict=strict)
+    images = torch.rand(1, 2, 2, 33, 47)
+    torch.testing.assert_close(program.module()(images), Network()(images))
+
+
 def test_export_with_coarse_filters():
     class Module(torch.nn.Module):
         def forward(self, images, filters, alphas):
