@@ -104,6 +104,17 @@ def test_gradients_equal_those_of_the_two_steps(padding_mode, small_chunks):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1e-30, 1e38])
+def test_gradient_in_an_extreme_alpha_does_not_depend_on_it(alpha):
+    hidden, weight, bias = torch.rand(1, 2, 3, 9, 11, requires_grad=True), torch.rand(9, 3), torch.rand(9)
+    images, gradients = torch.rand(1, 2, 9, 11), []
+    for value in (alpha, 1.0):
+        alphas = torch.tensor([value], requires_grad=True)
+        fused = predict_and_fuse([hidden], [weight], [bias], images, alphas)
+        gradients.append(torch.autograd.grad(fused.sum(), [alphas, hidden])[0])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("needed", ["hidden", "weight", "bias", "images", "alphas"])
 def test_one_gradient_alone(needed):
     names = ("hidden", "weight", "bias", "images", "alphas")
