@@ -1195,7 +1195,8 @@ __device__ __forceinline__ void fuse_half(const Finishing& p, const Tile& tile, 
         const float share = cell_row.share + 0.25f * static_cast<float>(k / 2);
         const float from = left + left_step * share, to = right + right_step * share;
         const float weight = mix(from, to, cell_column.share + 0.25f * static_cast<float>(k % 2));
-        sums[k] += weight * ((k < 2 ? first : second)[k % 2 ? next_column : 2 * c] - below[k]);
+        const float* line = k < 2 ? first : second;  // an index of the choice itself trips gcc's sanitizer
+        sums[k] += weight * (line[k % 2 ? next_column : 2 * c] - below[k]);
       }
     }
     float* target = s.half.values + index_of<1>(tile, 2 * r, 2 * c);
