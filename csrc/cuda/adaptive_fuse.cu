@@ -119,11 +119,10 @@ __global__ void __launch_bounds__(Tile<T, 1>::kThreads,
   images_gradient_coarse_tiled<T, int>(q, *reinterpret_cast<GradientTile<T>*>(shared));
 }
 
-template <class T, int K>
-__global__ void __launch_bounds__(kCellsPerBlock* kWarp, resident_blocks(kCellsPerBlock* kWarp, 128))
-    cells_gradient_by_warps_kernel(const __grid_constant__ CoarseProblem<T> q) {
+template <class T, int K> __global__ void __launch_bounds__(kCellThreads, resident_blocks(kCellThreads, 128))
+    cells_gradient_by_lanes_kernel(const __grid_constant__ CoarseProblem<T> q) {
   FFMEF_DYNAMIC_SHARED(shared);
-  cells_gradient_by_warps<K, T, int>(q, reinterpret_cast<Accumulate<T>*>(shared));
+  cells_gradient_by_lanes<K, T, int>(q, reinterpret_cast<Accumulate<T>*>(shared));
 }
 
 template <class T, class Index>
@@ -493,7 +492,8 @@ ffmef_fusion_gradients gradients_of_one_level(const ffmef_fusion_gradients& g, i
   return one;
 }
 
-template <class T> int warps_per_cell(int size) {
+// Groups of a cell's taps that one lane computes.
+template <class T> int groups_of_taps(int size) {
   switch (size) {
     case 1: return 1 / kTapRows<1, T>;
     case 3: return 3 / kTapRows<3, T>;
@@ -508,9 +508,11 @@ template <class T> int64_t blocks_of_cells(const ffmef_fusion& one, CoarseProble
   const int64_t pictures = one.batch * one.image_count;
   if (!has_tiled_coarse_kernel(one))
     return blocks_over<Tile<T, 1>>(q, grid[0], grid[1], pictures * one.sizes[0] * one.sizes[0]);
-  q.tiles_across = static_cast<int>(divide_up(grid[1], kCellsPerBlock));
+  q.lanes_per_cell = 1;
+  while (q.lanes_per_cell < kWarp && q.lanes_per_cell < divide_up(2 * one.width, grid[1])) q.lanes_per_cell *= 2;
+  q.tiles_across = static_cast<int>(divide_up(grid[1], kCellThreads / q.lanes_per_cell));
   q.tiles_down = static_cast<int>(grid[0]);
-  return pictures * warps_per_cell<T>(one.sizes[0]) * q.tiles_across * q.tiles_down;
+  return pictures * groups_of_taps<T>(one.sizes[0]) * q.tiles_across * q.tiles_down;
 }
 
 template <class T> int64_t coarse_workspace_bytes(const ffmef_fusion& f, const ffmef_fusion_gradients& g) {
@@ -526,14 +528,14 @@ template <class T> int64_t coarse_workspace_bytes(const ffmef_fusion& f, const f
 }
 
 template <class T> auto cells_gradient_of(const ffmef_fusion& one) -> void (*)(CoarseProblem<T>) {
-  static_assert(kCellsPerBlock * kWarp == Tile<T, 1>::kThreads);
+  static_assert(kCellThreads == Tile<T, 1>::kThreads);
   if (!has_tiled_coarse_kernel(one))
     return places_fit_32_bits(one) ? cells_gradient_kernel<T, int> : cells_gradient_kernel<T, int64_t>;
   switch (one.sizes[0]) {
-    case 1: return cells_gradient_by_warps_kernel<T, 1>;
-    case 3: return cells_gradient_by_warps_kernel<T, 3>;
-    case 5: return cells_gradient_by_warps_kernel<T, 5>;
-    default: return cells_gradient_by_warps_kernel<T, 7>;
+    case 1: return cells_gradient_by_lanes_kernel<T, 1>;
+    case 3: return cells_gradient_by_lanes_kernel<T, 3>;
+    case 5: return cells_gradient_by_lanes_kernel<T, 5>;
+    default: return cells_gradient_by_lanes_kernel<T, 7>;
   }
 }
 

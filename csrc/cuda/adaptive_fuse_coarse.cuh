@@ -21,6 +21,7 @@ template <class T> struct CoarseProblem {
   Problem<T> all;
   LevelGrid grids[kLevelsPerLaunch];
   int tiles_across, tiles_down;  // of pixels, or of cells for their gradient
+  int lanes_per_cell;            // of cells_gradient_by_lanes
 };
 
 // Where a pixel reads a level's taps: between two rows and two columns of cells, or at its own place.

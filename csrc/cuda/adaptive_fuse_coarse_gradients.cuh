@@ -2,7 +2,7 @@
 //
 //   images_gradient_coarse_tiled  all levels, k in {1, 3, 5, 7}: the output's gradient through shared memory
 //   images_gradient_coarse        the same for any odd k, any size, by gather
-//   cells_gradient_by_warps       one coarse level's filters, k in {1, 3, 5, 7}, and its alpha: a warp per cell
+//   cells_gradient_by_lanes       one coarse level's filters, k in {1, 3, 5, 7}, and its alpha: a lane per column
 //   cells_gradient                the same for any odd k, any size: a thread per tap of a cell
 #pragma once
 
@@ -230,7 +230,7 @@ __device__ __forceinline__ void images_gradient_coarse_tiled(const CoarseProblem
 
 // ---- the gradient of cells ------------------------------------------------------------------------------------------
 
-constexpr int kCellsPerBlock = 8;  // beside each other: their gradients share 32 bytes
+constexpr int kCellThreads = 256;
 
 // What the taps of one row see of an image; hidden places are zero.
 template <int K, class T> __device__ __forceinline__ void load_row_of_window(const Problem<T>& p, const T* image,
@@ -242,7 +242,7 @@ template <int K, class T> __device__ __forceinline__ void load_row_of_window(con
     values[j] = seen < 0 || columns[j] < 0 ? Accumulate<T>(0) : widen(image[offset + columns[j]]);
 }
 
-// A warp computes all taps of a cell if their sums fit in registers, otherwise one row of them.
+// A lane computes all taps of a cell if their sums fit in registers, otherwise one row of them.
 template <int K, class T> constexpr int kTapRows = K <= 5 && sizeof(T) <= 4 ? K : 1;
 
 // Adds what the taps of one pixel see, `part` times. For the next pixel, their window moves down by a row.
@@ -290,46 +290,48 @@ __device__ __forceinline__ void add_column_of_cell(const CoarseProblem<T>& q, co
   }
 }
 
-// A warp for each cell of the problem's only level, or for each row of its taps: its lanes share the columns that the
-// cell reaches, and where these are few, the rows. The alpha's gradient comes as in cells_gradient.
+// For each cell of the problem's only level, or for each row of its taps, as many lanes of a warp as the cell reaches
+// columns (a power of two, at most a warp): cells beside each other share a warp, and their gradients 32 bytes. The
+// alpha's gradient comes as in cells_gradient.
 template <int K, class T, class Index>
-__device__ __forceinline__ void cells_gradient_by_warps(const CoarseProblem<T>& q, Accumulate<T>* shared_sums) {
+__device__ __forceinline__ void cells_gradient_by_lanes(const CoarseProblem<T>& q, Accumulate<T>* shared_sums) {
   using A = Accumulate<T>;
   constexpr int kTaps = kTapRows<K, T> * K, kGroups = K / kTapRows<K, T>;
   const Problem<T>& p = q.all;
   const LevelView<T>& level = p.levels[0];
   const LevelGrid& grid = q.grids[0];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lanes = q.lanes_per_cell, lane = static_cast<int>(threadIdx.x) % lanes;
   const unsigned rest = blockIdx.x / static_cast<unsigned>(q.tiles_across);
   const Position cell = {static_cast<int>(rest / static_cast<unsigned>(q.tiles_down)),
                          static_cast<int>(rest % static_cast<unsigned>(q.tiles_down)),
-                         static_cast<int>(blockIdx.x % static_cast<unsigned>(q.tiles_across)) * kCellsPerBlock + warp};
+                         static_cast<int>(blockIdx.x % static_cast<unsigned>(q.tiles_across)) * (kCellThreads / lanes) +
+                             static_cast<int>(threadIdx.x) / lanes};
   const int first_tap = cell.plane % kGroups, picture = cell.plane / kGroups;
   const int batch = picture / p.image_count, image = picture % p.image_count;
-  const LevelSums<kCellsPerBlock * kWarp, A> level_sums{shared_sums};
+  const LevelSums<kCellThreads, A> level_sums{shared_sums};
   if (p.partials != nullptr) level_sums.clear(1);
 
-  A for_alpha = 0;
+  A sums[kTaps] = {};
   if (cell.column < grid.across) {
     const Span<Index> down =
         span_of(spanning<Index>(grid.down, p.height), static_cast<Index>(cell.row), static_cast<Index>(p.height));
     const Span<Index> across =
         span_of(spanning<Index>(grid.across, p.width), static_cast<Index>(cell.column), static_cast<Index>(p.width));
-    int lanes_across = 1;
-    while (lanes_across < kWarp && lanes_across < across.last - across.first) lanes_across *= 2;
-    const int parts = kWarp / lanes_across, part = lane / lanes_across;
-    const int rows = static_cast<int>(down.last - down.first), rows_of_part = (rows + parts - 1) / parts;
-    const int first = static_cast<int>(down.first) + part * rows_of_part;
-    const int last = first + rows_of_part < down.last ? first + rows_of_part : static_cast<int>(down.last);
-
-    A sums[kTaps] = {};
     for (int c = 0; c < p.channels; ++c) {
       const T* gradient = p.gradient.data + batch * p.gradient.batch + c * p.gradient.channel;
       const T* source = p.images.data + batch * p.images.batch + image * p.images.image + c * p.images.channel;
-      if (first < last)
-        for (int x = static_cast<int>(across.first) + lane % lanes_across; x < across.last; x += lanes_across)
-          add_column_of_cell<K, Index>(q, gradient, source, cell, first_tap, x, first, last, sums);
+      for (int x = static_cast<int>(across.first) + lane; x < across.last; x += lanes)
+        add_column_of_cell<K, Index>(q, gradient, source, cell, first_tap, x, static_cast<int>(down.first),
+                                     static_cast<int>(down.last), sums);
     }
+  }
+  // The first lane of a cell gets the cell's sum; what the others get is not used.
+  for (int distance = lanes / 2; distance > 0; distance /= 2)
+#pragma unroll
+    for (int t = 0; t < kTaps; ++t) sums[t] += __shfl_down_sync(0xffffffffu, sums[t], distance);
+
+  A for_alpha = 0;
+  if (lane == 0 && cell.column < grid.across) {
     const T* filters = level.filters + batch * level.batch + image * level.image + first_tap * K * level.tap +
                        cell.row * level.row + cell.column * level.column;
     const int64_t pixels = static_cast<int64_t>(grid.down) * grid.across;
@@ -337,10 +339,8 @@ __device__ __forceinline__ void cells_gradient_by_warps(const CoarseProblem<T>& 
         (static_cast<int64_t>(cell.plane) * kTaps * grid.down + cell.row) * grid.across + cell.column;
 #pragma unroll
     for (int t = 0; t < kTaps; ++t) {
-      const A total = sum_over_warp(sums[t]);
-      if (lane != 0) continue;
-      if (p.partials != nullptr) for_alpha += total * widen(filters[t * level.tap]);
-      if (level.gradient != nullptr) level.gradient[target + t * pixels] = narrow<T>(p.alphas[0] * total);
+      if (p.partials != nullptr) for_alpha += sums[t] * widen(filters[t * level.tap]);
+      if (level.gradient != nullptr) level.gradient[target + t * pixels] = narrow<T>(p.alphas[0] * sums[t]);
     }
   }
   if (p.partials == nullptr) return;

@@ -28,7 +28,7 @@ CORE = [
     ),
     Case("core, cells in several tiles", width=40, height=12, sizes=(3,), grids=((10, 35),), images=1),
     Case("core, cells wider than a warp", width=70, height=19, sizes=(5, 3), grids=((2, 2), (3, 1)), images=1),
-    Case("core, a warp per row of taps", width=35, height=9, sizes=(7,), grids=((2, 9),), images=1, batch=2),
+    Case("core, a lane per row of taps", width=35, height=9, sizes=(7,), grids=((2, 9),), images=1, batch=2),
     Case("core, cells in several tiles, nine taps", width=36, height=10, sizes=(9,), grids=((9, 33),), images=1),
     Case("core, no columns", width=0, height=4, sizes=(1, 5), layout="slice", padding="replicate"),
 ]
@@ -210,9 +210,9 @@ MUTANTS = [
         "window[i][j] = window[i][j];",
         file=COARSE_GRADIENTS,
     ),
-    Mutant("rows left over", "(rows + parts - 1) / parts", "rows / parts", file=COARSE_GRADIENTS),
-    Mutant("columns past a warp", "x += lanes_across)", "x += 2 * lanes_across)", file=COARSE_GRADIENTS),
-    Mutant("cells past the last", "if (cell.column < grid.across) {", "{", file=COARSE_GRADIENTS),
+    Mutant("half of a cell's lanes", "distance = lanes / 2;", "distance = lanes / 4;", file=COARSE_GRADIENTS),
+    Mutant("columns past a warp", "x += lanes)", "x += 2 * lanes)", file=COARSE_GRADIENTS),
+    Mutant("cells past the last", "lane == 0 && cell.column < grid.across", "lane == 0", file=COARSE_GRADIENTS),
     Mutant(
         "cells' share of alpha at another tap",
         "widen(filters[t * level.tap])",
