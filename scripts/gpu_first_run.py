@@ -455,14 +455,6 @@ def engine_of(backend: str, model) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda pair: ffmef_forward(pair, parameters, 4, model.kernel_sizes, backend=backend)
 
 
-# Of the network in CUDA C++: environment variables that are set, which the next call reads.
-NETWORK_FORMS = {
-    "early launches": ("FFMEF_CUDA_EARLY_LAUNCHES",),
-    "lanes": ("FFMEF_CUDA_NETWORK_LANES",),
-    "early launches and lanes": ("FFMEF_CUDA_EARLY_LAUNCHES", "FFMEF_CUDA_NETWORK_LANES"),
-}
-
-
 def step_engine() -> None:
     """The whole network in one operator: against float64 and repeated; as called, on the device, as a CUDA graph."""
     from ffmef.ops.ffmef_forward import KERNEL_SIZES as SETS
@@ -496,21 +488,17 @@ def step_engine() -> None:
                 if replay is not None:
                     timed("engine", replay, backend=backend, form="graph", size=size_name)
             timed("engine", lambda m=model, p=pair: m(p), backend=BACKENDS[0], form="model", size=size_name)
-            plain = found[BACKENDS[0]]
-            for name, switches in NETWORK_FORMS.items():
-                os.environ.update(dict.fromkeys(switches, "1"))  # read at each call
-                other = engine_of(BACKENDS[0], model)
-                timed("engine", lambda o=other, p=pair: o(p), backend=BACKENDS[0], form=name, size=size_name)
-                replay = attempt(f"graph of {name}", lambda o=other, p=pair: replaying(lambda: o(p)))
-                if replay is not None:
-                    timed("engine", replay, backend=BACKENDS[0], form=f"graph of {name}", size=size_name)
-                results = attempt(name, lambda o=other, p=pair: [o(p) for _ in range(20)])
-                if results is not None:
-                    apart = float((results[0] - plain).abs().max())  # 0, but for the order of two sums with lanes
-                    same = all(torch.equal(result, results[0]) for result in results)
-                    print(f"engine {size_name}: {name}: {apart:.1e} from plain, repeats: {same}", flush=True)
-                for switch in switches:
-                    del os.environ[switch]
+            early, plain = engine_of(BACKENDS[0], model), found[BACKENDS[0]]
+            same = attempt("early launches", lambda e=early, p=pair: [torch.equal(e(p), plain) for _ in range(20)])  # noqa: B023
+            os.environ["FFMEF_CUDA_EARLY_LAUNCHES"] = "0"  # read at each call
+            late = engine_of(BACKENDS[0], model)
+            timed("engine", lambda e=late, p=pair: e(p), backend=BACKENDS[0], form="no early launches", size=size_name)
+            replay = attempt("graph without early launches", lambda e=late, p=pair: replaying(lambda: e(p)))
+            if replay is not None:
+                timed("engine", replay, backend=BACKENDS[0], form="graph without early launches", size=size_name)
+            kept = attempt("no early launches", lambda e=late, p=pair: torch.equal(e(p), plain))  # noqa: B023
+            print(f"engine {size_name}: early launches repeat {same and all(same)}, as without {kept}", flush=True)
+            del os.environ["FFMEF_CUDA_EARLY_LAUNCHES"]
 
 
 SIDE, BATCH = (48, 2) if CPU else (128, 8)  # of training

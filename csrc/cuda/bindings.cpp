@@ -84,6 +84,11 @@ bool asked_for(const char* variable) {
   return value != nullptr && std::strcmp(value, "1") == 0;
 }
 
+bool not_refused(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value == nullptr || std::strcmp(value, "0") != 0;
+}
+
 int side_of(int64_t taps, const char* name, size_t level) {
   int size = 1;
   while (static_cast<int64_t>(size) * size < taps) size += 2;
@@ -406,8 +411,7 @@ Tensor ffmef_forward_cuda(const Tensor& luminance, const std::vector<Tensor>& pa
                            values.data(),
                            static_cast<int>(sizes.size()),
                            sizes.data(),
-                           asked_for("FFMEF_CUDA_EARLY_LAUNCHES"),
-                           asked_for("FFMEF_CUDA_NETWORK_LANES")};
+                           not_refused("FFMEF_CUDA_EARLY_LAUNCHES")};
   const int64_t expected = ffmef_cuda_ffmef_forward_values(n.level_count, n.sizes);
   STD_TORCH_CHECK(held == expected, "parameters must hold ", expected, " values for channels ", channels,
                   " and these kernel_sizes, got ", held);

@@ -3,12 +3,10 @@
 #include "ffmef_forward.h"
 
 #include "ffmef_forward.cuh"
-#include "lanes.cuh"
 #include "launch.cuh"
 
 #include <algorithm>
 #include <initializer_list>
-#include <optional>
 
 namespace ffmef::cuda::network {
 namespace {
@@ -181,16 +179,6 @@ struct Parameters {
 enum Map { kRawA, kRawB, kEncoded1, kBottom, kEncoded2, kUp2, kDecoded, kMaps };
 constexpr int kNorms = 17;
 
-// Pictures from this many pixels on fill a GPU with one launch at a time.
-constexpr int64_t kPixelsThatFill = 1 << 20;
-// Filters from this size on are predicted from the map at the bottom, which is there halfway.
-constexpr int kLargeFilter = 5;
-
-bool has_lanes(const ffmef_network& n) {
-  const bool small = n.lanes && n.batch * n.height * n.width < kPixelsThatFill;
-  return small && std::any_of(n.sizes, n.sizes + n.level_count, [](int size) { return size >= kLargeFilter; });
-}
-
 // Where everything lies in the workspace; without a workspace, how large it has to be.
 struct Workspace {
   unsigned* counters;  // of every norm
@@ -198,7 +186,6 @@ struct Workspace {
   float2* strips;
   double2* rows;
   Pixel* maps[kMaps];
-  Pixel* early[kLevels];  // features of large filters, with lanes
   int64_t bytes = 0, counters_of_norm, norms_of_norm;
 
   Workspace(const ffmef_network& n, const Frame& f, void* workspace) : base_(static_cast<unsigned char*>(workspace)) {
@@ -210,10 +197,6 @@ struct Workspace {
     strips = take<float2>(planes * strips_down * f.tiles_across * kChannels);
     rows = take<double2>(planes * strips_down * kChannels);
     for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width);
-    for (int l = 0; l < kLevels; ++l) {
-      const bool kept = has_lanes(n) && l < n.level_count && n.sizes[l] >= kLargeFilter;
-      early[l] = kept ? take<Pixel>(planes * n.height * n.width) : nullptr;
-    }
   }
 
  private:
@@ -250,20 +233,14 @@ class Chain {
         stream_(stream),
         stem_{network.luminance, parameters.stem.weight, parameters.stem.bias},
         planes_(network.batch * kImages),
-        tiles_(static_cast<int64_t>(frame_.tiles_across) * frame_.tiles_down) {}
+        tiles_(static_cast<int64_t>(frame_.tiles_across) * frame_.tiles_down),
+        early_(network.early_launches && can_launch_early(features_kernel)) {}
 
   cudaError_t run() {
     error_ = cudaMemsetAsync(memory_.counters, 0, kNorms * memory_.counters_of_norm * sizeof(unsigned), stream_);
     extract();
-    if (lanes_) {
-      const cudaError_t joined = lanes_->join();
-      if (error_ == cudaSuccess) error_ = joined;
-      early_allowed_ = false;  // the next launch has two before it
-      predict(false);
-    } else {
-      predict_features([](int) { return true; });
-      predict_and_fuse([](int) { return true; }, tiles_ * network_.batch, false);
-    }
+    predict_features();
+    predict_and_fuse();
     return error_;
   }
 
@@ -291,7 +268,6 @@ class Chain {
     half = entry<Base::kNormed, 2, 2u, false>(raw_a, norms, {{&w_.skip_2, d1, mix}, {&w_.skip_3, nullptr, second}}, d2,
                                               nullptr, w_.bottom, raw_b);
     residual<1>(w_.bottom, raw_b, half, d2, nullptr, bottom);  // d1 has been read for the last time
-    if (has_lanes(network_)) start_large_levels();
 
     norms = step(w_.up_2, bottom, raw_a);
     mix = point<1, 0u>(raw_a, norms, {{&w_.skip_4, bottom, nullptr}}, w_.skip_4);
@@ -311,14 +287,21 @@ class Chain {
     residual<2>(w_.merge_1, raw_a, half, e1, u1, decoded);
   }
 
+  // From the second launch on, blocks may start early: once every block of the launch before has passed its
+  // wait_for_launch_before(). This is safe, because
+  //   - the first launch is an ordinary one: it starts when all earlier work on the stream is done, also what cleared the
+  //     counters, wrote the parameters and luminance, or used the same workspace before;
+  //   - before its wait a block reads parameters alone, which no launch of the chain writes, and writes to its own shared
+  //     memory alone; tests look for other loads in the compiled code;
+  //   - every kernel waits, so a launch ends after all launches before it, and what comes next on the stream finds
+  //     everything: the next call's first launch too.
   template <class Kernel, class Pass>
-  void start(Kernel kernel, int64_t blocks, size_t shared_bytes, const Pass& pass, int threads = kThreads) {
+  void start(Kernel kernel, int64_t planes, size_t shared_bytes, const Pass& pass, int threads = kThreads) {
     if (error_ != cudaSuccess) return;
-    // The first launch waits for all earlier work on the stream, and so does one after another stream's work.
-    error_ = network_.early_launches && early_allowed_
-                 ? launch_early(kernel, blocks, threads, shared_bytes, stream_, pass)
-                 : launch(kernel, blocks, threads, shared_bytes, stream_, pass);
-    early_allowed_ = true;
+    const int64_t blocks = planes * tiles_;
+    error_ = early_ && launches_ > 0 ? launch_early(kernel, blocks, threads, shared_bytes, stream_, pass)
+                                     : launch(kernel, blocks, threads, shared_bytes, stream_, pass);
+    launches_ += 1;
   }
   Statistics statistics(const float* gamma, const float* beta, int normed) {
     const int norm = norms_used_++;
@@ -351,20 +334,20 @@ class Chain {
                             block.first,
                             raw,
                             statistics(block.gamma, block.beta, kChannels / 2)};
-    start(entry_kernel<B, Mixes, StemSkips, Beside>, planes_ * tiles_, sizeof(Shared), pass);
+    start(entry_kernel<B, Mixes, StemSkips, Beside>, planes_, sizeof(Shared), pass);
     return pass.statistics.norms;
   }
   const float2* step(const StepParameters& w, const Pixel* map, Pixel* raw) {
     const EntryPass pass = {frame_, stem_, mixture_of(map, nullptr, {}),          nullptr, nullptr,
                             w.conv, raw,   statistics(w.gamma, w.beta, kChannels)};
-    start(entry_kernel<Base::kMap, 0, 0u, false>, planes_ * tiles_, sizeof(Shared), pass);
+    start(entry_kernel<Base::kMap, 0, 0u, false>, planes_, sizeof(Shared), pass);
     return pass.statistics.norms;
   }
   template <int Mixes, unsigned StemSkips> const float2* point(const Pixel* base, const float2* norms,
                                                                std::initializer_list<Mixed> mixes,
                                                                const MixParameters& w) {
     const PointPass pass = {frame_, stem_, mixture_of(base, norms, mixes), statistics(w.gamma, w.beta, kChannels)};
-    start(point_kernel<Mixes, StemSkips>, planes_ * tiles_, sizeof(PointShared), pass);
+    start(point_kernel<Mixes, StemSkips>, planes_, sizeof(PointShared), pass);
     return pass.statistics.norms;
   }
   ResidualPass rest_of(const ResidualParameters& w, const Pixel* raw, const float2* norms, const Pixel* first,
@@ -373,15 +356,14 @@ class Chain {
   }
   template <int Inputs> void residual(const ResidualParameters& w, const Pixel* raw, const float2* norms,
                                       const Pixel* first, const Pixel* second, Pixel* result) {
-    start(residual_kernel<Inputs, false>, planes_ * tiles_, sizeof(Shared),
-          rest_of(w, raw, norms, first, second, result));
+    start(residual_kernel<Inputs, false>, planes_, sizeof(Shared), rest_of(w, raw, norms, first, second, result));
   }
   const float2* residual_point(const ResidualParameters& w, const Pixel* raw, const float2* norms, const Pixel* input,
                                Pixel* result, const MixParameters& mix, const Pixel* skip) {
     ResidualPass pass = rest_of(w, raw, norms, input, nullptr, result);
     pass.point = point_of({&mix, skip, nullptr});
     pass.statistics = statistics(mix.gamma, mix.beta, kChannels);
-    start(residual_kernel<1, true>, planes_ * tiles_, sizeof(Shared), pass);
+    start(residual_kernel<1, true>, planes_, sizeof(Shared), pass);
     return pass.statistics.norms;
   }
 
@@ -390,55 +372,30 @@ class Chain {
   // These go into maps that are no longer needed.
   Pixel* features_of(int level) const {
     constexpr Map kFree[kLevels] = {kRawA, kRawB, kEncoded1, kEncoded2};
-    Pixel* const early = memory_.early[level];
-    return early != nullptr ? early : memory_.maps[kFree[level]];
+    return memory_.maps[kFree[level]];
   }
-
-  // On a second lane. The decoder's launches leave half of the GPU's issue slots idle, so a third of the blocks there
-  // could be are enough, and leave room for the decoder's.
-  void start_large_levels() {
-    const cudaStream_t stream = stream_;
-    lanes_.emplace(stream, 2);
-    if (error_ == cudaSuccess) error_ = lanes_->error();
-    stream_ = lanes_->stream(1);
-    early_allowed_ = false;
-    predict(true);
-    stream_ = stream;
-    early_allowed_ = false;
-  }
-  void predict(bool large) {
-    const auto wanted = [large](int size) { return (size >= kLargeFilter) == large; };
-    if (std::none_of(network_.sizes, network_.sizes + network_.level_count, wanted)) return;
-    const int64_t tiles = tiles_ * network_.batch;
-    predict_features(wanted);
-    predict_and_fuse(wanted, large ? divide_up(tiles, 3) : tiles, !large);
-  }
-  template <class Wanted> void predict_features(const Wanted& wanted) {
+  void predict_features() {
     FeaturePass pass = {};
     pass.frame = frame_;
     pass.planes = static_cast<int>(planes_);
-    int count = 0;
     for (int l = 0; l < network_.level_count; ++l) {
-      if (!wanted(network_.sizes[l])) continue;
       const HeadParameters& w = w_.heads[l];
-      pass.levels[count++] = {maps_of(network_.sizes[l]), w.squeeze, w.excite, w.conv, features_of(l)};
+      pass.levels[l] = {maps_of(network_.sizes[l]), w.squeeze, w.excite, w.conv, features_of(l)};
     }
-    start(features_kernel, planes_ * count * tiles_, sizeof(Shared), pass);
+    start(features_kernel, planes_ * network_.level_count, sizeof(Shared), pass);
   }
-  template <class Wanted> void predict_and_fuse(const Wanted& wanted, int64_t blocks, bool adds) {
+  void predict_and_fuse() {
     HeadPass pass = {};
     pass.frame = frame_;
     pass.luminance = network_.luminance;
-    pass.tiles = static_cast<int>(tiles_ * network_.batch);
-    pass.adds = adds;
+    pass.level_count = network_.level_count;
     pass.output = output_;
     size_t bytes = 0;
     for (int l = 0; l < network_.level_count; ++l) {
-      const int size = network_.sizes[l];
-      if (!wanted(size)) continue;
       const HeadParameters& w = w_.heads[l];
-      pass.levels[pass.level_count++] = {
-          size, features_of(l), w.expand.weight, w.expand.bias, w.project.weight, w.project.bias, w_.alphas + l};
+      const int size = network_.sizes[l];
+      pass.levels[l] = {size,           features_of(l), w.expand.weight, w.expand.bias, w.project.weight,
+                        w.project.bias, w_.alphas + l};
       const size_t needed = size == 1   ? kHeadBytes<1>
                             : size == 3 ? kHeadBytes<3>
                             : size == 5 ? kHeadBytes<5>
@@ -446,9 +403,9 @@ class Chain {
       bytes = std::max(bytes, needed);
     }
     if (bytes > kHeadBytes<5>)
-      start(heads_kernel<7>, blocks, bytes, pass, kHeadThreads);
+      start(heads_kernel<7>, network_.batch, bytes, pass, kHeadThreads);
     else
-      start(heads_kernel<5>, blocks, bytes, pass, kHeadThreads);
+      start(heads_kernel<5>, network_.batch, bytes, pass, kHeadThreads);
   }
 
   const ffmef_network& network_;
@@ -459,9 +416,8 @@ class Chain {
   cudaStream_t stream_;
   const Stem stem_;
   const int64_t planes_, tiles_;
-  int norms_used_ = 0;
-  bool early_allowed_ = false;
-  std::optional<Lanes> lanes_;
+  const bool early_;
+  int norms_used_ = 0, launches_ = 0;
   cudaError_t error_ = cudaSuccess;
 };
 

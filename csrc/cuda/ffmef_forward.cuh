@@ -599,6 +599,7 @@ __device__ __forceinline__ void features(const FeaturePass& p, Shared& shared) {
   const Weights weights(level.conv.weight, level.conv.bias, kChannels, 0, false);
   const float value = Attention::value(level, at.plane % kImages);
   wait_for_launch_before();
+  at.first_row = afresh(at.first_row);  // addresses in the maps depend on it, so no load of one moves before the wait
   fill_tile<1, 2>(f, at, Attention(level, f, at.plane, shared), [&] {
     weights.store(shared.weights[0]);
     at.keep(&shared.place);
@@ -636,8 +637,6 @@ struct HeadPass {
   const float* luminance;
   HeadLevel levels[kLevels];
   int level_count;
-  int tiles;  // a block works on every tile whose number is its own, modulo the number of blocks
-  bool adds;  // to what the output holds already
   float* output;
 };
 
@@ -737,8 +736,8 @@ template <int K> struct HeadSource {
   }
 };
 
-template <int K> __device__ __forceinline__ void add_level(const HeadPass& p, const HeadLevel& level, int number,
-                                                           unsigned char* shared) {
+template <int K>
+__device__ __forceinline__ void add_level(const HeadPass& p, const HeadLevel& level, unsigned char* shared) {
   constexpr int kHalo = K / 2, kTaps = K * K, kAtOnce = kGroupsAtOnce<K> > 0 ? kGroupsAtOnce<K> : 1;
   const int thread = afresh(static_cast<int>(threadIdx.x)), team = thread / kThreads;
   float* const totals = reinterpret_cast<float*>(shared) + thread;
@@ -753,7 +752,7 @@ template <int K> __device__ __forceinline__ void add_level(const HeadPass& p, co
     load_head<K>(level, first, count, last, weights);
 #pragma unroll 1
     for (int n = 0; n < kImages; ++n) {
-      const Place at(Place::place_of_block(p.frame, afresh(number)));
+      const Place at(p.frame);
       const int plane = at.plane * kImages + n;
       const HeadSource<K> source = {plane_of(level.features, p.frame, plane), plane_of(p.luminance, p.frame, plane),
                                     tile, luminance};
@@ -779,44 +778,30 @@ template <int K> __device__ __forceinline__ void add_level(const HeadPass& p, co
 }
 
 // Levels are no larger than Largest.
-template <int Largest>
-__device__ __forceinline__ void add_levels(const HeadPass& p, int number, unsigned char* shared) {
-  for (int l = 0; l < p.level_count; ++l) {
-    const HeadLevel& level = p.levels[l];
-    switch (level.size) {
-      case 1: add_level<1>(p, level, number, shared); break;
-      case 3: add_level<3>(p, level, number, shared); break;
-      case 5: add_level<5>(p, level, number, shared); break;
-      default:
-        if constexpr (Largest >= 7) add_level<7>(p, level, number, shared);
-        break;
-    }
-  }
-}
-
 template <int Largest> __device__ __forceinline__ void heads(const HeadPass& p, unsigned char* shared) {
   const Frame& f = p.frame;
   float* const totals = reinterpret_cast<float*>(shared) + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) totals[i * kHeadThreads] = 0;
   wait_for_launch_before();
-#pragma unroll 1
-  for (int number = static_cast<int>(blockIdx.x); number < p.tiles; number += static_cast<int>(gridDim.x)) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) totals[i * kHeadThreads] = 0;
-    add_levels<Largest>(p, number, shared);
-    __syncthreads();
-    if (threadIdx.x < kThreads) {
-      const Place at(Place::place_of_block(f, afresh(number)));  // its plane is a batch's
-      float* const output = p.output + static_cast<int64_t>(at.plane) * f.height * f.width;
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        if (!at.shows(f, i)) continue;
-        float& pixel = output[at.pixel(f, i)];
-        const float total = totals[i * kHeadThreads] + totals[i * kHeadThreads + kThreads];
-        pixel = p.adds ? pixel + total : total;
-      }
+  for (int l = 0; l < p.level_count; ++l) {
+    const HeadLevel& level = p.levels[l];
+    switch (level.size) {
+      case 1: add_level<1>(p, level, shared); break;
+      case 3: add_level<3>(p, level, shared); break;
+      case 5: add_level<5>(p, level, shared); break;
+      default:
+        if constexpr (Largest >= 7) add_level<7>(p, level, shared);
+        break;
     }
-    __syncthreads();  // the totals have been read
   }
+  __syncthreads();
+  if (threadIdx.x >= kThreads) return;
+  const Place at(f);  // its plane is a batch's
+  float* const output = p.output + static_cast<int64_t>(at.plane) * f.height * f.width;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i)
+    if (at.shows(f, i)) output[at.pixel(f, i)] = totals[i * kHeadThreads] + totals[i * kHeadThreads + kThreads];
 }
 
 }  // namespace ffmef::cuda::network

@@ -21,7 +21,6 @@ typedef struct {
   int level_count;                /* at most 4 */
   const int* sizes;               /* k of each level: 1, 3, 5 or 7 */
   int early_launches; /* let blocks start while the previous launch ends; compute capability 9.0 and later */
-  int lanes;          /* run the heads of large filters beside the decoder, on a second stream; small pictures only */
 } ffmef_network;
 
 /* The number of values in the parameters of a network with these filters. */

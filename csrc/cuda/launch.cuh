@@ -4,6 +4,7 @@
 #include "common.cuh"
 #include "types.h"
 
+#include <atomic>
 #include <climits>
 
 namespace ffmef::cuda {
@@ -28,8 +29,28 @@ template <class Kernel, class Problem> cudaError_t launch(Kernel kernel, int64_t
   return cudaGetLastError();
 }
 
-// The same, but from compute capability 9.0 on the kernel's blocks may start while the last ones of the previous launch
-// still run. The kernel begins with wait_for_launch_before().
+// Whether this kernel has the wait that an early launch needs, on the current device. Only code for compute capability
+// 9.0 or later has it: a GPU that translates PTX of an earlier one may be newer than its code.
+template <class Kernel> bool can_launch_early([[maybe_unused]] Kernel kernel) {
+#ifdef __CUDACC__
+  constexpr int devices = 64;
+  static std::atomic<int> known[devices];  // 0: not asked yet, 1: no, 2: yes
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= devices) return false;
+  if (known[device] == 0) {
+    cudaFuncAttributes code = {};
+    const bool asked = cudaFuncGetAttributes(&code, kernel) == cudaSuccess;
+    if (!asked) cudaGetLastError();  // a launch would report it as its own
+    known[device] = asked && code.ptxVersion >= 90 ? 2 : 1;
+  }
+  return known[device] == 2;
+#else
+  return true;
+#endif
+}
+
+// The same, but the kernel's blocks may start once every block of the launch before it has passed its
+// wait_for_launch_before(). The kernel waits too; can_launch_early() says whether it does.
 template <class Kernel, class Problem> cudaError_t launch_early(Kernel kernel, int64_t blocks, int threads,
                                                                 size_t shared_bytes, cudaStream_t stream,
                                                                 const Problem& p) {

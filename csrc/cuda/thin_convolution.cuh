@@ -67,8 +67,7 @@ struct TilePlace {
 struct Place : TilePlace {
   int first_row, first_column, thread, warp, strip, column;
 
-  __device__ __forceinline__ explicit Place(const Frame& f)
-      : Place(place_of_block(f, afresh(static_cast<int>(blockIdx.x)))) {}
+  __device__ __forceinline__ explicit Place(const Frame& f) : Place(place_of_block(f)) {}
   __device__ __forceinline__ explicit Place(const TilePlace& tile) : TilePlace(tile) {
     first_row = tile_row * kTileRows;
     first_column = tile_column * kColumns;
@@ -77,9 +76,9 @@ struct Place : TilePlace {
     strip = warp * kRows;  // first row within the tile
     column = thread % kColumns;
   }
-  __device__ __forceinline__ static TilePlace place_of_block(const Frame& f, int number) {
+  __device__ __forceinline__ static TilePlace place_of_block(const Frame& f) {
     const unsigned across = static_cast<unsigned>(f.tiles_across), down = static_cast<unsigned>(f.tiles_down);
-    const unsigned block = static_cast<unsigned>(number);
+    const unsigned block = static_cast<unsigned>(afresh(static_cast<int>(blockIdx.x)));
     TilePlace tile;
     tile.tile_column = static_cast<int>(block % across);
     tile.tile_row = static_cast<int>(block / across % down);

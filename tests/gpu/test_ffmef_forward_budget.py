@@ -31,6 +31,14 @@ def test_kernels_keep_everything_in_registers(tmp_path: Path) -> None:
     code = subprocess.run([cuda.find_nvdisasm(), "-c", cubin], check=True, capture_output=True, text=True).stdout
     assert not re.search(r"\b(?:LDL|STL)\b", code)
     bodies = re.split(r"^\.text\.", code, flags=re.MULTILINE)[1:]
+    for body in bodies:
+        # Blocks may start early. Before they wait for the launch before, they read single parameters alone, and no norms
+        # (8 bytes) or pixels (16 bytes).
+        before, wait, _ = body.partition("ACQBULK")
+        assert wait, body.splitlines()[0]
+        assert not re.search(r"\bLDG\.E\.[\w.]*(?:64|128)|\b(?:LDGSTS|STG|ATOM|RED|ATOMG|REDG)\b", before), (
+            body.splitlines()[0]
+        )
     residual = next(body for body in bodies if "residual_kernelILi1ELb0" in body.splitlines()[0])
     # A pixel is one access: the loads of all pixels that a thread stages are under way at once.
     assert len(re.findall(r"\bLDG\.E\.128", residual)) >= 10 + 4 and len(re.findall(r"\bSTG\.E\.128", residual)) >= 4

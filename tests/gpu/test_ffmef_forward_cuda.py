@@ -25,7 +25,6 @@ class Case:
     sizes: tuple[int, ...] = (1, 3, 5)
     batch: int = 1
     flat: bool = False  # all parameters in one tensor
-    lanes: bool = False  # heads of large filters on a second stream
 
     @property
     def luminance(self) -> torch.Tensor:
@@ -41,8 +40,6 @@ CASES = [
     Case("batch", 9, 33, batch=3),
     Case("seven", 18, 34, sizes=(1, 3, 5, 7)),
     Case("parameters in one piece", 5, 6, flat=True),
-    Case("lanes", 19, 38, sizes=(1, 3, 5, 7), batch=2, lanes=True),
-    Case("lanes, large filters alone", 17, 3, sizes=(5,), lanes=True),
 ]
 
 
@@ -51,7 +48,7 @@ def encode(case: Case) -> bytes:
     if case.flat:
         parameters = [torch.cat(parameters)]
     data = encoded_tensor(case.luminance) + numbers(len(case.sizes), *case.sizes, len(parameters))
-    return data + b"".join(map(encoded_tensor, parameters)) + numbers(case.lanes)
+    return data + b"".join(map(encoded_tensor, parameters))
 
 
 def run(program: Path, cases: list[Case]) -> list[torch.Tensor]:
@@ -99,18 +96,12 @@ def test_results_do_not_depend_on_the_order_of_threads(program: Path) -> None:
 
 # ---- sanitizers and planted faults ---------------------------------------------------------------------------------
 
-CORE = [
-    Case("core", 19, 37),
-    Case("core, seven", 3, 34, sizes=(1, 3, 5, 7)),
-    Case("core, batch", 17, 5, (1,), batch=2),
-    Case("core, lanes", 33, 34, (3, 5), lanes=True),
-]
+CORE = [Case("core", 19, 37), Case("core, seven", 3, 34, sizes=(1, 3, 5, 7)), Case("core, batch", 17, 5, (1,), batch=2)]
 # Few threads: the sanitizer knows 255 at a time.
 FEW_BLOCKS = [
     Case("two tiles", 1, 33, sizes=(1,)),
     Case("two rows of tiles", 17, 2, sizes=(1,)),
     Case("few blocks", 17, 33, sizes=(1, 3)),
-    Case("few blocks, lanes", 17, 33, sizes=(5,), lanes=True),
 ]
 THREAD, ADDRESS = ("-g", "-fsanitize=thread"), ("-g", "-fsanitize=address")
 
@@ -168,12 +159,6 @@ MUTANTS = [
     Mutant("a map overwritten too early", "Pixel* u1 = e2;", "Pixel* u1 = bottom;", CHAIN),
     Mutant("another level's map", "size == 1 ? kDecoded : size == 3 ? kUp2 : kBottom", "size == 1 ? kUp2 : size == 3 ? kUp2 : kBottom",
            CHAIN),
-    Mutant("a lane not waited for", "const cudaError_t joined = lanes_->join();", "const cudaError_t joined = cudaSuccess;", CHAIN),
-    Mutant("no memory for a lane's features", "kept ? take<Pixel>(planes * n.height * n.width)", "kept ? take<Pixel>(64)", CHAIN,
-           flags=ADDRESS),
-    Mutant("a lane's output overwritten", "tiles, !large);", "tiles, false);", CHAIN),
-    Mutant("the first tile alone", "number += static_cast<int>(gridDim.x)", "number += p.tiles", PASSES),
-    Mutant("no barrier after the totals", "__syncthreads();  // the totals have been read", "", PASSES, flags=THREAD, sign="data race"),
     Mutant("counters not cleared", "kNorms * memory_.counters_of_norm * sizeof(unsigned)", "sizeof(unsigned)", CHAIN),
     Mutant("workspace too small", "for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width);",
            "for (Pixel*& map : maps) map = take<Pixel>(planes * n.height * n.width - 64);", CHAIN, flags=ADDRESS),

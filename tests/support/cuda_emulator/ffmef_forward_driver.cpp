@@ -22,9 +22,6 @@ void run(Reader& reader, std::ofstream& results) {
     pointers.push_back(static_cast<const float*>(tensor.pointer));
     values.push_back(tensor.shape[0]);
   }
-  const int lanes = static_cast<int>(reader.number());
-  static cudaStream_t stream = nullptr;
-  if (stream == nullptr) cudaStreamCreateWithFlags(&stream, 0);
   const ffmef_network network = {luminance.shape[0],
                                  luminance.shape[2],
                                  luminance.shape[3],
@@ -34,19 +31,12 @@ void run(Reader& reader, std::ofstream& results) {
                                  values.data(),
                                  static_cast<int>(sizes.size()),
                                  sizes.data(),
-                                 0,
-                                 lanes};
+                                 0};
   Output output(network.batch * network.height * network.width, sizeof(float), 0);
   Memory workspace(static_cast<size_t>(ffmef_cuda_ffmef_forward_workspace(&network)), kSentinel);
   int status = -1;
-  // With lanes, in both orders that `synchronize` knows; the second result stays.
-  static std::mt19937 random;
-  for (int order = 0; order <= lanes && ffmef_cuda_ffmef_forward_fits(&network); ++order) {
-    status = ffmef_cuda_ffmef_forward(&network, static_cast<float*>(output.data()), workspace.data(), stream);
-    emulator::synchronize(stream, order == 0, random);
-    for (const auto& other : emulator::streams)
-      if (!other->entries.empty()) emulator::fail("a stream is not waited for");
-  }
+  if (ffmef_cuda_ffmef_forward_fits(&network))
+    status = ffmef_cuda_ffmef_forward(&network, static_cast<float*>(output.data()), workspace.data(), nullptr);
   workspace.check_red_zones();
   const int64_t held = ffmef_cuda_ffmef_forward_values(network.level_count, network.sizes);
   results.write(reinterpret_cast<const char*>(&status), sizeof(status));
