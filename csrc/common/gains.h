@@ -1,4 +1,5 @@
-// How gains of PyramidFFMEF grow with the number of exposures (ffmef/models/pyramid.py): shared by host and device code.
+// How gains of PyramidFFMEF grow with the number of exposures (ffmef/models/pyramid.py): shared by host and device
+// code.
 #pragma once
 #include <cstdint>
 

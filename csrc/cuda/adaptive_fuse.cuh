@@ -604,9 +604,9 @@ struct Places {
 template <class T, class Index, int C> constexpr int kImagesGradientRows =
     C == 1 && sizeof(T) <= 4 && sizeof(Index) == 4 ? 2 : 1;
 
-// What a pixel gets through its own place, a row of taps at once. Away from the border every tap has an output that sees
-// the pixel, so there is nothing to check; at the border the others count as zeros. One channel only; sums are in the
-// order of images_gradient_level.
+// What a pixel gets through its own place, a row of taps at once. Away from the border every tap has an output that
+// sees the pixel, so there is nothing to check; at the border the others count as zeros. One channel only; sums are in
+// the order of images_gradient_level.
 template <int K, int R, bool Border, class Index, class T>
 __device__ __forceinline__ void images_gradient_own_place(const Problem<T>& p, const LevelView<T>& level,
                                                           const T* filters, const T* gradient, const Position& at,

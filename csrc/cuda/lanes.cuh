@@ -10,8 +10,8 @@
 namespace ffmef::cuda {
 
 // Lane 0 is the caller's stream. The others wait for what that stream was given before, and join() makes it wait for
-// them, so to the caller the call is one piece of work, also inside a CUDA graph. If CUDA refuses further streams, there
-// are fewer lanes.
+// them, so to the caller the call is one piece of work, also inside a CUDA graph. If CUDA refuses further streams,
+// there are fewer lanes.
 class Lanes {
  public:
   Lanes(cudaStream_t stream, int count) : stream_(stream) {

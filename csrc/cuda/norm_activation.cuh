@@ -62,8 +62,8 @@ __device__ __forceinline__ float sum_of_warp(const float (&values)[kChannels]) {
   return sum;
 }
 
-// Adds one to a counter; what the warp wrote before is there for whoever sees the sum and acquires. A release alone, as a
-// full fence would also empty the first-level cache.
+// Adds one to a counter; what the warp wrote before is there for whoever sees the sum and acquires. A release alone, as
+// a full fence would also empty the first-level cache.
 __device__ __forceinline__ unsigned add_one(unsigned* counter) {
 #if defined(__CUDA_ARCH__)
   unsigned before;

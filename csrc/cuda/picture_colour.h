@@ -1,6 +1,6 @@
 /* C interface of the kernels before and after a model of luminance: samples to luminance, fused luminance to samples.
- * Raw device pointers and sizes; no torch, no validation. Launches on `stream` of the current device, never synchronises
- * and allocates nothing. ffmef/imaging/colour.py is the definition, to the bit. */
+ * Raw device pointers and sizes; no torch, no validation. Launches on `stream` of the current device, never
+ * synchronises and allocates nothing. ffmef/imaging/colour.py is the definition, to the bit. */
 #pragma once
 
 #include "types.h"

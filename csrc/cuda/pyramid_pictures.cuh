@@ -85,8 +85,8 @@ __device__ __forceinline__ float mix(float a, float b, float share) { return a +
 // Luminance on the scale 0..1 of RGB on the scale 0..255.
 constexpr float kRed = 0.256789f / 255, kGreen = 0.504129f / 255, kBlue = 0.097906f / 255, kBlack = 16.0f / 255;
 
-// Samples times to_byte lie on the scale 0..255, in which the colour equations are written. What is not a number becomes
-// 0 as an integer, and stays so as floating point.
+// Samples times to_byte lie on the scale 0..255, in which the colour equations are written. What is not a number
+// becomes 0 as an integer, and stays so as floating point.
 struct Luminance {
   using type = float;
   static constexpr int channels = 1;
@@ -249,8 +249,8 @@ template <class D> __device__ __forceinline__ float mean_of_four(const typename 
            kBlack;
 }
 
-// What one thread sees of one exposure, a pixel of half size: its luminance. Offsets have 32 bits, because a picture has
-// fewer than 2^29 pixels.
+// What one thread sees of one exposure, a pixel of half size: its luminance. Offsets have 32 bits, because a picture
+// has fewer than 2^29 pixels.
 template <class D, bool Pairs> __device__ __forceinline__ float look(const Entering& p, EnteringShared& s, int n,
                                                                      int row, int column, int line, int place) {
   using S = typename D::type;
@@ -1247,8 +1247,8 @@ __device__ __forceinline__ void expand_run(const float (&coarse)[4], float (&fin
   fine[3] = 0.75f * coarse[2] + 0.25f * coarse[3];
 }
 
-// Where the level of half size and the cells lie that a run of four pixels lies between. Offsets have 32 bits, because a
-// picture has fewer than 2^29 pixels: addresses are then one instruction each.
+// Where the level of half size and the cells lie that a run of four pixels lies between. Offsets have 32 bits, because
+// a picture has fewer than 2^29 pixels: addresses are then one instruction each.
 struct Around {
   unsigned near[4], far[4];  // of half size, in the two rows
   unsigned upper[2], lower[2];

@@ -38,8 +38,8 @@ int64_t ffmef_cuda_pyramid_pictures_workspace(const ffmef_pictures* pictures);
 /* `out` has the pictures' sample type and size. Returns a cudaError_t as an int: 0 when all launches were accepted. */
 int ffmef_cuda_pyramid_pictures(const ffmef_pictures* pictures, void* out, void* workspace, void* stream);
 
-/* Several brackets, which differ in `pictures` and `validity` alone, each with its own `outs`. Small ones run beside each
- * other, on further streams that wait for `stream`, and for which `stream` waits. */
+/* Several brackets, which differ in `pictures` and `validity` alone, each with its own `outs`. Small ones run beside
+ * each other, on further streams that wait for `stream`, and for which `stream` waits. */
 int64_t ffmef_cuda_pyramid_brackets_workspace(const ffmef_pictures* brackets, int64_t count);
 int ffmef_cuda_pyramid_brackets(const ffmef_pictures* brackets, int64_t count, void* const* outs, void* workspace,
                                 void* stream);

@@ -16,8 +16,8 @@ namespace {
 
 int64_t half_of(int64_t size) { return (size + 1) / 2; }
 
-// Each part has about four thousand pixels and takes a few microseconds. One thread alone takes up to four parts: another
-// would need as long to begin, and to fetch what the first has written.
+// Each part has about four thousand pixels and takes a few microseconds. One thread alone takes up to four parts:
+// another would need as long to begin, and to fetch what the first has written.
 template <class F> void parallel_rows(Team& team, int64_t rows, int64_t width, const F& f) {
   const int64_t part = 1 + (1 << 12) / (width + 1);
   team.over(rows, rows <= 4 * part ? rows : part, f);

@@ -279,11 +279,10 @@ class _ForwardRules:
             flat, extra = flat[:-1], flat[-1]
             if cls.spec.kept_backward is not None and _is_plain(grad):
                 with torch._C._AutoDispatchBelowAutograd():
-                    grads = cls.spec.kept_backward(grad, extra, flat, ctx.options, needs)
-                return None, None, *(g if n else None for g, n in zip(grads, needs, strict=True))
-            if (
-                cls.spec.from_kept is not None and not torch.is_grad_enabled()
-            ):  # otherwise the gradients' own derivatives need the operator
+                    direct = cls.spec.kept_backward(grad, extra, flat, ctx.options, needs)
+                return None, None, *(g if n else None for g, n in zip(direct, needs, strict=True))
+            # With gradients enabled, the gradients' own derivatives need the operator.
+            if cls.spec.from_kept is not None and not torch.is_grad_enabled():
                 found = cls.spec.from_kept(grad, extra, flat)
         asked = [n and p not in found for p, n in enumerate(needs)]
         grads: Sequence[Tensor | None] = [None] * len(flat)

@@ -7,7 +7,7 @@ each of images, filters and alphas, so two dispatcher operators, forward and bac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -103,16 +103,16 @@ def adaptive_fuse(
     """
     filters = as_list("filters", filters)
     if _is_usual(images, filters, alphas, padding_mode):
-        images_5d = images
+        images_5d, weights = images, cast(Tensor, alphas)
     else:
-        images_5d, filters, alphas = _validate(images, filters, alphas, padding_mode)
+        images_5d, filters, weights = _validate(images, filters, alphas, padding_mode)
     check_backend("adaptive_fuse", backend, images=images)
     if backend == "reference":
-        out = reference.adaptive_fuse(images_5d, filters, alphas, padding_mode)
+        out = reference.adaptive_fuse(images_5d, filters, weights, padding_mode)
     else:
         name = "adaptive_fuse_triton" if backend == "triton" else "adaptive_fuse"
-        tensors = [images_5d, *filters, alphas]
-        out = call(operator(name), tensors, images_5d, filters, alphas, padding_mode)
+        tensors = [images_5d, *filters, weights]
+        out = call(operator(name), tensors, images_5d, filters, weights, padding_mode)
     return out if images.dim() == 5 else out.squeeze(1)
 
 
@@ -190,7 +190,7 @@ def check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} must be dense, got {layout}")
 
 
-def _is_usual(images: Tensor, filters: list[Tensor], alphas: object, padding_mode: str) -> bool:
+def _is_usual(images: Tensor, filters: list[Tensor], alphas: Any, padding_mode: str) -> bool:
     """Return whether a call of plain tensors surely passes :func:`_validate` as it is, at a third of its cost."""
     if (
         torch.compiler.is_compiling()  # compilers should guard on as little as possible
@@ -328,8 +328,8 @@ def _alphas_gradient(grad: Tensor, responses: Tensor, flat: Sequence[Tensor]) ->
 
 def _kept_backward(grad: Tensor, responses: Tensor, flat: Sequence[Tensor], options: tuple[str], needs: Sequence[bool]):
     images, *filters, alphas = flat
-    need_images, *need_filters, need_alphas = needs
-    need_filters = [int(need) for need in need_filters]
+    need_images, *of_filters, need_alphas = needs
+    need_filters = [int(need) for need in of_filters]
     run = operator("adaptive_fuse_responses_backward")
     return run(grad, responses, images, filters, alphas, *options, need_images, need_filters, need_alphas)
 

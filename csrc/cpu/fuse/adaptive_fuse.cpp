@@ -133,7 +133,8 @@ GradView view_of_grad(const Tensor& grad, const AdaptiveFuseArgs& args) {
   return view;
 }
 
-// Sums over the items [0, count) of what `work(sums, begin, end)` writes, `values` for each item, in order of the items.
+// Sums over the items [0, count) of what `work(sums, begin, end)` writes, `values` for each item, in order of the
+// items.
 template <class Work> std::vector<double> sums_of_items(int64_t count, size_t values, const Work& work) {
   std::vector<double> sums(size_t(count) * values), total(values, 0.0);
   parallel_for(count, 1, [&](int64_t begin, int64_t end) { work(sums.data(), begin, end); });

@@ -272,8 +272,8 @@ template <class T, int K> void gather_chunk(Acc<T>* const* padded, int64_t x0, c
     }
 }
 
-// Goes through the rows of filters once. Each passes its gradients to the 2 * radius + 1 padded rows that it read, which
-// are kept until they are complete.
+// Goes through the rows of filters once. Each passes its gradients to the 2 * radius + 1 padded rows that it read,
+// which are kept until they are complete.
 template <class A> struct AdjoiningImages {
   static constexpr int64_t kChunk = 128;                              // columns rearranged at a time
   static constexpr int64_t kMargin = 32;                              // at least 2 * radius, in whole vectors

@@ -100,8 +100,8 @@ void convolve(const Packed& conv, const float* const* rows, int64_t step, int64_
   convolve_rest<kCells - 1>(cells - x, conv, runs, step, out, out_step, finish, own);
 }
 
-// The same for a 2x2 convolution with stride 2 over rows of `width` cells with `channels`, whose last cell is repeated as
-// far as the outputs need. Rows are read in place; `ends` has room for what the repeated cells are read by.
+// The same for a 2x2 convolution with stride 2 over rows of `width` cells with `channels`, whose last cell is repeated
+// as far as the outputs need. Rows are read in place; `ends` has room for what the repeated cells are read by.
 void convolve_halving(const Packed& conv, const float* const* rows, int64_t width, int64_t channels, int64_t cells,
                       float* out, float* ends, Finish finish) {
   const int64_t inside = width / 2, rest = cells - inside, step = 2 * channels;

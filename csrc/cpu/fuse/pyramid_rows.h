@@ -41,7 +41,8 @@ inline void between(A* __restrict out, const A* __restrict a, const A* __restric
   for (int64_t i = 0; i < n; ++i) out[i] = a[i] + (b[i] - a[i]) * share;
 }
 
-// A row of n values -> out[0 .. (n + 1) * R), whose element R / 2 is the first pixel. Beyond the ends, they are repeated.
+// A row of n values -> out[0 .. (n + 1) * R), whose element R / 2 is the first pixel. Beyond the ends, they are
+// repeated.
 template <int R, class A> inline void expand_row_by(A* __restrict out, const A* __restrict row, int64_t n) {
   A share[R];
   for (int k = 0; k < R; ++k) share[k] = (A(k) + A(0.5)) / R;

@@ -7,8 +7,8 @@
 //   - a warp operation in which a lane of the warp does not take part
 //   - a launch that no GPU would accept (threads, blocks, shared memory), a write past the shared memory
 //   - streams that wait for each other
-// Launches on the default stream run at once. Those on others wait until synchronize() runs what a stream depends on, in
-// any order that streams and events permit.
+// Launches on the default stream run at once. Those on others wait until synchronize() runs what a stream depends on,
+// in any order that streams and events permit.
 // With -fsanitize=address: accesses outside a buffer, shared memory included (a fresh block of the exact size for
 // every CUDA block, filled with NaN). With -fsanitize=thread: missing barriers, and blocks that write the same place,
 // as data races: two threads are ordered only by the barriers that both of them pass, two blocks by nothing.
