@@ -454,9 +454,7 @@ struct PicturesCall {
     fusion.stem = static_cast<int>(stem);
     fusion.octaves = static_cast<int>(octaves);
     fusion.brightness = fusion.contrast = fusion.saturation = 1;
-    fusion.early_launches = asked_for("FFMEF_CUDA_EARLY_LAUNCHES");
-    const char* cells = std::getenv("FFMEF_CUDA_CELLS_OF_THREAD");
-    fusion.cells_of_thread = cells == nullptr ? 0 : std::atoi(cells);
+    fusion.early_launches = not_refused("FFMEF_CUDA_EARLY_LAUNCHES");
     std::vector<int64_t> sizes(static_cast<size_t>(ffmef_cuda_pyramid_pictures_parameters(&fusion, nullptr)));
     ffmef_cuda_pyramid_pictures_parameters(&fusion, sizes.data());
     STD_TORCH_CHECK(given.size() == sizes.size(), "parameters must hold ", sizes.size(), " tensors, got ",

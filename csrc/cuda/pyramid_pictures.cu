@@ -12,9 +12,12 @@ namespace ffmef::cuda::pictures {
 namespace {
 
 constexpr int kSpreadThreads = 1024;
+// A thread computes two or four cells of a grid of more tiles of 64 than this. On an H200, of 132 multiprocessors, two
+// per thread were slower than one with 192 tiles and faster with 216; four were no faster than two with 255 tiles, and
+// faster with 863.
+constexpr int64_t kTilesForTwo = 200, kTilesForFour = 640;
 // An octave of more cells takes one block more than a microsecond.
 constexpr int64_t kSpreadCells = SpreadingShared::kMostCells;
-constexpr int64_t kTilesForTwo = 512, kTilesForFour = 1536;  // of 64 cells: with more, a thread computes so many
 // Brackets that run beside each other, until their samples fill the GPU: the launches of a small one have few blocks.
 constexpr int64_t kMostLanes = 4, kPixelsThatFill = 1 << 22;
 
@@ -229,7 +232,14 @@ struct Maps {
 // ---- launches -------------------------------------------------------------------------------------------------------
 
 // Launches one kernel after another until one is refused. A launch may start early once every block of the one before
-// it has waited for its own predecessor: so whatever is two launches old is there at once.
+// it has waited for its own predecessor. This is safe, because
+//   - the first launch of a call, `enter`, is an ordinary one: it starts when all earlier work on the stream is done,
+//     such as a call before that used the same workspace, and its blocks neither wait nor let others start early;
+//   - every other kernel waits before it writes to a map, or reads one;
+//   - the packed weights alone are read before that, by `meet`, `refine` and `coarsest`. Blocks of `enter` write them, no
+//     other launch does, and `arrange` lies between: its blocks waited for all of `enter` before `meet` could start;
+//   - a launch ends after it has waited, so when the last one has ended, all have: what comes next on the stream, or
+//     waits for an event there, finds everything.
 struct Launches {
   cudaStream_t stream;
   bool early;
@@ -239,7 +249,6 @@ struct Launches {
   template <class Kernel, class Problem>
   void operator()(Kernel kernel, int64_t blocks, int threads, size_t shared, const Problem& p) {
     if (error != cudaSuccess) return;
-    // The first launch waits for all earlier work on the stream.
     error = early && number > 0 ? launch_early(kernel, blocks, threads, shared, stream, p)
                                 : launch(kernel, blocks, threads, shared, stream, p);
     number += 1;
@@ -323,15 +332,11 @@ template <int C, int R, Next Kind> void launch_refining(Refining& p, int64_t cou
 // Reads of shared memory limit these kernels: a thread of R cells reads R + 4 times for 16 R multiply-adds.
 template <Next Kind> void launch_refine(const ffmef_pictures& f, Refining& p, int channels, Launches& launches) {
   const int64_t tiles = f.count * p.size.cells() / 64;
-  const int cells = f.cells_of_thread > 0   ? f.cells_of_thread
-                    : tiles > kTilesForFour ? 4
-                    : tiles > kTilesForTwo  ? 2
-                                            : 1;
   if (channels == 32)
     launch_refining<32, 1, Kind>(p, f.count, launches);
-  else if (cells == 4)
+  else if (tiles > kTilesForFour)
     launch_refining<16, 4, Kind>(p, f.count, launches);
-  else if (cells == 2)
+  else if (tiles > kTilesForTwo)
     launch_refining<16, 2, Kind>(p, f.count, launches);
   else
     launch_refining<16, 1, Kind>(p, f.count, launches);
@@ -442,7 +447,7 @@ template <class D> void launch_finish(const ffmef_pictures& f, const Maps& m, vo
 template <class D> cudaError_t fuse(const ffmef_pictures& f, void* out, void* workspace, cudaStream_t stream) {
   const Layers layers(f);
   const Maps maps(f, layers, workspace);
-  Launches launches{stream, f.early_launches != 0};
+  Launches launches{stream, f.early_launches != 0 && can_launch_early(arrange_kernel)};
   launch_enter<D>(f, layers, maps, launches);
   launch_meet(f, layers, maps, launches);
   launch_grids(f, layers, maps, launches);

@@ -25,8 +25,7 @@ typedef struct {
   const float* const* parameters; /* contiguous, in the order of the model's own parameters() */
   float brightness, contrast, saturation; /* factors, 1 for no change */
   float prefer;                           /* 0 for no change */
-  int early_launches;                     /* 1: a launch may start while the one before it ends */
-  int cells_of_thread;                    /* 1, 2 or 4 in convolutions of grids of 16 channels; 0: by their size */
+  int early_launches; /* 1: a launch may start while the one before it ends; compute capability 9.0 and later */
 } ffmef_pictures;
 
 /* The elements of each parameter; returns how many parameters there are. `sizes` may be null. */

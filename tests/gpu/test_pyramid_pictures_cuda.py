@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cuda_emulation import Mutant, build, needs_emulator, plant, why_failed
+from cuda_emulation import ROOT, Mutant, build, needs_emulator, plant, why_failed
 from ffmef import picture
 from pyramid_pictures_cases import MANY, MATRIX, Case, error_of, expected, model_of, pictures_of, run
 
@@ -184,10 +185,27 @@ MUTANTS = [
 
 def test_large_pictures_have_other_launches(tmp_path: Path) -> None:
     """As if even the last octaves of these small pictures were too much for one block, and CUDA had one more stream; and
-    with the tiles of large grids."""
-    change = Mutant("", "kSpreadCells = SpreadingShared::kMostCells;", "kSpreadCells = 0;", LAUNCHES)
-    program = plant(change, tmp_path, "-DFFMEF_EMULATED_STREAMS=2", "-DFFMEF_CELLS_OF_THREAD=4", operator=OPERATOR)
+    with two cells per thread in a grid of one tile, four in larger ones."""
+    lines = """kTilesForTwo = 200, kTilesForFour = 640;
+// An octave of more cells takes one block more than a microsecond.
+constexpr int64_t kSpreadCells = SpreadingShared::kMostCells;"""
+    small = "kTilesForTwo = 0, kTilesForFour = 1; constexpr int64_t kSpreadCells = 0;"
+    program = plant(Mutant("", lines, small, LAUNCHES), tmp_path, "-DFFMEF_EMULATED_STREAMS=2", operator=OPERATOR)
     assert fails(program, [*BRACKETS, *CORE]) == ""
+
+
+def test_kernels_wait_before_they_touch_maps() -> None:
+    """What the emulator cannot show, because it runs one launch after the other: before a kernel waits for the launch
+    before its own, it copies packed weights to shared memory, and nothing else."""
+    launches, bodies = ((ROOT / "csrc" / file).read_text() for file in (LAUNCHES, KERNELS))
+    early = dict(re.findall(r"__global__.*?(\w+)_kernel\(.*?\{(.*?)\n\}", launches, re.DOTALL))
+    assert len(early) == 10 and "wait" not in early.pop("enter")
+    for name, kernel in early.items():
+        if "wait_for_launch_before();" not in kernel:
+            kernel = re.search(rf"void {name}\(const.*?\n\}}", bodies, re.DOTALL)[0]
+        before, wait, _ = kernel.partition("wait_for_launch_before();")
+        before = re.sub(r"copy_weights\([^,]*, p\.\w+\.(weights|bias), ", "", before)
+        assert wait and not re.search(r"copy_weights|load_four|store_four|share\(|\[|->|= \*", before), name
 
 
 @pytest.mark.slow

@@ -8,10 +8,6 @@
 
 #include <vector>
 
-#ifndef FFMEF_CELLS_OF_THREAD
-#define FFMEF_CELLS_OF_THREAD 0
-#endif
-
 namespace {
 
 constexpr size_t kSampleBytes[] = {4, 1, 2, 4};
@@ -67,7 +63,6 @@ int fuse_several(const std::vector<ffmef_pictures>& all, std::vector<std::unique
 
 void run(Reader& reader, std::ofstream& results) {
   ffmef_pictures f = {};
-  f.cells_of_thread = FFMEF_CELLS_OF_THREAD;
   f.sample = static_cast<int>(reader.number());
   f.count = reader.number();
   f.height = reader.number();
