@@ -79,11 +79,6 @@ Tensor make_empty(const Tensor& like, const std::vector<int64_t>& sizes) {
 // Memory for the duration of the call; torch's allocator keeps it until the stream is done with it.
 Tensor workspace_of(const Tensor& tensor, int64_t bytes) { return make_empty(tensor, {bytes}, ScalarType::Byte); }
 
-bool asked_for(const char* variable) {
-  const char* value = std::getenv(variable);
-  return value != nullptr && std::strcmp(value, "1") == 0;
-}
-
 bool not_refused(const char* variable) {
   const char* value = std::getenv(variable);
   return value == nullptr || std::strcmp(value, "0") != 0;

@@ -28,3 +28,17 @@ def test_kernels_keep_everything_in_registers(tmp_path: Path, architecture: int)
     for name, stack, registers in found:
         kernel = re.search(r"(enter|arrange|meet|refine|coarsest|share|descend|spread|blend|finish)_kernel", name)[1]
         assert int(stack) == 0 and int(registers) <= MOST.get(kernel, 80), name
+    if architecture < 90:
+        return
+    code = subprocess.run([cuda.find_nvdisasm(), "-c", cubin], check=True, capture_output=True, text=True).stdout
+    for body in re.split(r"^\.text\.", code, flags=re.MULTILINE)[1:]:
+        # Blocks may start early. Before they wait for the launch before, they copy weights to shared memory alone: a map's
+        # loads, moved here by the compiler, would be more than those stores.
+        name, (before, wait, _) = body.splitlines()[0], body.partition("ACQBULK")
+        if "enter_kernel" in name:
+            assert not wait
+            continue
+        assert wait and not re.search(r"\b(?:LDGSTS|STG|ATOM|RED|ATOMG|REDG)\b", before), name
+        copies = bool(re.search(r"(?:meet|refine|coarsest)_kernel", name))
+        loads = [len(re.findall(rf"\b{access}\b", before)) for access in ("LDG", r"LDG\.E\.128", r"STS\.128")]
+        assert len(set(loads)) == 1 and (loads[0] > 0) == copies, name
