@@ -501,7 +501,7 @@ def step_engine() -> None:
             del os.environ["FFMEF_CUDA_EARLY_LAUNCHES"]
 
 
-SIDE, BATCH = (48, 2) if CPU else (128, 8)  # of training
+SIDE, BATCH = 48 if CPU else 128, 8  # of training; a rehearsal has the same batch, so that the same data are enough
 
 
 def training_pairs() -> str:
@@ -522,7 +522,8 @@ def trainer_of(name: str, device: str = DEVICE, **settings):
     from ffmef.training.config import Config
     from ffmef.training.trainer import Trainer
 
-    shared = {"data": [training_pairs()], "size": SIDE, "batch_size": BATCH, "accelerator": device, "seed": 1}
+    shared = {"data": [training_pairs()], "size": SIDE, "accelerator": device, "seed": 1}
+    shared |= {"batch_size": BATCH, "samples_per_epoch": 2 * BATCH}
     if name == "PyramidFFMEF":
         shared |= {"model": "pyramid", "loss": "picture", "clip_norm": 1.0, "ema": 0.99}
     trainer = Trainer(Config(**shared | settings), OUT / "runs" / str(time.perf_counter_ns()))
@@ -624,6 +625,8 @@ def step_training_compiled() -> None:
     kinds = [("FFMEF", False), ("FFMEF", True), ("PyramidFFMEF", False), ("release", False), ("release", True)]
     if CPU:
         trainer._COMPILER = "eager"
+        for kind in kinds:
+            attempt(f"compiling {kind}", lambda kind=kind: compile_training(*kind))
     else:
         with ProcessPoolExecutor(len(kinds), mp_context=multiprocessing.get_context("spawn")) as pool:
             for kind, job in [(kind, pool.submit(compile_training, *kind)) for kind in kinds]:

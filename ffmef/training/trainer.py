@@ -585,10 +585,9 @@ class Trainer:
         order = list(EpochBatches(self.dataset, self.config.batch_size).at(epoch, batch))
         scenes = ", ".join(self.dataset.name(place) for place in order)
         broken = ", ".join(name for name, value in numbers.items() if not np.isfinite(value))
-        return DivergedError(
-            f"{broken} is not finite in epoch {epoch + 1}, batch {batch + 1} ({scenes}); "
-            f"the checkpoint of the last good step is kept"
-        )
+        kept = (self.folder / "checkpoint.pt").exists()
+        state = "the last checkpoint, of a step before, is kept" if kept else "there is no checkpoint yet"
+        return DivergedError(f"{broken} is not finite in epoch {epoch + 1}, batch {batch + 1} ({scenes}); {state}")
 
     def _end_epoch(self, table: LossTable | None, events) -> None:
         # DDP keeps all processes at the same step, so only the first needs to look.

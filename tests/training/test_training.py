@@ -233,8 +233,9 @@ def test_two_processes_follow_one(data, tmp_path):
     torch.testing.assert_close(first, second, rtol=0, atol=1e-4)
 
 
-def test_a_loss_that_is_no_number_names_the_batch(data, tmp_path, monkeypatch):
-    trainer = Trainer(config(data, checkpoint_every=1), tmp_path / "run")
+@pytest.mark.parametrize("every", [1, 0])
+def test_a_loss_that_is_no_number_names_the_batch(data, tmp_path, monkeypatch, every):
+    trainer = Trainer(config(data, checkpoint_every=every), tmp_path / "run")
     loss = trainer.loss.forward
 
     def break_third(fused, sources):
@@ -246,6 +247,10 @@ def test_a_loss_that_is_no_number_names_the_batch(data, tmp_path, monkeypatch):
         trainer.run(progress=False)
     for place in expected:
         assert trainer.dataset.name(place) in str(error.value)
+    assert str(error.value).endswith("is kept" if every else "there is no checkpoint yet")
+    if not every:
+        assert not (tmp_path / "run" / "checkpoint.pt").exists()
+        return
     state = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
     assert state["step"] == 2 and all(tensor.isfinite().all() for tensor in state["model"].values())
 
