@@ -133,9 +133,8 @@ def block_shape(name: str) -> tuple[int, int]:
         image, gradient = (8 + 2 * LARGEST_RADIUS) * (32 + 2 * HALO + shift), 8 * (32 + shift)
         return 256, (2 * image + gradient + 3 * 8) * wide
     if not name.startswith(("fuse_tiled", "filters_gradient_tiled")):
-        if name.startswith("filters_gradient_other"):
-            width = int(arguments[1])
-            return 256, 2 * (1024 // width + 2 * LARGEST_RADIUS) * (width + 2 * HALO) * 4 + 3 * 8 * 4
+        if name.startswith("filters_gradient_wide"):
+            return 256, (2 * (4 + 2 * LARGEST_RADIUS) * (256 + 2 * HALO) + 3 * 8) * wide
         if name.startswith("cells_gradient"):
             return 256, 8 * wide
         if name.startswith("fuse_coarse_tiled"):

@@ -604,6 +604,13 @@ struct Places {
 template <class T, class Index, int C> constexpr int kImagesGradientRows =
     C == 1 && sizeof(T) <= 4 && sizeof(Index) == 4 ? 2 : 1;
 
+// Rows of 3 taps that a thread may have in flight. For sm_75 and sm_80, the compiler would spill registers for more.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 800
+template <class T, int R> constexpr int kRowsInFlight = sizeof(T) == 4 && R == 2 ? 2 : 4;
+#else
+template <class T, int R> constexpr int kRowsInFlight = 4;
+#endif
+
 // What a pixel gets through its own place, a row of taps at once. Away from the border every tap has an output that
 // sees the pixel, so there is nothing to check; at the border the others count as zeros. One channel only; sums are in
 // the order of images_gradient_level.
@@ -614,7 +621,7 @@ __device__ __forceinline__ void images_gradient_own_place(const Problem<T>& p, c
   const Index tap_stride = static_cast<Index>(level.tap), column_stride = static_cast<Index>(level.column);
   const Index gradient_column = static_cast<Index>(p.gradient.column);
   Accumulate<T> sum[R] = {};
-#pragma unroll(K == 3 && !Border ? K + R - 1 : 1)
+#pragma unroll(K == 3 && !Border ? kRowsInFlight<T, R> : 1)
   for (int o = 0; o < K + R - 1; ++o) {
     // This row of outputs sees the thread's row r through tap row first + r; through tap 0, it does at `column`.
     const int first = o - (R - 1), row = at.row + K / 2 - first;
@@ -623,7 +630,15 @@ __device__ __forceinline__ void images_gradient_own_place(const Problem<T>& p, c
     const T* taps_of_row =
         filters + (first * K * tap_stride + row * static_cast<Index>(level.row) + column * column_stride);
     const T* seen_of_row = gradient + (row * static_cast<Index>(p.gradient.row) + column * gradient_column);
-    Accumulate<T> taps[R][K][1] = {}, seen[K] = {};
+    Accumulate<T> taps[R][K][1], seen[K];
+    if constexpr (Border) {  // elsewhere, zeros would take registers from loads in flight
+#pragma unroll
+      for (int j = 0; j < K; ++j) {
+        seen[j] = 0;
+#pragma unroll
+        for (int r = 0; r < R; ++r) taps[r][j][0] = 0;
+      }
+    }
 #pragma unroll
     for (int j = 0; j < K; ++j) {
       if (Border && (column - j < 0 || column - j >= p.width)) continue;
@@ -679,34 +694,26 @@ __device__ __forceinline__ void images_gradient_level(const Problem<T>& p, const
   }
 }
 
-// All rows of a thread. `border` is the same for the whole block, so no warp takes both ways.
-template <int K, class Index, int R, int C, class T>
+// All rows of a thread. `Border`: some pixel of the block may be at the border.
+template <int K, bool Border, class Index, int R, int C, class T>
 __device__ __forceinline__ void images_gradient_rows(const Problem<T>& p, const LevelView<T>& level, const T* filters,
-                                                     const T* gradient, int channels, const Position& at, bool border,
+                                                     const T* gradient, int channels, const Position& at,
                                                      Accumulate<T> (&sums)[R][C]) {
   constexpr bool kRowsOfTaps = K > 0 && C == 1;
   if constexpr (kRowsOfTaps) {
-    // More taps at once would be too many registers.
-    const auto add = [&](auto together, auto at_border, int first) {
-      constexpr int kTogether = decltype(together)::value;
+    constexpr int kTogether = R * K <= (Border ? 6 : 10) ? R : 1;  // more taps at once would be too many registers
+#pragma unroll 1
+    for (int first = 0; first < R; first += kTogether) {
       Accumulate<T> sum[kTogether] = {};
-      images_gradient_own_place<K, kTogether, decltype(at_border)::value == 1, Index>(
-          p, level, filters, gradient, {at.plane, at.row + first, at.column}, sum);
+      images_gradient_own_place<K, kTogether, Border, Index>(p, level, filters, gradient,
+                                                             {at.plane, at.row + first, at.column}, sum);
 #pragma unroll
       for (int r = 0; r < R; ++r)
 #pragma unroll
         for (int i = 0; i < kTogether; ++i)
           if (r == first + i) sums[r][0] += sum[i];
-    };
-    constexpr int kTogether = R * K <= 10 ? R : 1, kTogetherAtBorder = R * K <= 6 ? R : 1;
-    if (border) {
-#pragma unroll 1
-      for (int first = 0; first < R; first += kTogetherAtBorder) add(Size<kTogetherAtBorder>(), Size<1>(), first);
-    } else {
-#pragma unroll 1
-      for (int first = 0; first < R; first += kTogether) add(Size<kTogether>(), Size<0>(), first);
     }
-    if (!border || p.padding == Padding::zeros) return;
+    if (!Border || p.padding == Padding::zeros) return;
   }
 #pragma unroll 1
   for (int row = 0; row < R; ++row) {
@@ -723,7 +730,7 @@ __device__ __forceinline__ void images_gradient_rows(const Problem<T>& p, const 
   }
 }
 
-// Whether some pixel of the block's tile is at the border for a filter of this radius.
+// Whether some pixel of the block's tile is at the border for a filter of this radius, the same for all threads.
 template <class Shape, class T>
 __device__ __forceinline__ bool block_at_border(const Problem<T>& p, const Position& at, int radius) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -735,30 +742,21 @@ __device__ __forceinline__ bool block_at_border(const Problem<T>& p, const Posit
   return first_row.at_border() || last_row.at_border() || first_column.at_border() || last_column.at_border();
 }
 
-template <class T, class Index, int C>
-__device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<T>* sums) {
-  constexpr int R = kImagesGradientRows<T, Index, C>;
-  using Shape = Tile<T, 1, R>;
-  const int groups = (p.channels + C - 1) / C;
-  const Position at = position_of_thread<Shape, 1>(p);
-  const int first_channel = at.plane % groups * C, plane = at.plane / groups;
-  const int batch = plane / p.image_count, image = plane % p.image_count;
-  const int channels = p.channels - first_channel < C ? p.channels - first_channel : C;
-  const bool inside = at.row < p.height && at.column < p.width;
-  const LevelSums<Shape::kThreads, Accumulate<T>> level_sums{sums};
-  if (p.partials != nullptr) level_sums.clear(p.level_count);
-
-  const T* gradient = p.gradient.data + batch * p.gradient.batch + first_channel * p.gradient.channel;
-  Accumulate<T> result[R][C] = {};
+// The sums over all levels. Each value of `Border` has code of its own, so that only the border pays for its checks.
+template <bool Border, class Index, int R, int C, class Sums, class T>
+__device__ __forceinline__ void images_gradient_levels(const Problem<T>& p, const Position& at, const T* gradient,
+                                                       int first_channel, int channels, const Sums& level_sums,
+                                                       Accumulate<T> (&result)[R][C]) {
+  const int batch = at.plane / p.image_count, image = at.plane % p.image_count;
   for (int l = 0; l < p.level_count; ++l) {
     const LevelView<T>& level = p.levels[l];
     Accumulate<T> for_alpha = 0;
-    if (inside) {
+    if (at.row < p.height && at.column < p.width) {
       Accumulate<T> sum[R][C] = {};
       const T* filters = level.filters + batch * level.batch + image * level.image;
       with_size<true>(level.size, [&](auto size) {
-        images_gradient_rows<decltype(size)::value, Index, R, C>(p, level, filters, gradient, channels, at,
-                                                                 block_at_border<Shape>(p, at, level.size / 2), sum);
+        images_gradient_rows<decltype(size)::value, Border, Index, R, C>(p, level, filters, gradient, channels, at,
+                                                                         sum);
       });
       const Accumulate<T> alpha = p.alphas[l * p.alpha_stride];
       const T* pixel = p.images.data + batch * p.images.batch + image * p.images.image +
@@ -776,8 +774,28 @@ __device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<
     }
     if (p.partials != nullptr) level_sums.add(l, for_alpha);
   }
+}
+
+template <class T, class Index, int C>
+__device__ __forceinline__ void images_gradient(const Problem<T>& p, Accumulate<T>* sums) {
+  constexpr int R = kImagesGradientRows<T, Index, C>;
+  using Shape = Tile<T, 1, R>;
+  const int groups = (p.channels + C - 1) / C;
+  const Position at = position_of_thread<Shape, 1>(p);
+  const int first_channel = at.plane % groups * C, plane = at.plane / groups;
+  const int channels = p.channels - first_channel < C ? p.channels - first_channel : C;
+  const LevelSums<Shape::kThreads, Accumulate<T>> level_sums{sums};
+  if (p.partials != nullptr) level_sums.clear(p.level_count);
+
+  const T* gradient = p.gradient.data + plane / p.image_count * p.gradient.batch + first_channel * p.gradient.channel;
+  Accumulate<T> result[R][C] = {};
+  const Position place{plane, at.row, at.column};
+  if (C > 1 || block_at_border<Shape>(p, at, p.halo_rows))
+    images_gradient_levels<true, Index>(p, place, gradient, first_channel, channels, level_sums, result);
+  else if constexpr (C == 1)
+    images_gradient_levels<false, Index>(p, place, gradient, first_channel, channels, level_sums, result);
   if (p.partials != nullptr) level_sums.finish(p.level_count, p.partials);
-  if (!inside) return;
+  if (at.row >= p.height || at.column >= p.width) return;
 #pragma unroll
   for (int r = 0; r < R; ++r)
 #pragma unroll

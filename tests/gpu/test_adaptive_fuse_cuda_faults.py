@@ -14,7 +14,9 @@ pytestmark = [*needs_emulator, pytest.mark.slow]
 
 # Few cases that reach every kernel, in one type: sanitizers and mutants compile and run the kernels once each.
 CORE = [
-    Case("core, vectors", width=72, height=19, images=3),
+    # The second of three tiles across ends past the last row's border; in the next case, it is inside.
+    Case("core, vectors", width=72, height=21, images=3),
+    Case("core, inside", width=72, height=36, images=1, need_alphas=False),
     # Shifted to the left, two tiles leave the last columns to a third.
     Case("core, odd width", width=63, height=11, padding="reflect", images=3),
     Case("core, channels", width=20, height=18, channels=3, layout="aligned slice", padding="replicate"),
@@ -30,6 +32,7 @@ CORE = [
     Case("core, cells wider than a warp", width=70, height=19, sizes=(5, 3), grids=((2, 2), (3, 1)), images=1),
     Case("core, a lane per row of taps", width=35, height=9, sizes=(7,), grids=((2, 9),), images=1, batch=2),
     Case("core, cells in several tiles, nine taps", width=36, height=10, sizes=(9,), grids=((9, 33),), images=1),
+    Case("core, wide tiles", width=292, height=17, sizes=(3,), images=1, need_images=False),
     Case("core, no columns", width=0, height=4, sizes=(1, 5), layout="slice", padding="replicate"),
 ]
 # The thread sanitizer is slow to make threads: the fewest blocks that can race.
@@ -236,6 +239,17 @@ MUTANTS = [
         "border rows taken as inside",
         "first_row.at_border() || last_row.at_border() || first_column",
         "first_row.at_border() || first_column",
+    ),
+    Mutant(
+        "border of the smallest filters alone",
+        "block_at_border<Shape>(p, at, p.halo_rows)",
+        "block_at_border<Shape>(p, at, 0)",
+    ),
+    Mutant(
+        "usual tiles for wide blocks",
+        "set_tiles<WideTile<T>>(p);",
+        "set_tiles<Shape>(p);",
+        file="cuda/adaptive_fuse.cu",
     ),
     Mutant(
         "outputs past the picture, gradient of the images",
