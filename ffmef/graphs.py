@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ffmef.models import registry
+from ffmef.models.layers import parameters_of
 
 Replay = Callable[[Tensor], Tensor]
 
@@ -73,7 +74,7 @@ class Graphed:
         too_large = self.largest is not None and tensor.numel() > self.largest
         if too_large or (self.record in (record_cuda_graph, _record_if_possible) and not tensor.is_cuda):
             return self._call(tensor)
-        parameters = list(self.model.parameters())
+        parameters = parameters_of(self.model)
         needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (tensor, *parameters))
         if self.model.training or needs_grad:
             return self._call(tensor)

@@ -306,11 +306,18 @@ def _on_the_way_back(going: _Going) -> Callable[[], tuple[np.ndarray, dict[str, 
     def wait() -> tuple[np.ndarray, dict[str, np.ndarray]]:
         if arrived is not None:
             arrived.synchronize()
-        found = back[0].numpy() if arrived is None else torch.empty_like(back[0]).copy_(back[0]).numpy()
+        found = back[0].numpy() if arrived is None else _out_of(back[0])
         parts = np.split(back[1].numpy().astype(np.float64), np.cumsum(sizes)[:-1]) if names else []
         return found, dict(zip(names, parts, strict=True))
 
     return wait
+
+
+def _out_of(pinned: Tensor) -> np.ndarray:
+    """Return a copy in ordinary memory. It is NumPy's, which asks for huge pages: that took a third of the time."""
+    found = np.empty_like(pinned.numpy())
+    torch.from_numpy(found).copy_(pinned)
+    return found
 
 
 def _check(facts: dict[str, np.ndarray], what: str) -> None:

@@ -724,9 +724,7 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     try:
         place = torch.device("cpu" if device is None else device)
         if place.type != "cpu":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                torch.zeros(1, device=place).item()
+            _try(place)
     except Exception as error:  # a build of torch without the device raises almost anything
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from None
     try:
@@ -740,6 +738,16 @@ def _load_model(weights: str, images: int, backend: str | None, device):
     if spec := registry.of(model):
         spec.check_count(images)
     return model
+
+
+@functools.cache  # keeps no exceptions; asking at each call would wait for what the device does
+def _try(place: torch.device) -> None:
+    """Raise what torch does if it cannot use a device."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.zeros(1, device=place).item()
 
 
 @functools.lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.imaging.colour import luminance_to_grey, rgb_to_ycbcr, ycbcr_to_rgb
+from ffmef.models.layers import parameters_of
 from ffmef.models.registry import PYRAMID_DESIGN as DESIGN
 from ffmef.ops import pyramid_fuse
 from ffmef.ops._backends import why_not
@@ -359,7 +360,7 @@ class PyramidFFMEF(nn.Module):
 
     def why_not_native(self, *tensors: Tensor, count: int = 2) -> str | None:
         """Return why the native operators cannot run the model on these tensors of ``count`` exposures now, or None."""
-        return self._why_not_native(list(self.parameters()), tensors, count)
+        return self._why_not_native(parameters_of(self), tensors, count)
 
     def _why_not_native(
         self, parameters: Sequence[Tensor], tensors: Sequence[Tensor], count: int, operator: str = "pyramid_exposures"
@@ -413,7 +414,7 @@ class PyramidFFMEF(nn.Module):
         if validity is not None:
             whole = torch.uint8
             steps = [v if v.dtype == whole else (v.clamp(0, 1) * 255).round().to(whole) for v in validity]
-        parameters = list(self.parameters())
+        parameters = parameters_of(self)
         native = parameters[0].device == device and self._why_not_native(parameters, (), len(pictures)) is None
         if native and (dtype == torch.uint8 or device.type == "cuda"):
             return pyramid_exposures(pictures, steps or [], parameters, self.channels, self.stem, self.octaves, adjust)

@@ -15,6 +15,7 @@ from ffmef import fuse, glare, models, on_device, pipeline
 from ffmef.adjust import Adjustments
 from ffmef.errors import InputError
 from ffmef.imaging import colour
+from ffmef.models.layers import parameters_of
 from ffmef.ops import picture_colour
 
 RANDOM = np.random.default_rng(0)
@@ -237,3 +238,32 @@ def test_files_keep_the_metadata_of_the_darkest(elsewhere):
             Picture(samples(picture, "uint8"), exif=name) for picture, name in zip(PAIR[::-1], (b"over", b"under"))
         ]
         assert pipeline.fuse_pictures(given, model=model).exif == b"under"
+
+
+def test_what_each_call_need_not_do_again(monkeypatch):
+    """A device is tried once, and parameters are listed as torch lists them, but sooner."""
+    for name in ("mef-pyramid", "mef"):
+        model = models.load(name)
+        model.absent = None
+        model.register_parameter("also_absent", None)
+        listed, expected = parameters_of(model), list(model.parameters())
+        assert len(listed) == len(expected) and all(a is b for a, b in zip(listed, expected, strict=True))
+    tried = []
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: tried.append(device) or torch.ones(1, device=device))
+    pipeline._try.cache_clear()
+    for device in ("cpu", "cpu", "meta", "meta"):
+        place = torch.device(device)
+        if device == "cpu":
+            pipeline._try(place)
+        else:
+            with pytest.raises(RuntimeError, match="meta"):
+                pipeline._try(place)
+    pipeline._try.cache_clear()
+    assert [place.type for place in tried] == ["cpu", "meta", "meta"]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.float32])
+def test_results_are_copied_out_of_pinned_memory(dtype):
+    given = (torch.rand(5, 7, 3) * 200).to(dtype)
+    found = on_device._out_of(given)
+    assert np.array_equal(found, given.numpy()) and not np.shares_memory(found, given.numpy())
