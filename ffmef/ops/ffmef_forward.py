@@ -137,6 +137,17 @@ def _on_gpu(luminance, parameters, channels, kernel_sizes):
     return _triton(luminance, parameters, channels, kernel_sizes)
 
 
+def _defined(luminance, parameters, channels, kernel_sizes):
+    """Run the model's definition with these parameters."""
+    from ffmef.models import FFMEF
+    from ffmef.models.shapes import shapes_only
+
+    with shapes_only():
+        model = FFMEF(channels, tuple(kernel_sizes), backend="eager").eval()
+    names = [name for name, _ in model.named_parameters()]
+    return torch.func.functional_call(model, dict(zip(names, parameters, strict=True)), (luminance,))
+
+
 _SCHEMA = "(Tensor luminance, Tensor[] parameters, int channels, int[] kernel_sizes) -> Tensor"
 define("ffmef_forward" + _SCHEMA)
 library.define("ffmef_forward_triton" + _SCHEMA)
@@ -145,4 +156,4 @@ for _key in ("CPU", "CUDA"):
     implement("ffmef_forward_triton", _triton, _key)
 for _name in ("ffmef_forward", "ffmef_forward_triton"):
     torch.library.register_fake(f"ffmef::{_name}", _fake, lib=library)
-    refuse_derivatives(_name, "set the model's backend to 'eager'")
+    refuse_derivatives(_name, "set the model's backend to 'eager'", counted=_defined)

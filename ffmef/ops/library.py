@@ -125,8 +125,14 @@ def flop_counters() -> list:
     return [counter for counter in modes if isinstance(counter, module.FlopCounterMode)]
 
 
-def refuse_derivatives(name: str, instead: str) -> None:
-    """Make derivatives of ``ffmef::name`` errors, in forward mode too, where torch would return zeros."""
+def refuse_derivatives(name: str, instead: str, *, counted: Callable | None = None) -> None:
+    """Make derivatives of ``ffmef::name`` errors, in forward mode too, where torch would return zeros.
+
+    Args:
+        name: of the operator.
+        instead: what to do for derivatives.
+        counted: the same in torch's operators; runs while a ``FlopCounterMode`` counts.
+    """
     op = operator(name)
 
     class Refusal(torch.autograd.Function):
@@ -149,6 +155,8 @@ def refuse_derivatives(name: str, instead: str) -> None:
         if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
             result = Refusal.apply(run, *tree_leaves(arguments))
             return list(result) if op._schema.returns[0].type.kind() == "ListType" else result
+        if counted is not None and flop_counters():
+            return counted(*arguments)
         return run()
 
     implement(name, autograd, "Autograd", with_keyset=True)

@@ -16,7 +16,7 @@ from torch.autograd import forward_ad
 
 from ffmef.adjust import NEUTRAL, Adjustments
 from ffmef.ops._backends import Kernels, declare
-from ffmef.ops.library import autograd_inside, define, implement, library, operator, refuse_derivatives
+from ffmef.ops.library import autograd_inside, define, flop_counters, implement, library, operator, refuse_derivatives
 
 BANDS, CHANNEL_BLOCK, MOST_LEVELS, MOST_OCTAVES = 3, 16, 8, 16
 MOST_ON_GPU = 64  # exposures, whose addresses are arguments of the kernels
@@ -211,6 +211,8 @@ class _Luminance(torch.autograd.Function):
 
 def _autograd(keyset, luminance, parameters, *sizes):
     tensors = (luminance, *parameters)
+    if flop_counters():  # which count torch's operators
+        return _defined(luminance, parameters, *sizes)
     if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
         return _Luminance.apply(sizes, *tensors)
     with torch._C._AutoDispatchBelowAutograd():

@@ -606,6 +606,23 @@ def test_flops_of_networks_do_not_depend_on_their_kernels(make):
     assert min(counted) > 100_000 and max(counted) < 1.01 * min(counted)
 
 
+@pytest.mark.parametrize("name, make", [("ffmef_forward", FFMEF), ("pyramid_luminance", PyramidFFMEF)])
+def test_flops_of_exported_networks_are_those_of_the_networks(name, make):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network, luminance = make().eval().requires_grad_(False), torch.rand(1, 2, 16, 24)
+    with torch.no_grad():
+        exported = torch.export.export(network, (luminance,))
+    assert f"ffmef.{name}" in exported.graph_module.code
+    totals, results = [], []
+    for function in (network, exported.module()):
+        with FlopCounterMode(display=False) as counter:
+            results.append(function(luminance))
+        totals.append(counter.get_total_flops())
+    assert totals[0] == totals[1] > 100_000
+    close(results[0], results[1])
+
+
 def test_checkpointed_and_counted_in_one_pass_only():
     from torch.utils.checkpoint import checkpoint
     from torch.utils.flop_counter import FlopCounterMode
