@@ -289,10 +289,10 @@ class Chain {
 
   // From the second launch on, blocks may start early: once every block of the launch before has passed its
   // wait_for_launch_before(). This is safe, because
-  //   - the first launch is an ordinary one: it starts when all earlier work on the stream is done, also what cleared the
-  //     counters, wrote the parameters and luminance, or used the same workspace before;
-  //   - before its wait a block reads parameters alone, which no launch of the chain writes, and writes to its own shared
-  //     memory alone; tests look for other loads in the compiled code;
+  //   - the first launch is an ordinary one: it starts when all earlier work on the stream is done, also what cleared
+  //     the counters, wrote the parameters and luminance, or used the same workspace before;
+  //   - before its wait a block reads parameters alone, which no launch of the chain writes, and writes to its own
+  //     shared memory alone; tests look for other loads in the compiled code;
   //   - every kernel waits, so a launch ends after all launches before it, and what comes next on the stream finds
   //     everything: the next call's first launch too.
   template <class Kernel, class Pass>

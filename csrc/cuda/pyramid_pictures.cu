@@ -236,8 +236,8 @@ struct Maps {
 //   - the first launch of a call, `enter`, is an ordinary one: it starts when all earlier work on the stream is done,
 //     such as a call before that used the same workspace, and its blocks neither wait nor let others start early;
 //   - every other kernel waits before it writes to a map, or reads one;
-//   - the packed weights alone are read before that, by `meet`, `refine` and `coarsest`. Blocks of `enter` write them, no
-//     other launch does, and `arrange` lies between: its blocks waited for all of `enter` before `meet` could start;
+//   - the packed weights alone are read before that, by `meet`, `refine` and `coarsest`. Blocks of `enter` write them,
+//     no other launch does, and `arrange` lies between: its blocks waited for all of `enter` before `meet` could start;
 //   - a launch ends after it has waited, so when the last one has ended, all have: what comes next on the stream, or
 //     waits for an event there, finds everything.
 struct Launches {
