@@ -10,6 +10,31 @@
 
 namespace ffmef::cuda {
 
+// Adds what all outputs that see a pixel through a level's taps give to its gradient, for `channels` of C channels.
+template <class Index, int C, class T>
+__device__ __forceinline__ void gather_coarse_gradient(const CoarseProblem<T>& q, int l, const T* filters,
+                                                       const T* gradient, int channels, const Places& rows,
+                                                       const Places& columns, Accumulate<T> (&sum)[C]) {
+  const Problem<T>& p = q.all;
+  const LevelView<T>& level = p.levels[l];
+  const int size = level.size, radius = size / 2;
+  for (int r = 0; r < rows.count(); ++r) {
+    if (!rows.shows(r)) continue;
+    for (int s = 0; s < columns.count(); ++s) {
+      if (!columns.shows(s)) continue;
+      for (int tap = 0; tap < size * size; ++tap) {
+        const int row = rows[r] + radius - tap / size, column = columns[s] + radius - tap % size;
+        if (row < 0 || row >= p.height || column < 0 || column >= p.width) continue;
+        const Accumulate<T> value = read_tap(filters + tap * level.tap, reading_at<Index>(q, l, row, column));
+        const T* at_output = gradient + (row * p.gradient.row + column * p.gradient.column);
+#pragma unroll
+        for (int c = 0; c < C; ++c)
+          if (c < channels) sum[c] += value * widen(at_output[c * p.gradient.channel]);
+      }
+    }
+  }
+}
+
 template <class T, class Index> __device__ __forceinline__ void images_gradient_coarse(const CoarseProblem<T>& q) {
   using Shape = Tile<T, 1>;
   constexpr int C = kChannelsAtOnce;
@@ -25,24 +50,10 @@ template <class T, class Index> __device__ __forceinline__ void images_gradient_
   for (int l = 0; l < p.level_count; ++l) {
     const LevelView<T>& level = p.levels[l];
     const T* filters = level.filters + batch * level.batch + image * level.image;
-    const int size = level.size, radius = size / 2;
+    const int radius = level.size / 2;
     const Places rows{at.row, p.height, radius, p.padding}, columns{at.column, p.width, radius, p.padding};
     Accumulate<T> sum[C] = {};
-    for (int r = 0; r < rows.count(); ++r) {
-      if (!rows.shows(r)) continue;
-      for (int s = 0; s < columns.count(); ++s) {
-        if (!columns.shows(s)) continue;
-        for (int tap = 0; tap < size * size; ++tap) {
-          const int row = rows[r] + radius - tap / size, column = columns[s] + radius - tap % size;
-          if (row < 0 || row >= p.height || column < 0 || column >= p.width) continue;
-          const Accumulate<T> value = read_tap(filters + tap * level.tap, reading_at<Index>(q, l, row, column));
-          const T* at_output = gradient + (row * p.gradient.row + column * p.gradient.column);
-#pragma unroll
-          for (int c = 0; c < C; ++c)
-            if (first_channel + c < p.channels) sum[c] += value * widen(at_output[c * p.gradient.channel]);
-        }
-      }
-    }
+    gather_coarse_gradient<Index>(q, l, filters, gradient, p.channels - first_channel, rows, columns, sum);
     const Accumulate<T> weight = p.alphas[l * p.alpha_stride];
 #pragma unroll
     for (int c = 0; c < C; ++c) result[c] += weight * sum[c];
@@ -54,30 +65,6 @@ template <class T, class Index> __device__ __forceinline__ void images_gradient_
     const int64_t row = (static_cast<int64_t>(plane) * p.channels + first_channel + c) * p.height + at.row;
     store_result<1>(p.images_gradient + row * p.width + at.column, p.add_result, value);
   }
-}
-
-// One channel's sum of a pixel near the border of the picture.
-template <class Index, class T>
-__device__ __forceinline__ Accumulate<T> coarse_gradient_at_border(const CoarseProblem<T>& q, int l, const T* filters,
-                                                                   const T* gradient, const Places& rows,
-                                                                   const Places& columns) {
-  const Problem<T>& p = q.all;
-  const LevelView<T>& level = p.levels[l];
-  const int size = level.size, radius = size / 2;
-  Accumulate<T> sum = 0;
-  for (int r = 0; r < rows.count(); ++r) {
-    if (!rows.shows(r)) continue;
-    for (int s = 0; s < columns.count(); ++s) {
-      if (!columns.shows(s)) continue;
-      for (int tap = 0; tap < size * size; ++tap) {
-        const int row = rows[r] + radius - tap / size, column = columns[s] + radius - tap % size;
-        if (row < 0 || row >= p.height || column < 0 || column >= p.width) continue;
-        sum += read_tap(filters + tap * level.tap, reading_at<Index>(q, l, row, column)) *
-               widen(gradient[row * p.gradient.row + column * p.gradient.column]);
-      }
-    }
-  }
-  return sum;
 }
 
 // ---- the images' gradient by tiles ----------------------------------------------------------------------------------
@@ -204,23 +191,23 @@ __device__ __forceinline__ void images_gradient_coarse_tiled(const CoarseProblem
     const T* filters = level.filters + batch * level.batch + image * level.image;
     const int radius = level.size / 2;
     const Places rows{at.row, p.height, radius, p.padding}, columns{at.column, p.width, radius, p.padding};
-    A sum = 0;
+    A sum[1] = {};
     if (rows.at_border() || columns.at_border()) {
-      sum = coarse_gradient_at_border<Index>(q, l, filters, gradient, rows, columns);
+      gather_coarse_gradient<Index>(q, l, filters, gradient, 1, rows, columns, sum);
     } else {
       with_size<false>(level.size, [&](auto size) {
         constexpr int K = decltype(size)::value;
         if (coarse) {
-          sum = coarse_gradient_inside<K>(tile, tile_row + kHalo, tile_column + kHalo, filters,
-                                          static_cast<int>(level.tap));
+          sum[0] = coarse_gradient_inside<K>(tile, tile_row + kHalo, tile_column + kHalo, filters,
+                                             static_cast<int>(level.tap));
           return;
         }
         const int own = at.row * static_cast<int>(level.row) + at.column * static_cast<int>(level.column);
         const A* seen = tile.gradient + (tile_row + kHalo) * Shape::kPitch + tile_column + kHalo;
-        sum = full_gradient_inside<K>(seen, filters + own, level);
+        sum[0] = full_gradient_inside<K>(seen, filters + own, level);
       });
     }
-    result += p.alphas[l * p.alpha_stride] * sum;
+    result += p.alphas[l * p.alpha_stride] * sum[0];
   }
   if (!inside) return;
   A value[1] = {result};
